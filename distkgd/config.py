@@ -1,0 +1,379 @@
+"""The run's configuration: a frozen typed tree. Defaults, then a YAML file, then `a.b=c` overrides; unknown keys refused.
+
+    data: wn18rr                      # a public set, pystdlib, or a folder
+    teacher: {scorer: complex, dim: 256, epochs: 40}       # or a path to a finished model, or absent
+    student: {scorer: complex, dim: 32, method: bkd, epochs: 40}
+    baseline: true                    # the student's config without its teacher; a mapping overrides keys of it
+
+`dim` is always real numbers per entity. A stage without a teacher must use method `scratch`.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distkgd.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Frozen(BaseModel):
+    """Base of all config nodes: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NegativesConfig(Frozen):
+    """What a positive triple's answer is compared with.
+
+    kind: "all" entities; `num` drawn per "batch", per "chunk" of triples, or per "triple".
+    sides: ask for "both" ends of every triple, or for one end drawn "uniform"ly or by "bernoulli" statistics.
+    filtered: leave out candidates that are known training answers of the query.
+    labels: with kind "all", "known" makes it k-vs-all: all training answers of a query are its labels.
+    """
+
+    kind: Literal["all", "batch", "chunk", "triple"] = "all"
+    num: Positive = 4096
+    chunk: Positive = 64
+    sides: Literal["both", "uniform", "bernoulli"] = "both"
+    filtered: bool = False
+    labels: Literal["one", "known"] = "one"
+
+    @model_validator(mode="after")
+    def _labels_need_all(self) -> "NegativesConfig":
+        if self.labels == "known" and self.kind != "all":
+            raise ValueError(f"labels: known (k-vs-all) needs kind: all, not kind: {self.kind}")
+        return self
+
+
+class LossConfig(Frozen):
+    """The hard-label loss of a stage (see `distkgd.losses`).
+
+    name: softmax (cross-entropy), bce (summed over candidates), softplus (negatives averaged per query),
+        self_adversarial (negatives weighed by their own scores), margin (hinge, averaged).
+    temperature: of the self-adversarial weights; margin: of the hinge.
+    label_smoothing: share of the label mass spread over all candidates (softmax and bce).
+    """
+
+    name: Literal["softmax", "bce", "softplus", "self_adversarial", "margin"] = "softmax"
+    temperature: Rate = 1.0
+    margin: Rate = 1.0
+    label_smoothing: Share = 0.0
+
+
+class RegulariserConfig(Frozen):
+    """Penalty on the embeddings of a batch: n2, n3 (Lacroix et al. 2018) or dura (Zhang et al. 2020)."""
+
+    name: Literal["none", "n2", "n3", "dura"] = "none"
+    weight: Weight = 0.0
+    relation_weight: Weight | None = None
+
+
+class OptimizerConfig(Frozen):
+    """Row optimiser of the entity table and dense optimiser of everything else.
+
+    name: rowwise_adagrad keeps one number per row, adam moves only rows that a step touches.
+    relation_lr: learning rate of relations and other small parameters; default: lr.
+    clip: largest global gradient norm; 0 leaves gradients alone.
+    """
+
+    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam"] = "adagrad"
+    lr: Rate = 0.1
+    relation_lr: Rate | None = None
+    clip: Weight = 0.0
+
+
+class ScheduleConfig(Frozen):
+    """Learning rate over the stage: constant; linear or cosine to `final` x lr; plateau multiplies by `factor` after
+    `patience` validations without a better MRR."""
+
+    name: Literal["constant", "linear", "cosine", "plateau"] = "constant"
+    final: Weight = 0.0
+    factor: Share = 0.5
+    patience: Positive = 2
+
+
+class NoDistillConfig(Frozen):
+    """Plain training has nothing to set."""
+
+
+class BkdConfig(Frozen):
+    """Score-distribution distillation: hard_weight * hard loss + weight * T^2 KL(teacher || student)."""
+
+    weight: Weight = 1.0
+    hard_weight: Weight = 1.0
+    temperature: Rate = 1.0
+
+
+class StageTwoConfig(Frozen):
+    """DualDE's second stage, in which the teacher learns too.
+
+    start: epoch at which it begins, or "plateau": when validation MRR has stopped rising (the stage's `patience`).
+    epochs: how many epochs it lasts at most.
+    lr_scale, teacher_lr_scale: factors on the stage's learning rate for student and teacher.
+    """
+
+    start: Annotated[int, Field(ge=0)] | Literal["plateau"] = "plateau"
+    epochs: Positive = 10
+    lr_scale: Rate = 0.1
+    teacher_lr_scale: Rate = 0.1
+
+
+class DualdeConfig(Frozen):
+    """DualDE (Zhu et al., WSDM 2022).
+
+    evaluation: weigh each soft label by its learned quality (Eq. 8-9, 12-13); off: soft and hard weights are 1.
+    structure: add the embedding-structure distance to the score distance (Eq. 5-7).
+    delta: of the Huber distance. probabilities: compare sigmoid(score) instead of scores, as the authors' code does.
+    alpha, beta: initial slope and offset of the four soft-label evaluators; evaluator_lr: how fast they learn.
+    soft: "huber" per candidate (Eq. 4), or "kl": the distance of a query is the KL divergence over its candidates and
+        its weight is that of its positive triple - our listwise form, for softmax losses.
+    soft_weight: factor on the soft losses (the paper's is 1). stop_opposite: each model's loss leaves the other alone.
+    stage_one: off starts with both models learning. stage_two: null leaves the teacher frozen throughout.
+    """
+
+    evaluation: bool = True
+    structure: bool = True
+    delta: Rate = 1.0
+    probabilities: bool = False
+    alpha: float = 1.0
+    beta: float = 0.0
+    evaluator_lr: Rate = 0.01
+    soft: Literal["huber", "kl"] = "huber"
+    soft_weight: Weight = 1.0
+    temperature: Rate = 1.0
+    stop_opposite: bool = False
+    stage_one: bool = True
+    stage_two: StageTwoConfig | None = StageTwoConfig()
+
+    @model_validator(mode="after")
+    def _one_stage_at_least(self) -> "DualdeConfig":
+        if not self.stage_one and self.stage_two is None:
+            raise ValueError("stage_one: false and stage_two: null leave nothing to train; switch one of them on")
+        return self
+
+
+DISTILL_CONFIGS: dict[str, type[Frozen]] = {"scratch": NoDistillConfig, "bkd": BkdConfig, "dualde": DualdeConfig}
+
+
+class StageConfig(Frozen):
+    """One training run: one student, one method.
+
+    dim: real numbers per entity. margin, norm: constants of distance scorers; default: the scorer's.
+    reciprocal: head queries are tail queries of an inverse relation (two relation rows each).
+    init_scale: standard deviation or half-width of the initial entity rows; default: the scorer's.
+    batch_size: triples in the global batch. accumulate: parts into which each batch is cut to save memory.
+    dropout, relation_dropout: on the query's anchor and relation embeddings.
+    bf16: score candidates in bfloat16; rows stay in full precision.
+    validate_every: epochs between validations, 0: never (the last rows are the model). patience: validations without
+        a better MRR before the stage ends, 0: never. checkpoint_every: epochs, 0: only at validations and the end.
+    """
+
+    scorer: str = "complex"
+    dim: Positive = 32
+    method: Literal["scratch", "bkd", "dualde"] = "scratch"
+    distill: Any = None
+    margin: float | None = None
+    norm: Literal[1, 2] | None = None
+    reciprocal: bool = True
+    init_scale: Rate | None = None
+    negatives: NegativesConfig = NegativesConfig()
+    loss: LossConfig = LossConfig()
+    regulariser: RegulariserConfig = RegulariserConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    batch_size: Positive = 1000
+    accumulate: Positive = 1
+    epochs: Positive = 20
+    dropout: Share = 0.0
+    relation_dropout: Share = 0.0
+    bf16: bool = False
+    validate_every: Annotated[int, Field(ge=0)] = 5
+    patience: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "StageConfig":
+        kind = DISTILL_CONFIGS[self.method]
+        given = self.distill.model_dump() if isinstance(self.distill, Frozen) else (self.distill or {})
+        # The node's own type depends on `method`, so it is parsed here; frozen models need the back door.
+        object.__setattr__(self, "distill", kind.model_validate(given))
+        unit = self.accumulate * (self.negatives.chunk if self.negatives.kind == "chunk" else 1)
+        if self.batch_size % unit:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of {unit} (accumulate x chunk of triples)"
+            )
+        if self.loss.label_smoothing and self.loss.name not in ("softmax", "bce"):
+            raise ValueError(f"label_smoothing works with loss softmax or bce, not {self.loss.name}")
+        if self.schedule.name == "plateau" and not self.validate_every:
+            raise ValueError("schedule plateau needs validations: set validate_every above 0")
+        if self.regulariser.name == "none" and self.regulariser.weight:
+            raise ValueError("regulariser.weight is set but regulariser.name is none; name n2, n3 or dura")
+        return self
+
+
+class MlflowConfig(Frozen):
+    """Tracking: uri null is sqlite:///mlflow.db in the working directory."""
+
+    enabled: bool = True
+    uri: str | None = None
+
+
+class RunConfig(Frozen):
+    """A whole run; see the module's docstring.
+
+    ties: how equal scores rank: realistic (mean of best and worst), optimistic, pessimistic.
+    filter: filtered, or raw (known answers compete too).
+    keep: checkpoints kept beside the best one. threads: CPU threads per rank, 0: torch's default.
+    """
+
+    name: str = "run"
+    data: str = "pystdlib"
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    threads: Annotated[int, Field(ge=0)] = 0
+    teacher: StageConfig | str | None = None
+    student: StageConfig = StageConfig()
+    baseline: bool | StageConfig = False
+    ties: Literal["realistic", "optimistic", "pessimistic"] = "realistic"
+    filter: Literal["filtered", "raw"] = "filtered"
+    keep: Positive = 1
+    mlflow: MlflowConfig = MlflowConfig()
+
+    @model_validator(mode="after")
+    def _teacher_and_method_agree(self) -> "RunConfig":
+        if self.teacher is None and self.student.method != "scratch":
+            raise ValueError(
+                f"student.method {self.student.method} needs a teacher; give `teacher:` a stage or a path to a "
+                "finished model, or use student.method=scratch"
+            )
+        if self.teacher is not None and self.student.method == "scratch":
+            raise ValueError("a teacher is given but student.method is scratch; use bkd or dualde, or drop the teacher")
+        if isinstance(self.teacher, StageConfig) and self.teacher.method != "scratch":
+            raise ValueError(f"teacher.method must be scratch (it has no teacher itself), not {self.teacher.method}")
+        return self
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run described by a YAML file and `a.b=c` overrides.
+
+    Raises ConfigError for an unreadable file, an unknown key, a wrong type or a combination that cannot work.
+    """
+    tree = _read_yaml(path) if path else {}
+    where = str(path) if path else "the default config"
+    if path and "name" not in tree:
+        tree["name"] = f"{path.parent.name}_{path.stem}" if path.parent.name != "configs" else path.stem
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, where)
+
+
+def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
+    """A plain mapping as a RunConfig; `where` names its origin in error messages."""
+    tree = copy.deepcopy(dict(tree))
+    if isinstance(tree.get("baseline"), Mapping):
+        student = tree.get("student") or {}
+        if not isinstance(student, Mapping):
+            raise ConfigError(f"{where}: student must be a mapping, not {student!r}.")
+        alone = {k: v for k, v in student.items() if k not in ("method", "distill")}
+        tree["baseline"] = merge(alone, tree["baseline"])
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from None
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """The whole tree as plain data, every default filled in."""
+    return config.model_dump(mode="json")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over` put over it."""
+    out = dict(base)
+    for key, value in over.items():
+        below = out.get(key)
+        out[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(p) for p in Path("configs").rglob("*.yaml"))[:20]
+        raise ConfigError(f"There is no config file {path}. Shipped ones: {', '.join(near) or 'none here'}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {text}.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{path} must hold a mapping of option names to values, not {type(tree).__name__}.")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    path = key.strip().split(".")
+    if not sign or not all(path):
+        raise ConfigError(f"Override {override!r} is not of the form key=value or a.b=value.")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"Override {override!r}: {text!r} is not a YAML value.") from None
+    node = tree
+    for step in path[:-1]:
+        below = node.get(step)
+        if not isinstance(below, dict):
+            below = {}
+        node[step] = below
+        node = below
+    node[path[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        # Union members ("StageConfig", "bool") are pydantic's, not the user's path.
+        where = ".".join(str(part) for part in item["loc"] if not _is_union_member(part))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"no such option (given: {_short(item['input'])}); allowed here: {_siblings(item['loc'])}"
+        elif item["type"] not in ("value_error",):
+            message = f"{message} (given: {_short(item['input'])})"
+        line = f"{where}: {message}" if where else message
+        if line not in lines:
+            lines.append(line)
+    return "; ".join(lines) + "."
+
+
+def _is_union_member(part: object) -> bool:
+    return isinstance(part, str) and part.startswith(("StageConfig", "bool", "str", "constrained-int", "literal["))
+
+
+def _siblings(loc: Sequence[object]) -> str:
+    node: type[BaseModel] | None = RunConfig
+    for part in loc[:-1]:
+        if part == "StageConfig":
+            node = StageConfig
+            continue
+        field = node.model_fields.get(str(part)) if node else None
+        kind = field.annotation if field else None
+        node = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return ", ".join(node.model_fields) if node else "see distkgd/config.py"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,142 @@
+"""The ranks of one process group and the few collectives distkgd needs; at world 1 none of them does anything."""
+
+import gc
+import os
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distkgd.errors import ConfigError
+
+# A peer that died closes its socket and ends the others at once; one that hangs is given up after this.
+PEER_TIMEOUT = timedelta(seconds=45)
+
+
+class Ranks:
+    """This process's place among `world` processes, and how it talks to them.
+
+    bytes_sent counts the payload handed to collectives by this rank (what stays on the rank is not counted).
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
+        self.rank = rank
+        self.world = world
+        self.device = torch.device(device)
+        self.bytes_sent = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, the one that prints, tracks and writes shared files."""
+        return self.rank == 0
+
+    def share(self, total: int) -> tuple[int, int]:
+        """[lo, hi) of `total` items that belong to this rank: contiguous, sizes differ by at most one."""
+        return self.bounds(total)[self.rank], self.bounds(total)[self.rank + 1]
+
+    def bounds(self, total: int) -> list[int]:
+        """The world + 1 cut points of `total` items."""
+        return [rank * total // self.world for rank in range(self.world + 1)]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over ranks, in place."""
+        if self.world > 1:
+            self.bytes_sent += tensor.numel() * tensor.element_size() * (self.world - 1)
+            dist.all_reduce(tensor)
+        return tensor
+
+    def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        """[sum(receive), ...]: rows sent to ranks 0, 1, … in runs of `send`; differentiable any number of times.
+
+        rows: [sum(send), ...].
+        """
+        if self.world == 1:
+            return rows
+        out: Tensor = _Exchange.apply(rows, self, list(send), list(receive))
+        return out
+
+    def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """[sum(counts), ...]: every rank's rows ([counts[rank], ...]) in rank order; differentiable."""
+        if self.world == 1:
+            return rows
+        copies = rows.repeat(self.world, *([1] * (rows.dim() - 1)))
+        return self.exchange(copies, [len(rows)] * self.world, counts)
+
+
+class _Exchange(torch.autograd.Function):
+    # The backward is the same function with the counts swapped, so second-order gradients come for free.
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks, send: list[int], receive: list[int]) -> Tensor:
+        ctx.args = (ranks, send, receive)
+        out = rows.new_empty((sum(receive), *rows.shape[1:]))
+        dist.all_to_all_single(out, rows.contiguous(), receive, send)
+        width = rows[:1].numel() if len(rows) else 0
+        ranks.bytes_sent += (sum(send) - send[ranks.rank]) * width * rows.element_size()
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        ranks, send, receive = ctx.args
+        return _Exchange.apply(grads[0], ranks, receive, send), None, None, None  # type: ignore[return-value]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device; under torchrun each process takes its local GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("device=cuda was asked for, but torch sees no GPU here; use device=cpu or device=auto.")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    if name == "cpu":
+        return torch.device("cpu")
+    raise ConfigError(f"device={name!r} is not known; allowed: auto, cpu, cuda.")
+
+
+def join_ranks(device_name: str = "auto") -> Ranks:
+    """The ranks torchrun started (RANK, WORLD_SIZE, …), or a world of one when it did not."""
+    device = pick_device(device_name)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks(device=device)
+    rank = int(os.environ["RANK"])
+    # A store prefix per attempt: after a restart the addresses of the dead attempt must not be found again.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    base = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        timeout=PEER_TIMEOUT,
+    )
+    store = dist.PrefixStore(f"attempt_{attempt}", base)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PEER_TIMEOUT)
+    return Ranks(rank, world, device)
+
+
+def leave_ranks(ranks: Ranks) -> None:
+    """Shut the process group down; gloo's threads need the short sleep or may abort the interpreter at exit."""
+    if ranks.world > 1 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+        gc.collect()
+        time.sleep(0.05)

@@ -1,0 +1,252 @@
+"""Score rows: the scores of Q queries against candidates spread over ranks (design 4.2).
+
+Queries travel, candidates stay, and no score leaves its shard. A loss sees scores only inside `reduce`: it is handed
+one block of scores [Q, block] at a time and names the partial sums it wants; these [Q] numbers go home to the rank
+that owns the query. Blocks are recomputed in backward once a block of all candidates would be too big, so that no
+Q x N tensor has to exist. At world 1 everything below is plain tensor arithmetic.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from distkgd.distributed.ranks import Ranks
+
+# Scores that are kept for backward without recomputing them: 64 Mi numbers per block of a field.
+BLOCK_NUMBERS = 1 << 26
+# Stands for "not a candidate" inside a log-sum-exp: exp of it is 0, and unlike -inf it makes no NaN in backward.
+NEVER = -1e30
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Sum over candidates of `value` [Q, N]."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """log of the sum over candidates of exp(`logit` [Q, N])."""
+
+    logit: Tensor
+
+
+@dataclass(frozen=True)
+class Count:
+    """Number of candidates for which `value` ([Q, N] bool) holds, as float64."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class SoftmaxMean:
+    """Mean over candidates of `value` [Q, N] under softmax(`logit` [Q, N]); gives `name` and `name.lse`, the weights'
+    log-sum-exp, so that the mean can be merged with further candidates."""
+
+    logit: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Max:
+    """Largest `value` [Q, N]."""
+
+    value: Tensor
+
+
+Partial = Sum | Count | LogSumExp | SoftmaxMean | Max
+
+
+class Layout:
+    """Where the candidates of a batch are and which (query, candidate) pairs do not count.
+
+    shared: all queries meet the same candidates, which stay on their ranks; queries travel.
+    grouped: group g of queries meets candidate rows [g] that were looked up to this rank; nothing travels.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        *,
+        counts: Sequence[int] | None = None,
+        groups: int | None = None,
+        num_candidates: int,
+        excluded: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        block_numbers: int | None = None,
+    ) -> None:
+        """
+        counts: queries per rank (shared), or None.
+        groups: number of local groups (grouped), or None.
+        num_candidates: N of this rank (shared) or of each group (grouped).
+        excluded: ([p] global query, [p] local candidate), sorted by candidate (shared).
+        mask: [groups, queries per group, N] bool, True = not a candidate (grouped).
+        """
+        self.ranks = ranks
+        self.counts = counts
+        self.groups = groups
+        self.num_candidates = num_candidates
+        self._excluded = excluded
+        self._mask = mask
+        self._block_numbers = block_numbers or BLOCK_NUMBERS
+
+    @property
+    def shared(self) -> bool:
+        """Whether queries travel to shared candidates."""
+        return self.counts is not None
+
+    def gather(self, per_query: Tensor) -> Tensor:
+        """[Q, ...] of this rank's queries as the blocks see them: all ranks' queries, or [groups, q, ...]."""
+        if self.counts is not None:
+            return self.ranks.gather(per_query, self.counts)
+        assert self.groups is not None
+        return per_query.reshape(self.groups, -1, *per_query.shape[1:])
+
+    def blocks(self, queries: int) -> list[tuple[int, int]]:
+        """Ranges of candidates small enough that queries x range stays below the block budget."""
+        width = max(1, self._block_numbers // max(1, queries))
+        if not self.shared or width >= self.num_candidates:
+            return [(0, self.num_candidates)]
+        pieces = -(-self.num_candidates // width)
+        cuts = [self.num_candidates * i // pieces for i in range(pieces + 1)]
+        return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+    def mask(self, queries: int, start: int, stop: int, device: torch.device) -> Tensor | None:
+        """[queries, stop - start] bool of pairs that do not count, or None when all do."""
+        if not self.shared or self._excluded is None:
+            return self._mask
+        query, candidate = self._excluded
+        first, last = torch.searchsorted(candidate, torch.tensor([start, stop], device=device)).tolist()
+        if first == last:
+            return None
+        mask = torch.zeros(queries, stop - start, dtype=torch.bool, device=device)
+        mask[query[first:last], candidate[first:last] - start] = True
+        return mask
+
+    def home(self, partials: Tensor) -> Tensor:
+        """[P, k, Q_all] partials of this rank's candidates as [P * world, k, Q] partials of this rank's queries."""
+        if self.counts is None:
+            return partials.reshape(*partials.shape[:2], -1)
+        if self.ranks.world == 1:
+            return partials
+        mine = self.counts[self.ranks.rank]
+        pieces, width, _ = partials.shape
+        by_query = partials.permute(2, 0, 1).reshape(-1, pieces * width)
+        moved = self.ranks.exchange(by_query, self.counts, [mine] * self.ranks.world)
+        return moved.reshape(self.ranks.world, mine, pieces, width).permute(0, 2, 3, 1).reshape(-1, width, mine)
+
+
+class Field:
+    """One number per (query, candidate), computed block by block: a model's scores, a cosine, a norm ratio.
+
+    meet: (queries [..., Q, a], rows [..., n, b]) -> [..., Q, n].
+    queries: [Q, a] of this rank, moved to the candidates here.
+    rows: [N, b] (shared) or [groups, N, b] (grouped).
+    """
+
+    def __init__(self, layout: Layout, meet: Callable[[Tensor, Tensor], Tensor], queries: Tensor, rows: Tensor) -> None:
+        self.layout = layout
+        self.meet = meet
+        self.queries = layout.gather(queries)
+        self.rows = rows
+        self._whole: Tensor | None = None
+
+    def whole(self) -> Tensor:
+        """[..., Q, N]: all scores at once, computed once however many reductions use them."""
+        if self._whole is None:
+            self._whole = self.meet(self.queries, self.rows)
+        return self._whole
+
+
+def reduce(
+    fn: Callable[..., Mapping[str, Partial]], *fields: Field, per_query: Sequence[Tensor] = ()
+) -> dict[str, Tensor]:
+    """name -> [Q] for this rank's queries: the partial sums that `fn` names, over all candidates of all ranks.
+
+    fn: (block of each field [..., Q, n], then each per_query tensor as [..., Q, 1]) -> {name: Partial}. It must be
+        pure: in blocked mode it runs again in backward.
+    per_query: [Q] numbers of this rank's queries that `fn` needs beside the scores.
+    """
+    layout = fields[0].layout
+    extra = [layout.gather(x).unsqueeze(-1) for x in per_query]
+    num_queries = fields[0].queries.shape[0] if layout.shared else 0
+    blocks = layout.blocks(num_queries)
+    kinds: dict[str, type[Partial]] = {}
+
+    def block(start: int, stop: int, scores: Sequence[Tensor], extra: Sequence[Tensor]) -> Tensor:
+        partials = fn(*scores, *extra)
+        kinds.update({name: type(partial) for name, partial in partials.items()})
+        mask = layout.mask(num_queries, start, stop, fields[0].queries.device)
+        return torch.stack([column for partial in partials.values() for column in _columns(partial, mask)])
+
+    def recomputed(start: int, stop: int, *tensors: Tensor) -> Tensor:
+        n = len(fields)
+        scores = [f.meet(q, r) for f, q, r in zip(fields, tensors[:n], tensors[n : 2 * n], strict=True)]
+        return block(start, stop, scores, tensors[2 * n :])
+
+    if len(blocks) == 1:
+        pieces = [block(*blocks[0], [f.whole() for f in fields], extra)]
+    else:
+        # split, not slices: its backward is one concatenation instead of a table of zeros per block.
+        sizes = [stop - start for start, stop in blocks]
+        rows = [f.rows.split(sizes) for f in fields]
+        queries = [f.queries for f in fields]
+        pieces = [
+            checkpoint(recomputed, *ends, *queries, *(r[i] for r in rows), *extra, use_reentrant=False)
+            for i, ends in enumerate(blocks)
+        ]
+    stacked = torch.stack([p.reshape(p.shape[0], -1) for p in pieces])
+    return _merge(kinds, layout.home(stacked))
+
+
+def _columns(partial: Partial, mask: Tensor | None) -> list[Tensor]:
+    # The [Q] numbers that stand for one block of one partial.
+    def fill(value: Tensor, with_: float) -> Tensor:
+        return value if mask is None else value.masked_fill(mask, with_)
+
+    match partial:
+        case Sum(value):
+            return [fill(value, 0.0).sum(-1)]
+        case Count(value):
+            return [(value if mask is None else value & ~mask).sum(-1).double()]
+        case LogSumExp(logit):
+            return [_logsumexp(fill(logit, NEVER))]
+        case SoftmaxMean(logit, value):
+            total = _logsumexp(fill(logit, NEVER))
+            weight = torch.exp(fill(logit, NEVER) - total.unsqueeze(-1))
+            return [total, (weight * fill(value, 0.0)).sum(-1)]
+        case Max(value):
+            filled = fill(value, NEVER)
+            return [filled.amax(-1) if filled.shape[-1] else filled.new_full(filled.shape[:-1], NEVER)]
+
+
+def _logsumexp(logit: Tensor) -> Tensor:
+    if logit.shape[-1] == 0:
+        return logit.new_full(logit.shape[:-1], NEVER)
+    return torch.logsumexp(logit, -1)
+
+
+def _merge(kinds: Mapping[str, type[Partial]], parts: Tensor) -> dict[str, Tensor]:
+    # parts: [pieces, columns, Q] -> name: [Q]
+    out: dict[str, Tensor] = {}
+    at = 0
+    for name, kind in kinds.items():
+        if kind is SoftmaxMean:
+            weight = torch.softmax(parts[:, at], 0)
+            out[name] = (weight * parts[:, at + 1]).sum(0)
+            out[f"{name}.lse"] = torch.logsumexp(parts[:, at], 0)
+            at += 2
+            continue
+        column = parts[:, at]
+        if kind is LogSumExp:
+            out[name] = torch.logsumexp(column, 0)
+        elif kind is Max:
+            out[name] = column.amax(0)
+        else:
+            out[name] = column.sum(0)
+        at += 1
+    return out

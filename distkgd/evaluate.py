@@ -1,0 +1,118 @@
+"""Filtered ranking against all entities, sharded: each rank counts better and equal candidates among its own rows.
+
+Protocol (design 6): both directions, ties by the realistic rank (mean of best and worst) within a small tolerance,
+triples with entities unseen in training kept. `raw` keeps known answers among the candidates.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.rows import Count, Field, Layout, Partial, reduce
+from distkgd.distributed.tables import plan_route
+from distkgd.graph.filters import KnownAnswers, both_sides
+from distkgd.graph.sampling import excluded_from_shared
+from distkgd.model import Model
+
+Ties = Literal["realistic", "optimistic", "pessimistic"]
+Filter = Literal["filtered", "raw"]
+
+# Scores nearer than this times max(1, |score|) are equal: far above fp32 rounding, far below real differences.
+TIE_TOLERANCE = 1e-5
+TRIPLES_AT_ONCE = 512
+SCORES_AT_ONCE = 1 << 22
+HITS = (1, 3, 10)
+
+
+def protocol(ties: Ties = "realistic", filter_: Filter = "filtered") -> dict[str, Any]:
+    """What a printed MRR means, in words."""
+    return {
+        "filter": filter_,
+        "candidates": "all",
+        "ties": ties,
+        "tie_tolerance": TIE_TOLERANCE,
+        "directions": "both",
+        "unseen": "kept",
+    }
+
+
+@torch.no_grad()
+def ranks_of(
+    model: Model, triples: Tensor, known: KnownAnswers, ranks: Ranks, *, ties: Ties = "realistic", filter_: Filter = "filtered"
+) -> Tensor:
+    """[n, 2] float64: rank of the true tail and of the true head of each triple, the same on every rank.
+
+    triples: [n, 3] int64.
+    """
+    pieces = [
+        _ranks_at_once(model, triples[start : start + TRIPLES_AT_ONCE], known, ranks, ties, filter_)
+        for start in range(0, len(triples), TRIPLES_AT_ONCE)
+    ]
+    if not pieces:
+        return torch.zeros(0, 2, dtype=torch.float64, device=ranks.device)
+    return torch.cat(pieces)
+
+
+def _ranks_at_once(
+    model: Model, triples: Tensor, known: KnownAnswers, ranks: Ranks, ties: Ties, filter_: Filter
+) -> Tensor:
+    bounds = ranks.bounds(len(triples))
+    lo, hi = ranks.share(model.entity.total)
+    queries = both_sides(triples)
+    excluded = excluded_from_shared(queries, None, lo, hi, known if filter_ == "filtered" else None)
+    counts = [2 * (stop - start) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    layout = Layout(ranks, counts=counts, num_candidates=hi - lo, excluded=excluded, block_numbers=SCORES_AT_ONCE)
+    mine = both_sides(triples[bounds[ranks.rank] : bounds[ranks.rank + 1]])
+    n = len(mine.anchor)
+    route = plan_route(torch.cat([mine.anchor, mine.answer]), None, model.entity.total, ranks)
+    opened = model.entity.open(route, grad=False)
+    anchor, answer = opened.lookup(0, n), opened.lookup(n, 2 * n)
+    relation = F.embedding(model.relation_ids(mine), model.relation)
+    own = model.answer_scores(mine, anchor, relation, answer)
+    tolerance = TIE_TOLERANCE * own.abs().clamp(min=1.0)
+    field = Field(layout, model.scorer.meet, model.project(mine, anchor, relation), opened.candidates())
+
+    def partials(z: Tensor, high: Tensor, low: Tensor) -> dict[str, Partial]:
+        return {"better": Count(z > high), "no_worse": Count(z >= low)}
+
+    got = reduce(partials, field, per_query=(own + tolerance, own - tolerance))
+    better, equal = got["better"], got["no_worse"] - got["better"]
+    rank = 1.0 + better + equal * {"realistic": 0.5, "optimistic": 0.0, "pessimistic": 1.0}[ties]
+    return ranks.gather(rank.reshape(-1, 2), [count // 2 for count in counts])
+
+
+def metrics(rank: Tensor) -> dict[str, float]:
+    """MRR, Hits@k and mean rank of ranks of any shape; NaN-free: an empty tensor gives zeros."""
+    rank = rank.reshape(-1).double()
+    if not len(rank):
+        return {"mrr": 0.0, **{f"hits_at_{k}": 0.0 for k in HITS}, "mean_rank": 0.0}
+    hits = {f"hits_at_{k}": float((rank <= k).double().mean()) for k in HITS}
+    return {"mrr": float((1.0 / rank).mean()), **hits, "mean_rank": float(rank.mean())}
+
+
+def breakdown(
+    rank: Tensor, triples: Tensor, categories: list[str], names: Mapping[int, str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics by direction, by relation category (1-1, 1-N, N-1, N-N) and by relation.
+
+    rank: [n, 2] as from `ranks_of`. categories: category of each relation. names: relation id -> name.
+    """
+    relation = triples[:, 1].to(rank.device)
+    out: dict[str, dict[str, dict[str, float]]] = {
+        "direction": {"tail": metrics(rank[:, 0]), "head": metrics(rank[:, 1])},
+        "category": {},
+        "relation": {},
+    }
+    for category in ("1-1", "1-N", "N-1", "N-N"):
+        members = torch.tensor([i for i, c in enumerate(categories) if c == category], device=rank.device)
+        here = torch.isin(relation, members)
+        if here.any():
+            out["category"][category] = metrics(rank[here]) | {"num_triples": float(here.sum())}
+    for r in relation.unique().tolist():
+        here = relation == r
+        out["relation"][names[r]] = metrics(rank[here]) | {"num_triples": float(here.sum())}
+    return out

@@ -1,0 +1,288 @@
+"""A graph: three splits of triples as integers, and the vocabularies that turn integers back into words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from distkgd.errors import DataError
+
+COLUMNS = ("head", "relation", "tail")
+SPLITS = ("train", "valid", "test")
+
+# Spelling help must stay quick with millions of names: each step below looks at fewer of them, harder.
+_SPELLING_LENGTH = 120
+_SPELLING_SCANNED = 200_000
+_SPELLING_COMPARED = 300
+
+
+class Vocabulary:
+    """Names by row number, with optional human labels beside them.
+
+    Names live in one polars column, not in Python strings: 40 M of them cost their bytes, not 40 M objects.
+
+    names: unique, one line of text each; row order is the id.
+    labels: a column beside `names` (null = none), or a dict from id to label.
+    """
+
+    def __init__(self, names: pl.Series, labels: pl.Series | Mapping[int, str] | None = None) -> None:
+        self._names = names.cast(pl.String).rename("name")
+        if self._names.null_count() or self._names.n_unique() < len(self._names):
+            twice = self._names.filter(self._names.is_duplicated() | self._names.is_null())[0]
+            raise DataError(
+                f"a vocabulary needs names, each of them once; {twice!r} is there more than once or empty"
+            )
+        if self._names.str.contains(r"[\t\n]").any():
+            broken = self._names.filter(self._names.str.contains(r"[\t\n]"))[0]
+            raise DataError(f"the name {broken!r} holds a tab or a line break; names are stored one per line")
+        self._labels = _label_column(labels, len(self._names))
+        # Readers sort their names, so the usual look-up is a binary search; ids that a user ordered still work.
+        self._is_sorted = bool(self._names.is_sorted())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self):,} names, {'with' if self._labels is not None else 'no'} labels)"
+
+    @property
+    def names(self) -> pl.Series:
+        """[n] names in row order."""
+        return self._names
+
+    @property
+    def labels(self) -> pl.Series | None:
+        """[n] labels in row order, null where a name has none; None when no name has one."""
+        return self._labels
+
+    def name(self, id: int) -> str:
+        """The name of a row. Raises DataError outside 0 … n-1."""
+        if not 0 <= int(id) < len(self):
+            raise DataError(f"id {int(id)} is outside the vocabulary; it has the ids 0 … {len(self) - 1}")
+        return str(self._names[int(id)])
+
+    def label(self, id: int) -> str:
+        """The human label of a row, or its name when it has none."""
+        name = self.name(id)
+        label = None if self._labels is None else self._labels[int(id)]
+        return name if label is None else str(label)
+
+    def id(self, text: str) -> int:
+        """The row of a name, else of a label that only one row has.
+
+        Raises DataError for a label shared by several names (lists them) and for unknown text (nearest spellings).
+        """
+        row = self._row_of_name(text)
+        if row is not None:
+            return row
+        if self._labels is not None:
+            rows = (self._labels == text).arg_true()
+            if len(rows) == 1:
+                return int(rows[0])
+            if len(rows) > 1:
+                sharing = ", ".join(repr(str(self._names[row])) for row in rows.head(5).to_list())
+                more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+                raise DataError(f"{len(rows)} names share the label {text!r}: {sharing}{more}; use a name")
+        nearest = self._nearest(text)
+        hint = f"; nearest: {', '.join(map(repr, nearest))}" if nearest else "; nothing is spelt like it"
+        raise DataError(f"{shorten(text)!r} is neither a name nor a label among {len(self):,}{hint}")
+
+    def _row_of_name(self, text: str) -> int | None:
+        if self._is_sorted:
+            row = int(self._names.search_sorted(text)) if len(self) else 0
+            return row if row < len(self) and self._names[row] == text else None
+        rows = (self._names == text).arg_true()
+        return int(rows[0]) if len(rows) else None
+
+    def _nearest(self, text: str) -> list[str]:
+        known = (
+            self._names
+            if self._labels is None
+            else pl.concat([self._labels.drop_nulls().rename("name"), self._names])
+        )
+        return nearest_spellings(text, known)
+
+    def write_tsv(self, path: str | Path) -> None:
+        """Write `id<TAB>name` in row order, without a header."""
+        rows = pl.DataFrame({"id": pl.int_range(len(self), dtype=pl.Int64, eager=True), "name": self._names})
+        rows.write_csv(Path(path), include_header=False, separator="\t", quote_style="never")
+
+    @classmethod
+    def read_tsv(cls, path: str | Path) -> Vocabulary:
+        """Read what `write_tsv` wrote. Raises DataError when a row is missing, doubled or out of order."""
+        path = Path(path)
+        if path.is_file() and path.stat().st_size == 0:
+            return cls(pl.Series("name", [], dtype=pl.String))
+        try:
+            rows = pl.read_csv(
+                path, has_header=False, separator="\t", quote_char=None, schema={"id": pl.Int64, "name": pl.String},
+            )  # fmt: skip
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DataError(
+                f"{path}: not a vocabulary of `id<TAB>name` lines: {_first_line(error)}"
+            ) from error
+        wrong = (rows["id"] != pl.int_range(len(rows), dtype=pl.Int64, eager=True)).fill_null(True).arg_true()
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{path}, line {row + 1}: the id is {rows['id'][row]}, expected {row}; ids count up from 0"
+            )
+        return cls(rows["name"])
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Triples in three splits, as rows (head, relation, tail) of ids.
+
+    train, valid, test: int64 [n, 3], contiguous.
+    sha256: of the decompressed bytes of train, valid and test in that order, CRLF read as LF.
+    warnings: what a user should know about the data and may leave as it is.
+    """
+
+    name: str
+    train: torch.Tensor
+    valid: torch.Tensor
+    test: torch.Tensor
+    entities: Vocabulary
+    relations: Vocabulary
+    sha256: str
+    warnings: tuple[str, ...]
+
+    @property
+    def num_entities(self) -> int:
+        return len(self.entities)
+
+    @property
+    def num_relations(self) -> int:
+        return len(self.relations)
+
+    def summary(self) -> dict[str, str | int]:
+        """The sizes, for a log line or a run's parameters."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "num_entities": self.num_entities,
+            "num_relations": self.num_relations,
+            "num_train": len(self.train),
+            "num_valid": len(self.valid),
+            "num_test": len(self.test),
+        }
+
+
+def sorted_unique(columns: list[pl.Series]) -> pl.Series:
+    """The distinct strings of several columns in code-point order: the same ids on every machine, in any file order."""
+    return pl.concat([column.rename("name").unique() for column in columns]).unique().sort()
+
+
+def assemble(
+    name: str,
+    splits: Mapping[str, pl.DataFrame],
+    entities: Vocabulary,
+    relations: Vocabulary,
+    sha256: str,
+    warnings: tuple[str, ...] = (),
+) -> Graph:
+    """Turn words into ids, drop doubled triples, and count what is odd.
+
+    splits: train, valid and test, each a frame of the string columns head, relation, tail.
+    """
+    ids = {split: _encode(splits[split], entities, relations) for split in SPLITS}
+    notes = list(warnings)
+    for split in SPLITS:
+        before = len(ids[split])
+        ids[split] = ids[split].unique(maintain_order=True)
+        if dropped := before - len(ids[split]):
+            notes.append(
+                f"{split}: {dropped:,} of {before:,} triples were there twice; the repeats were dropped"
+            )
+    train = ids["train"]
+    seen = np.zeros(len(entities), dtype=bool)
+    seen[train["head"].to_numpy()] = True
+    seen[train["tail"].to_numpy()] = True
+    for split in SPLITS[1:]:
+        rows = ids[split]
+        unseen = int((~(seen[rows["head"].to_numpy()] & seen[rows["tail"].to_numpy()])).sum())
+        if unseen:
+            notes.append(
+                f"{split}: {unseen:,} of {len(rows):,} triples hold an entity that train lacks; they are kept"
+            )
+        if known := len(rows.join(train, on=list(COLUMNS), how="semi")):
+            notes.append(f"{split}: {known:,} of {len(rows):,} triples are in train too; they are kept")
+    tensors = {split: _tensor(ids[split]) for split in SPLITS}
+    return Graph(
+        name, tensors["train"], tensors["valid"], tensors["test"], entities, relations, sha256, tuple(notes)
+    )
+
+
+def _encode(frame: pl.DataFrame, entities: Vocabulary, relations: Vocabulary) -> pl.DataFrame:
+    """A join beats a cast to Enum by a third at 2 M names, and needs no global table of strings."""
+
+    def column(name: str, vocabulary: Vocabulary) -> pl.Series:
+        rows = pl.DataFrame(
+            {name: vocabulary.names, "id": pl.int_range(len(vocabulary), dtype=pl.UInt32, eager=True)}
+        )
+        return frame.select(name).join(rows, on=name, how="left", maintain_order="left")["id"].rename(name)
+
+    encoded = pl.DataFrame(
+        [column("head", entities), column("relation", relations), column("tail", entities)]
+    )
+    assert not any(encoded.null_count().row(0)), "the vocabularies were built from these very frames"
+    return encoded
+
+
+def _tensor(frame: pl.DataFrame) -> torch.Tensor:
+    triples = np.empty((len(frame), 3), dtype=np.int64)
+    for index, column in enumerate(COLUMNS):
+        triples[:, index] = frame[column].to_numpy()
+    return torch.from_numpy(triples)
+
+
+def _label_column(labels: pl.Series | Mapping[int, str] | None, num_names: int) -> pl.Series | None:
+    if isinstance(labels, Mapping):
+        column = np.full(num_names, None, dtype=object)
+        for row, label in labels.items():
+            if not 0 <= row < num_names:
+                raise DataError(f"a label is given for id {row}, outside the vocabulary of {num_names} names")
+            column[row] = label
+        labels = pl.Series("label", column.tolist(), dtype=pl.String)
+    if labels is None or labels.null_count() == len(labels):
+        return None
+    if len(labels) != num_names:
+        raise DataError(
+            f"{len(labels)} labels for {num_names} names; give one per name, null where there is none"
+        )
+    return labels.cast(pl.String).rename("label")
+
+
+def nearest_spellings(text: str, known: pl.Series, count: int = 3) -> list[str]:
+    """Up to `count` known strings spelt like `text`: by length, then by shared letter pairs, then by difflib."""
+    wanted = text[:_SPELLING_LENGTH].lower()
+    pairs = sorted({wanted[i : i + 2] for i in range(len(wanted) - 1)}) or [wanted]
+    slack = 2 + len(wanted) // 8
+    word = pl.col("word")
+    frame = pl.DataFrame({"known": known, "word": known}).filter(
+        word.str.len_bytes().is_between(len(wanted.encode()) - 2 * slack, len(wanted.encode()) + 2 * slack)
+    )
+    if len(frame) > _SPELLING_SCANNED:
+        # Most slips keep one end of the word intact.
+        ends = frame.filter(word.str.starts_with(text[:3]) | word.str.ends_with(text[-3:]))
+        frame = ends.head(_SPELLING_SCANNED)
+    shared = pl.sum_horizontal([word.str.contains(pair, literal=True).cast(pl.UInt32) for pair in pairs])
+    frame = frame.with_columns(word.str.to_lowercase()).with_columns(shared.alias("shared"))
+    frame = frame.sort("shared", descending=True, maintain_order=True).head(_SPELLING_COMPARED)
+    spelt = dict(zip(frame["word"].to_list(), frame["known"].to_list(), strict=True))
+    return [spelt[word] for word in difflib.get_close_matches(wanted, spelt, n=count)]
+
+
+def shorten(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

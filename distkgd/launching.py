@@ -1,0 +1,46 @@
+"""What all launchers share: arguments, ranks, and errors a person can read."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
+from distkgd.errors import ConfigError, DistkgdError, Stopped
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """A config path (at most one) and `key=value` overrides, in any order."""
+    paths = [a for a in arguments if "=" not in a]
+    if len(paths) > 1:
+        raise ConfigError(f"Give one config file, not {len(paths)}: {', '.join(paths)}. Overrides look like key=value.")
+    return (Path(paths[0]) if paths else None), [a for a in arguments if "=" in a]
+
+
+def launch(body: Callable[[Ranks, Display], None], device: str = "auto", threads: int = 0) -> None:
+    """Join the ranks, run `body`, leave; user errors become one line and exit code 2, a stop 128 + its signal."""
+    if threads:
+        torch.set_num_threads(threads)
+    display = Display(os.environ.get("RANK", "0") == "0")
+    code, ranks = 0, None
+    try:
+        ranks = join_ranks(device)
+        body(ranks, display)
+        leave_ranks(ranks)
+    except DistkgdError as error:
+        display.error(str(error))
+        code = 2
+    except Stopped as stopped:
+        display.line(str(stopped))
+        if ranks is not None:
+            leave_ranks(ranks)
+        code = 128 + stopped.signal_number
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if ranks is not None and ranks.world > 1:
+        # gloo's threads can abort the interpreter while it finalises.
+        os._exit(code)
+    sys.exit(code)

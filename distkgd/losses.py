@@ -1,0 +1,138 @@
+"""Hard and soft losses over score rows, written once for any world size; each returns one number per query, [Q].
+
+Notation: z the scores of a query's candidates, z+ that of its own answer, N(q) its other candidates; "all candidates"
+means N(q) and the answer. A batch loss is the mean over the global batch's queries (`batch_mean`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distkgd.distributed.rows import LogSumExp, Partial, SoftmaxMean, Sum, reduce
+from distkgd.errors import UnsupportedError
+from distkgd.model import Scene, View
+from distkgd.scorers import Scorer
+
+
+def batch_mean(per_query: Tensor, scene: Scene) -> Tensor:
+    """[]: this rank's share of the mean over the global batch; the shares of all ranks (and parts) add up to it."""
+    return per_query.sum() / scene.batch.num_queries
+
+
+def hard_loss(
+    name: str, view: View, *, temperature: float = 1.0, margin: float = 1.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """[Q]: the loss of the true labels.
+
+    softmax: -log of the answer's share of exp(z) over all candidates.
+    bce: softplus(-z+) + sum over N of softplus(z).
+    softplus: softplus(-z+) + mean over N of softplus(z).
+    self_adversarial: softplus(-z+) + mean over N of softplus(z) under softmax(temperature * z), the weights detached
+        (Sun et al., ICLR 2019, Eq. 5-6; there the answer and the negatives share the factor 1/2 that we leave out).
+    margin: mean over N of max(0, margin - z+ + z).
+    label_smoothing e moves the share e of the label from the answer to all candidates evenly (softmax, bce).
+    With k-vs-all labels, the answers of a query share its loss: the pass over its triples adds up to one k-vs-all row.
+    """
+    positive, share = view.positive, view.scene.label_share
+
+    def partials(z: Tensor, own: Tensor | None = None) -> dict[str, Partial]:
+        out: dict[str, Partial] = {}
+        if name == "softmax":
+            out["lse"] = LogSumExp(z)
+        elif name == "self_adversarial":
+            out["mean"] = SoftmaxMean(temperature * z.detach(), F.softplus(z))
+        elif name == "margin":
+            assert own is not None
+            out["sum"] = Sum(F.relu(margin - own + z))
+        else:
+            out["sum"] = Sum(F.softplus(z))
+        if label_smoothing:
+            out["scores"] = Sum(z)
+        if label_smoothing or name in ("softplus", "margin"):
+            out["count"] = Sum(torch.ones_like(z))
+        return out
+
+    got = reduce(partials, view.negatives, per_query=(positive,) if name == "margin" else ())
+    match name:
+        case "softmax":
+            loss = torch.logaddexp(positive, got["lse"]) - positive
+        case "bce":
+            loss = F.softplus(-positive) + got["sum"] * (1.0 if share is None else share)
+        case "softplus":
+            loss = F.softplus(-positive) + got["sum"] / got["count"].clamp(min=1.0)
+        case "self_adversarial":
+            loss = F.softplus(-positive) + got["mean"]
+        case "margin":
+            loss = got["sum"] / got["count"].clamp(min=1.0)
+        case _:
+            raise AssertionError(name)
+    if label_smoothing:
+        loss = loss + label_smoothing * (positive - (positive + got["scores"]) / (1.0 + got["count"]))
+    return loss * share if share is not None and name != "bce" else loss
+
+
+def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, stop_teacher: bool = False) -> Tensor:
+    """[Q]: T^2 KL(teacher || student) of the softmaxes over all candidates at temperature T (Hinton et al. 2015).
+
+    stop_teacher: no gradient reaches a teacher that is learning itself.
+
+    KL = sum p_t (z_t - z_s) / T - lse_t + lse_s: three numbers per query, and no scores leave their shard.
+    """
+
+    def partials(zs: Tensor, zt: Tensor) -> dict[str, Partial]:
+        zs, zt = zs / temperature, (zt.detach() if stop_teacher else zt) / temperature
+        return {"gap": SoftmaxMean(zt, zt - zs), "student": LogSumExp(zs)}
+
+    got = reduce(partials, student.negatives, teacher.negatives)
+    own_s, own_t = student.positive / temperature, teacher.positive / temperature
+    own_t = own_t.detach() if stop_teacher else own_t
+    lse_s = torch.logaddexp(own_s, got["student"])
+    lse_t = torch.logaddexp(own_t, got["gap.lse"])
+    gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
+    return temperature**2 * (gap - lse_t + lse_s)
+
+
+def huber(difference: Tensor, delta: float = 1.0) -> Tensor:
+    """Huber's loss of a difference: x^2 / 2 up to delta, then delta (|x| - delta / 2)  (DualDE Eq. 6)."""
+    size = difference.abs()
+    return torch.where(size <= delta, 0.5 * difference.square(), delta * (size - 0.5 * delta))
+
+
+def regulariser(name: str, view: View, weight: float, relation_weight: float | None) -> Tensor:
+    """[Q]: penalty on the rows of each query.
+
+    n2: sum of squares of anchor, relation, answer.
+    n3: sum of cubed absolute values, for complex scorers of cubed moduli (Lacroix et al., ICML 2018, Eq. 4).
+    dura: |a|^2 + |q(a, r)|^2 + |e|^2 + |q'(e, r)|^2 for anchor a, answer e and the two queries they make
+        (Zhang et al., NeurIPS 2020, Eq. 8); bilinear scorers only.
+    """
+    rows = view.anchor, view.relation, view.answer
+    weights = weight, weight if relation_weight is None else relation_weight, weight
+    scorer = view.model.scorer
+    if name == "dura":
+        return weight * _dura(view, scorer)
+    power = {"n2": 2, "n3": 3}[name]
+    if power == 3 and scorer.complex_pairs:
+        sizes = [_moduli(x) for x in rows]
+    else:
+        sizes = [x.abs() for x in rows]
+    parts = [w * size.pow(power).sum(-1) for w, size in zip(weights, sizes, strict=True)]
+    return parts[0] + parts[1] + parts[2]
+
+
+def _dura(view: View, scorer: Scorer) -> Tensor:
+    if scorer.candidate_form != "dot":
+        raise UnsupportedError(f"regulariser dura is defined for bilinear scorers, not {scorer.name}; use n2 or n3.")
+    forth = scorer.tail_query(view.anchor, view.relation)
+    back = scorer.head_query(view.answer, view.relation)
+    if not view.model.reciprocal:
+        asks_head = (view.scene.batch.queries.side == 1).unsqueeze(1)
+        forth = torch.where(asks_head, scorer.head_query(view.anchor, view.relation), forth)
+        back = torch.where(asks_head, scorer.tail_query(view.answer, view.relation), back)
+    return sum((x.square().sum(-1) for x in (view.anchor, forth, back)), view.answer.square().sum(-1))
+
+
+def _moduli(rows: Tensor) -> Tensor:
+    # [..., d] interleaved complex numbers -> [..., d / 2]; the tiny term keeps the gradient at 0 finite.
+    re, im = rows[..., 0::2], rows[..., 1::2]
+    return torch.sqrt(re.square() + im.square() + 1e-30)

@@ -1,0 +1,36 @@
+"""BKD: the basic distillation baseline (Hinton et al. 2015, as used by DualDE sec. 4.1.3).
+
+Differs from the paper: DualDE only says "minimizing the KL divergence of the triple score distributions"; ours is
+T^2 KL(teacher || student) of each query's softmax over the batch's candidates and its answer, added to the hard loss.
+
+Differs from the authors' code: none was released; IterDE's repository takes the softmax over a batch's triples.
+"""
+
+from collections.abc import Iterator
+
+from distkgd.losses import batch_mean, kl_divergence
+from distkgd.methods.base import HardSettings, Method, Update
+from distkgd.model import Model, Scene
+
+
+class Bkd(Method):
+    """hard_weight * hard loss + weight * T^2 KL(teacher || student); the teacher is frozen."""
+
+    name = "bkd"
+
+    def __init__(
+        self, student: Model, hard: HardSettings, teacher: Model, *, weight: float, hard_weight: float, temperature: float
+    ) -> None:
+        super().__init__(student, hard)
+        self.teacher = teacher
+        self.weight = weight
+        self.hard_weight = hard_weight
+        self.temperature = temperature
+
+    def updates(self, scene: Scene) -> Iterator[Update]:
+        view = self.view(self.student, scene, grad=True)
+        teacher = self.view(self.teacher, scene, grad=False)
+        terms = {"soft": self.weight * batch_mean(kl_divergence(view, teacher, self.temperature), scene)}
+        if self.hard_weight:
+            terms["hard"] = self.hard_weight * batch_mean(self.hard_per_query(view), scene)
+        yield Update(frozenset({"student"}), terms | self.penalty(view))

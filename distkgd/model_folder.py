@@ -1,0 +1,156 @@
+"""A finished model on disk: safetensors shards, names in row order, and every constant of the formula.
+
+    model/
+      config.json         scorer and its constants, sizes, reciprocal, the table files in order, where it came from
+      entities.tsv        id, name in row order; entity_labels.tsv where the graph has human names
+      relations.tsv       id, name; relation_labels.tsv likewise
+      entity-*.safetensors    concatenate to `entity` [num_entities, dim]
+      relation-*.safetensors  concatenate to `relation` [num_relations or twice that, relation_size]
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from distkgd.distributed.model_files import Rows, atomic_folder, read_table, write_table
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.tables import ShardedTable
+from distkgd.errors import DistkgdError, ModelError
+from distkgd.graph import Graph, Vocabulary
+from distkgd.model import Model
+from distkgd.scorers import from_constants
+
+FORMAT = "distkgd-model/1"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, its vocabularies, and its config.json."""
+
+    model: Model
+    entities: Vocabulary
+    relations: Vocabulary
+    config: dict[str, Any]
+
+
+def save_model(folder: Path, model: Model, graph: Graph, about: Mapping[str, Any]) -> None:
+    """Write `model` of `graph`'s entities; `about` goes into config.json. All ranks call it; nobody gathers the table."""
+    ranks = model.entity.ranks
+    table = model.entity
+    with atomic_folder(folder, ranks) as part:
+        entity_files = write_table(part, "entity", Rows(table.weight, table.lo, table.total), ranks)
+        lo, hi = ranks.share(len(model.relation))
+        relation = model.relation.detach()[lo:hi]
+        relation_files = write_table(part, "relation", Rows(relation, lo, len(model.relation)), ranks)
+        if ranks.first:
+            config = {
+                "format": FORMAT,
+                "scorer": model.scorer.constants(),
+                "num_entities": table.total,
+                "num_relations": model.num_relations,
+                "reciprocal": model.reciprocal,
+                "dtype": str(table.weight.dtype).removeprefix("torch."),
+                "files": {"entity": entity_files, "relation": relation_files},
+                **about,
+            }
+            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            _write_names(part, "entities", "entity_labels", graph.entities)
+            _write_names(part, "relations", "relation_labels", graph.relations)
+
+
+def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> LoadedModel:
+    """The model in `folder` (or in its `model/` subfolder), this rank's rows only.
+
+    Raises ModelError when the folder is not a model or a file of it is missing or damaged.
+    """
+    folder = find_model(folder)
+    config = read_config(folder)
+    try:
+        scorer = from_constants(config["scorer"])
+        num_entities, num_relations = int(config["num_entities"]), int(config["num_relations"])
+        reciprocal, files = bool(config["reciprocal"]), config["files"]
+        lo, hi = ranks.share(num_entities)
+        entity = read_table(folder, files["entity"], "entity", lo, hi)
+        rows = num_relations * (2 if reciprocal else 1)
+        relation = read_table(folder, files["relation"], "relation", 0, rows)
+        entities = _read_names(folder, "entities", "entity_labels", num_entities)
+        relations = _read_names(folder, "relations", "relation_labels", num_relations)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DistkgdError):
+            raise
+        raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
+    if entity.shape[1] != scorer.dim or relation.shape[1] != scorer.relation_size:
+        raise ModelError(
+            f"{folder}: the tables have {entity.shape[1]} and {relation.shape[1]} columns, "
+            f"the scorer in config.json ({scorer}) needs {scorer.dim} and {scorer.relation_size}."
+        )
+    wanted = dtype or entity.dtype
+    table = ShardedTable(entity.to(ranks.device, wanted), num_entities, ranks)
+    model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
+    return LoadedModel(model, entities, relations, config)
+
+
+def find_model(folder: Path) -> Path:
+    """`folder` itself or its `model/` subfolder, whichever holds a config.json."""
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    seen = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) if folder.is_dir() else "no such folder"
+    raise ModelError(
+        f"{folder} holds no model (looked for config.json and model/config.json; found: {seen}). "
+        "Give the folder of a finished stage, e.g. runs/NAME/stages/student."
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}/config.json cannot be read: {error}.") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        given = config.get("format") if isinstance(config, dict) else config
+        raise ModelError(f"{folder}/config.json has format {given!r}; this version reads {FORMAT!r}.")
+    return config
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Bytes of the table files of a model folder: what a student costs."""
+    return sum(path.stat().st_size for path in find_model(folder).glob("*.safetensors"))
+
+
+def same_vocabulary(loaded: LoadedModel, graph: Graph, folder: str) -> None:
+    """Refuse a model whose rows mean other entities or relations than the graph's."""
+    for kind, mine, theirs in (
+        ("entities", loaded.entities, graph.entities),
+        ("relations", loaded.relations, graph.relations),
+    ):
+        if len(mine) != len(theirs) or not mine.names.equals(theirs.names):
+            raise ModelError(
+                f"{folder} was trained on other {kind} ({len(mine)}) than {graph.name} ({len(theirs)}); "
+                "give a teacher of the same data set, or train one here."
+            )
+
+
+def _write_names(folder: Path, names: str, labels: str, vocabulary: Vocabulary) -> None:
+    vocabulary.write_tsv(folder / f"{names}.tsv")
+    if vocabulary.labels is not None:
+        texts = vocabulary.labels
+        frame = pl.DataFrame({"id": pl.arange(0, len(texts), eager=True), "label": texts})
+        frame.write_csv(folder / f"{labels}.tsv", separator="\t", include_header=False)
+
+
+def _read_names(folder: Path, names: str, labels: str, number: int) -> Vocabulary:
+    vocabulary = Vocabulary.read_tsv(folder / f"{names}.tsv")
+    if len(vocabulary) != number:
+        raise ModelError(f"{folder / names}.tsv has {len(vocabulary)} rows; config.json says {number}.")
+    path = folder / f"{labels}.tsv"
+    if not path.is_file():
+        return vocabulary
+    frame = pl.read_csv(path, separator="\t", has_header=False, schema={"id": pl.Int64, "label": pl.String})
+    return Vocabulary(vocabulary.names, frame["label"])

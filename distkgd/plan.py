@@ -1,0 +1,337 @@
+"""A plan is data: stages, and who teaches whom. `run_plan` runs one in order inside this process group.
+
+    runs/NAME/
+      plan.yaml                      the resolved config and its stages
+      stages/STAGE/checkpoint/       resumable state; model/ the finished model; metrics.jsonl; result.json
+      report.json  report.md         what came out
+      mlflow.json                    run ids, so that a resumed run continues its curves
+"""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from distkgd.config import NoDistillConfig, RunConfig, StageConfig, resolved
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
+from distkgd.evaluate import breakdown, metrics, protocol, ranks_of
+from distkgd.graph import Graph
+from distkgd.graph.filters import KnownAnswers
+from distkgd.graph.relations import relation_categories
+from distkgd.graph.sampling import Sampler
+from distkgd.methods import build_method
+from distkgd.model import Model, SceneBuilder, new_model
+from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
+from distkgd.report import write_report
+from distkgd.scorers import build_scorer
+from distkgd.tracking import Tracking, open_tracking
+from distkgd.train import Job, Progress, train_stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run of a plan. teachers: names of earlier stages, or paths of finished models."""
+
+    name: str
+    config: StageConfig
+    teachers: tuple[str, ...]
+
+
+def build_plan(config: RunConfig) -> list[Stage]:
+    """The stages of a run, in an order in which every teacher comes first."""
+    stages: list[Stage] = []
+    teachers: tuple[str, ...] = ()
+    if isinstance(config.teacher, StageConfig):
+        stages.append(Stage("teacher", config.teacher, ()))
+        teachers = ("teacher",)
+    elif config.teacher is not None:
+        teachers = (config.teacher,)
+    stages.append(Stage("student", config.student, teachers))
+    if config.baseline is not False:
+        alone = config.baseline
+        if alone is True:
+            alone = config.student.model_copy(update={"method": "scratch", "distill": NoDistillConfig()})
+        stages.append(Stage("direct", alone, ()))
+    return stages
+
+
+@dataclass
+class Run:
+    """All that the stages of one run share."""
+
+    config: RunConfig
+    graph: Graph
+    ranks: Ranks
+    folder: Path
+    tracking: Tracking
+    display: Display
+    train_answers: KnownAnswers
+    all_answers: KnownAnswers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all tables."""
+        return torch.float64 if self.config.dtype == "float64" else torch.float32
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage keeps everything."""
+        return self.folder / "stages" / name
+
+    def evaluate(self, model: Model, split: str) -> tuple[dict[str, float], torch.Tensor]:
+        """Metrics and ranks of a model on "valid" or "test"."""
+        triples = getattr(self.graph, split).to(self.ranks.device)
+        config = self.config
+        rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
+        return metrics(rank), rank
+
+
+def run_plan(config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, resume: bool, display: Display) -> dict[str, Any]:
+    """Train every unfinished stage, write the report, and return it.
+
+    Raises ConfigError when `folder` already holds a run and resume is off.
+    """
+    stages = build_plan(config)
+    prepare_folder(config, stages, graph, folder, ranks, resume)
+    everything = torch.cat([graph.train, graph.valid, graph.test])
+    track = config.mlflow
+    tracking = open_tracking(
+        run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
+    )
+    run = Run(
+        config,
+        graph,
+        ranks,
+        folder,
+        tracking,
+        display,
+        KnownAnswers(graph.train.to(ranks.device), graph.num_entities),
+        KnownAnswers(everything.to(ranks.device), graph.num_entities),
+    )
+    tags = {"git_sha": git_sha(), "world": str(ranks.world), "device": str(ranks.device)}
+    tags |= {f"protocol.{key}": str(value) for key, value in protocol(config.ties, config.filter).items()}
+    tracking.start(resolved(config), tags, graph.summary())
+    status = "FAILED"
+    try:
+        results = [run_stage(run, stage) for stage in stages]
+        report = make_report(run, results)
+        if ranks.first:
+            write_report(folder, report)
+        ranks.barrier()
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        done = status == "FINISHED"
+        tracking.finish(status, [folder / "report.json", folder / "report.md"] if done else [])
+    return report
+
+
+def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
+    """One stage's row of the report; trains it unless it is finished."""
+    folder = run.stage_folder(stage.name)
+    result = folder / "result.json"
+    digest = stage_digest(run, stage)
+    if result.exists():
+        row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        if row.pop("digest") != digest:
+            raise ConfigError(f"{folder} was made by another config, data set or teacher; use another --out.")
+        run.display.line(f"{stage.name}: finished before, valid MRR {row['valid']['mrr']:.4f}")
+        return row
+    tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
+    status = "FAILED"
+    try:
+        job, student = build_job(run, stage, digest, tracking)
+        progress = train_stage(job)
+        row = finish_stage(run, stage, student, progress, job)
+        if run.ranks.first:
+            part = folder / "result.json.tmp"
+            part.write_text(json.dumps({**row, "digest": digest}, indent=2) + "\n", encoding="utf-8")
+            part.replace(result)
+        run.ranks.barrier()
+        status = "FINISHED"
+    finally:
+        found = {} if status != "FINISHED" else flatten_metrics(row)
+        tracking.finish(status, folder / "model" if status == "FINISHED" else None, found)
+    run.display.line(
+        f"{stage.name}: done in {row['seconds']:.0f} s, valid MRR {row['valid']['mrr']:.4f}, "
+        f"test MRR {row['test']['mrr']:.4f}"
+    )
+    return row
+
+
+def build_job(run: Run, stage: Stage, digest: str, tracking: Any) -> tuple[Job, Model]:
+    """Everything `train_stage` needs, from config."""
+    config, graph, ranks = stage.config, run.graph, run.ranks
+    scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
+    if config.bf16 and scorer.candidate_form != "dot":
+        raise ConfigError(f"{stage.name}.bf16 works for bilinear scorers; {scorer.name} would lose its distances to rounding.")
+    student = new_model(
+        scorer,
+        graph.num_entities,
+        graph.num_relations,
+        ranks,
+        reciprocal=config.reciprocal,
+        seed=stage_seed(run.config.seed, stage.name),
+        init_scale=config.init_scale,
+        dtype=run.dtype,
+    )
+    teachers = [load_teacher(run, name) for name in stage.teachers]
+    method = build_method(config, student, teachers)
+    negatives = config.negatives
+    sampler = Sampler(
+        graph.train.to(ranks.device),
+        graph.num_entities,
+        graph.num_relations,
+        batch_size=config.batch_size,
+        sides=negatives.sides,
+        seed=stage_seed(run.config.seed, stage.name),
+    )
+    known_labels = negatives.labels == "known"
+    scenes = SceneBuilder(
+        sampler,
+        run.train_answers,
+        ranks,
+        kind=negatives.kind,
+        num=negatives.num,
+        chunk=negatives.chunk,
+        # k-vs-all: binary labels make the other answers positives of their own triples, not negatives of this one.
+        filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
+        label_shares=known_labels,
+    )
+    can_validate = config.validate_every and len(graph.valid)
+    job = Job(
+        name=stage.name,
+        config=config,
+        method=method,
+        scenes=scenes,
+        ranks=ranks,
+        folder=run.stage_folder(stage.name),
+        digest=digest,
+        keep=run.config.keep,
+        validate=(lambda: run.evaluate(student, "valid")[0]) if can_validate else None,
+        tracking=tracking,
+        display=run.display,
+    )
+    return job, student
+
+
+def load_teacher(run: Run, name: str) -> Model:
+    """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten."""
+    own = run.stage_folder(name)
+    folder = own if (own / "model").is_dir() else Path(name)
+    loaded = load_model(folder, run.ranks, run.dtype)
+    same_vocabulary(loaded, run.graph, str(folder))
+    return loaded.model
+
+
+def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress, job: Job) -> dict[str, Any]:
+    """Save the model, evaluate it, and say what the stage was."""
+    folder = run.stage_folder(stage.name)
+    config = stage.config
+    about = {"data": run.graph.summary(), "source": run.config.data, "stage": stage.name, "method": config.method}
+    save_model(folder / "model", student, run.graph, about)
+    found = {split: run.evaluate(student, split) for split in ("valid", "test")}
+    categories = relation_categories(run.graph.train, run.graph.num_relations)
+    names = {i: run.graph.relations.name(i) for i in range(run.graph.num_relations)}
+    details = breakdown(found["test"][1], run.graph.test, categories, names)
+    triples = progress.step * config.batch_size
+    return {
+        "name": stage.name,
+        "method": config.method,
+        "scorer": config.scorer,
+        "dim": config.dim,
+        "bytes": bytes_on_disk(folder),
+        "num_parameters": student.num_parameters,
+        "teachers": list(stage.teachers),
+        "seconds": progress.seconds,
+        "steps": progress.step,
+        "triples_per_second": triples / max(progress.train_seconds, 1e-9),
+        "best_step": progress.best_step,
+        "valid": found["valid"][0],
+        "test": found["test"][0],
+        "test_by": details,
+    }
+
+
+def make_report(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """report.json's content."""
+    return {
+        "name": run.config.name,
+        "data": run.graph.summary(),
+        "protocol": protocol(run.config.ties, run.config.filter),
+        "seed": run.config.seed,
+        "world": run.ranks.world,
+        "device": str(run.ranks.device),
+        "stages": rows,
+    }
+
+
+def prepare_folder(
+    config: RunConfig, stages: list[Stage], graph: Graph, folder: Path, ranks: Ranks, resume: bool
+) -> None:
+    """Create the run folder and plan.yaml, or check that an existing one is the same run."""
+    path = folder / "plan.yaml"
+    exists = ranks.gather_objects(path.exists())[0]
+    if exists and not resume:
+        raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
+    plan = {
+        "config": resolved(config),
+        "data_sha256": graph.sha256,
+        "stages": [
+            {"name": s.name, "teachers": list(s.teachers), **s.config.model_dump(mode="json")} for s in stages
+        ],
+    }
+    if ranks.first and not exists:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / "plan.yaml.tmp"
+        part.write_text(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        part.replace(path)
+    ranks.barrier()
+
+
+def stage_digest(run: Run, stage: Stage) -> str:
+    """sha256 of what determines a stage's result: its config, seed, dtype, data, and the teachers' files."""
+    teachers = {}
+    for name in stage.teachers:
+        own = run.stage_folder(name)
+        folder = find_model(own if (own / "model").is_dir() else Path(name))
+        teachers[name] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    content = {
+        "stage": stage.config.model_dump(mode="json"),
+        "seed": run.config.seed,
+        "dtype": run.config.dtype,
+        "data": run.graph.sha256,
+        "teachers": teachers,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A stage's own seed, so that teacher and student of one run do not start from the same numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+
+
+def flatten_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """valid and test metrics of a report row as flat names."""
+    return {f"final/{split}/{k}": float(v) for split in ("valid", "test") for k, v in row[split].items()}
+
+
+def git_sha() -> str:
+    """The commit this code is run from, or "unknown" outside a checkout."""
+    with suppress(OSError, subprocess.SubprocessError):
+        here = Path(__file__).resolve().parent
+        out = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        )
+        return out.stdout.strip()
+    return "unknown"

@@ -1,0 +1,230 @@
+"""The report of a finished plan: `report.json` for programs, `report.md` and a terminal table for people.
+
+The Markdown and the terminal table are two renderings of one list of rows (`rows`) and one list of
+sentences (`notes`), so that they cannot disagree. Nothing here computes a metric: the report holds them.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+NONE = "–"
+HEADER = (
+    "stage",
+    "method",
+    "scorer",
+    "dim",
+    "size",
+    "valid MRR",
+    "test MRR",
+    "H@1",
+    "H@3",
+    "H@10",
+    "retained",
+    "smaller",
+    "seconds",
+)
+NUM_TEXT_COLUMNS = 3  # stage, method, scorer; every other column is a number, aligned right
+
+Stage = Mapping[str, Any]
+
+
+def write_report(run_folder: Path, report: Mapping[str, Any]) -> None:
+    """Write `report.json` (all keys, also those no table shows) and `report.md` into the run folder."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    data = json.dumps(report, indent=2, ensure_ascii=False, default=_plain) + "\n"
+    text = markdown(report)
+    write_atomic(run_folder / "report.json", data)
+    write_atomic(run_folder / "report.md", text)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole file or nothing: into a temporary neighbour, then one rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table as GitHub Markdown, the sentences below it as paragraphs."""
+    align = ["---" if column < NUM_TEXT_COLUMNS else "---:" for column in range(len(HEADER))]
+    lines = [list(HEADER), align, *[[_escape(cell) for cell in row] for row in rows(report)]]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "# Report\n\n" + body + "\n\n" + "\n\n".join(notes(report)) + "\n"
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """The same table for a terminal of 100 columns, the sentences as its caption."""
+    drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, caption_justify="left")
+    drawn.caption = Text("\n" + "\n".join(notes(report)), style="not italic")
+    for column, title in enumerate(HEADER):
+        header = title.replace(" ", "\n")
+        if column < NUM_TEXT_COLUMNS:
+            drawn.add_column(header, overflow="fold")
+        else:
+            drawn.add_column(header, justify="right", no_wrap=True)
+    for row in rows(report):
+        drawn.add_row(*[Text(cell) for cell in row])
+    return drawn
+
+
+def rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """One row of texts per stage, in the order of the plan; the columns are `HEADER`."""
+    stages = report["stages"]
+    return [_row(stage, _teacher_of(stage, stages)) for stage in stages]
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """The protocol, the data, and each student beside the direct model of its dim."""
+    return [_protocol(report), _data(report["data"]), *_comparisons(report["stages"])]
+
+
+def _row(stage: Stage, teacher: Stage | None) -> list[str]:
+    test = stage.get("test") or {}
+    retained = smaller = None
+    if teacher is not None:
+        retained = _ratio(_mrr(stage, "test"), _mrr(teacher, "test"))
+        smaller = _ratio(teacher.get("bytes"), stage.get("bytes"))
+    return [
+        str(stage["name"]),
+        _text(stage.get("method")),
+        _text(stage.get("scorer")),
+        _text(stage.get("dim")),
+        _bytes(stage.get("bytes")),
+        _fixed(_mrr(stage, "valid")),
+        _fixed(_mrr(stage, "test")),
+        *[_fixed(test.get(f"hits_at_{k}")) for k in (1, 3, 10)],
+        NONE if retained is None else f"{100 * retained:.1f}%",
+        NONE if smaller is None else f"{smaller:.1f}×",
+        _seconds(stage.get("seconds")),
+    ]
+
+
+def _teacher_of(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
+    """The model a stage is measured against; None for the teacher itself and for one that is not here.
+
+    In a chain (teacher, assistant, student) it is the head of the chain, not the assistant: otherwise the
+    shares of a chain's student and of the direct model beside it would have different denominators.
+    """
+    by_name = {other["name"]: other for other in stages}
+    if _is_direct(stage):
+        taught = next((other for other in stages if other.get("teachers") and not _is_direct(other)), None)
+        return None if taught is None else _teacher_of(taught, stages)
+    seen = {stage["name"]}
+    teacher: Stage | None = None
+    names = stage.get("teachers") or []
+    while names and names[0] not in seen:
+        teacher = by_name.get(names[0])
+        if teacher is None:
+            return None
+        seen.add(names[0])
+        names = teacher.get("teachers") or []
+    return teacher
+
+
+def _is_direct(stage: Stage) -> bool:
+    """Is this the baseline of equal dim, trained without a teacher? Told by its name: direct, direct-64."""
+    name = str(stage["name"])
+    return name == "direct" or name.startswith(("direct-", "direct_"))
+
+
+def _comparisons(stages: Sequence[Stage]) -> list[str]:
+    directs = [stage for stage in stages if _is_direct(stage)]
+    teaching = {name for stage in stages for name in stage.get("teachers") or []}
+    sentences = []
+    for stage in stages:
+        if _is_direct(stage) or not stage.get("teachers"):
+            continue
+        direct = next((other for other in directs if other.get("dim") == stage.get("dim")), None)
+        if direct is not None:
+            parts = [_difference(stage, direct, split) for split in ("valid", "test")]
+            sentences.append(f"{stage['name']} − {direct['name']}: {', '.join(parts)}.")
+        elif stage["name"] not in teaching:
+            sentences.append(
+                f"{stage['name']}: no directly trained model of dim {_text(stage.get('dim'))} "
+                "stands beside it, so its gain is unknown."
+            )
+    return sentences
+
+
+def _difference(stage: Stage, direct: Stage, split: str) -> str:
+    ours, theirs = _mrr(stage, split), _mrr(direct, split)
+    if ours is None or theirs is None:
+        return f"no {split} MRR"
+    gain = round(ours - theirs, 3) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{gain:+.3f} {split} MRR".replace("-", "−", 1)
+
+
+def _protocol(report: Mapping[str, Any]) -> str:
+    rules = ", ".join(f"{key}: {value}" for key, value in (report.get("protocol") or {}).items())
+    where = f"world: {_text(report.get('world'))}, device: {_text(report.get('device'))}"
+    return f"Protocol: {rules or NONE}; {where}; H@k are test figures."
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    digest = f" (sha256 {str(data['sha256'])[:12]})" if data.get("sha256") else ""
+    triples = ", ".join(f"{_count(data.get(f'num_{split}'))} {split}" for split in ("train", "valid", "test"))
+    sizes = f"{_count(data.get('num_entities'))} entities, {_count(data.get('num_relations'))} relations"
+    return f"Data: {_text(data.get('name'))}{digest}: {sizes}, triples: {triples}."
+
+
+def _mrr(stage: Stage, split: str) -> float | None:
+    value = (stage.get(split) or {}).get("mrr")
+    return None if value is None else float(value)
+
+
+def _ratio(top: float | None, bottom: float | None) -> float | None:
+    return None if top is None or not bottom else top / bottom
+
+
+def _text(value: object) -> str:
+    return NONE if value is None else str(value)
+
+
+def _count(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def _fixed(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def _bytes(value: float | None) -> str:
+    """Decimal units, as a disk is sold: 1 kB is 1000 B."""
+    if value is None:
+        return NONE
+    if value < 1000:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if round(value, 1) < 1000:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a report holds plain values only, not {type(value).__name__}: {value!r}")

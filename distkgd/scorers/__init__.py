@@ -1,0 +1,67 @@
+"""Scoring functions: one file per paper, and the table of those that exist."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distkgd.errors import ConfigError
+from distkgd.scorers.base import Init, Scorer, check_options
+from distkgd.scorers.complex import ComplEx
+from distkgd.scorers.cp import CP
+from distkgd.scorers.distmult import DistMult
+from distkgd.scorers.pairre import PairRE
+from distkgd.scorers.rescal import Rescal
+from distkgd.scorers.rotate import RotatE
+from distkgd.scorers.simple import SimplE
+from distkgd.scorers.transe import TransE
+
+__all__ = ["SCORERS", "Init", "Scorer", "build_scorer", "from_constants"]
+
+SCORERS: dict[str, type[Scorer]] = {
+    "transe": TransE,
+    "distmult": DistMult,
+    "complex": ComplEx,
+    "simple": SimplE,
+    "rotate": RotatE,
+    "pairre": PairRE,
+    "cp": CP,
+    "rescal": Rescal,
+}
+
+
+def build_scorer(name: str, dim: int, margin: float | None = None, norm: int | None = None) -> Scorer:
+    """The scorer `name`; None leaves an option at the scorer's own default."""
+    if name not in SCORERS:
+        raise ConfigError(
+            f"unknown scorer {name!r}; known are {', '.join(sorted(SCORERS))}. Choose one of these."
+        )
+    scorer = SCORERS[name]
+    given: dict[str, float] = {}
+    if margin is not None:
+        given["margin"] = margin
+    if norm is not None:
+        given["norm"] = norm
+    # Even a value that changes nothing is refused: an option that is accepted and ignored misleads.
+    check_options(scorer, given)
+    return scorer(
+        dim,
+        margin=scorer.default_margin if margin is None else margin,
+        norm=1 if norm is None else norm,
+    )
+
+
+def from_constants(constants: Mapping[str, Any]) -> Scorer:
+    """The scorer whose `constants()` these are; nothing may be missing and nothing may be left over."""
+    name = constants.get("name")
+    if name not in SCORERS:
+        raise ConfigError(
+            f"scorer constants name {name!r}; known are {', '.join(sorted(SCORERS))}. "
+            "The model was written by another version, or its file is damaged."
+        )
+    wanted = {"name", "dim"} | SCORERS[name].options
+    if set(constants) != wanted:
+        raise ConfigError(
+            f"scorer constants of {name} have the keys {sorted(constants)}; "
+            f"needed are exactly {sorted(wanted)}. "
+            "The model was written by another version, or its file is damaged."
+        )
+    return build_scorer(**constants)

@@ -1,0 +1,154 @@
+"""What every scorer says about itself: sizes, starting values, formula, and how a query meets candidates."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from distkgd.errors import ConfigError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class Init:
+    """How a table starts: `scale` is the standard deviation (normal) or the half-width (uniform)."""
+
+    kind: Literal["normal", "uniform"]
+    scale: float
+
+
+class Scorer(ABC):
+    """One scoring function f(h, r, t). Higher is better; distance scorers score margin − distance.
+
+    `dim` is the number of real numbers stored per entity, always. Scorers hold no tensors: they are plain,
+    immutable descriptions of a formula, the same on every rank and every device.
+
+    Shapes: an entity is `[..., dim]`, a relation `[..., relation_size]`, a query `[..., query_size]`; leading
+    dimensions broadcast.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[frozenset[str]] = frozenset()
+    default_margin: ClassVar[float] = 0.0
+    dim_multiple: ClassVar[int] = 1
+    complex_pairs: ClassVar[bool] = False  # coordinates 2k, 2k+1 of an entity are one complex number
+
+    def __init__(self, dim: int, *, margin: float = 0.0, norm: int = 1) -> None:
+        self._check_dim(dim, "dim")
+        moved = {"margin": margin} if margin != 0.0 else {}
+        check_options(type(self), moved | ({"norm": norm} if norm != 1 else {}))
+        if not (math.isfinite(margin) and margin >= 0):
+            raise ConfigError(f"{self.name}: margin={margin}; allowed is any finite number >= 0.")
+        if norm not in (1, 2):
+            raise ConfigError(f"{self.name}: norm={norm}; allowed are 1 and 2.")
+        self.dim = dim
+        self.margin = float(margin)
+        self.norm = norm
+
+    @property
+    @abstractmethod
+    def relation_size(self) -> int:
+        """Real numbers per relation."""
+
+    @property
+    def query_size(self) -> int:
+        """Real numbers per query, as `tail_query` and `head_query` make it."""
+        return self.dim
+
+    @property
+    @abstractmethod
+    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
+        """How a query meets a candidate: inner product, Euclidean distance, or a sum over coordinates."""
+
+    @abstractmethod
+    def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        """`[...]` scores of heads `[..., dim]`, relations `[..., relation_size]`, tails `[..., dim]`."""
+
+    @abstractmethod
+    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
+        """`[..., query_size]` what of (h, r) meets tail candidates."""
+
+    @abstractmethod
+    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
+        """`[..., query_size]` what of (r, t) meets head candidates."""
+
+    @abstractmethod
+    def meet(self, q: Tensor, c: Tensor) -> Tensor:
+        """`[..., Q, N]` scores of queries `[..., Q, query_size]` against candidates `[..., N, dim]`.
+
+        One operation for both directions, so head and tail queries can be concatenated. Neither needs a
+        `[..., Q, N, dim]` tensor.
+        """
+
+    @abstractmethod
+    def entity_init(self) -> Init:
+        """Where entity rows start."""
+
+    @abstractmethod
+    def relation_init(self) -> Init:
+        """Where relation rows start."""
+
+    def crop(self, dim: int) -> "Scorer":
+        """The scorer of the model made of the first `dim` entity columns; margin and norm stay."""
+        self._check_dim(dim, "crop to dim")
+        if dim > self.dim:
+            raise ConfigError(
+                f"{self.name}: crop to dim={dim}; allowed is at most {self.dim}, the dim of the model. "
+                "Choose a smaller crop, or train a larger model."
+            )
+        return type(self)(dim, margin=self.margin, norm=self.norm)
+
+    def crop_columns(self, dim: int) -> Tensor:
+        """`[k]` int64: columns of a relation row that belong to the crop to the first `dim` entity columns.
+
+        The entity columns of that crop are always `[:dim]`. Relations are stored coordinate by coordinate,
+        with all numbers of one coordinate side by side, so here too the crop is a prefix; a scorer whose
+        relation is not stored like this says so by overriding.
+        """
+        return torch.arange(self.crop(dim).relation_size)
+
+    def constants(self) -> dict[str, str | int | float]:
+        """Everything the formula needs besides the tables, ready for JSON; `from_constants` reads it back."""
+        result: dict[str, str | int | float] = {"name": self.name, "dim": self.dim}
+        if "margin" in self.options:
+            result["margin"] = self.margin
+        if "norm" in self.options:
+            result["norm"] = self.norm
+        return result
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value}" for key, value in self.constants().items() if key != "name")
+        return f"{type(self).__name__}({arguments})"
+
+    def _check_dim(self, dim: int, what: str) -> None:
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+            raise ConfigError(f"{self.name}: {what}={dim!r}; allowed is a whole number >= 1.")
+        if dim % self.dim_multiple:
+            raise UnsupportedError(
+                f"{self.name}: {what}={dim}; allowed are multiples of {self.dim_multiple}, "
+                f"because coordinates are stored in groups of {self.dim_multiple} real numbers. "
+                f"Use {dim + self.dim_multiple - dim % self.dim_multiple} instead."
+            )
+
+
+def check_options(scorer: type[Scorer], given: dict[str, float]) -> None:
+    """Refuses options (name to value) that the formula of `scorer` lacks."""
+    for option in sorted(set(given) - scorer.options):
+        raise ConfigError(
+            f"{scorer.name}: {option}={given[option]} was given, but its formula has no {option} "
+            f"(its options: {', '.join(sorted(scorer.options)) or 'none'}). "
+            f"Remove {option}, or choose a scorer that has it."
+        )
+
+
+def split_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`[..., 2k]` interleaved (a, b, a, b) to two `[..., k]`: the a's and the b's."""
+    first, second = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
+    return first, second
+
+
+def join_pairs(a: Tensor, b: Tensor) -> Tensor:
+    """Two `[..., k]` to `[..., 2k]` interleaved (a, b, a, b); the inverse of `split_pairs`."""
+    return torch.stack((a, b), dim=-1).flatten(-2)

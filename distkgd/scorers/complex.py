@@ -1,0 +1,49 @@
+"""ComplEx: DistMult over complex numbers, asymmetric through the conjugate."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from distkgd.scorers.base import Init, Scorer, join_pairs, split_pairs
+
+
+class ComplEx(Scorer):
+    """Trouillon et al. 2016, "Complex Embeddings for Simple Link Prediction", Eq. 9–11.
+
+    Formula: f = Re Σ_k h_k r_k conj(t_k), k = 1 … dim/2.
+    Real numbers: dim per entity and dim per relation, stored (re, im, re, im, …); dim even. The papers'
+    "d-dim" ComplEx has d complex numbers: it is dim = 2d here.
+    Candidate form: query h·r (tails) or conj(r)·t (heads) as real numbers; one matrix product.
+    """
+
+    name: ClassVar[str] = "complex"
+    dim_multiple: ClassVar[int] = 2
+    complex_pairs = True
+
+    @property
+    def relation_size(self) -> int:
+        return self.dim
+
+    @property
+    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
+        return "dot"
+
+    def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return (self.tail_query(h, r) * t).sum(-1)
+
+    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
+        (h_re, h_im), (r_re, r_im) = split_pairs(h), split_pairs(r)
+        return join_pairs(h_re * r_re - h_im * r_im, h_re * r_im + h_im * r_re)
+
+    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
+        (t_re, t_im), (r_re, r_im) = split_pairs(t), split_pairs(r)
+        return join_pairs(t_re * r_re + t_im * r_im, t_im * r_re - t_re * r_im)
+
+    def meet(self, q: Tensor, c: Tensor) -> Tensor:
+        return q @ c.mT
+
+    def entity_init(self) -> Init:
+        return Init("normal", 0.1)
+
+    def relation_init(self) -> Init:
+        return Init("normal", 0.1)

@@ -1,0 +1,53 @@
+"""RESCAL: a full bilinear form per relation."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from distkgd.scorers.base import Init, Scorer
+
+
+class Rescal(Scorer):
+    """Nickel et al. 2011, "A Three-Way Model for Collective Learning on Multi-Relational Data", Eq. 1.
+
+    Formula: f = hᵀ R t.
+    Real numbers: dim per entity; dim² per relation, R row by row (any dim ≥ 1).
+    Candidate form: query Rᵀh or Rt; one matrix product.
+    Crop: the top-left dim × dim corner of R, so the columns of a relation row are not a prefix.
+    """
+
+    name: ClassVar[str] = "rescal"
+
+    @property
+    def relation_size(self) -> int:
+        return self.dim**2
+
+    @property
+    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
+        return "dot"
+
+    def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return (self.tail_query(h, r) * t).sum(-1)
+
+    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
+        return (h.unsqueeze(-2) @ self._matrix(r)).squeeze(-2)
+
+    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
+        return (self._matrix(r) @ t.unsqueeze(-1)).squeeze(-1)
+
+    def meet(self, q: Tensor, c: Tensor) -> Tensor:
+        return q @ c.mT
+
+    def entity_init(self) -> Init:
+        return Init("normal", 0.1)
+
+    def relation_init(self) -> Init:
+        return Init("normal", 0.1)
+
+    def crop_columns(self, dim: int) -> Tensor:
+        corner = torch.arange(self.crop(dim).dim)
+        return (corner.unsqueeze(1) * self.dim + corner).flatten()
+
+    def _matrix(self, r: Tensor) -> Tensor:
+        return r.reshape(*r.shape[:-1], self.dim, self.dim)

@@ -1,0 +1,60 @@
+"""RotatE: a relation turns every complex coordinate."""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from distkgd.scorers.base import Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.tiles import Modulus, pair_sums
+
+
+class RotatE(Scorer):
+    """Sun et al. 2019, "RotatE: Knowledge Graph Embedding by Relational Rotation in Complex Space", Eq. 3;
+    the margin is the γ of its loss.
+
+    Formula: f = margin − Σ_k |h_k e^{iθ_k} − t_k|, k = 1 … dim/2: the sum of moduli of the authors' code,
+    neither squared nor under a root over k.
+    Real numbers: dim per entity, stored (re, im, re, im, …); dim/2 per relation, the phases θ in radians;
+    dim even. The papers' "d-dim" RotatE is dim = 2d here.
+    Candidate form: query h·e^{iθ} (tails) or t·e^{−iθ} (heads: a rotation keeps distances); the sum of moduli
+    to the candidate, coordinate-wise.
+    """
+
+    name: ClassVar[str] = "rotate"
+    options: ClassVar[frozenset[str]] = frozenset({"margin"})
+    default_margin: ClassVar[float] = 9.0
+    dim_multiple: ClassVar[int] = 2
+    complex_pairs = True
+
+    @property
+    def relation_size(self) -> int:
+        return self.dim // 2
+
+    @property
+    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
+        return "coordinates"
+
+    def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        apart = torch.stack(split_pairs(self.tail_query(h, r) - t), dim=-1)
+        # vector_norm, not hypot: its gradient at 0 is 0, where hypot gives NaN.
+        moduli: Tensor = torch.linalg.vector_norm(apart, dim=-1)
+        return self.margin - moduli.sum(-1)
+
+    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
+        (re, im), cos, sin = split_pairs(h), r.cos(), r.sin()
+        return join_pairs(re * cos - im * sin, re * sin + im * cos)
+
+    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
+        return self.tail_query(t, -r)
+
+    def meet(self, q: Tensor, c: Tensor) -> Tensor:
+        return self.margin - pair_sums(Modulus(), split_pairs(q), split_pairs(c))
+
+    def entity_init(self) -> Init:
+        """The authors' code: half-width (margin + 2) / number of complex coordinates."""
+        return Init("uniform", (self.margin + 2.0) / (self.dim // 2))
+
+    def relation_init(self) -> Init:
+        return Init("uniform", math.pi)

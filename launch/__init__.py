@@ -1,0 +1,1 @@
+"""The launchers: parse, build, call."""

@@ -1,0 +1,430 @@
+"""Every scorer against its paper's formula, and against the contract all scorers share."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from distkgd.errors import ConfigError, UnsupportedError
+from distkgd.scorers import SCORERS, Init, Scorer, build_scorer, from_constants
+from tests.scorers.naive import NAIVE, RELATION_SIZE
+
+DIM = 8
+# Every scorer at its defaults, and every value of an option that selects another formula.
+CASES = [*((name, None) for name in SCORERS), ("transe", 2)]
+EVERY_CASE = pytest.mark.parametrize(("name", "norm"), CASES, ids=[f"{n}-{p or 'default'}" for n, p in CASES])
+EVERY_SCORER = pytest.mark.parametrize("name", list(SCORERS))
+INTERLEAVED = ["complex", "simple", "rotate", "cp"]
+DISTANCES = ["transe", "rotate", "pairre"]
+
+
+def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def triples(
+    scorer: Scorer, *shape: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    h = rows(*shape, scorer.dim, seed=3 * seed, dtype=dtype)
+    r = rows(*shape, scorer.relation_size, seed=3 * seed + 1, dtype=dtype)
+    t = rows(*shape, scorer.dim, seed=3 * seed + 2, dtype=dtype)
+    return h, r, t
+
+
+# --- The formula ------------------------------------------------------------------------------------------
+
+
+def test_every_scorer_has_a_naive_formula_and_a_documented_size() -> None:
+    assert set(NAIVE) == set(SCORERS)
+    assert set(RELATION_SIZE) == set(SCORERS)
+    assert all(SCORERS[name].name == name for name in SCORERS)
+    for name, scorer in SCORERS.items():
+        if "norm" in scorer.options:
+            assert (name, 2) in CASES, f"{name}: no test case with norm 2"
+
+
+@EVERY_CASE
+def test_the_score_is_the_formula_of_the_paper(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    h, r, t = triples(scorer, 6)
+    expected = [
+        NAIVE[name](h[i].tolist(), r[i].tolist(), t[i].tolist(), scorer.margin, scorer.norm) for i in range(6)
+    ]
+    torch.testing.assert_close(scorer.score(h, r, t), torch.tensor(expected, dtype=torch.float64))
+
+
+@EVERY_SCORER
+def test_a_relation_has_the_documented_number_of_reals(name: str) -> None:
+    for dim in (2, 8, 50):
+        assert build_scorer(name, dim).relation_size == RELATION_SIZE[name](dim)
+
+
+@EVERY_CASE
+def test_the_score_broadcasts_over_leading_dimensions(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    h, r, t = triples(scorer, 3)
+    grid = scorer.score(h[:, None, None], r[:, None], t)
+    assert grid.shape == (3, 3, 3)
+    torch.testing.assert_close(grid[2, 0, 1], scorer.score(h[2], r[0], t[1]))
+
+
+@EVERY_CASE
+def test_score_has_the_right_gradient(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    inputs = tuple(x.requires_grad_() for x in triples(scorer, 3))
+    assert torch.autograd.gradcheck(scorer.score, inputs)
+
+
+# --- Meeting candidates -----------------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_meet_is_the_score_in_both_directions(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    h, r, t = triples(scorer, 5)
+    candidates = rows(7, DIM, seed=9)
+    tails, heads = scorer.tail_query(h, r), scorer.head_query(t, r)
+    assert tails.shape == heads.shape == (5, scorer.query_size)
+    for_tails = scorer.score(h[:, None], r[:, None], candidates)
+    for_heads = scorer.score(candidates, r[:, None], t[:, None])
+    torch.testing.assert_close(scorer.meet(tails, candidates), for_tails)
+    torch.testing.assert_close(scorer.meet(heads, candidates), for_heads)
+    mixed = scorer.meet(torch.cat([tails, heads]), candidates)
+    torch.testing.assert_close(mixed, torch.cat([for_tails, for_heads]))
+
+
+@EVERY_CASE
+@pytest.mark.parametrize(
+    ("queries", "candidates"),
+    [
+        pytest.param((3, 5), (3, 7), id="chunks-share-candidates"),
+        pytest.param((6, 1), (6, 4), id="candidates-per-triple"),
+        pytest.param((3, 5), (7,), id="chunks-against-all"),
+        pytest.param((5,), (3, 7), id="queries-against-chunks"),
+        pytest.param((2, 3, 5), (3, 7), id="two-leading-dimensions"),
+        pytest.param((2, 3, 5), (2, 1, 7), id="broadcast-in-the-middle"),
+        pytest.param((1, 5), (1, 7), id="one-chunk"),
+        pytest.param((5,), (0,), id="no-candidates"),
+        pytest.param((0,), (7,), id="no-queries"),
+    ],
+)
+def test_meet_broadcasts_leading_dimensions(
+    name: str, norm: int | None, queries: tuple[int, ...], candidates: tuple[int, ...]
+) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    h, r, _ = (x.requires_grad_() for x in triples(scorer, *queries))
+    c = rows(*candidates, DIM, seed=9).requires_grad_()
+    found = scorer.meet(scorer.tail_query(h, r), c)
+    expected = scorer.score(h.unsqueeze(-2), r.unsqueeze(-2), c.unsqueeze(-3))
+    torch.testing.assert_close(found, expected)
+    weights = rows(*expected.shape, seed=11)
+    found_grads = torch.autograd.grad((found * weights).sum(), (h, r, c), materialize_grads=True)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), (h, r, c), materialize_grads=True)
+    torch.testing.assert_close(found_grads, expected_grads)
+
+
+@EVERY_CASE
+def test_meet_has_the_right_gradient_and_second_derivative(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, 4, norm=norm)
+    q, c = rows(2, 3, scorer.query_size).requires_grad_(), rows(2, 4, 4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(scorer.meet, (q, c))
+    assert torch.autograd.gradgradcheck(scorer.meet, (q, c))
+
+
+@EVERY_CASE
+def test_meet_over_many_tiles_has_the_gradient_of_the_score(
+    name: str, norm: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distkgd.scorers.tiles._CPU_TILE", 90)
+    monkeypatch.setattr("distkgd.scorers.tiles._TILE_QUERIES", 2)
+    scorer = build_scorer(name, DIM, norm=norm)
+    h, r, _ = (x.requires_grad_() for x in triples(scorer, 3, 5))
+    c = rows(3, 7, DIM, seed=9).requires_grad_()
+    found = scorer.meet(scorer.tail_query(h, r), c)
+    expected = scorer.score(h[:, :, None], r[:, :, None], c[:, None])
+    torch.testing.assert_close(found, expected)
+    weights = rows(*expected.shape, seed=11)
+    torch.testing.assert_close(
+        torch.autograd.grad((found * weights).sum(), (h, r, c), create_graph=True),
+        torch.autograd.grad((expected * weights).sum(), (h, r, c), create_graph=True),
+    )
+
+
+@EVERY_CASE
+def test_gradients_are_finite_where_query_and_candidate_coincide(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    for dtype in (torch.float32, torch.float64):
+        h = rows(2, DIM, dtype=dtype).requires_grad_()
+        # Phases 0, translations 0 and scales 1 make (h, r) meet h itself at distance 0.
+        relation = torch.ones if name == "pairre" else torch.zeros
+        r = relation(2, scorer.relation_size, dtype=dtype).requires_grad_()
+        for values in (scorer.score(h, r, h), scorer.meet(scorer.tail_query(h, r), h)):
+            if name in DISTANCES:
+                closest = values if values.dim() == 1 else values.diagonal()
+                torch.testing.assert_close(closest, torch.full_like(closest, scorer.margin))
+            for gradient in torch.autograd.grad(values.sum(), (h, r)):
+                assert gradient.isfinite().all()
+                assert gradient.abs().max() < 100
+
+
+@EVERY_CASE
+def test_a_row_of_zeros_has_finite_gradients(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    empty = torch.zeros(2, DIM).requires_grad_()
+    other = rows(2, DIM, seed=5, dtype=torch.float32).requires_grad_()
+    r = rows(2, scorer.relation_size, dtype=torch.float32).requires_grad_()
+    for h, t in ((empty, other), (other, empty), (empty, empty)):
+        for values in (scorer.score(h, r, t), scorer.meet(scorer.tail_query(h, r), t)):
+            for gradient in torch.autograd.grad(values.sum(), (empty, r)):
+                assert gradient.abs().max() < 100
+
+
+@EVERY_CASE
+def test_float32_scores_stay_near_float64(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, 64, norm=norm)
+    q, c = rows(6, scorer.query_size, dtype=torch.float32), rows(9, 64, seed=1, dtype=torch.float32)
+    c[:6] = q[:, :64] + 1e-4 * c[:6]
+    exact = scorer.meet(q.double(), c.double())
+    found = scorer.meet(q, c)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_transe_l2_keeps_small_distances_in_float32() -> None:
+    scorer = build_scorer("transe", 64, margin=0.0, norm=2)
+    q = 10 * rows(5, 64, dtype=torch.float32)
+    c = q + 1e-3 * rows(5, 64, seed=1, dtype=torch.float32)
+    exact = torch.linalg.vector_norm(q.double() - c.double(), dim=-1)
+    found = -scorer.meet(q, c).diagonal().double()
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
+    assert scorer.meet(q, q).diagonal().abs().max() < 1e-5
+
+
+@EVERY_CASE
+def test_bfloat16_rows_give_bfloat16_scores(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, 16, norm=norm)
+    q, c = rows(3, scorer.query_size, dtype=torch.bfloat16), rows(5, 16, seed=1, dtype=torch.bfloat16)
+    q.requires_grad_()
+    found = scorer.meet(q, c)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), scorer.meet(q.float(), c.float()), rtol=3e-2, atol=1e-1)
+    found.sum().backward()
+    assert q.grad is not None and q.grad.isfinite().all()
+    h, r, t = triples(scorer, 3, dtype=torch.bfloat16)
+    assert scorer.score(h, r, t).dtype == torch.bfloat16
+
+
+@EVERY_CASE
+def test_meet_and_its_gradient_repeat_bit_for_bit(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, 32, norm=norm)
+    results = []
+    for _ in range(2):
+        q = rows(40, scorer.query_size, dtype=torch.float32).requires_grad_()
+        c = rows(700, 32, seed=1, dtype=torch.float32).requires_grad_()
+        scores = scorer.meet(q, c)
+        results.append((scores, *torch.autograd.grad(scores.square().sum(), (q, c))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@EVERY_CASE
+def test_meet_leaves_its_arguments_alone(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    q, c = rows(3, scorer.query_size), rows(4, DIM, seed=1)
+    before = q.clone(), c.clone()
+    scorer.meet(q, c)
+    assert torch.equal(q, before[0]) and torch.equal(c, before[1])
+
+
+# --- Crops ------------------------------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_a_crop_scores_as_the_small_scorer_does(name: str, norm: int | None) -> None:
+    big = build_scorer(name, DIM, norm=norm)
+    h, r, t = triples(big, 5)
+    for dim in (2, 4, 6, DIM):
+        small = build_scorer(name, dim, norm=norm)
+        columns = big.crop_columns(dim)
+        assert columns.dtype == torch.int64 and columns.shape == (small.relation_size,)
+        found = small.score(h[:, :dim], r[:, columns], t[:, :dim])
+        expected = [
+            NAIVE[name](a[:dim], [b[int(k)] for k in columns], c[:dim], small.margin, small.norm)
+            for a, b, c in zip(h.tolist(), r.tolist(), t.tolist(), strict=True)
+        ]
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+        assert big.crop(dim).constants() == small.constants()
+
+
+@EVERY_SCORER
+def test_a_crop_is_the_big_model_with_the_other_columns_silenced(name: str) -> None:
+    big, dim = build_scorer(name, DIM), 4
+    h, r, t = triples(big, 5)
+    kept = torch.zeros(big.relation_size, dtype=torch.float64)
+    kept[big.crop_columns(dim)] = 1
+    silent = torch.arange(DIM) >= dim
+    found = big.score(h.masked_fill(silent, 0), r * kept, t.masked_fill(silent, 0))
+    small = big.crop(dim)
+    torch.testing.assert_close(found, small.score(h[:, :dim], r[:, big.crop_columns(dim)], t[:, :dim]))
+
+
+def test_rescal_crops_to_the_top_left_corner() -> None:
+    assert build_scorer("rescal", 4).crop_columns(2).tolist() == [0, 1, 4, 5]
+
+
+@EVERY_SCORER
+def test_a_crop_larger_than_the_model_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"crop to dim={DIM + 2}; allowed is at most {DIM}"):
+        build_scorer(name, DIM).crop_columns(DIM + 2)
+
+
+# --- Building, options, constants -------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_constants_survive_json(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    if "margin" in scorer.options:
+        scorer = build_scorer(name, DIM, margin=3.5, norm=norm)
+    again = from_constants(json.loads(json.dumps(scorer.constants())))
+    assert type(again) is type(scorer)
+    assert again.constants() == scorer.constants()
+    h, r, t = triples(scorer, 4)
+    assert torch.equal(again.score(h, r, t), scorer.score(h, r, t))
+
+
+def test_constants_hold_exactly_what_the_formula_needs() -> None:
+    transe = build_scorer("transe", 64, margin=9.0)
+    assert transe.constants() == {"name": "transe", "dim": 64, "norm": 1, "margin": 9.0}
+    assert build_scorer("cp", 64).constants() == {"name": "cp", "dim": 64}
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [
+        {"name": "rotate", "dim": 8},
+        {"name": "distmult", "dim": 8, "margin": 0.0},
+        {"name": "distmult", "dim": 8, "bias": True},
+    ],
+)
+def test_constants_with_missing_or_unknown_keys_are_refused(constants: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="needed are exactly"):
+        from_constants(constants)
+
+
+def test_constants_of_an_unknown_scorer_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'tucker'; known are complex, cp"):
+        from_constants({"name": "tucker", "dim": 8})
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        (name, option, {"margin": 2.5, "norm": 2}[option])
+        for name in SCORERS
+        for option in SCORERS[name].options
+    ],
+)
+def test_every_option_changes_the_score(name: str, option: str, value: float) -> None:
+    default = build_scorer(name, DIM)
+    changed = build_scorer(name, DIM, **{option: value})  # type: ignore[arg-type]
+    h, r, t = triples(default, 4)
+    q = default.tail_query(h, r)
+    assert not torch.allclose(default.score(h, r, t), changed.score(h, r, t))
+    assert not torch.allclose(default.meet(q, t), changed.meet(q, t))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        (name, option)
+        for name in SCORERS
+        for option in ("margin", "norm")
+        if option not in SCORERS[name].options
+    ],
+)
+def test_an_option_the_formula_lacks_is_refused(name: str, option: str) -> None:
+    message = f"{name}: {option}=.* was given, but its formula has no {option}"
+    with pytest.raises(ConfigError, match=message):
+        SCORERS[name](DIM, **{option: 2})  # type: ignore[arg-type]
+    # At the door a value that would change nothing is refused too.
+    with pytest.raises(ConfigError, match=message):
+        build_scorer(name, DIM, **{option: {"margin": 0.0, "norm": 1}[option]})  # type: ignore[arg-type]
+
+
+def test_margins_and_norms_outside_their_range_are_refused() -> None:
+    for margin in (-1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="allowed is any finite number >= 0"):
+            build_scorer("transe", DIM, margin=margin)
+    with pytest.raises(ConfigError, match="norm=3; allowed are 1 and 2"):
+        build_scorer("transe", DIM, norm=3)
+
+
+def test_an_unknown_scorer_is_refused_with_the_known_names() -> None:
+    with pytest.raises(ConfigError, match="unknown scorer 'tucker'; known are") as raised:
+        build_scorer("tucker", DIM)
+    assert all(name in str(raised.value) for name in SCORERS)
+
+
+@EVERY_SCORER
+def test_a_dim_below_one_is_refused(name: str) -> None:
+    for dim in (0, -2, 2.0, True):
+        with pytest.raises(ConfigError, match=f"{name}: dim={dim}; allowed is a whole number >= 1"):
+            build_scorer(name, dim)  # type: ignore[arg-type]
+
+
+@EVERY_SCORER
+def test_an_odd_dim_is_refused_where_coordinates_come_in_pairs(name: str) -> None:
+    if name not in INTERLEAVED:
+        assert build_scorer(name, 3).dim == 3
+        assert build_scorer(name, DIM).crop(3).dim == 3
+        return
+    with pytest.raises(UnsupportedError, match=r"dim=3; allowed are multiples of 2.*Use 4 instead"):
+        build_scorer(name, 3)
+    with pytest.raises(UnsupportedError, match="crop to dim=3; allowed are multiples of 2"):
+        build_scorer(name, DIM).crop_columns(3)
+
+
+@EVERY_SCORER
+def test_the_default_margin_belongs_to_distance_scorers(name: str) -> None:
+    scorer = build_scorer(name, DIM)
+    assert (scorer.margin > 0) == (name in DISTANCES) == ("margin" in scorer.options)
+
+
+@EVERY_CASE
+def test_starting_values_are_sane(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, 64, norm=norm)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(init: Init, *shape: int) -> Tensor:
+        if init.kind == "normal":
+            return init.scale * torch.randn(*shape, generator=generator)
+        return init.scale * (2 * torch.rand(*shape, generator=generator) - 1)
+
+    h, t = draw(scorer.entity_init(), 200, 64), draw(scorer.entity_init(), 200, 64)
+    scores = scorer.score(h, draw(scorer.relation_init(), 200, scorer.relation_size), t)
+    assert scores.std() > 1e-3, "all triples start with the same score"
+    assert scores.mean().abs() < 12, "the sigmoid of a starting score is saturated"
+
+
+@EVERY_CASE
+def test_the_candidate_form_says_how_meet_computes(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    q, c = rows(3, scorer.query_size), rows(4, DIM, seed=1)
+    if scorer.candidate_form == "dot":
+        torch.testing.assert_close(scorer.meet(q, c), q @ c.mT)
+    elif scorer.candidate_form == "l2":
+        distance = torch.linalg.vector_norm(q[:, None] - c, dim=-1)
+        torch.testing.assert_close(scorer.meet(q, c), scorer.margin - distance)
+    else:
+        # A sum over coordinates: the shares of two complementary sets of coordinates add up.
+        assert scorer.candidate_form == "coordinates"
+        kept = (torch.arange(DIM) < 4).double()
+        # PairRE's query scales its candidates, so silencing the query is enough (and keeps their length).
+        repeats = scorer.query_size // DIM
+        shares = [
+            scorer.margin - scorer.meet(q * part.repeat(repeats), c if repeats > 1 else c * part)
+            for part in (kept, 1 - kept)
+        ]
+        torch.testing.assert_close(scorer.meet(q, c), scorer.margin - sum(shares))
