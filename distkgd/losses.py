@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.rows import LogSumExp, Partial, SoftmaxMean, Sum, reduce
+from distkgd.distributed.rows import LogSumExp, Partial, SoftmaxMean, Sum, present, reduce
 from distkgd.errors import UnsupportedError
 from distkgd.model import Scene, View
 from distkgd.scorers import Scorer
@@ -47,9 +47,9 @@ def hard_loss(
         else:
             out["sum"] = Sum(F.softplus(z))
         if label_smoothing:
-            out["scores"] = Sum(z)
+            out["scores"] = Sum(z * present(z.detach()))
         if label_smoothing or name in ("softplus", "margin"):
-            out["count"] = Sum(torch.ones_like(z))
+            out["count"] = Sum(present(z.detach()))
         return out
 
     got = reduce(partials, view.negatives, per_query=(positive,) if name == "margin" else ())
@@ -80,7 +80,9 @@ def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, sto
     """
 
     def partials(zs: Tensor, zt: Tensor) -> dict[str, Partial]:
-        zs, zt = zs / temperature, (zt.detach() if stop_teacher else zt) / temperature
+        zt = zt.detach() if stop_teacher else zt
+        if temperature != 1.0:
+            zs, zt = zs / temperature, zt / temperature
         return {"gap": SoftmaxMean(zt, zt - zs), "student": LogSumExp(zs)}
 
     got = reduce(partials, student.negatives, teacher.negatives)

@@ -33,7 +33,7 @@ from distkgd.model import Model, SceneBuilder, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
 from distkgd.report import write_report
 from distkgd.scorers import build_scorer
-from distkgd.tracking import Tracking, open_tracking
+from distkgd.tracking import StageTracking, Tracking, open_tracking
 from distkgd.train import Job, Progress, train_stage
 
 
@@ -150,7 +150,8 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
     status = "FAILED"
     try:
-        job, student = build_job(run, stage, digest, tracking)
+        teachers = [load_teacher(run, name) for name in stage.teachers]
+        job, student = build_job(run, stage, digest, tracking, teachers)
         progress = train_stage(job)
         row = finish_stage(run, stage, student, progress, job)
         if run.ranks.first:
@@ -169,8 +170,10 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     return row
 
 
-def build_job(run: Run, stage: Stage, digest: str, tracking: Any) -> tuple[Job, Model]:
-    """Everything `train_stage` needs, from config."""
+def build_job(
+    run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]
+) -> tuple[Job, Model]:
+    """Everything `train_stage` needs, from config; the model is the student."""
     config, graph, ranks = stage.config, run.graph, run.ranks
     scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
     if config.bf16 and scorer.candidate_form != "dot":
@@ -185,7 +188,6 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: Any) -> tuple[Job, 
         init_scale=config.init_scale,
         dtype=run.dtype,
     )
-    teachers = [load_teacher(run, name) for name in stage.teachers]
     method = build_method(config, student, teachers)
     negatives = config.negatives
     sampler = Sampler(

@@ -176,7 +176,7 @@ class _Guard:
                 logger.warning(
                     "%s: MLflow failed, training goes on and metrics.jsonl remains the record: %s",
                     self._what,
-                    _redact(f"{type(error).__name__}: {error}"),
+                    _told(error),
                 )
 
 
@@ -374,7 +374,7 @@ class MlflowStageTracking(StageTracking):
             except ImportError as error:
                 state = f"off: {error}; pip install psutil"
             except Exception as error:
-                state = f"off: {_redact(str(error))}"
+                state = f"off: {_told(error)}"
         self._store.set_tags(run.id, {"system_metrics": state})
 
 
@@ -402,7 +402,7 @@ class MlflowTracking(Tracking):
         except Exception as error:
             raise ConfigError(
                 f"the MLflow store {_redact(self._uri)} cannot be used: "
-                f"{_redact(f'{type(error).__name__}: {error}')}. Correct tracking.uri (such as {DEFAULT_URI} "
+                f"{_told(error)}. Correct tracking.uri (such as {DEFAULT_URI} "
                 "or http://host:5000), start that server, or set tracking.enabled=false."
             ) from error
 
@@ -585,6 +585,12 @@ def _cut(text: str, length: int) -> str:
 def _redact(text: str) -> str:
     """Without the password of any URL in it."""
     return re.sub(r"(://[^/:@\s]*:)[^@/\s]+@", r"\1***@", text)
+
+
+def _told(error: Exception) -> str:
+    """An error in one line: those of a database go on with the statement and its parameters."""
+    first = str(error).partition("\n")[0]
+    return _cut(_redact(f"{type(error).__name__}: {first}"), 500)
 
 
 def _is_kept(uri: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from distkgd.report import HEADER, markdown, notes, rows, table, write_report
+from distkgd.report import HEADER, markdown, notes, rows, table, write_atomic, write_report
 
 
 def _split(mrr: float) -> dict[str, float]:
@@ -97,6 +97,7 @@ def test_a_chain_is_measured_against_its_head_like_the_direct_model_beside_it():
     assert _cell(report, "assistant", "smaller") == "4.0×"
     assert _cell(report, "student", "smaller") == _cell(report, "direct", "smaller") == "8.0×"
     assert _cell(report, "student", "retained") == "90.1%"
+    assert not any(note.startswith("assistant") for note in notes(report))  # nothing of its dim, nothing owed
 
 
 def test_the_first_of_several_teachers_is_the_one_measured_against():
@@ -162,7 +163,9 @@ def test_markdown_and_terminal_show_the_same_cells_and_sentences():
 
 def test_the_terminal_table_fits_100_columns_and_loses_no_figure_there():
     report = _report()
-    report["stages"][1]["name"] = "student-of-a-long-name"
+    report["stages"][1]["name"] = "student-of-a-rather-long-name"
+    report["stages"][1]["method"] = "dualde-with-two-phases"
+    report["stages"][1]["scorer"] = "tucker-with-relations"
     report["stages"][1]["seconds"] = 123456.7
     report["stages"][0]["bytes"] = 999_900_000_000
     drawn = _drawn(report)
@@ -216,6 +219,7 @@ def test_write_report_keeps_every_key_and_leaves_no_temporary_file(tmp_path: Pat
     text = (tmp_path / "run" / "report.json").read_text(encoding="utf-8")
     assert json.loads(text) == report
     assert text.startswith('{\n  "data": {\n')
+    assert "drei · 3" in text
     assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == markdown(report)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.json", "report.md"]
 
@@ -226,3 +230,24 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path):
         write_report(tmp_path, _report() | {"extra": object()})
     assert json.loads((tmp_path / "report.json").read_text()) == _report()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+@pytest.mark.parametrize("moment", ["write", "rename"])
+def test_a_write_that_is_broken_off_leaves_the_earlier_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    file = tmp_path / "file.txt"
+    write_atomic(file, "earlier")
+    inode = file.stat().st_ino
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="disk full"):
+        broken.setattr(*(("os.fsync", fail) if moment == "write" else (Path, "replace", fail)))
+        write_atomic(file, "later")
+    assert file.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [file]
+    write_atomic(file, "later")
+    assert file.read_text() == "later"
+    assert file.stat().st_ino != inode  # another file took the name; the earlier was never written into

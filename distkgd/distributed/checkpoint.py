@@ -159,18 +159,15 @@ def _write(folder: Path, state: State, spans: list[dict[str, Span]], peers: Peer
 def _manifest_of(
     step: int, meta: dict[str, Any], spans: list[dict[str, Span]], files: dict[str, Any]
 ) -> dict[str, Any]:
-    tables = {}
+    tables, names = {}, _file_names(spans)
     for name, any_span in spans[0].items():
-        parts: list[dict[str, Any]] = []
-        for of_rank, names in zip(spans, _file_names(spans), strict=True):
-            span = of_rank[name]
-            if span.lo < span.hi:
-                parts.append({"file": names[span.lo, span.hi], "lo": span.lo, "hi": span.hi})
+        held = [(of_rank[name].lo, of_rank[name].hi) for of_rank in spans]
+        parts = zip(held, names, strict=True)
         tables[name] = {
             "total": any_span.total,
             "row_shape": list(any_span.row_shape),
             "dtype": any_span.dtype,
-            "files": sorted(parts, key=lambda part: part["lo"]),
+            "files": [{"file": f[lo, hi], "lo": lo, "hi": hi} for (lo, hi), f in parts if lo < hi],
         }
     return {
         "version": VERSION,

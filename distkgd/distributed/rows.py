@@ -17,13 +17,18 @@ from distkgd.distributed.ranks import Ranks
 
 # Scores that are kept for backward without recomputing them: 64 Mi numbers per block of a field.
 BLOCK_NUMBERS = 1 << 26
-# Stands for "not a candidate" inside a log-sum-exp: exp of it is 0, and unlike -inf it makes no NaN in backward.
+# The score of a pair that does not count, in every field: exp of it is 0, and unlike -inf it makes no NaN in backward.
 NEVER = -1e30
+
+
+def present(scores: Tensor) -> Tensor:
+    """[..., Q, n]: 1 where a candidate counts, 0 where it was left out."""
+    return (scores > NEVER / 2).to(scores.dtype)
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Sum over candidates of `value` [Q, N]."""
+    """Sum over candidates of `value` [Q, N], which must vanish where the scores are NEVER."""
 
     value: Tensor
 
@@ -115,17 +120,15 @@ class Layout:
         cuts = [self.num_candidates * i // pieces for i in range(pieces + 1)]
         return list(zip(cuts[:-1], cuts[1:], strict=True))
 
-    def mask(self, queries: int, start: int, stop: int, device: torch.device) -> Tensor | None:
-        """[queries, stop - start] bool of pairs that do not count, or None when all do."""
-        if not self.shared or self._excluded is None:
-            return self._mask
-        query, candidate = self._excluded
-        first, last = torch.searchsorted(candidate, torch.tensor([start, stop], device=device)).tolist()
-        if first == last:
-            return None
-        mask = torch.zeros(queries, stop - start, dtype=torch.bool, device=device)
-        mask[query[first:last], candidate[first:last] - start] = True
-        return mask
+    def leave_out(self, scores: Tensor, start: int, stop: int) -> None:
+        """Write NEVER, in place, over the pairs of candidates start … stop - 1 that do not count."""
+        if self._mask is not None:
+            scores.masked_fill_(self._mask, NEVER)
+        elif self._excluded is not None:
+            query, candidate = self._excluded
+            ends = torch.tensor([start, stop], device=scores.device)
+            first, last = torch.searchsorted(candidate, ends).tolist()
+            scores[query[first:last], candidate[first:last] - start] = NEVER
 
     def home(self, partials: Tensor) -> Tensor:
         """[P, k, Q_all] partials of this rank's candidates as [P * world, k, Q] partials of this rank's queries."""
@@ -155,10 +158,18 @@ class Field:
         self.rows = rows
         self._whole: Tensor | None = None
 
+    def block(self, queries: Tensor, rows: Tensor, start: int, stop: int) -> Tensor:
+        """[..., Q, stop - start]: the numbers of candidates start … stop - 1, NEVER where a pair does not count."""
+        scores = self.meet(queries, rows)
+        with torch.no_grad():
+            # Untracked on purpose: what is summed vanishes at NEVER, and so does its gradient.
+            self.layout.leave_out(scores, start, stop)
+        return scores
+
     def whole(self) -> Tensor:
-        """[..., Q, N]: all scores at once, computed once however many reductions use them."""
+        """[..., Q, N]: all numbers at once, computed once however many reductions use them."""
         if self._whole is None:
-            self._whole = self.meet(self.queries, self.rows)
+            self._whole = self.block(self.queries, self.rows, 0, self.layout.num_candidates)
         return self._whole
 
 
@@ -177,19 +188,18 @@ def reduce(
     blocks = layout.blocks(num_queries)
     kinds: dict[str, type[Partial]] = {}
 
-    def block(start: int, stop: int, scores: Sequence[Tensor], extra: Sequence[Tensor]) -> Tensor:
+    def columns(scores: Sequence[Tensor], extra: Sequence[Tensor]) -> Tensor:
         partials = fn(*scores, *extra)
         kinds.update({name: type(partial) for name, partial in partials.items()})
-        mask = layout.mask(num_queries, start, stop, fields[0].queries.device)
-        return torch.stack([column for partial in partials.values() for column in _columns(partial, mask)])
+        return torch.stack([column for partial in partials.values() for column in _columns(partial)])
 
     def recomputed(start: int, stop: int, *tensors: Tensor) -> Tensor:
         n = len(fields)
-        scores = [f.meet(q, r) for f, q, r in zip(fields, tensors[:n], tensors[n : 2 * n], strict=True)]
-        return block(start, stop, scores, tensors[2 * n :])
+        pairs = zip(fields, tensors[:n], tensors[n : 2 * n], strict=True)
+        return columns([f.block(q, r, start, stop) for f, q, r in pairs], tensors[2 * n :])
 
     if len(blocks) == 1:
-        pieces = [block(*blocks[0], [f.whole() for f in fields], extra)]
+        pieces = [columns([f.whole() for f in fields], extra)]
     else:
         # split, not slices: its backward is one concatenation instead of a table of zeros per block.
         sizes = [stop - start for start, stop in blocks]
@@ -203,25 +213,20 @@ def reduce(
     return _merge(kinds, layout.home(stacked))
 
 
-def _columns(partial: Partial, mask: Tensor | None) -> list[Tensor]:
+def _columns(partial: Partial) -> list[Tensor]:
     # The [Q] numbers that stand for one block of one partial.
-    def fill(value: Tensor, with_: float) -> Tensor:
-        return value if mask is None else value.masked_fill(mask, with_)
-
     match partial:
         case Sum(value):
-            return [fill(value, 0.0).sum(-1)]
+            return [value.sum(-1)]
         case Count(value):
-            return [(value if mask is None else value & ~mask).sum(-1).double()]
+            return [value.sum(-1).double()]
         case LogSumExp(logit):
-            return [_logsumexp(fill(logit, NEVER))]
+            return [_logsumexp(logit)]
         case SoftmaxMean(logit, value):
-            total = _logsumexp(fill(logit, NEVER))
-            weight = torch.exp(fill(logit, NEVER) - total.unsqueeze(-1))
-            return [total, (weight * fill(value, 0.0)).sum(-1)]
+            total = _logsumexp(logit)
+            return [total, (torch.exp(logit - total.unsqueeze(-1)) * value).sum(-1)]
         case Max(value):
-            filled = fill(value, NEVER)
-            return [filled.amax(-1) if filled.shape[-1] else filled.new_full(filled.shape[:-1], NEVER)]
+            return [value.amax(-1) if value.shape[-1] else value.new_full(value.shape[:-1], NEVER)]
 
 
 def _logsumexp(logit: Tensor) -> Tensor:

@@ -1,1 +1,32 @@
+"""Graphs: triples, vocabularies, readers and public data sets."""
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from distkgd.errors import DataError
+from distkgd.graph.public import PUBLIC, load_public
+from distkgd.graph.pystdlib import build as build_pystdlib
+from distkgd.graph.readers import read_folder
+from distkgd.graph.triples import Graph, Vocabulary
+
+__all__ = ["Graph", "Vocabulary", "load_graph"]
+
+
+def load_graph(source: str | Path) -> Graph:
+    """The graph of a folder, of a public data set (downloaded once, checked), or of Python's own library.
+
+    source: a `Path`, or text that holds a path separator or names a folder that exists, is a folder; "pystdlib"
+        is the embedded data set; anything else must be a name in `PUBLIC`.
+    """
+    if isinstance(source, Path) or os.sep in source or (source and Path(source).is_dir()):
+        return read_folder(source)
+    if source == "pystdlib":
+        return build_pystdlib()
+    if source in PUBLIC:
+        return load_public(source)
+    raise DataError(
+        f"no data set is called {source!r} and no folder of that name is here; known are: pystdlib, "
+        f"{', '.join(PUBLIC)}; for a folder of your own give its path"
+    )

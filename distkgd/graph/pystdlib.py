@@ -35,9 +35,6 @@ HELD_OUT = 0.05  # of the triples, for valid and again for test
 
 Triple = tuple[str, str, str]
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3", "_bundled"}
-# Written when Python is built: differs between machines with the same version.
-_SKIPPED_PREFIX = "_sysconfigdata"
-_MAX_ALIASES = 8
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Import = ast.Import | ast.ImportFrom
 _TELLING = ast.Call | ast.Raise | ast.ExceptHandler | ast.Attribute | ast.ClassDef | _Function | _Import
@@ -76,7 +73,7 @@ class _Library:
                     if relation == "inherits" and (self.lookup(module, base) or "").startswith("exception:"):
                         self.exceptions.add(f"{module.name}.{name}")
 
-    def resolve(self, dotted: str, aliases: int = _MAX_ALIASES) -> str | None:
+    def resolve(self, dotted: str, aliases: int = 8) -> str | None:
         """The entity a dotted path stands for, through re-exports; None for what is not in the library."""
         if dotted in self.classes:
             kind = "exception" if dotted in self.exceptions else "class"
@@ -147,21 +144,16 @@ def drop_rare(triples: set[Triple], min_degree: int) -> set[Triple]:
 
 
 def split(triples: set[Triple]) -> tuple[list[Triple], list[Triple], list[Triple]]:
-    """train, valid and test; train keeps a triple of every entity and relation.
-
-    The triples' own hashes give the order: the same triples are split alike everywhere, and a triple more or
-    less leaves most others where they are.
-    """
+    """train, valid and test by the triples' own hashes; train keeps a triple of every entity and relation."""
     ordered = sorted(triples, key=lambda triple: hashlib.sha256("\t".join(triple).encode()).digest())
     left = Counter(word for head, relation, tail in triples for word in {head, relation, tail})
     wanted = round(HELD_OUT * len(triples))
     train: list[Triple] = []
     held_out: list[Triple] = []
     for triple in ordered:
-        words = set(triple)
-        if len(held_out) < 2 * wanted and all(left[word] > 1 for word in words):
+        if len(held_out) < 2 * wanted and all(left[word] > 1 for word in triple):
             held_out.append(triple)
-            left.subtract(words)
+            left.subtract(set(triple))
         else:
             train.append(triple)
     return sorted(train), sorted(held_out[0::2]), sorted(held_out[1::2])
@@ -173,7 +165,7 @@ def _parse(root: Path) -> tuple[list[_Module], int]:
         # Cut here, not later: site-packages may hold far more than the library.
         folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS and "-" not in name)
         for file in sorted(files):
-            if not file.endswith(".py") or file.startswith(_SKIPPED_PREFIX):
+            if not file.endswith(".py") or file.startswith("_sysconfigdata"):  # that one is not the library's
                 continue
             path = Path(folder, file)
             parts = path.relative_to(root).with_suffix("").parts
@@ -198,7 +190,7 @@ def _read(module: _Module, tree: ast.Module) -> None:
         module.scope[node.name] = f"{module.name}.{node.name}"
         module.classes[node.name] = isinstance(node, ast.ClassDef)
         if isinstance(node, ast.ClassDef):
-            methods = [child.name for child in _top_level(node.body) if isinstance(child, _Function)]
+            methods = (child.name for child in _top_level(node.body) if isinstance(child, _Function))
             module.said.update((node.name, "has_method", f"method:{method}") for method in methods)
             module.said.update((node.name, "inherits", base) for base in map(_dotted, node.bases) if base)
         for child in _walk(node):
@@ -213,12 +205,8 @@ def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     for node in body:
         yield node
         if isinstance(node, ast.If | ast.Try):
-            for part in (
-                node.body,
-                node.orelse,
-                *(handler.body for handler in getattr(node, "handlers", [])),
-            ):
-                yield from _top_level(part)
+            handled = [child for handler in getattr(node, "handlers", []) for child in handler.body]
+            yield from _top_level([*node.body, *node.orelse, *handled])
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -243,9 +231,8 @@ def _read_import(module: _Module, node: _Import) -> None:
             bound = alias.name if alias.asname else alias.name.partition(".")[0]
             module.scope.setdefault(alias.asname or bound, bound)
         return
-    package = module.name.split(".")
-    package = package[: len(package) - node.level + module.is_package] if node.level else []
-    origin = ".".join([*package, *([node.module] if node.module else [])])
+    package = module.name.rsplit(".", node.level - module.is_package)[0] if node.level else ""
+    origin = ".".join(filter(None, [package, node.module]))
     module.imports.append(origin)
     for alias in node.names:
         if alias.name == "*":
@@ -257,20 +244,23 @@ def _read_import(module: _Module, node: _Import) -> None:
 
 def _uses(node: ast.AST) -> Iterator[tuple[str, str | None]]:
     """What one syntax node says about the class or function around it: relation and dotted name."""
-    if isinstance(node, ast.Call):
-        yield "calls", _dotted(node.func)
-    elif isinstance(node, ast.Raise) and node.exc is not None:
-        yield "raises", _dotted(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
-    elif isinstance(node, ast.ExceptHandler) and node.type is not None:
-        for caught in node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]:
-            yield "catches", _dotted(caught)
-    elif isinstance(node, ast.ClassDef | _Function):
-        for decorator in node.decorator_list:
-            yield "decorated_by", _dotted(decorator.func if isinstance(decorator, ast.Call) else decorator)
-    elif (
-        isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _dotted(node.value) == "self"
-    ):
-        yield "has_attribute", f"attribute:{node.attr}"
+    match node:
+        case (
+            ast.Call(func=used) | ast.Raise(exc=ast.Call(func=used) | (ast.Name() | ast.Attribute() as used))
+        ):
+            yield "calls" if isinstance(node, ast.Call) else "raises", _dotted(used)
+        case ast.ExceptHandler(type=ast.Tuple(elts=kinds)):
+            yield from (("catches", _dotted(kind)) for kind in kinds)
+        case ast.ExceptHandler(type=ast.Name() | ast.Attribute() as kind):
+            yield "catches", _dotted(kind)
+        case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+            for decorator in node.decorator_list:
+                yield (
+                    "decorated_by",
+                    _dotted(decorator.func if isinstance(decorator, ast.Call) else decorator),
+                )
+        case ast.Attribute(value=ast.Name(id="self"), ctx=ast.Store()):
+            yield "has_attribute", f"attribute:{node.attr}"
 
 
 def _facts(library: _Library) -> set[Triple]:
@@ -279,9 +269,8 @@ def _facts(library: _Library) -> set[Triple]:
         me = f"module:{module.name}"
         if package := module.name.rpartition(".")[0]:
             triples.add((me, "part_of", f"module:{package}"))
-        triples.update(
-            (me, "imports", entity) for name in module.imports if (entity := library.resolve(name))
-        )
+        imported = filter(None, map(library.resolve, module.imports))
+        triples.update((me, "imports", entity) for entity in imported)
         ours = {name: library.resolve(f"{module.name}.{name}") or "" for name in module.classes}
         for name, is_class in module.classes.items():
             triples.add((me, "defines_class" if is_class else "defines_function", ours[name]))
@@ -289,9 +278,7 @@ def _facts(library: _Library) -> set[Triple]:
             entity = used if ":" in used else library.lookup(module, used)
             if entity and (relation != "calls" or entity.startswith("function:")):
                 triples.add((ours[name], relation, entity))
-            elif entity and entity.startswith(
-                "class:"
-            ):  # to create an exception is to raise it: said already
+            elif entity and entity.startswith("class:"):  # creating an exception is raising it: said already
                 triples.add((ours[name], "creates", entity))
     return {(head, relation, tail) for head, relation, tail in triples if head != tail}
 

@@ -1,11 +1,11 @@
-"""Read a folder of triples; whatever is wrong with it is named by file, line and cure. Nothing is ever written.
+"""Read a folder of triples; whatever is wrong with it is named by file, line and cure. Nothing is written.
 
-A data set is a folder with `train`, `valid` and `test`, each as .txt, .tsv or .csv, plain or .gz: UTF-8, no header,
-`head<TAB>relation<TAB>tail`. A .csv whose first line has no tab and three comma-separated fields is read as RFC 4180.
-`names.tsv` and `relation_names.tsv` (plain or .gz) may give labels: name, label, anything else.
+A data set is a folder with `train`, `valid` and `test`, each as .txt, .tsv or .csv, plain or .gz: UTF-8, no
+header, `head<TAB>relation<TAB>tail`. A .csv whose first line has no tab and three comma-separated fields is
+read as RFC 4180. `names.tsv` and `relation_names.tsv` (plain or .gz) may give labels: name, label, and more.
 
-Files are checked as arrays of byte positions and parsed by polars; a line is only looked at by Python code once a
-check has found that some line is wrong.
+Files are checked as arrays of byte positions and parsed by polars; Python code looks at single lines only
+once a check has found that one of them is wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import csv
 import gzip
 import hashlib
 import io
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ ENDINGS = (".txt", ".tsv", ".csv", ".txt.gz", ".tsv.gz", ".csv.gz")
 LABEL_ENDINGS = (".tsv", ".tsv.gz")
 _BLOCK = 64 << 20
 _BOM = b"\xef\xbb\xbf"
-_SCHEMA = dict.fromkeys(COLUMNS, pl.String)
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,14 @@ def read_folder(
     """Read a data set. Ids follow the sorted names; triples keep the order of their file.
 
     name: of the graph; the folder's own name if not given.
-    checksums: sha256 per split of the decompressed bytes with CRLF read as LF; a file that differs is refused.
+    checksums: sha256 per split of the decompressed bytes, CRLF read as LF; a file that differs is refused.
     """
     folder = Path(folder).expanduser()
     present = _list_folder(folder)
     files = {split: _pick(folder, present, split, ENDINGS) for split in SPLITS}
     if files["train"] is None:
-        raise DataError(
-            f"{folder} is no data set: looked for train, valid and test with one of the endings {' '.join(ENDINGS)}; "
-            f"train is missing; there {_and_list(present)}"
-        )
+        looked_for = f"looked for train, valid and test ending in {' '.join(ENDINGS)}"
+        raise DataError(f"{folder} is no data set: {looked_for}; train is missing; there {_listed(present)}")
     digest = hashlib.sha256()
     splits: dict[str, _Split] = {}
     warnings: list[str] = []
@@ -75,14 +73,18 @@ def read_folder(
     relations = sorted_unique([s.frame["relation"] for s in splits.values()])
     _refuse_blank_fields(splits, entities, relations)
     _refuse_new_relations(splits)
-    frames = {
-        split: splits[split].frame if split in splits else pl.DataFrame(schema=_SCHEMA) for split in SPLITS
-    }
-    vocabularies = [
-        Vocabulary(names, _read_labels(_pick(folder, present, stem, LABEL_ENDINGS), names, warnings))
+    entity_labels, relation_labels = (
+        _read_labels(_pick(folder, present, stem, LABEL_ENDINGS), names, warnings)
         for names, stem in ((entities, "names"), (relations, "relation_names"))
-    ]
-    return assemble(name or folder.resolve().name, frames, *vocabularies, digest.hexdigest(), tuple(warnings))
+    )
+    return assemble(
+        name or folder.resolve().name,
+        {split: found.frame for split, found in splits.items()},
+        Vocabulary(entities, entity_labels),
+        Vocabulary(relations, relation_labels),
+        digest.hexdigest(),
+        tuple(warnings),
+    )
 
 
 def _list_folder(folder: Path) -> list[str]:
@@ -91,14 +93,12 @@ def _list_folder(folder: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
-        raise DataError(
-            f"{folder}: there is no such folder; give the folder that holds train, valid and test"
-        ) from None
+        raise DataError(f"{folder}: no such folder; give the one with train, valid and test") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: the folder cannot be read: {error}") from error
 
 
-def _and_list(present: list[str]) -> str:
+def _listed(present: list[str]) -> str:
     if not present:
         return "is nothing in it"
     return "are: " + ", ".join(present[:10]) + (f" and {len(present) - 10} more" if len(present) > 10 else "")
@@ -107,17 +107,13 @@ def _and_list(present: list[str]) -> str:
 def _pick(folder: Path, present: list[str], stem: str, endings: tuple[str, ...]) -> Path | None:
     found = [stem + ending for ending in endings if stem + ending in present]
     if len(found) > 1:
-        raise DataError(
-            f"{folder} holds {' and '.join(found)}; it is unclear which is meant: keep one {stem} file"
-        )
+        raise DataError(f"{folder} holds {' and '.join(found)}, and only one can be meant; remove the other")
     if not found:
         return None
     path = folder / found[0]
     # A pipe would wait for ever and a folder cannot be read: both are refused before they are opened.
     if path.exists() and not path.is_file():
-        raise DataError(
-            f"{path} is not a file but a {'folder' if path.is_dir() else 'device or pipe'}; put a file there"
-        )
+        raise DataError(f"{path} is a {'folder' if path.is_dir() else 'device or pipe'}; put a file there")
     return path
 
 
@@ -128,56 +124,43 @@ def _read_bytes(path: Path) -> bytes:
         if path.suffix == ".gz" and data:
             data = gzip.decompress(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path}: the gzip file is cut off or damaged ({error}); copy or download it again"
-        ) from error
+        raise DataError(f"{path}: the gzip data is cut off or damaged ({error}); copy it again") from error
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = error.strerror or error
         raise DataError(
-            f"{path}: the file cannot be read ({reason}); check that it exists and its permissions"
+            f"{path}: the file cannot be read ({reason}); check the file and its rights"
         ) from error
     if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n")
-        data = data[:-1] if data.endswith(b"\r") else data
+        data = data.replace(b"\r\n", b"\n").removesuffix(b"\r")
     return data
 
 
 def _check_sum(data: bytes, path: Path, expected: str | None) -> None:
-    if expected is None:
-        return
     found = hashlib.sha256(data).hexdigest()
-    if found != expected:
+    if expected is not None and found != expected:
         raise DataError(
-            f"{path}: sha256 of its content is {found}, expected {expected}: this is not the published file; "
-            "delete the folder to have it downloaded again, or rename it to use it as a data set of your own"
+            f"{path}: the sha256 of its content is {found}, expected {expected}: it is not the published file; "
+            "remove it, or give its folder another name to read it as a data set of your own"
         )
 
 
 def _clean_text(data: bytes, path: Path) -> bytes:
-    """The text without its byte-order mark and its last line ends. Raises DataError when it is none, or not UTF-8."""
-    first = len(_BOM) if data.startswith(_BOM) else 0
-    if not data.isascii():
-        for start, end in _blocks(data):
-            try:
-                data[start:end].decode("utf-8")
-            except UnicodeDecodeError as error:
-                byte = start + error.start
-                cure = (
-                    "it starts like gzip: let its name end in .gz"
-                    if data[:2] == b"\x1f\x8b"
-                    else "save it as UTF-8"
-                )
-                line = data.count(b"\n", 0, byte) + 1
-                message = f"{path}, line {line}: byte {byte} (0x{data[byte]:02x}) is not UTF-8; {cure}"
-                raise DataError(message) from None
-    if (zero := data.find(0)) >= 0:
-        line = data.count(b"\n", 0, zero) + 1
-        raise DataError(
-            f"{path}, line {line}: byte {zero} is NUL; this is no text file or a damaged one: save it as UTF-8"
-        )
-    text = data[first:].rstrip(b"\n")
+    """The text without byte-order mark and last line ends. Raises DataError when it is none, or not UTF-8."""
+    text = data.removeprefix(_BOM).rstrip(b"\n")
     if not text:
         raise DataError(f"{path}: the file is empty; fill it, or remove it if there is nothing to put in")
+    bad, what = text.find(0), "NUL"
+    for start, end in [] if text.isascii() else _blocks(text):
+        try:
+            text[start:end].decode("utf-8")
+        except UnicodeDecodeError as error:
+            bad, what = start + error.start, f"0x{text[start + error.start]:02x}, which is not UTF-8"
+            break
+    if bad >= 0:
+        line, byte = text.count(b"\n", 0, bad) + 1, bad - text.rfind(b"\n", 0, bad)
+        is_gzip = text[:2] == b"\x1f\x8b"
+        cure = "it looks like gzip: let its name end in .gz" if is_gzip else "save it as UTF-8"
+        raise DataError(f"{path}, line {line}: byte {byte} of the line is {what}; {cure}")
     return text
 
 
@@ -196,21 +179,20 @@ def _parse_triples(data: bytes, path: Path) -> _Split:
     text = _clean_text(data, path)
     separator = "\t"
     if ".csv" in path.suffixes[-2:]:
-        head = text[: text.find(b"\n")] if b"\n" in text else text
-        if b"\t" not in head and (head.count(b",") == 2 or len(next(csv.reader([head.decode()]))) == 3):
+        first_line = text.partition(b"\n")[0]
+        if b"\t" not in first_line and re.sub(rb'"[^"]*"', b"", first_line).count(b",") == 2:
             separator = ","
-    if separator == "," and b'"' in text:
+    if separator == "," and (b'"' in text or b"\t" in text):
         return _parse_quoted(text, path)
     for start, end in _blocks(text):
         _check_columns(text, start, end, path, separator)
-    return _Split(path, _read_columns(text, path, separator, _SCHEMA))
+    return _Split(path, _read_columns(text, path, separator, COLUMNS))
 
 
-def _read_columns(
-    text: bytes, path: Path, separator: str, schema: Mapping[str, type[pl.String]]
-) -> pl.DataFrame:
+def _read_columns(text: bytes, path: Path, separator: str, columns: tuple[str, ...]) -> pl.DataFrame:
+    schema = dict.fromkeys(columns, pl.String)
     try:
-        frame = pl.read_csv(text, separator=separator, has_header=False, quote_char=None, schema=dict(schema))
+        frame = pl.read_csv(text, separator=separator, has_header=False, quote_char=None, schema=schema)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: not a table of text: {str(error).splitlines()[0]}") from error
     assert len(frame) == text.count(b"\n") + 1, f"{path}: polars saw other lines than we did"
@@ -231,21 +213,19 @@ def _check_columns(text: bytes, start: int, end: int, path: Path, separator: str
             return
     lines_before = text.count(b"\n", 0, start)
     for row, line in enumerate(text[start:end].removesuffix(b"\n").split(b"\n")):
-        _check_fields(
-            line.decode(), line.decode().split(separator), f"{path}, line {lines_before + row + 1}", separator
-        )
+        where = f"{path}, line {lines_before + row + 1}"
+        _check_fields(line.decode().split(separator), where, separator)
     raise AssertionError("the fast check and the slow one disagree")
 
 
-def _check_fields(line: str, fields: list[str], where: str, separator: str = ",") -> None:
+def _check_fields(fields: list[str], where: str, separator: str) -> None:
+    line = separator.join(fields)
     if not line.strip(" \r"):
         raise DataError(f"{where}: the line is blank; remove it")
-    kind = "TAB" if separator == "\t" else "comma"
     if len(fields) != 3:
-        raise DataError(
-            f"{where}: {len(fields)} column{'s' if len(fields) != 1 else ''} in {shorten(line)!r}, expected 3: "
-            f"head, relation and tail with a {kind} between them"
-        )
+        found = f"{len(fields)} column{'s' if len(fields) != 1 else ''} in {shorten(line)!r}"
+        between = "TABs" if separator == "\t" else "commas"
+        raise DataError(f"{where}: {found}, expected 3: head, relation and tail with {between} between them")
     for column, field in zip(COLUMNS, fields, strict=True):
         if not field.strip():
             raise DataError(
@@ -256,44 +236,30 @@ def _check_fields(line: str, fields: list[str], where: str, separator: str = ","
 def _parse_quoted(text: bytes, path: Path) -> _Split:
     """Quoted commas need Python's csv module: some 1 M lines per second instead of 10 M."""
     reader = csv.reader(io.StringIO(text.decode(), newline=""), strict=True)
-    columns: tuple[list[str], list[str], list[str]] = ([], [], [])
+    rows: list[list[str]] = []
     lines: list[int] = []
-    begun = 1
+    line = 1
     try:
         for fields in reader:
-            where = f"{path}, line {begun}"
-            _check_fields(",".join(fields), fields, where)
+            _check_fields(fields, f"{path}, line {line}", ",")
             if any("\t" in field or "\n" in field for field in fields):
-                raise DataError(
-                    f"{where}: a field holds a tab or a line break: {shorten(','.join(fields))!r}; remove it"
-                )
-            for column, field in zip(columns, fields, strict=True):
-                column.append(field)
-            lines.append(begun)
-            begun = reader.line_num + 1
+                raise DataError(f"{path}, line {line}: a tab or a line break in a field; remove it")
+            rows.append(fields)
+            lines.append(line)
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(
-            f'{path}, line {begun}: the quotes are wrong ({error}); close them, write " as ""'
-        ) from error
-    frame = pl.DataFrame(dict(zip(COLUMNS, columns, strict=True)), schema=_SCHEMA)
-    return _Split(path, frame, np.array(lines))
+        raise DataError(f'{path}, line {line}: {error}; close the quotes, write " as ""') from error
+    return _Split(path, pl.DataFrame(rows, schema=COLUMNS, orient="row"), np.array(lines))
 
 
 def _refuse_blank_fields(splits: Mapping[str, _Split], entities: pl.Series, relations: pl.Series) -> None:
-    """Blanks are looked for among the distinct names, which are few beside the fields; only then is the line found."""
+    """Looks among the distinct names, which are fewer than the fields; the line is found only if need be."""
     names = pl.concat([entities, relations])
     blank = names.filter(names.str.strip_chars() == "")
-    if blank.is_empty():
-        return
-    for split in splits.values():
+    for split in splits.values() if len(blank) else ():
         rows = split.frame.select(pl.any_horizontal(pl.all().is_in(blank.implode()))).to_series().arg_true()
         if len(rows):
-            fields = split.frame.row(int(rows[0]))
-            column = next(c for c, field in zip(COLUMNS, fields, strict=True) if not field.strip())
-            raise DataError(
-                f"{split.where(int(rows[0]))}: the {column} is empty (nothing but blanks) in {shorten(' '.join(fields))!r}; "
-                "fill it or remove the line"
-            )
+            _check_fields(list(split.frame.row(rows[0])), split.where(rows[0]), "\t")
 
 
 def _refuse_new_relations(splits: Mapping[str, _Split]) -> None:
@@ -301,35 +267,29 @@ def _refuse_new_relations(splits: Mapping[str, _Split]) -> None:
     for split in splits.values():
         rows = (~split.frame["relation"].is_in(known.implode())).arg_true()
         if len(rows):
-            relation = split.frame["relation"][int(rows[0])]
+            relation = shorten(split.frame["relation"][rows[0]])
             raise DataError(
-                f"{split.where(int(rows[0]))}: train has no triple with the relation {shorten(relation)!r}, so nothing "
-                f"can be learnt about it; add one to {splits['train'].path.name} or remove the {len(rows):,} lines with "
-                "such relations"
+                f"{split.where(rows[0])}: train has no triple with the relation {relation!r}, so nothing can "
+                f"be learnt about it; add some there, or remove all {len(rows):,} lines with such relations"
             )
 
 
 def _read_labels(path: Path | None, names: pl.Series, warnings: list[str]) -> pl.Series | None:
-    """[n] labels beside `names`, null where the file has none; the first one counts where a name has several."""
+    """[n] labels beside `names`, null where the file has none; of several for one name the first counts."""
     if path is None:
         return None
     text = _clean_text(_read_bytes(path), path)
     # NUL was refused, so splitting on it gives whole lines, without a million Python strings.
-    table = (
-        _read_columns(text, path, "\0", {"line": pl.String}).to_series().str.splitn("\t", 3).struct.unnest()
-    )
-    table = table.rename({"field_0": "name", "field_1": "label"}).select("name", "label")
+    lines = _read_columns(text, path, "\0", ("line",)).to_series()
+    table = lines.str.splitn("\t", 3).struct.unnest().select(name="field_0", label="field_1")
     wrong = table.select((pl.col("name").str.strip_chars() == "") | pl.col("label").is_null()).to_series()
-    if len(row := wrong.fill_null(True).arg_true()):
-        line = text.split(b"\n")[row[0]].decode()
+    if len(rows := wrong.fill_null(True).arg_true()):
+        found = shorten(lines[rows[0]] or "")
         raise DataError(
-            f"{path}, line {row[0] + 1}: expected a name, a TAB and its label, found {shorten(line)!r}; "
-            "correct or remove the line"
+            f"{path}, line {rows[0] + 1}: expected a name, a TAB and its label, found {found!r}; correct it"
         )
     table = table.filter(pl.col("label").str.strip_chars() != "")
     once = table.unique(subset="name", keep="first", maintain_order=True)
     if doubled := len(table) - len(once):
-        warnings.append(
-            f"{path.name}: {doubled:,} lines give another label to a name that has one; the first is used"
-        )
+        warnings.append(f"{path.name}: {doubled:,} lines give a second label to a name; the first is used")
     return pl.DataFrame({"name": names}).join(once, on="name", how="left", maintain_order="left")["label"]

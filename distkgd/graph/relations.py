@@ -35,7 +35,7 @@ def relation_categories(train: torch.Tensor, num_relations: int) -> list[str]:
 
 
 def _distinct(pairs: torch.Tensor, num_relations: int) -> torch.Tensor:
-    """[num_relations] distinct entities per relation, at least 1 so that a relation without triples divides to 0.
+    """[num_relations] distinct entities per relation; at least 1, so that none divides to 0.
 
     pairs: [n, 2] rows of (relation, entity).
     """

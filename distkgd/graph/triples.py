@@ -35,14 +35,12 @@ class Vocabulary:
         self._names = names.cast(pl.String).rename("name")
         if self._names.null_count() or self._names.n_unique() < len(self._names):
             twice = self._names.filter(self._names.is_duplicated() | self._names.is_null())[0]
-            raise DataError(
-                f"a vocabulary needs names, each of them once; {twice!r} is there more than once or empty"
-            )
+            raise DataError(f"a vocabulary needs names, each of them once; {twice!r} is doubled or empty")
         if self._names.str.contains(r"[\t\n]").any():
             broken = self._names.filter(self._names.str.contains(r"[\t\n]"))[0]
             raise DataError(f"the name {broken!r} holds a tab or a line break; names are stored one per line")
         self._labels = _label_column(labels, len(self._names))
-        # Readers sort their names, so the usual look-up is a binary search; ids that a user ordered still work.
+        # Readers sort their names, so the usual look-up is a binary search; any other order works too.
         self._is_sorted = bool(self._names.is_sorted())
 
     def __len__(self) -> int:
@@ -76,7 +74,7 @@ class Vocabulary:
     def id(self, text: str) -> int:
         """The row of a name, else of a label that only one row has.
 
-        Raises DataError for a label shared by several names (lists them) and for unknown text (nearest spellings).
+        Raises DataError for a label shared by several names (lists them), and for unknown text (its nearest).
         """
         row = self._row_of_name(text)
         if row is not None:
@@ -119,10 +117,9 @@ class Vocabulary:
         path = Path(path)
         if path.is_file() and path.stat().st_size == 0:
             return cls(pl.Series("name", [], dtype=pl.String))
+        schema = {"id": pl.Int64, "name": pl.String}
         try:
-            rows = pl.read_csv(
-                path, has_header=False, separator="\t", quote_char=None, schema={"id": pl.Int64, "name": pl.String},
-            )  # fmt: skip
+            rows = pl.read_csv(path, has_header=False, separator="\t", quote_char=None, schema=schema)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(
                 f"{path}: not a vocabulary of `id<TAB>name` lines: {_first_line(error)}"
@@ -176,7 +173,7 @@ class Graph:
 
 
 def sorted_unique(columns: list[pl.Series]) -> pl.Series:
-    """The distinct strings of several columns in code-point order: the same ids on every machine, in any file order."""
+    """The distinct strings of columns in code-point order: the same ids everywhere, for any order of lines."""
     return pl.concat([column.rename("name").unique() for column in columns]).unique().sort()
 
 
@@ -190,9 +187,10 @@ def assemble(
 ) -> Graph:
     """Turn words into ids, drop doubled triples, and count what is odd.
 
-    splits: train, valid and test, each a frame of the string columns head, relation, tail.
+    splits: train, valid and test, each a frame of the string columns head, relation, tail; none = empty.
     """
-    ids = {split: _encode(splits[split], entities, relations) for split in SPLITS}
+    empty = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
+    ids = {split: _encode(splits.get(split, empty), entities, relations) for split in SPLITS}
     notes = list(warnings)
     for split in SPLITS:
         before = len(ids[split])
@@ -261,7 +259,7 @@ def _label_column(labels: pl.Series | Mapping[int, str] | None, num_names: int) 
 
 
 def nearest_spellings(text: str, known: pl.Series, count: int = 3) -> list[str]:
-    """Up to `count` known strings spelt like `text`: by length, then by shared letter pairs, then by difflib."""
+    """Up to `count` known strings spelt like `text`: by length, by shared letter pairs, then by difflib."""
     wanted = text[:_SPELLING_LENGTH].lower()
     pairs = sorted({wanted[i : i + 2] for i in range(len(wanted) - 1)}) or [wanted]
     slack = 2 + len(wanted) // 8

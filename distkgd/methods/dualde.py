@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.rows import Field, Partial, SoftmaxMean, Sum, reduce
+from distkgd.distributed.rows import Field, Partial, SoftmaxMean, Sum, present, reduce
 from distkgd.errors import UnsupportedError
 from distkgd.losses import batch_mean, huber, kl_divergence
 from distkgd.methods.base import HardSettings, Method, Update
@@ -175,7 +175,7 @@ class DualDE(Method):
         listed = self.hard.loss == "softmax"
 
         def partials(zs: Tensor, zt: Tensor, *shapes: Tensor) -> dict[str, Partial]:
-            out: dict[str, Partial] = {"count": Sum(torch.ones_like(zs))}
+            out: dict[str, Partial] = {"count": Sum(present(zs.detach()))}
             for tag, first, own_is_student in sides:
                 own, other = (zs, zt) if own_is_student else (zt, zs)
                 distance = self._score_distance(own, cut(other))
@@ -271,7 +271,8 @@ def _meet_cosine(queries: Tensor, rows: Tensor) -> Tensor:
 
 def _meet_ratio(queries: Tensor, rows: Tensor) -> Tensor:
     # exp(sign * (log |anchor| - log |candidate|)), sign = -1 where the candidate is the head.
-    return torch.exp(queries[..., 1:] - queries[..., :1] * _log_norm(rows).unsqueeze(-2))
+    # The product gives autograd a result of its own: fields are written over where a pair does not count.
+    return 1.0 * torch.exp(queries[..., 1:] - queries[..., :1] * _log_norm(rows).unsqueeze(-2))
 
 
 def _same(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distkgd.distributed import checkpoint as module
@@ -208,6 +208,29 @@ def test_files_are_plain_safetensors(tmp_path: Path) -> None:
     read = load_file(path / "rows-000000000001-000000000003.safetensors")
     assert torch.equal(read["entity"], torch.tensor([[2.0, 3.0], [4.0, 5.0]]))
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_tensors_are_aligned_and_independent_of_their_file(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(4, dtype=torch.int64)}
+    file = save(tmp_path, 1, State(tensors=tensors), Alone()) / "replicated.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    start = json.loads(content[8 : 8 + length])["b"]["data_offsets"][0]
+    assert (8 + length + start) % 8 == 0
+    read = load_tensors(file.parent)
+    file.write_bytes(b"\0" * len(content))
+    assert torch.equal(read["b"], tensors["b"])
+
+
+def test_meta_comes_back_as_json_has_it(tmp_path: Path) -> None:
+    meta = {"pair": (1, 2), "best": float("inf"), "by_epoch": {2: 0.1, 10: 1 / 3}}
+    path = save(tmp_path, 1, State(meta=meta), Alone())
+    verify(path)
+    assert read_meta(path)["meta"] == {
+        "pair": [1, 2],
+        "best": float("inf"),
+        "by_epoch": {"2": 0.1, "10": 1 / 3},
+    }
 
 
 def test_the_manifest_says_what_the_checkpoint_holds(tmp_path: Path) -> None:
@@ -407,6 +430,18 @@ def test_reading_a_damaged_file_names_it(tmp_path: Path, spoil: Callable[[Path],
         load_tensors(path)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [torch.zeros(5, 1), torch.zeros(4, 2), torch.zeros(5, 2).double()],
+    ids=["shape", "rows", "dtype"],
+)
+def test_a_file_with_another_table_is_named(tmp_path: Path, other: Tensor) -> None:
+    path = save(tmp_path, 1, small(1.0), Alone())
+    save_file({"entity": other}, path / ROWS)
+    with pytest.raises(CheckpointError, match=f"{ROWS}: tensor 'entity' is"):
+        load_rows(path, "entity", 0, 5)
+
+
 # --- Pruning
 
 
@@ -534,7 +569,8 @@ def test_a_writer_that_fails_anywhere_leaves_a_checkpoint_and_no_lasting_mess(
         assert found is not None
         outcomes.add(value_of(found))
         assert value_of(found) in (before[-1], 50.0)
-        assert list_steps(folder)
+        for path in folder.glob("step_*"):
+            verify(path)  # what is still there is whole, what is being removed is out of sight
         save(folder, 9, small(9.0), Alone(), keep=keep)
         assert value_of(folder / "step_0000000009") == 9.0
         assert not [path.name for path in folder.iterdir() if not path.name.startswith("step_")]
@@ -707,8 +743,28 @@ def rewrite(table: Tensor) -> Callable[[Path], None]:
 def test_a_damaged_model_file_is_named(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     files = write_model(tmp_path / "model", torch.zeros(7, 3), [0, 3, 7])
     spoil(tmp_path / "model" / files[1])
-    with pytest.raises(ModelError, match=files[1]):
-        read_table(tmp_path / "model", files, "entity", 0, 7)
+    for hi in (7, 2):  # even when the rows lie in the other file
+        with pytest.raises(ModelError, match=files[1]):
+            read_table(tmp_path / "model", files, "entity", 0, hi)
+
+
+def test_the_files_are_in_the_order_of_rows_even_if_the_ranks_are_not(tmp_path: Path) -> None:
+    table = torch.arange(5.0)
+
+    def run(peers: Any) -> list[str]:
+        lo, hi = [(3, 5), (0, 3)][peers.rank]
+        return write_table(tmp_path, "t", Rows(table[lo:hi], lo, 5), peers)
+
+    files = on_ranks(2, run)[0]
+    assert files == sorted(files)
+    assert torch.equal(read_table(tmp_path, files, "t", 0, 5), table)
+    assert torch.equal(load_file(tmp_path / files[0])["t"], table[:3])
+
+
+def test_a_file_is_never_written_over(tmp_path: Path) -> None:
+    write_table(tmp_path, "t", Rows(torch.ones(2), 0, 2), Alone())
+    with pytest.raises(ModelError, match="exists"):
+        write_table(tmp_path, "t", Rows(torch.zeros(2), 0, 2), Alone())
 
 
 def test_model_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:

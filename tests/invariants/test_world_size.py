@@ -1,0 +1,97 @@
+"""Invariant 1: one rank, two ranks and three ranks train the same model."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from distkgd.config import DISTILL_CONFIGS, OptimizerConfig
+from distkgd.methods import METHODS
+from distkgd.scorers import SCORERS
+from tests.ranks import run_on_ranks
+from tests.toys import train_some
+
+SAMPLED = {"kind": "triple", "num": 7, "sides": "bernoulli", "filtered": True}
+CHUNKED = {"kind": "chunk", "num": 9, "chunk": 4, "sides": "uniform"}
+SHARED = {"kind": "batch", "num": 20}
+EVERY = {"kind": "all"}
+REGIMES = {"triple": SAMPLED, "chunk": CHUNKED, "batch": SHARED, "all": EVERY}
+METHOD_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "scratch": [{}],
+    "bkd": [{"temperature": 2.0}],
+    "dualde": [
+        {"stage_two": {"start": 2, "epochs": 9}},
+        {"stage_two": {"start": 2, "epochs": 9}, "soft": "kl", "stop_opposite": True},
+    ],
+}
+
+
+def student(method: str, options: dict[str, Any], regime: dict[str, Any], **more: Any) -> dict[str, Any]:
+    loss = {"name": "softmax" if regime["kind"] in ("all", "batch") else "self_adversarial"}
+    base = {"scorer": "complex", "dim": 8, "batch_size": 24, "loss": loss, "dropout": 0.1}
+    base |= {"optimizer": {"name": "adagrad", "lr": 0.1, "clip": 3.0}, "regulariser": {"name": "n3", "weight": 0.01}}
+    return base | {"method": method, "distill": options, "negatives": regime} | more
+
+
+def assert_same(one: list[dict[str, Any]], many: list[dict[str, Any]], rows: float, losses: float) -> None:
+    for rank in many:
+        for mine, theirs in zip(rank["losses"], one[0]["losses"], strict=True):
+            assert mine == pytest.approx(theirs, rel=losses, abs=losses)
+        for name, tensor in rank["tensors"].items():
+            torch.testing.assert_close(tensor, one[0]["tensors"][name], rtol=0, atol=rows)
+    for group, table in one[0]["tables"].items():
+        torch.testing.assert_close(torch.cat([r["tables"][group] for r in many]), table, rtol=0, atol=rows)
+
+
+CASES = [(m, o, r) for m, variants in METHOD_OPTIONS.items() for o in variants for r in REGIMES]
+
+
+@pytest.mark.parametrize(("method", "options", "regime"), CASES, ids=[f"{m}-{o.get('soft', '')}-{r}" for m, o, r in CASES])
+def test_any_number_of_ranks_trains_the_same_rows_in_float64(method: str, options: dict[str, Any], regime: str) -> None:
+    config = {"dtype": "float64", "student": student(method, options, REGIMES[regime])}
+    one = run_on_ranks(1, train_some, config=config, steps=20)
+    for world in (2, 3):
+        assert_same(one, run_on_ranks(world, train_some, config=config, steps=20), rows=1e-9, losses=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("regime", ["triple", "all"])
+def test_any_number_of_ranks_has_the_same_losses_in_float32(method: str, regime: str) -> None:
+    config = {"student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime])}
+    one = run_on_ranks(1, train_some, config=config, steps=20)
+    for world in (2, 3):
+        assert_same(one, run_on_ranks(world, train_some, config=config, steps=20), rows=1e-3, losses=1e-4)
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_every_scorer_trains_the_same_on_three_ranks(scorer: str) -> None:
+    config = {"dtype": "float64", "student": student("scratch", {}, SHARED, scorer=scorer, reciprocal=False)}
+    one = run_on_ranks(1, train_some, config=config, steps=6)
+    assert_same(one, run_on_ranks(3, train_some, config=config, steps=6), rows=1e-9, losses=1e-9)
+
+
+@pytest.mark.parametrize("name", OptimizerConfig.model_fields["name"].annotation.__args__)
+def test_every_optimiser_trains_the_same_on_two_ranks(name: str) -> None:
+    more = {"optimizer": {"name": name, "lr": 0.05, "relation_lr": 0.02}}
+    config = {"dtype": "float64", "student": student("scratch", {}, SAMPLED, **more)}
+    one = run_on_ranks(1, train_some, config=config, steps=10)
+    assert_same(one, run_on_ranks(2, train_some, config=config, steps=10), rows=1e-8, losses=1e-8)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_batch_in_four_parts_trains_like_the_whole_batch(regime: str) -> None:
+    whole = {"dtype": "float64", "student": student("bkd", {}, REGIMES[regime], batch_size=48)}
+    parts = {"dtype": "float64", "student": student("bkd", {}, REGIMES[regime], batch_size=48, accumulate=4)}
+    for world in (1, 2):
+        one = run_on_ranks(world, train_some, config=whole, steps=10)
+        cut = run_on_ranks(world, train_some, config=parts, steps=10)
+        assert_same([merged(one)], cut, rows=1e-9, losses=1e-9)
+
+
+def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    tables = {g: torch.cat([r["tables"][g] for r in ranks]) for g in ranks[0]["tables"]}
+    return ranks[0] | {"tables": tables}
+
+
+def test_every_method_is_in_this_test() -> None:
+    assert METHOD_OPTIONS.keys() == METHODS.keys() == DISTILL_CONFIGS.keys()

@@ -1,0 +1,74 @@
+"""Small graphs and stages that tests of several modules train on; importable by rank processes."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from distkgd.config import RunConfig, parse_config
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
+from distkgd.graph import Graph, Vocabulary
+from distkgd.graph.filters import KnownAnswers
+from distkgd.model import Model, new_model
+from distkgd.plan import Run, Stage, build_job
+from distkgd.scorers import build_scorer
+from distkgd.tracking import open_tracking
+from distkgd.train import Job, Progress, train_step
+
+
+def toy_graph(entities: int = 41, relations: int = 5, triples: int = 400, seed: int = 0) -> Graph:
+    """A random graph without repeated triples; 1/8 of it is valid, 1/8 test."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor([entities, relations, entities])
+    rows = torch.unique((torch.rand(triples, 3, generator=generator) * sizes).long(), dim=0)
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    cut = len(rows) // 8
+    names = [Vocabulary(pl.Series([f"{k}{i:03d}" for i in range(n)])) for k, n in (("e", entities), ("r", relations))]
+    return Graph("toy", rows[2 * cut :], rows[:cut], rows[cut : 2 * cut], *names, f"{seed:064d}", ())
+
+
+def toy_run(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | None = None) -> Run:
+    """A Run on a toy graph, untracked and silent."""
+    parsed: RunConfig = parse_config({"mlflow": {"enabled": False}, **config}, "test")
+    graph = graph or toy_graph()
+    everything = torch.cat([graph.train, graph.valid, graph.test])
+    tracking = open_tracking(run_folder=folder, name="toy", uri=None, enabled=False, active=False)
+    answers = (KnownAnswers(t, graph.num_entities) for t in (graph.train, everything))
+    return Run(parsed, graph, ranks, folder, tracking, Display(False), *answers)
+
+
+def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
+    """A model that was not trained, but whose scores are spread like a trained one's."""
+    made = build_scorer(scorer, dim)
+    graph = run.graph
+    model = new_model(
+        made, graph.num_entities, graph.num_relations, run.ranks, reciprocal=True, seed=77, init_scale=0.7, dtype=run.dtype
+    )
+    model.relation.mul_(5.0)
+    return model
+
+
+def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | None = None) -> Job:
+    """A job for the student of `config`; method other than scratch gets `toy_teacher`."""
+    taught = config["student"].get("method", "scratch") != "scratch"
+    run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
+    teacher = toy_teacher(run) if taught else None
+    stage = Stage("student", run.config.student, ("toy",) if taught else ())
+    return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=[teacher] if teacher else [])[0]
+
+
+def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "/nonexistent") -> dict[str, Any]:
+    """Losses of `steps` steps, then this rank's rows and the replicated tensors of every group."""
+    job = toy_job(config, ranks, Path(folder))
+    progress = Progress()
+    losses = []
+    for step in range(steps):
+        progress.step = step
+        if job.method.advance(step // 5, 2, False):
+            progress.stale = 0
+        losses.append(train_step(job, progress, 0)[0])
+    tables = {g: o.table.weight.clone() for g, o in job.optimizers.items() if o.table is not None}
+    tensors = {f"{g}.{k}": t.detach().clone() for g, o in job.optimizers.items() for k, t in o.tensors.items()}
+    return {"losses": losses, "tables": tables, "tensors": tensors}
