@@ -1,4 +1,4 @@
-"""The run's configuration: a frozen typed tree. Defaults, then a YAML file, then `a.b=c` overrides; unknown keys refused.
+"""The run's configuration: a frozen typed tree. Defaults, then a YAML file, then `a.b=c` overrides; no unknown keys.
 
     data: wn18rr                      # a public set, pystdlib, or a folder
     teacher: {scorer: complex, dim: 256, epochs: 40}       # or a path to a finished model, or absent
@@ -9,12 +9,12 @@
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from distkgd.errors import ConfigError
 
@@ -204,7 +204,10 @@ class StageConfig(Frozen):
         kind = DISTILL_CONFIGS[self.method]
         given = self.distill.model_dump() if isinstance(self.distill, Frozen) else (self.distill or {})
         # The node's own type depends on `method`, so it is parsed here; frozen models need the back door.
-        object.__setattr__(self, "distill", kind.model_validate(given))
+        try:
+            object.__setattr__(self, "distill", kind.model_validate(given))
+        except ValidationError as error:
+            raise ValueError(_explain(error, kind, f"distill (method {self.method})")) from None
         unit = self.accumulate * (self.negatives.chunk if self.negatives.kind == "chunk" else 1)
         if self.batch_size % unit:
             raise ValueError(
@@ -217,6 +220,19 @@ class StageConfig(Frozen):
         if self.regulariser.name == "none" and self.regulariser.weight:
             raise ValueError("regulariser.weight is set but regulariser.name is none; name n2, n3 or dura")
         return self
+
+
+def _stage_or(tag: str) -> Callable[[Any], str]:
+    # Which branch of a union a value means, so that errors speak of that branch alone.
+    return lambda value: "stage" if isinstance(value, Mapping | StageConfig) else tag
+
+
+StageOrPath = Annotated[
+    Annotated[StageConfig, Tag("stage")] | Annotated[str, Tag("path")], Discriminator(_stage_or("path"))
+]
+StageOrFlag = Annotated[
+    Annotated[StageConfig, Tag("stage")] | Annotated[bool, Tag("flag")], Discriminator(_stage_or("flag"))
+]
 
 
 class MlflowConfig(Frozen):
@@ -240,9 +256,9 @@ class RunConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     threads: Annotated[int, Field(ge=0)] = 0
-    teacher: StageConfig | str | None = None
+    teacher: StageOrPath | None = None
     student: StageConfig = StageConfig()
-    baseline: bool | StageConfig = False
+    baseline: StageOrFlag = False
     ties: Literal["realistic", "optimistic", "pessimistic"] = "realistic"
     filter: Literal["filtered", "raw"] = "filtered"
     keep: Positive = 1
@@ -278,17 +294,17 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
     """A plain mapping as a RunConfig; `where` names its origin in error messages."""
-    tree = copy.deepcopy(dict(tree))
-    if isinstance(tree.get("baseline"), Mapping):
-        student = tree.get("student") or {}
+    plain = copy.deepcopy(dict(tree))
+    if isinstance(plain.get("baseline"), Mapping):
+        student = plain.get("student") or {}
         if not isinstance(student, Mapping):
             raise ConfigError(f"{where}: student must be a mapping, not {student!r}.")
         alone = {k: v for k, v in student.items() if k not in ("method", "distill")}
-        tree["baseline"] = merge(alone, tree["baseline"])
+        plain["baseline"] = merge(alone, plain["baseline"])
     try:
-        return RunConfig.model_validate(tree)
+        return RunConfig.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from None
+        raise ConfigError(f"{where}: {_explain(error, RunConfig)}.") from None
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
@@ -335,43 +351,42 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node = tree
     for step in path[:-1]:
         below = node.get(step)
-        if not isinstance(below, dict):
-            below = {}
-        node[step] = below
-        node = below
+        node[step] = below if isinstance(below, dict) else {}
+        node = node[step]
     node[path[-1]] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type[BaseModel], prefix: str = "") -> str:
     lines = []
     for item in error.errors(include_url=False):
-        # Union members ("StageConfig", "bool") are pydantic's, not the user's path.
-        where = ".".join(str(part) for part in item["loc"] if not _is_union_member(part))
+        # Tags of a union are pydantic's, not part of the user's path.
+        path = [str(part) for part in item["loc"] if part not in _TAGS]
+        where = ".".join([prefix, *path] if prefix else path)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = f"no such option (given: {_short(item['input'])}); allowed here: {_siblings(item['loc'])}"
-        elif item["type"] not in ("value_error",):
+            message = f"no such option (given: {_short(item['input'])}); allowed here: {_siblings(path, root)}"
+        elif item["type"] != "value_error":
             message = f"{message} (given: {_short(item['input'])})"
-        line = f"{where}: {message}" if where else message
-        if line not in lines:
-            lines.append(line)
-    return "; ".join(lines) + "."
+        lines.append(f"{where}: {message}" if where else message)
+    return "; ".join(dict.fromkeys(lines))
 
 
-def _is_union_member(part: object) -> bool:
-    return isinstance(part, str) and part.startswith(("StageConfig", "bool", "str", "constrained-int", "literal["))
+_TAGS = ("stage", "path", "flag")
 
 
-def _siblings(loc: Sequence[object]) -> str:
-    node: type[BaseModel] | None = RunConfig
-    for part in loc[:-1]:
-        if part == "StageConfig":
+def _siblings(path: Sequence[str], root: type[BaseModel]) -> str:
+    node = root
+    for part in path[:-1]:
+        if part in ("teacher", "baseline"):
             node = StageConfig
             continue
-        field = node.model_fields.get(str(part)) if node else None
-        kind = field.annotation if field else None
-        node = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-    return ", ".join(node.model_fields) if node else "see distkgd/config.py"
+        kind = node.model_fields[part].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            node = kind
+        else:
+            # An optional node, e.g. stage_two: StageTwoConfig | None.
+            node = next(k for k in get_args(kind) if isinstance(k, type) and issubclass(k, BaseModel))
+    return ", ".join(node.model_fields) or "nothing"
 
 
 def _short(value: object) -> str:

@@ -17,8 +17,9 @@ class Bar:
     def update(self, step: int, text: str | None = None) -> None:
         """Move to `step`, optionally with a new short text."""
         if self._progress is not None and self._task is not None:
-            fields = {} if text is None else {"text": text}
-            self._progress.update(self._task, completed=step, **fields)
+            self._progress.update(self._task, completed=step)
+            if text is not None:
+                self._progress.update(self._task, text=text)
 
 
 class Display:

@@ -5,6 +5,7 @@ triples with entities unseen in training kept. `raw` keeps known answers among t
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,13 @@ def protocol(ties: Ties = "realistic", filter_: Filter = "filtered") -> dict[str
 
 @torch.no_grad()
 def ranks_of(
-    model: Model, triples: Tensor, known: KnownAnswers, ranks: Ranks, *, ties: Ties = "realistic", filter_: Filter = "filtered"
+    model: Model,
+    triples: Tensor,
+    known: KnownAnswers,
+    ranks: Ranks,
+    *,
+    ties: Ties = "realistic",
+    filter_: Filter = "filtered",
 ) -> Tensor:
     """[n, 2] float64: rank of the true tail and of the true head of each triple, the same on every rank.
 
@@ -64,7 +71,7 @@ def _ranks_at_once(
     lo, hi = ranks.share(model.entity.total)
     queries = both_sides(triples)
     excluded = excluded_from_shared(queries, None, lo, hi, known if filter_ == "filtered" else None)
-    counts = [2 * (stop - start) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    counts = [2 * (stop - start) for start, stop in pairwise(bounds)]
     layout = Layout(ranks, counts=counts, num_candidates=hi - lo, excluded=excluded, block_numbers=SCORES_AT_ONCE)
     mine = both_sides(triples[bounds[ranks.rank] : bounds[ranks.rank + 1]])
     n = len(mine.anchor)

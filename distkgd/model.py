@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,9 @@ class Model:
         if self.reciprocal:
             return self.scorer.score(anchor, relation, answer)
         asks_head = (queries.side == 1).unsqueeze(1)
-        return self.scorer.score(torch.where(asks_head, answer, anchor), relation, torch.where(asks_head, anchor, answer))
+        return self.scorer.score(
+            torch.where(asks_head, answer, anchor), relation, torch.where(asks_head, anchor, answer)
+        )
 
     def relation_ids(self, queries: Queries) -> Tensor:
         """[Q] int64: row of each query's relation."""
@@ -164,7 +167,7 @@ class SceneBuilder:
         shared = self.kind in ("all", "batch")
         candidates = negatives = None
         if shared:
-            counts = [(stop - start) * part.sides for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+            counts = [(stop - start) * part.sides for start, stop in pairwise(cuts)]
             candidates, layout = self._shared(part, counts, known)
         else:
             negatives = self._grouped(mine)
@@ -178,9 +181,7 @@ class SceneBuilder:
         share = 1.0 / self.known.counts(mine.queries) if self.label_shares else None
         return Scene(mine, route, layout, negatives, share, self.sampler.seed)
 
-    def _shared(
-        self, part: Batch, counts: list[int], known: KnownAnswers | None
-    ) -> tuple[Tensor | None, Layout]:
+    def _shared(self, part: Batch, counts: list[int], known: KnownAnswers | None) -> tuple[Tensor | None, Layout]:
         # This rank's local candidate rows (None: all of them) and the layout of all ranks' queries against them.
         lo, hi = self.ranks.share(self.sampler.num_entities)
         candidates = local = None

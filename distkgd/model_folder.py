@@ -1,11 +1,11 @@
 """A finished model on disk: safetensors shards, names in row order, and every constant of the formula.
 
-    model/
-      config.json         scorer and its constants, sizes, reciprocal, the table files in order, where it came from
-      entities.tsv        id, name in row order; entity_labels.tsv where the graph has human names
-      relations.tsv       id, name; relation_labels.tsv likewise
-      entity-*.safetensors    concatenate to `entity` [num_entities, dim]
-      relation-*.safetensors  concatenate to `relation` [num_relations or twice that, relation_size]
+model/
+  config.json         scorer and its constants, sizes, reciprocal, the table files in order, where it came from
+  entities.tsv        id, name in row order; entity_labels.tsv where the graph has human names
+  relations.tsv       id, name; relation_labels.tsv likewise
+  entity-*.safetensors    concatenate to `entity` [num_entities, dim]
+  relation-*.safetensors  concatenate to `relation` [num_relations or twice that, relation_size]
 """
 
 import json
@@ -39,7 +39,7 @@ class LoadedModel:
 
 
 def save_model(folder: Path, model: Model, graph: Graph, about: Mapping[str, Any]) -> None:
-    """Write `model` of `graph`'s entities; `about` goes into config.json. All ranks call it; nobody gathers the table."""
+    """Write `model` of `graph`'s entities; `about` goes into config.json. All ranks call it."""
     ranks = model.entity.ranks
     table = model.entity
     with atomic_folder(folder, ranks) as part:

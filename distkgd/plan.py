@@ -1,10 +1,10 @@
 """A plan is data: stages, and who teaches whom. `run_plan` runs one in order inside this process group.
 
-    runs/NAME/
-      plan.yaml                      the resolved config and its stages
-      stages/STAGE/checkpoint/       resumable state; model/ the finished model; metrics.jsonl; result.json
-      report.json  report.md         what came out
-      mlflow.json                    run ids, so that a resumed run continues its curves
+runs/NAME/
+  plan.yaml                      the resolved config and its stages
+  stages/STAGE/checkpoint/       resumable state; model/ the finished model; metrics.jsonl; result.json
+  report.json  report.md         what came out
+  mlflow.json                    run ids, so that a resumed run continues its curves
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import yaml
 from distkgd.config import NoDistillConfig, RunConfig, StageConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
+from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import breakdown, metrics, protocol, ranks_of
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
@@ -33,7 +33,7 @@ from distkgd.model import Model, SceneBuilder, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
 from distkgd.report import write_report
 from distkgd.scorers import build_scorer
-from distkgd.tracking import StageTracking, Tracking, open_tracking
+from distkgd.tracking import StageTracking, Status, Tracking, open_tracking
 from distkgd.train import Job, Progress, train_stage
 
 
@@ -94,7 +94,9 @@ class Run:
         return metrics(rank), rank
 
 
-def run_plan(config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, resume: bool, display: Display) -> dict[str, Any]:
+def run_plan(
+    config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, resume: bool, display: Display
+) -> dict[str, Any]:
     """Train every unfinished stage, write the report, and return it.
 
     Raises ConfigError when `folder` already holds a run and resume is off.
@@ -119,7 +121,7 @@ def run_plan(config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, res
     tags = {"git_sha": git_sha(), "world": str(ranks.world), "device": str(ranks.device)}
     tags |= {f"protocol.{key}": str(value) for key, value in protocol(config.ties, config.filter).items()}
     tracking.start(resolved(config), tags, graph.summary())
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
         results = [run_stage(run, stage) for stage in stages]
         report = make_report(run, results)
@@ -127,7 +129,7 @@ def run_plan(config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, res
             write_report(folder, report)
         ranks.barrier()
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         status = "KILLED"
         raise
     finally:
@@ -148,7 +150,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         run.display.line(f"{stage.name}: finished before, valid MRR {row['valid']['mrr']:.4f}")
         return row
     tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
         teachers = [load_teacher(run, name) for name in stage.teachers]
         job, student = build_job(run, stage, digest, tracking, teachers)
@@ -170,14 +172,14 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     return row
 
 
-def build_job(
-    run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]
-) -> tuple[Job, Model]:
+def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> tuple[Job, Model]:
     """Everything `train_stage` needs, from config; the model is the student."""
     config, graph, ranks = stage.config, run.graph, run.ranks
     scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
     if config.bf16 and scorer.candidate_form != "dot":
-        raise ConfigError(f"{stage.name}.bf16 works for bilinear scorers; {scorer.name} would lose its distances to rounding.")
+        raise ConfigError(
+            f"{stage.name}.bf16 works for bilinear scorers; {scorer.name} would lose its distances to rounding."
+        )
     student = new_model(
         scorer,
         graph.num_entities,
@@ -289,9 +291,7 @@ def prepare_folder(
     plan = {
         "config": resolved(config),
         "data_sha256": graph.sha256,
-        "stages": [
-            {"name": s.name, "teachers": list(s.teachers), **s.config.model_dump(mode="json")} for s in stages
-        ],
+        "stages": [{"name": s.name, "teachers": list(s.teachers), **s.config.model_dump(mode="json")} for s in stages],
     }
     if ranks.first and not exists:
         folder.mkdir(parents=True, exist_ok=True)

@@ -222,9 +222,7 @@ class _Store:
         wanted, logged = _flatten(params), run.data.params
         changed = {key: [logged[key], text] for key, text in wanted.items() if logged.get(key, text) != text}
         tags = dict(tags) | ({"resumed_params_changed": json.dumps(changed)} if changed else {})
-        self._describe(
-            run.info.run_id, {key: wanted[key] for key in wanted if key not in logged}, tags, dataset
-        )
+        self._describe(run.info.run_id, {key: wanted[key] for key in wanted if key not in logged}, tags, dataset)
         # The last point of each curve, which the public `get_metric_history` gives only with all the others.
         # With other params the earlier points are not those of this training: all is logged beside them.
         last = {} if changed else {metric.key: metric.step for metric in run.data._metric_objs}
@@ -263,9 +261,7 @@ class _Store:
 
     def set_tags(self, run_id: str, tags: Tags) -> None:
         entities = import_module("mlflow.entities")
-        items = [
-            entities.RunTag(_safe_name(key), _cut(_redact(str(text)), MAX_TAG)) for key, text in tags.items()
-        ]
+        items = [entities.RunTag(_safe_name(key), _cut(_redact(str(text)), MAX_TAG)) for key, text in tags.items()]
         self.client.log_batch(run_id, tags=items, synchronous=True)
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:

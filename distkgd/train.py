@@ -112,8 +112,9 @@ def train_stage(job: Job) -> Progress:
                 progress.seconds = time.monotonic() - begun
                 write(job, progress)
                 log.close()
-                number = stop.signal_number or signal.SIGTERM
-                raise Stopped(number, f"in stage {job.name} after step {progress.step}")
+                raise Stopped(
+                    stop.signal_number or int(signal.SIGTERM), f"in stage {job.name} after step {progress.step}"
+                )
     if not finished_before:
         progress.done = True
         progress.seconds = time.monotonic() - begun
@@ -385,7 +386,7 @@ def listen_for_stop() -> Iterator[StopRequest]:
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             before[number] = signal.signal(number, note)
     except ValueError:
         # Not the main thread (a Ray actor): its owner decides when to stop.

@@ -1,7 +1,7 @@
 """Run a plan: teacher, student and the direct baseline, in this process or in the ranks torchrun started.
 
-    python launch/distill.py [CONFIG.yaml] [key=value …] [--data NAME_OR_FOLDER] [--out DIR] [--resume]
-    torchrun --standalone --nproc-per-node 2 launch/distill.py configs/wn18rr/dualde_complex.yaml student.dim=32
+python launch/distill.py [CONFIG.yaml] [key=value …] [--data NAME_OR_FOLDER] [--out DIR] [--resume]
+torchrun --standalone --nproc-per-node 2 launch/distill.py configs/wn18rr/dualde_complex.yaml student.dim=32
 """
 
 import sys

@@ -44,7 +44,14 @@ def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
     made = build_scorer(scorer, dim)
     graph = run.graph
     model = new_model(
-        made, graph.num_entities, graph.num_relations, run.ranks, reciprocal=True, seed=77, init_scale=0.7, dtype=run.dtype
+        made,
+        graph.num_entities,
+        graph.num_relations,
+        run.ranks,
+        reciprocal=True,
+        seed=77,
+        init_scale=0.7,
+        dtype=run.dtype,
     )
     model.relation.mul_(5.0)
     return model
@@ -56,7 +63,9 @@ def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
     teacher = toy_teacher(run) if taught else None
     stage = Stage("student", run.config.student, ("toy",) if taught else ())
-    return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=[teacher] if teacher else [])[0]
+    return build_job(
+        run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=[teacher] if teacher else []
+    )[0]
 
 
 def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "/nonexistent") -> dict[str, Any]:

@@ -141,6 +141,8 @@ def clip_factor(optimizers: Sequence[Optimizer], limit: float, ranks: Ranks) -> 
         return 1.0
     total = torch.stack([o.square_norm() for o in optimizers]).sum().reshape(1).to(ranks.device)
     ranks.all_reduce(total)
-    small = sum(float(t.grad.double().square().sum()) for o in optimizers for t in o.tensors.values() if t.grad is not None)
+    small = sum(
+        float(t.grad.double().square().sum()) for o in optimizers for t in o.tensors.values() if t.grad is not None
+    )
     norm = (float(total) + small) ** 0.5
     return min(1.0, limit / norm) if norm > 0 else 1.0

@@ -69,7 +69,7 @@ class Ranks:
         """
         if self.world == 1:
             return rows
-        out: Tensor = _Exchange.apply(rows, self, list(send), list(receive))
+        out: Tensor = _Exchange.apply(rows, self, list(send), list(receive))  # type: ignore[no-untyped-call]
         return out
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
@@ -94,7 +94,8 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         ranks, send, receive = ctx.args
-        return _Exchange.apply(grads[0], ranks, receive, send), None, None, None  # type: ignore[return-value]
+        back: Tensor = _Exchange.apply(grads[0], ranks, receive, send)  # type: ignore[no-untyped-call]
+        return back, None, None, None
 
 
 def pick_device(name: str) -> torch.device:
@@ -121,13 +122,13 @@ def join_ranks(device_name: str = "auto") -> Ranks:
     rank = int(os.environ["RANK"])
     # A store prefix per attempt: after a restart the addresses of the dead attempt must not be found again.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    base = dist.TCPStore(
+    base = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
         timeout=PEER_TIMEOUT,
     )
-    store = dist.PrefixStore(f"attempt_{attempt}", base)
+    store = dist.PrefixStore(f"attempt_{attempt}", base)  # type: ignore[attr-defined]
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PEER_TIMEOUT)
     return Ranks(rank, world, device)

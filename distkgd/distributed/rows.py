@@ -8,6 +8,7 @@ Q x N tensor has to exist. At world 1 everything below is plain tensor arithmeti
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ class Layout:
             return [(0, self.num_candidates)]
         pieces = -(-self.num_candidates // width)
         cuts = [self.num_candidates * i // pieces for i in range(pieces + 1)]
-        return list(zip(cuts[:-1], cuts[1:], strict=True))
+        return list(pairwise(cuts))
 
     def leave_out(self, scores: Tensor, start: int, stop: int) -> None:
         """Write NEVER, in place, over the pairs of candidates start … stop - 1 that do not count."""

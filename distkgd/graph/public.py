@@ -99,7 +99,7 @@ PUBLIC: dict[str, PublicSet] = {
 
 
 def load_public(name: str) -> Graph:
-    """The graph of a name in `PUBLIC`. Raises DataError when it cannot be had or is not what was published."""
+    """The graph of a name in `PUBLIC`. Raises DataError when it cannot be had or is not the published one."""
     data = os.environ.get("DISTKGD_DATA")
     cache = cache_folder() / name
     for folder in ([Path(data) / name] if data else []) + [cache]:

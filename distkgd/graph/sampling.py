@@ -153,7 +153,7 @@ def excluded_from_shared(
 
 def excluded_from_groups(queries: Queries, negatives: Tensor, num_entities: int, known: KnownAnswers | None) -> Tensor:
     """[groups, q, N] bool: negatives ([groups, N]) that are the query's own answer or a known one."""
-    groups, num = negatives.shape
+    groups = len(negatives)
     own = queries.answer.reshape(groups, -1, 1) == negatives.unsqueeze(1)
     if known is None:
         return own

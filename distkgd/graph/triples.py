@@ -130,6 +130,10 @@ class Vocabulary:
             raise DataError(
                 f"{path}, line {row + 1}: the id is {rows['id'][row]}, expected {row}; ids count up from 0"
             )
+        if rows["name"].null_count():
+            raise DataError(
+                f"{path}, line {int(rows['name'].is_null().arg_true()[0]) + 1}: the name is empty"
+            )
         return cls(rows["name"])
 
 
@@ -173,7 +177,7 @@ class Graph:
 
 
 def sorted_unique(columns: list[pl.Series]) -> pl.Series:
-    """The distinct strings of columns in code-point order: the same ids everywhere, for any order of lines."""
+    """The distinct strings of columns in code-point order: the same ids everywhere, for any line order."""
     return pl.concat([column.rename("name").unique() for column in columns]).unique().sort()
 
 
@@ -267,10 +271,13 @@ def nearest_spellings(text: str, known: pl.Series, count: int = 3) -> list[str]:
     frame = pl.DataFrame({"known": known, "word": known}).filter(
         word.str.len_bytes().is_between(len(wanted.encode()) - 2 * slack, len(wanted.encode()) + 2 * slack)
     )
-    if len(frame) > _SPELLING_SCANNED:
-        # Most slips keep one end of the word intact.
-        ends = frame.filter(word.str.starts_with(text[:3]) | word.str.ends_with(text[-3:]))
-        frame = ends.head(_SPELLING_SCANNED)
+    intact = 3
+    while len(frame) > _SPELLING_SCANNED and intact < len(text):
+        # Most slips keep one end of the word, so of too many words those that share a longer end are nearer.
+        ends = frame.filter(word.str.starts_with(text[:intact]) | word.str.ends_with(text[-intact:]))
+        frame = ends if len(ends) else frame.head(_SPELLING_SCANNED)
+        intact *= 2
+    frame = frame.head(_SPELLING_SCANNED)
     shared = pl.sum_horizontal([word.str.contains(pair, literal=True).cast(pl.UInt32) for pair in pairs])
     frame = frame.with_columns(word.str.to_lowercase()).with_columns(shared.alias("shared"))
     frame = frame.sort("shared", descending=True, maintain_order=True).head(_SPELLING_COMPARED)

@@ -79,7 +79,7 @@ class Method(ABC):
         """What `restore` needs after a restart, beside models and evaluators."""
         return {}
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def restore(self, state: Mapping[str, int]) -> None:  # noqa: B027 - most methods have nothing to restore
         """Take up where `state` was saved."""
 
     def view(self, model: Model, scene: Scene, *, grad: bool) -> View:

@@ -19,7 +19,14 @@ class Bkd(Method):
     name = "bkd"
 
     def __init__(
-        self, student: Model, hard: HardSettings, teacher: Model, *, weight: float, hard_weight: float, temperature: float
+        self,
+        student: Model,
+        hard: HardSettings,
+        teacher: Model,
+        *,
+        weight: float,
+        hard_weight: float,
+        temperature: float,
     ) -> None:
         super().__init__(student, hard)
         self.teacher = teacher

@@ -1,4 +1,4 @@
-"""DualDE (Zhu et al., "DualDE: Dually Distilling Knowledge Graph Embedding for Faster and Cheaper Reasoning", WSDM 2022).
+"""DualDE (Zhu et al., "DualDE: Dually Distilling Knowledge Graph Embedding for Faster and Cheaper Reasoning", 2022).
 
 Differs from the paper:
 - Eq. 2, 11 and 15 lack the sign and print 1 - log sigma where log(1 - sigma) is meant; the sigma is logistic. Ours:
@@ -63,7 +63,9 @@ class DualDE(Method):
     ) -> None:
         super().__init__(student, hard)
         if hard.loss == "margin":
-            raise UnsupportedError("dualde weighs binary or softmax losses; loss margin has no positive and negative part.")
+            raise UnsupportedError(
+                "dualde weighs binary or softmax losses; loss margin has no positive and negative part."
+            )
         self.teacher = teacher
         self.evaluation = evaluation
         self.structure = structure

@@ -88,7 +88,7 @@ def pair_sums(term: Term, q: Parts, c: Parts) -> Tensor:
 
     Leading dimensions broadcast. Half precision is summed in float32 and rounded once, at the end.
     """
-    lead = torch.broadcast_shapes(q[0].shape[:-2], c[0].shape[:-2])  # type: ignore[no-untyped-call]
+    lead = torch.broadcast_shapes(q[0].shape[:-2], c[0].shape[:-2])
     num_queries, num_candidates = q[0].shape[-2], c[0].shape[-2]
     if c[0].shape[:-2].numel() == 1:
         # All queries meet the same candidates: one long list of queries instead of a batch of short ones.

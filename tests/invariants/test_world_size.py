@@ -46,7 +46,9 @@ def assert_same(one: list[dict[str, Any]], many: list[dict[str, Any]], rows: flo
 CASES = [(m, o, r) for m, variants in METHOD_OPTIONS.items() for o in variants for r in REGIMES]
 
 
-@pytest.mark.parametrize(("method", "options", "regime"), CASES, ids=[f"{m}-{o.get('soft', '')}-{r}" for m, o, r in CASES])
+@pytest.mark.parametrize(
+    ("method", "options", "regime"), CASES, ids=[f"{m}-{o.get('soft', '')}-{r}" for m, o, r in CASES]
+)
 def test_any_number_of_ranks_trains_the_same_rows_in_float64(method: str, options: dict[str, Any], regime: str) -> None:
     config = {"dtype": "float64", "student": student(method, options, REGIMES[regime])}
     one = run_on_ranks(1, train_some, config=config, steps=20)
