@@ -76,9 +76,7 @@ SHA256: dict[str, dict[str, str]] = {
 _CONVE = "https://github.com/TimDettmers/ConvE/raw/master/"
 _CODEX = "https://raw.githubusercontent.com/tsafavi/codex/master/data/triples/"
 PUBLIC: dict[str, PublicSet] = {
-    "wn18rr": PublicSet(
-        _CONVE + "WN18RR.tar.gz", "1eb9152f804c140d163462c0d49f65e5a0b30ab5fbb375c5e3353c11a6249060"
-    ),
+    "wn18rr": PublicSet(_CONVE + "WN18RR.tar.gz", "1eb9152f804c140d163462c0d49f65e5a0b30ab5fbb375c5e3353c11a6249060"),
     "fb15k-237": PublicSet(
         _CONVE + "FB15k-237.tar.gz", "311df7930f842a02979eaa7a802484a6afe62303c07f915f1e6edbc30cbe05e8"
     ),
@@ -86,15 +84,9 @@ PUBLIC: dict[str, PublicSet] = {
     "codex-s": PublicSet(_CODEX + "codex-s/{split}.txt"),
     "codex-m": PublicSet(_CODEX + "codex-m/{split}.txt"),
     "codex-l": PublicSet(_CODEX + "codex-l/{split}.txt"),
-    "umls": PublicSet(
-        _CONVE + "umls.tar.gz", "26223aa91f0ec8db2324e0f489b9a4425e04d1d0df72ce5cfd62af4b91aee6fd"
-    ),
-    "kinship": PublicSet(
-        _CONVE + "kinship.tar.gz", "a3cb9ca67213eb38133aebc12901195e283d844ebd59f1a6cbf2d4fa12ced4e6"
-    ),
-    "nations": PublicSet(
-        _CONVE + "nations.tar.gz", "feb3e3e027103089934ea7dfb67d2048d8a43e65d6757a86f2e037acb66f640b"
-    ),
+    "umls": PublicSet(_CONVE + "umls.tar.gz", "26223aa91f0ec8db2324e0f489b9a4425e04d1d0df72ce5cfd62af4b91aee6fd"),
+    "kinship": PublicSet(_CONVE + "kinship.tar.gz", "a3cb9ca67213eb38133aebc12901195e283d844ebd59f1a6cbf2d4fa12ced4e6"),
+    "nations": PublicSet(_CONVE + "nations.tar.gz", "feb3e3e027103089934ea7dfb67d2048d8a43e65d6757a86f2e037acb66f640b"),
 }
 
 
@@ -109,9 +101,7 @@ def load_public(name: str) -> Graph:
         cache.parent.mkdir(parents=True, exist_ok=True)
         unpacked = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache.parent))
     except OSError as error:
-        raise DataError(
-            f"{cache}: no place for a download ({error}); set XDG_CACHE_HOME or DISTKGD_DATA"
-        ) from error
+        raise DataError(f"{cache}: no place for a download ({error}); set XDG_CACHE_HOME or DISTKGD_DATA") from error
     try:
         _download(PUBLIC[name], unpacked)
         graph = _read(unpacked, name)
@@ -119,9 +109,7 @@ def load_public(name: str) -> Graph:
     except DataError as error:
         reason = str(error).replace(str(unpacked), PUBLIC[name].address)
         by_hand = f"put its files into {Path(data or '$DISTKGD_DATA') / name}"
-        raise DataError(
-            f"{name} was not downloaded, nothing was kept: {reason}; try again, or {by_hand}"
-        ) from error
+        raise DataError(f"{name} was not downloaded, nothing was kept: {reason}; try again, or {by_hand}") from error
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     return graph
@@ -142,18 +130,14 @@ def _read(folder: Path, name: str) -> Graph:
     if (expected := PUBLIC[name].train_md5) is not None:
         _check_md5(next(folder.glob("train.*")), expected)
         checked = "only train could be checked, by its md5"
-    warning = (
-        f"no sha256 is published for {name}: {checked}; sha256 of train, valid, test as read: {graph.sha256}"
-    )
+    warning = f"no sha256 is published for {name}: {checked}; sha256 of train, valid, test as read: {graph.sha256}"
     return replace(graph, warnings=(*graph.warnings, warning))
 
 
 def _check_md5(path: Path, expected: str) -> None:
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     # Whether the published sum is of LF or CRLF line ends is not said; either is the same text.
-    found = {
-        hashlib.md5(text, usedforsecurity=False).hexdigest() for text in (data, data.replace(b"\r\n", b"\n"))
-    }
+    found = {hashlib.md5(text, usedforsecurity=False).hexdigest() for text in (data, data.replace(b"\r\n", b"\n"))}
     if expected not in found:
         raise DataError(
             f"{path}: its md5 is {min(found)}, expected {expected}: it is not the published file; remove it"
@@ -171,9 +155,7 @@ def _download(source: PublicSet, folder: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if source.archive_sha256 not in (None, found):
         expected = source.archive_sha256
-        raise DataError(
-            f"{source.address}: its sha256 is {found}, expected {expected}: it is not the published file"
-        )
+        raise DataError(f"{source.address}: its sha256 is {found}, expected {expected}: it is not the published file")
     _unpack(archive, folder, source.address)
     archive.unlink()
 

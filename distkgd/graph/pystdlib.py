@@ -88,9 +88,7 @@ class _Library:
             return f"module:{dotted}" if dotted in sys.stdlib_module_names else None
         name, _, rest = tail.partition(".")
         module = self.modules[owner]
-        origins = (
-            [module.scope[name]] if name in module.scope else [f"{star}.{name}" for star in module.stars]
-        )
+        origins = [module.scope[name]] if name in module.scope else [f"{star}.{name}" for star in module.stars]
         paths = [f"{origin}.{rest}".rstrip(".") for origin in origins if origin != f"{owner}.{name}"]
         found = (self.resolve(path, aliases - 1) for path in paths if aliases)
         return next(filter(None, found), None)
@@ -245,9 +243,7 @@ def _read_import(module: _Module, node: _Import) -> None:
 def _uses(node: ast.AST) -> Iterator[tuple[str, str | None]]:
     """What one syntax node says about the class or function around it: relation and dotted name."""
     match node:
-        case (
-            ast.Call(func=used) | ast.Raise(exc=ast.Call(func=used) | (ast.Name() | ast.Attribute() as used))
-        ):
+        case ast.Call(func=used) | ast.Raise(exc=ast.Call(func=used) | (ast.Name() | ast.Attribute() as used)):
             yield "calls" if isinstance(node, ast.Call) else "raises", _dotted(used)
         case ast.ExceptHandler(type=ast.Tuple(elts=kinds)):
             yield from (("catches", _dotted(kind)) for kind in kinds)

@@ -34,19 +34,16 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class _Split:
-    """One file as columns of strings. lines: [n] line of each row where rows and lines do not run in step."""
+    """One file as columns of strings. Blank lines and line breaks in fields are refused: rows are lines."""
 
     path: Path
     frame: pl.DataFrame
-    lines: np.ndarray | None = None
 
     def where(self, row: int) -> str:
-        return f"{self.path}, line {row + 1 if self.lines is None else self.lines[row]}"
+        return f"{self.path}, line {row + 1}"
 
 
-def read_folder(
-    folder: str | Path, name: str | None = None, checksums: Mapping[str, str] | None = None
-) -> Graph:
+def read_folder(folder: str | Path, name: str | None = None, checksums: Mapping[str, str] | None = None) -> Graph:
     """Read a data set. Ids follow the sorted names; triples keep the order of their file.
 
     name: of the graph; the folder's own name if not given.
@@ -127,12 +124,10 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: the gzip data is cut off or damaged ({error}); copy it again") from error
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(
-            f"{path}: the file cannot be read ({reason}); check the file and its rights"
-        ) from error
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n").removesuffix(b"\r")
-    return data
+        raise DataError(f"{path}: the file cannot be read ({reason}); check the file and its rights") from error
+    while b"\r\n" in data:  # more than once where an editor has turned CRLF into CRCRLF
+        data = data.replace(b"\r\n", b"\n")
+    return data.removesuffix(b"\r")
 
 
 def _check_sum(data: bytes, path: Path, expected: str | None) -> None:
@@ -150,6 +145,8 @@ def _clean_text(data: bytes, path: Path) -> bytes:
     if not text:
         raise DataError(f"{path}: the file is empty; fill it, or remove it if there is nothing to put in")
     bad, what = text.find(0), "NUL"
+    if bad < 0:  # polars would drop it from the end of a field without a word
+        bad, what = text.find(b"\r"), "a carriage return without a line feed"
     for start, end in [] if text.isascii() else _blocks(text):
         try:
             text[start:end].decode("utf-8")
@@ -159,7 +156,9 @@ def _clean_text(data: bytes, path: Path) -> bytes:
     if bad >= 0:
         line, byte = text.count(b"\n", 0, bad) + 1, bad - text.rfind(b"\n", 0, bad)
         is_gzip = text[:2] == b"\x1f\x8b"
-        cure = "it looks like gzip: let its name end in .gz" if is_gzip else "save it as UTF-8"
+        cure = (
+            "it looks like gzip: let its name end in .gz" if is_gzip else "save it as UTF-8 with LF or CRLF line ends"
+        )
         raise DataError(f"{path}, line {line}: byte {byte} of the line is {what}; {cure}")
     return text
 
@@ -228,28 +227,22 @@ def _check_fields(fields: list[str], where: str, separator: str) -> None:
         raise DataError(f"{where}: {found}, expected 3: head, relation and tail with {between} between them")
     for column, field in zip(COLUMNS, fields, strict=True):
         if not field.strip():
-            raise DataError(
-                f"{where}: the {column} is empty in {shorten(line)!r}; fill it or remove the line"
-            )
+            raise DataError(f"{where}: the {column} is empty in {shorten(line)!r}; fill it or remove the line")
 
 
 def _parse_quoted(text: bytes, path: Path) -> _Split:
     """Quoted commas need Python's csv module, which is many times slower than the arrays above."""
-    reader = csv.reader(io.StringIO(text.decode(), newline=""), strict=True)
     rows: list[list[str]] = []
-    lines: list[int] = []
-    line = 1
     try:
-        for fields in reader:
-            _check_fields(fields, f"{path}, line {line}", ",")
+        for fields in csv.reader(io.StringIO(text.decode(), newline=""), strict=True):
+            where = f"{path}, line {len(rows) + 1}"
+            _check_fields(fields, where, ",")
             if any("\t" in field or "\n" in field for field in fields):
-                raise DataError(f"{path}, line {line}: a tab or a line break in a field; remove it")
+                raise DataError(f"{where}: a tab or a line break in a field; remove it")
             rows.append(fields)
-            lines.append(line)
-            line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f'{path}, line {line}: {error}; close the quotes, write " as ""') from error
-    return _Split(path, pl.DataFrame(rows, schema=COLUMNS, orient="row"), np.array(lines))
+        raise DataError(f'{path}, line {len(rows) + 1}: {error}; close the quotes, write " as ""') from error
+    return _Split(path, pl.DataFrame(rows, schema=COLUMNS, orient="row"))
 
 
 def _refuse_blank_fields(splits: Mapping[str, _Split], entities: pl.Series, relations: pl.Series) -> None:

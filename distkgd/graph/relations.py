@@ -19,9 +19,7 @@ def relation_categories(train: torch.Tensor, num_relations: int) -> list[str]:
     if train.ndim != 2 or train.shape[1] != 3:
         raise ValueError(f"train must be [n, 3] rows of (head, relation, tail), got {list(train.shape)}")
     if len(train) and int(train[:, 1].max()) >= num_relations:
-        raise ValueError(
-            f"train holds relation {int(train[:, 1].max())}, but num_relations is {num_relations}"
-        )
+        raise ValueError(f"train holds relation {int(train[:, 1].max())}, but num_relations is {num_relations}")
     triples = torch.unique(train, dim=0)
     num_triples = torch.bincount(triples[:, 1], minlength=num_relations)
     heads_per_tail = num_triples / _distinct(triples[:, [1, 2]], num_relations)

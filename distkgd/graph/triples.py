@@ -36,8 +36,8 @@ class Vocabulary:
         if self._names.null_count() or self._names.n_unique() < len(self._names):
             twice = self._names.filter(self._names.is_duplicated() | self._names.is_null())[0]
             raise DataError(f"a vocabulary needs names, each of them once; {twice!r} is doubled or empty")
-        if self._names.str.contains(r"[\t\n]").any():
-            broken = self._names.filter(self._names.str.contains(r"[\t\n]"))[0]
+        if self._names.str.contains(r"[\t\n\r]").any():
+            broken = self._names.filter(self._names.str.contains(r"[\t\n\r]"))[0]
             raise DataError(f"the name {broken!r} holds a tab or a line break; names are stored one per line")
         self._labels = _label_column(labels, len(self._names))
         # Readers sort their names, so the usual look-up is a binary search; any other order works too.
@@ -100,9 +100,7 @@ class Vocabulary:
 
     def _nearest(self, text: str) -> list[str]:
         known = (
-            self._names
-            if self._labels is None
-            else pl.concat([self._labels.drop_nulls().rename("name"), self._names])
+            self._names if self._labels is None else pl.concat([self._labels.drop_nulls().rename("name"), self._names])
         )
         return nearest_spellings(text, known)
 
@@ -121,19 +119,13 @@ class Vocabulary:
         try:
             rows = pl.read_csv(path, has_header=False, separator="\t", quote_char=None, schema=schema)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise DataError(
-                f"{path}: not a vocabulary of `id<TAB>name` lines: {_first_line(error)}"
-            ) from error
+            raise DataError(f"{path}: not a vocabulary of `id<TAB>name` lines: {_first_line(error)}") from error
         wrong = (rows["id"] != pl.int_range(len(rows), dtype=pl.Int64, eager=True)).fill_null(True).arg_true()
         if len(wrong):
             row = int(wrong[0])
-            raise DataError(
-                f"{path}, line {row + 1}: the id is {rows['id'][row]}, expected {row}; ids count up from 0"
-            )
+            raise DataError(f"{path}, line {row + 1}: the id is {rows['id'][row]}, expected {row}; ids count up from 0")
         if rows["name"].null_count():
-            raise DataError(
-                f"{path}, line {int(rows['name'].is_null().arg_true()[0]) + 1}: the name is empty"
-            )
+            raise DataError(f"{path}, line {int(rows['name'].is_null().arg_true()[0]) + 1}: the name is empty")
         return cls(rows["name"])
 
 
@@ -200,9 +192,7 @@ def assemble(
         before = len(ids[split])
         ids[split] = ids[split].unique(maintain_order=True)
         if dropped := before - len(ids[split]):
-            notes.append(
-                f"{split}: {dropped:,} of {before:,} triples were there twice; the repeats were dropped"
-            )
+            notes.append(f"{split}: {dropped:,} of {before:,} triples were there twice; the repeats were dropped")
     train = ids["train"]
     seen = np.zeros(len(entities), dtype=bool)
     seen[train["head"].to_numpy()] = True
@@ -211,29 +201,21 @@ def assemble(
         rows = ids[split]
         unseen = int((~(seen[rows["head"].to_numpy()] & seen[rows["tail"].to_numpy()])).sum())
         if unseen:
-            notes.append(
-                f"{split}: {unseen:,} of {len(rows):,} triples hold an entity that train lacks; they are kept"
-            )
+            notes.append(f"{split}: {unseen:,} of {len(rows):,} triples hold an entity that train lacks; they are kept")
         if known := len(rows.join(train, on=list(COLUMNS), how="semi")):
             notes.append(f"{split}: {known:,} of {len(rows):,} triples are in train too; they are kept")
     tensors = {split: _tensor(ids[split]) for split in SPLITS}
-    return Graph(
-        name, tensors["train"], tensors["valid"], tensors["test"], entities, relations, sha256, tuple(notes)
-    )
+    return Graph(name, tensors["train"], tensors["valid"], tensors["test"], entities, relations, sha256, tuple(notes))
 
 
 def _encode(frame: pl.DataFrame, entities: Vocabulary, relations: Vocabulary) -> pl.DataFrame:
     """A join beats a cast to Enum by a third at 2 M names, and needs no global table of strings."""
 
     def column(name: str, vocabulary: Vocabulary) -> pl.Series:
-        rows = pl.DataFrame(
-            {name: vocabulary.names, "id": pl.int_range(len(vocabulary), dtype=pl.UInt32, eager=True)}
-        )
+        rows = pl.DataFrame({name: vocabulary.names, "id": pl.int_range(len(vocabulary), dtype=pl.UInt32, eager=True)})
         return frame.select(name).join(rows, on=name, how="left", maintain_order="left")["id"].rename(name)
 
-    encoded = pl.DataFrame(
-        [column("head", entities), column("relation", relations), column("tail", entities)]
-    )
+    encoded = pl.DataFrame([column("head", entities), column("relation", relations), column("tail", entities)])
     assert not any(encoded.null_count().row(0)), "the vocabularies were built from these very frames"
     return encoded
 
@@ -256,9 +238,7 @@ def _label_column(labels: pl.Series | Mapping[int, str] | None, num_names: int) 
     if labels is None or labels.null_count() == len(labels):
         return None
     if len(labels) != num_names:
-        raise DataError(
-            f"{len(labels)} labels for {num_names} names; give one per name, null where there is none"
-        )
+        raise DataError(f"{len(labels)} labels for {num_names} names; give one per name, null where there is none")
     return labels.cast(pl.String).rename("label")
 
 

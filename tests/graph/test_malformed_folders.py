@@ -131,7 +131,7 @@ def field_of_blanks(folder: Folder) -> list[str]:
     split, row = folder.pick()
     column = folder.random.randrange(3)
     fields = folder.lines[split][row].split(b"\t")
-    fields[column] = folder.random.choice([b" ", b"    ", "\u00a0".encode(), "\u2003 ".encode()])
+    fields[column] = folder.random.choice([b" ", "\u00a0".encode(), "\u2003 ".encode()])
     folder.lines[split][row] = b"\t".join(fields)
     name = ("head", "relation", "tail")[column]
     return [f"{folder.file(split)}, line {row + 1}: the {name} is empty in", "fill it or remove the line"]
@@ -175,6 +175,15 @@ def nul_byte(folder: Folder) -> list[str]:
         at += 1
     folder.lines[split][row] = line[:at] + b"\0" + line[at:]
     return [f"{folder.file(split)}, line {row + 1}: byte {at + 1} of the line is NUL"]
+
+
+def carriage_return(folder: Folder) -> list[str]:
+    split, row = folder.pick()
+    fields = folder.lines[split][row].split(b"\t")
+    fields[0] += b"\r"
+    folder.lines[split][row] = b"\t".join(fields)
+    byte = f"byte {len(fields[0])} of the line is a carriage return without a line feed"
+    return [f"{folder.file(split)}, line {row + 1}: {byte}", "LF or CRLF line ends"]
 
 
 def empty_file(folder: Folder) -> list[str]:
@@ -340,11 +349,12 @@ def two_name_files(folder: Folder) -> list[str]:
 
 
 KINDS = [
-    too_few_columns, too_many_columns, blanks_instead_of_tabs, too_long_a_line_is_shortened, empty_field, field_of_blanks,
-    blank_line, not_utf8, latin1, utf16, nul_byte, empty_file, cut_off_gzip, changed_byte_in_gzip, text_called_gz,
-    gzip_called_text, no_train, misspelt_train, nothing_there, two_files_for_a_split, folder_in_place_of_a_file,
-    pipe_in_place_of_a_file, link_to_nowhere, relation_that_train_lacks, commas_with_a_wrong_line, wrong_quotes,
-    tab_among_commas, wrong_names, unreadable_names, two_name_files,
+    too_few_columns, too_many_columns, blanks_instead_of_tabs, too_long_a_line_is_shortened, empty_field,
+    field_of_blanks, blank_line, not_utf8, latin1, utf16, nul_byte, empty_file, cut_off_gzip,
+    changed_byte_in_gzip, text_called_gz, gzip_called_text, carriage_return, no_train, misspelt_train,
+    nothing_there, two_files_for_a_split, folder_in_place_of_a_file, pipe_in_place_of_a_file, link_to_nowhere,
+    relation_that_train_lacks, commas_with_a_wrong_line, wrong_quotes, tab_among_commas, wrong_names,
+    unreadable_names, two_name_files,
 ]  # fmt: skip
 
 

@@ -19,8 +19,7 @@ FILES = {
     "test.txt": b"b\tr\tb\r\n",
 }
 LF_SHA256 = {
-    name.removesuffix(".txt"): hashlib.sha256(data.replace(b"\r", b"")).hexdigest()
-    for name, data in FILES.items()
+    name.removesuffix(".txt"): hashlib.sha256(data.replace(b"\r", b"")).hexdigest() for name, data in FILES.items()
 }
 
 
@@ -118,9 +117,7 @@ def test_single_files_are_downloaded_each(server, monkeypatch, cache):
     assert "codex-s/valid.txt" in left_on_disk(cache)
 
 
-def test_the_data_folder_comes_before_the_cache_and_the_cache_before_the_network(
-    tmp_path, monkeypatch, cache
-):
+def test_the_data_folder_comes_before_the_cache_and_the_cache_before_the_network(tmp_path, monkeypatch, cache):
     monkeypatch.setitem(public.SHA256, "umls", {})
     for place, entity in ((tmp_path / "data", "from_data"), (cache, "from_cache")):
         (place / "umls").mkdir(parents=True)
@@ -151,9 +148,7 @@ def test_an_archive_with_another_checksum_is_refused_and_nothing_kept(server, mo
 def test_a_file_with_another_checksum_is_refused_and_nothing_kept(server, monkeypatch, cache):
     serve_archive(server, monkeypatch)
     monkeypatch.setitem(public.SHA256, "umls", LF_SHA256 | {"test": "1" * 64})
-    with pytest.raises(
-        DataError, match=r"nothing was kept: http://127.*test\.txt: the sha256 .*expected 1111"
-    ) as e:
+    with pytest.raises(DataError, match=r"nothing was kept: http://127.*test\.txt: the sha256 .*expected 1111") as e:
         load_graph("umls")
     assert str(cache) not in str(e.value)  # the temporary folder is gone: its name helps nobody
     assert left_on_disk(cache) == []
@@ -168,9 +163,7 @@ def test_a_changed_file_in_the_data_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(public.SHA256, "umls", LF_SHA256)
     assert load_graph("umls").num_entities == 2
     (folder / "valid.txt").write_bytes(b"b\tr\ta\n")
-    with pytest.raises(
-        DataError, match=r"umls/valid\.txt: the sha256 of its content is .*not the published file"
-    ):
+    with pytest.raises(DataError, match=r"umls/valid\.txt: the sha256 of its content is .*not the published file"):
         load_graph("umls")
     assert load_graph(folder).num_entities == 2  # as a folder of one's own it is fine
 
@@ -201,27 +194,21 @@ def test_a_download_that_breaks_off_is_refused(server, monkeypatch, cache):
     server.content = {f"/{file}": data for file, data in FILES.items()}
     server.short = 3
     monkeypatch.setitem(public.PUBLIC, "codex-m", public.PublicSet(server.address + "/{split}.txt"))
-    with pytest.raises(
-        DataError, match="nothing was kept: .*(11 bytes arrived, 14 were promised|IncompleteRead)"
-    ):
+    with pytest.raises(DataError, match=r"nothing was kept: .*(11 bytes arrived, 14 were promised|IncompleteRead)"):
         load_graph("codex-m")
     assert left_on_disk(cache) == []
 
 
 def test_an_address_that_answers_with_an_error_is_named_with_a_way_out(server, monkeypatch, cache):
     monkeypatch.setitem(public.PUBLIC, "umls", public.PublicSet(f"{server.address}/gone.tar.gz"))
-    with pytest.raises(
-        DataError, match=r"gone\.tar\.gz: HTTP Error 404.*put its files into \$DISTKGD_DATA/umls"
-    ):
+    with pytest.raises(DataError, match=r"gone\.tar\.gz: HTTP Error 404.*put its files into \$DISTKGD_DATA/umls"):
         load_graph("umls")
     with pytest.raises(DataError, match=r"wn18rr was not downloaded.*127\.0\.0\.1:9/nothing: .*refused"):
         load_graph("wn18rr")
     assert left_on_disk(cache) == []
 
 
-def test_only_the_three_files_leave_an_archive_and_only_into_its_own_folder(
-    server, monkeypatch, cache, tmp_path
-):
+def test_only_the_three_files_leave_an_archive_and_only_into_its_own_folder(server, monkeypatch, cache, tmp_path):
     members = {
         "../../train.txt": FILES["train.txt"],
         "/valid.txt": FILES["valid.txt"],
@@ -273,7 +260,7 @@ def test_a_process_that_was_quicker_is_not_disturbed(server, monkeypatch, cache)
 def test_a_cache_that_cannot_be_created_is_told(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DataError, match="no place for a download .*set XDG_CACHE_HOME or DISTKGD_DATA"):
+    with pytest.raises(DataError, match=r"no place for a download .*set XDG_CACHE_HOME or DISTKGD_DATA"):
         load_graph("umls")
 
 

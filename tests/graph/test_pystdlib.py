@@ -79,9 +79,7 @@ def test_it_does_not_depend_on_the_hash_seed(graph):
     code = "from distkgd.graph.pystdlib import build; print(build().sha256)"
     for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(pystdlib.__file__).parents[2])}
-        run = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert run.stdout.strip() == graph.sha256
 
 

@@ -72,6 +72,7 @@ def test_every_ending_reads_the_same_triples(tmp_path, ending):
     [
         (TRAIN.replace("\n", "\r\n"), "CRLF"),
         (TRAIN.replace("\n", "\r\n").removesuffix("\n"), "CRLF with a cut last line"),
+        (TRAIN.replace("\n", "\r\r\n"), "CRLF turned into CRCRLF"),
         (TRAIN.removesuffix("\n"), "no last line end"),
         (TRAIN + "\n\n", "blank lines at the end"),
         ("\ufeff" + TRAIN, "byte-order mark"),
@@ -81,6 +82,12 @@ def test_every_ending_reads_the_same_triples(tmp_path, ending):
 def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path, train, what):
     graph = read_folder(write(tmp_path / "other", train=train))
     assert named(graph, "train") == [("b", "likes", "a"), ("a", "likes", "c"), ("c", "knows", "a")], what
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n", "\r", ""])
+def test_an_empty_last_field_is_found_before_every_line_end(tmp_path, end):
+    with pytest.raises(DataError, match=r"train\.txt, line 4: the tail is empty in 'a\\tlikes\\t'"):
+        read_folder(write(tmp_path / "toy", train=TRAIN + "a\tlikes\t" + end))
 
 
 def test_the_checksum_does_not_see_crlf(tmp_path):
@@ -152,9 +159,7 @@ def test_labels_come_from_the_second_column_and_names_stand_in_for_missing_ones(
 def test_a_mistake_in_the_second_block_is_reported_with_its_own_line(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_BLOCK", 40)
     lines = [f"entity{i}\tr\tentity{i + 1}" for i in range(50)]
-    assert (
-        len(read_folder(write(tmp_path / "good", train="\n".join(lines), valid=None, test=None)).train) == 50
-    )
+    assert len(read_folder(write(tmp_path / "good", train="\n".join(lines), valid=None, test=None)).train) == 50
     lines[36] = "entity36\tr"
     with pytest.raises(DataError, match=r"train\.txt, line 37: 2 columns in 'entity36\\tr', expected 3"):
         read_folder(write(tmp_path / "bad", train="\n".join(lines), valid=None, test=None))
@@ -197,9 +202,7 @@ def test_load_graph_lists_what_it_knows_when_a_name_is_unknown():
         load_graph("wn18")
 
 
-FIELD = st.text(
-    st.characters(exclude_characters="\t\n\r\0", exclude_categories=("Cs",)), min_size=1, max_size=12
-)
+FIELD = st.text(st.characters(exclude_characters="\t\n\r\0", exclude_categories=("Cs",)), min_size=1, max_size=12)
 FIELD = FIELD.filter(lambda text: bool(text.strip()) and text[0] != "\ufeff")
 
 
@@ -254,12 +257,10 @@ def test_spelling_help_looks_at_a_bounded_number_of_names(monkeypatch):
 
     monkeypatch.setattr(triples.difflib, "get_close_matches", counting)
     names = pl.Series([f"Q{i:06d}" for i in range(100_000)])
-    with pytest.raises(DataError, match="nearest: .*'Q012345'"):
+    with pytest.raises(DataError, match=r"nearest: .*'Q012345'"):
         Vocabulary(names).id("Q0123456")
     assert compared[0] <= triples._SPELLING_COMPARED
-    with pytest.raises(
-        DataError, match="'Q00' is neither"
-    ):  # all names begin like it: nothing narrows them down
+    with pytest.raises(DataError, match="'Q00' is neither"):  # all names begin like it: nothing narrows them down
         Vocabulary(names).id("Q00")
     assert compared[1] <= triples._SPELLING_COMPARED
 
@@ -327,10 +328,7 @@ def test_the_public_data_sets_have_their_published_sizes(name):
     graph = load_graph(name)
     assert graph.name == name
     found = graph.summary()
-    assert (
-        tuple(found[f"num_{key}"] for key in ("train", "valid", "test", "entities", "relations"))
-        == SIZES[name]
-    )
+    assert tuple(found[f"num_{key}"] for key in ("train", "valid", "test", "entities", "relations")) == SIZES[name]
     unseen = [int(w.split()[1].replace(",", "")) for w in graph.warnings if "an entity that train lacks" in w]
     assert tuple(unseen) == UNSEEN.get(name, ())
     if name in ("wn18rr", "fb15k-237"):
