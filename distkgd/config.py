@@ -247,7 +247,8 @@ class RunConfig(Frozen):
 
     ties: how equal scores rank: realistic (mean of best and worst), optimistic, pessimistic.
     filter: filtered, or raw (known answers compete too).
-    keep: checkpoints kept beside the best one. threads: CPU threads per rank, 0: torch's default.
+    test: off leaves the test split unread (for tuning). keep: checkpoints kept beside the best one.
+    threads: CPU threads per rank, 0: torch's default.
     """
 
     name: str = "run"
@@ -261,6 +262,7 @@ class RunConfig(Frozen):
     baseline: StageOrFlag = False
     ties: Literal["realistic", "optimistic", "pessimistic"] = "realistic"
     filter: Literal["filtered", "raw"] = "filtered"
+    test: bool = True
     keep: Positive = 1
     mlflow: MlflowConfig = MlflowConfig()
 

@@ -82,6 +82,11 @@ class Run:
         """Of all tables."""
         return torch.float64 if self.config.dtype == "float64" else torch.float32
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What finished stages are evaluated on."""
+        return ("valid", "test") if self.config.test else ("valid",)
+
     def stage_folder(self, name: str) -> Path:
         """Where a stage keeps everything."""
         return self.folder / "stages" / name
@@ -165,10 +170,8 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     finally:
         found = {} if status != "FINISHED" else flatten_metrics(row)
         tracking.finish(status, folder / "model" if status == "FINISHED" else None, found)
-    run.display.line(
-        f"{stage.name}: done in {row['seconds']:.0f} s, valid MRR {row['valid']['mrr']:.4f}, "
-        f"test MRR {row['test']['mrr']:.4f}"
-    )
+    scores = ", ".join(f"{split} MRR {row[split]['mrr']:.4f}" for split in run.splits)
+    run.display.line(f"{stage.name}: done in {row['seconds']:.0f} s, {scores}")
     return row
 
 
@@ -244,10 +247,11 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress, job
     config = stage.config
     about = {"data": run.graph.summary(), "source": run.config.data, "stage": stage.name, "method": config.method}
     save_model(folder / "model", student, run.graph, about)
-    found = {split: run.evaluate(student, split) for split in ("valid", "test")}
+    found = {split: run.evaluate(student, split) for split in run.splits}
+    last = run.splits[-1]
     categories = relation_categories(run.graph.train, run.graph.num_relations)
     names = {i: run.graph.relations.name(i) for i in range(run.graph.num_relations)}
-    details = breakdown(found["test"][1], run.graph.test, categories, names)
+    details = breakdown(found[last][1], getattr(run.graph, last), categories, names)
     triples = progress.step * config.batch_size
     return {
         "name": stage.name,
@@ -261,9 +265,8 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress, job
         "steps": progress.step,
         "triples_per_second": triples / max(progress.train_seconds, 1e-9),
         "best_step": progress.best_step,
-        "valid": found["valid"][0],
-        "test": found["test"][0],
-        "test_by": details,
+        **{split: found[split][0] for split in run.splits},
+        f"{last}_by": details,
     }
 
 
@@ -325,7 +328,7 @@ def stage_seed(seed: int, name: str) -> int:
 
 def flatten_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """valid and test metrics of a report row as flat names."""
-    return {f"final/{split}/{k}": float(v) for split in ("valid", "test") for k, v in row[split].items()}
+    return {f"final/{split}/{k}": float(v) for split in ("valid", "test") for k, v in row.get(split, {}).items()}
 
 
 def git_sha() -> str:

@@ -69,7 +69,7 @@ def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
 
 
 def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "/nonexistent") -> dict[str, Any]:
-    """Losses of `steps` steps, then this rank's rows and the replicated tensors of every group."""
+    """Losses of `steps` steps, then this rank's rows, the replicated tensors of every group, and validation metrics."""
     job = toy_job(config, ranks, Path(folder))
     progress = Progress()
     losses = []
@@ -80,4 +80,5 @@ def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "
         losses.append(train_step(job, progress, 0)[0])
     tables = {g: o.table.weight.clone() for g, o in job.optimizers.items() if o.table is not None}
     tensors = {f"{g}.{k}": t.detach().clone() for g, o in job.optimizers.items() for k, t in o.tensors.items()}
-    return {"losses": losses, "tables": tables, "tensors": tensors}
+    assert job.validate is not None
+    return {"losses": losses, "tables": tables, "tensors": tensors, "valid": job.validate()}

@@ -1,0 +1,140 @@
+"""The foundation's figures, each by one command; results in benchmarks/results/, with the machine and versions.
+
+    python benchmarks/foundation.py demo       # the demo's plan on seeds 0, 1, 2
+    python benchmarks/foundation.py wn18rr     # teacher, DualDE, BKD and direct at 32 numbers per entity
+    python benchmarks/foundation.py reading    # WN18RR and 10 M generated triples
+All of them resume: finished stages are not trained again.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import typer
+
+from distkgd.plan import git_sha
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+KEPT = ("name", "method", "scorer", "dim", "bytes", "seconds", "steps", "triples_per_second", "valid", "test")
+app = typer.Typer(help=__doc__)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0].split(":", 1)[1].strip() if names else cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": git_sha(),
+    }
+
+
+def distill(folder: Path, *arguments: str) -> dict[str, Any]:
+    """report.json of one launch into `folder`."""
+    command = [sys.executable, str(ROOT / "launch" / "distill.py"), *arguments, "--out", str(folder), "--resume"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def brief(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without its breakdowns."""
+    stages = [{key: stage[key] for key in KEPT} for stage in report["stages"]]
+    return {"data": report["data"], "protocol": report["protocol"], "seed": report["seed"], "stages": stages}
+
+
+def save(name: str, content: dict[str, Any]) -> None:
+    """benchmarks/results/<name>.json."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")
+
+
+@app.command()
+def demo(seeds: str = "0,1,2", out: Path = Path("runs/demo_seeds")) -> None:
+    """Student and direct model of the demo on several seeds."""
+    runs = []
+    for seed in seeds.split(","):
+        started = time.monotonic()
+        report = distill(out / seed, f"seed={seed}", "mlflow.enabled=false")
+        runs.append(brief(report) | {"wall_seconds": time.monotonic() - started})
+        save("demo_seeds", {"runs": runs})
+    for run in runs:
+        found = {stage["name"]: stage for stage in run["stages"]}
+        gaps = [found["student"][s]["mrr"] - found["direct"][s]["mrr"] for s in ("valid", "test")]
+        print(f"seed {run['seed']}: student - direct {gaps[0]:+.4f} valid MRR, {gaps[1]:+.4f} test MRR")
+
+
+@app.command()
+def wn18rr(out: Path = Path("runs/wn18rr")) -> None:
+    """The paper's comparison at 32 real numbers per entity, one teacher for both methods."""
+    first = distill(out / "dualde", "configs/wn18rr/dualde_complex.yaml", "mlflow.enabled=false")
+    teacher = out / "dualde" / "stages" / "teacher"
+    options = (f"teacher={teacher}", "baseline=false", "mlflow.enabled=false")
+    second = distill(out / "bkd", "configs/wn18rr/bkd_complex.yaml", *options)
+    content = brief(first)
+    content["stages"] += [stage | {"name": "student (bkd)"} for stage in brief(second)["stages"]]
+    content["seconds"] = sum(stage["seconds"] for stage in content["stages"])
+    save("wn18rr_complex32", content)
+
+
+@app.command()
+def reading(triples: int = 10_000_000, entities: int = 2_000_000) -> None:
+    """Seconds and peak memory of reading WN18RR and a generated folder, each in a fresh process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "generated"
+        folder.mkdir()
+        generate(folder, triples, entities)
+        found = {source: read_in_process(source) for source in ("wn18rr", str(folder))}
+    content = {"wn18rr": found["wn18rr"], f"{triples} triples": found[str(folder)]}
+    save("reading", content)
+    print(json.dumps(content, indent=2))
+
+
+def generate(folder: Path, triples: int, entities: int) -> None:
+    """A train file of random triples and small valid and test files."""
+    generator = np.random.default_rng(0)
+    for split, number in (("train", triples), ("valid", 1000), ("test", 1000)):
+        columns = {
+            "h": pl.Series(generator.integers(0, entities, number)),
+            "r": pl.Series(generator.integers(0, 500, number)),
+            "t": pl.Series(generator.integers(0, entities, number)),
+        }
+        frame = pl.DataFrame(
+            {key: pl.select(pl.format(key + "{}", column)).to_series() for key, column in columns.items()}
+        )
+        frame.write_csv(folder / f"{split}.tsv", separator="\t", include_header=False)
+
+
+def read_in_process(source: str) -> dict[str, float]:
+    """{"seconds", "peak_gb"} of load_graph in a fresh process."""
+    command = [sys.executable, __file__, "read-one", source]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@app.command(hidden=True)
+def read_one(source: str) -> None:
+    """Load one data set and print what it took."""
+    from distkgd.graph import load_graph  # noqa: PLC0415 - the import is not what is measured
+
+    started = time.monotonic()
+    load_graph(source)
+    seconds = time.monotonic() - started
+    print(json.dumps({"seconds": seconds, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+
+
+if __name__ == "__main__":
+    app()

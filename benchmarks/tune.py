@@ -1,0 +1,95 @@
+"""Tune arms of one comparison with the same number of trials each; resumable, and blind to the test split.
+
+    python benchmarks/tune.py benchmarks/tuning/wn18rr_complex32.yaml [--out runs/tune]
+
+The YAML names a base config, the arms (a stage of that config each) and every trial's overrides. A finished trial is
+not run again; results go to benchmarks/results/<name>.json after each trial, best first, with the validation MRR alone.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from distkgd.config import merge, parse_config
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
+from distkgd.graph import Graph, load_graph
+from distkgd.launching import launch
+from distkgd.plan import run_plan
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main(
+    plan: Annotated[Path, typer.Argument(help="Tuning plan (YAML).")],
+    out: Annotated[Path, typer.Option(help="Folder of the trials' runs.")] = Path("runs/tune"),
+) -> None:
+    """Run every trial that has no result yet."""
+    tuning = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    sizes = {arm: len(spec["trials"]) for arm, spec in tuning["arms"].items()}
+    if len(set(sizes.values())) != 1:
+        raise SystemExit(f"{plan}: every arm needs the same number of trials, not {sizes}.")
+    launch(lambda ranks, display: run_all(tuning, plan.stem, out / plan.stem, ranks, display))
+
+
+def run_all(tuning: dict[str, Any], name: str, folder: Path, ranks: Ranks, display: Display) -> None:
+    """All trials in rounds, so that a stop in the middle leaves the arms about even."""
+    base = yaml.safe_load(Path(tuning["base"]).read_text(encoding="utf-8"))
+    graph = load_graph(base["data"])
+    arms = tuning["arms"]
+    teacher = train_teacher(base, graph, folder / "teacher", ranks, display)
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for number in range(max(len(spec["trials"]) for spec in arms.values())):
+        for arm, spec in arms.items():
+            overrides = spec["trials"][number]
+            stage = merge(merge(base["student"], spec.get("stage", {})), overrides)
+            taught = stage.get("method", "scratch") != "scratch"
+            if not taught:
+                stage.pop("distill", None)
+            row = run_trial(base, stage, teacher if taught else None, graph, folder / f"{arm}_{number}", ranks, display)
+            results[arm].append({"overrides": overrides, "valid_mrr": row["valid"]["mrr"], "seconds": row["seconds"]})
+            if ranks.first:
+                write(name, tuning, graph, results)
+
+
+def train_teacher(base: dict[str, Any], graph: Graph, folder: Path, ranks: Ranks, display: Display) -> str:
+    """Folder of the teacher that all trials share."""
+    config = {"data": base["data"], "student": base["teacher"], "test": False, "mlflow": {"enabled": False}}
+    run_plan(parse_config(config, "teacher"), graph, ranks, folder, resume=True, display=display)
+    return str(folder / "stages" / "student")
+
+
+def run_trial(
+    base: dict[str, Any],
+    stage: dict[str, Any],
+    teacher: str | None,
+    graph: Graph,
+    folder: Path,
+    ranks: Ranks,
+    display: Display,
+) -> dict[str, Any]:
+    """The report row of one trial."""
+    config = {"name": folder.name, "data": base["data"], "student": stage, "teacher": teacher, "test": False}
+    parsed = parse_config({**config, "mlflow": {"enabled": False}}, folder.name)
+    try:
+        report = run_plan(parsed, graph, ranks, folder, resume=True, display=display)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (the tuning plan changed under a finished trial)") from None
+    row: dict[str, Any] = report["stages"][-1]
+    return row
+
+
+def write(name: str, tuning: dict[str, Any], graph: Graph, results: dict[str, list[dict[str, Any]]]) -> None:
+    """benchmarks/results/<name>.json: arms, best trial first."""
+    best = {arm: sorted(rows, key=lambda row: -row["valid_mrr"]) for arm, rows in results.items()}
+    RESULTS.mkdir(exist_ok=True)
+    content = {"base": tuning["base"], "data": graph.summary(), "selected_on": "valid", "arms": best}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,45 @@
+"""Rank a finished model on a split, in this process or in the ranks torchrun started.
+
+python launch/evaluate.py RUN/stages/student [--split test] [--data NAME_OR_FOLDER] [--ties realistic] [--json FILE]
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
+from distkgd.evaluate import Filter, Ties
+from distkgd.evaluation_report import evaluate_model, table
+from distkgd.launching import launch
+from distkgd.report import write_atomic
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="Folder of a finished stage or of its model.")],
+    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which triples to rank.")] = "test",
+    data: Annotated[str | None, typer.Option(help="Public set or folder; default: what it was trained on.")] = None,
+    ties: Annotated[Ties, typer.Option(help="Rank of equal scores.")] = "realistic",
+    filter_: Annotated[Filter, typer.Option("--filter", help="raw: known answers compete too.")] = "filtered",
+    json_: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+) -> None:
+    """Print metrics overall, by direction, by relation category and by relation."""
+
+    def body(ranks: Ranks, display: Display) -> None:
+        report = evaluate_model(model, ranks, split=split, source=data, ties=ties, filter_=filter_)
+        if ranks.first:
+            Console(width=None if sys.stdout.isatty() else 110).print(table(report))
+            if json_ is not None:
+                json_.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(json_, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+                display.line(f"written: {json_}")
+
+    launch(body)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,108 @@
+"""Looking rows up across ranks: values, gradients, and gradients of gradients, against one dense table."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.tables import ShardedTable, plan_route
+from tests.jobs import look_up_on_ranks
+from tests.ranks import run_on_ranks
+
+TOTAL, DIM = 11, 3
+WEIGHT = torch.randn(TOTAL, DIM, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+# For each of up to three ranks, the entities it asks for.
+REQUESTS: dict[str, list[list[int]]] = {
+    "spread": [[0, 5, 10], [3, 9, 1, 2], [7, 4]],
+    "duplicates": [[4, 4, 9, 4, 0, 9], [9, 9], [4, 10, 9]],
+    "all on the first rank": [[0, 1, 2], [2, 1, 1], [0]],
+    "all on the last rank": [[10, 9], [10, 10], [9, 8]],
+    "nothing asked by one": [[2, 8, 2], [], [8]],
+    "nothing asked by the first": [[], [3, 10], [1]],
+    "nothing asked at all": [[], [], []],
+}
+CANDIDATES = {"every row": None, "some rows": [0, 1, 4, 9, 10], "no rows": []}
+
+
+def factors(ids: list[list[int]]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(len(mine), DIM, generator=generator, dtype=torch.float64) for mine in ids]
+
+
+def dense(ids: list[int], factor: Tensor) -> dict[str, Tensor]:
+    table = WEIGHT.clone().requires_grad_()
+    rows = table[torch.tensor(ids, dtype=torch.int64)]
+    (first,) = torch.autograd.grad((factor * rows.sin()).sum(), table, create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(3).sum(), table)
+    return {"rows": rows.detach(), "first": first.detach(), "second": second}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("request_name", REQUESTS)
+@pytest.mark.parametrize("candidates", CANDIDATES)
+def test_rows_and_their_first_and_second_gradients_are_those_of_one_dense_table(
+    world: int, request_name: str, candidates: str
+) -> None:
+    ids = REQUESTS[request_name][:world]
+    given = factors(ids)
+    chosen = CANDIDATES[candidates]
+    parts = run_on_ranks(world, look_up_on_ranks, weight=WEIGHT, ids=ids, factors=given, candidates=chosen)
+    everything = [entity for mine in ids for entity in mine]
+    expected = dense(everything, torch.cat(given))
+    if everything:
+        assert expected["first"].abs().max() > 0 and expected["second"].abs().max() > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), value, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(torch.cat([p["candidates"] for p in parts]), WEIGHT if chosen is None else WEIGHT[chosen])
+    touched = torch.cat([part["touched"] for part in parts]).tolist()
+    assert touched == (list(range(TOTAL)) if chosen is None else sorted(set(everything) | set(chosen)))
+
+
+def test_the_first_gradient_adds_up_over_duplicates_like_index_add() -> None:
+    ids = REQUESTS["duplicates"][:2]
+    given = factors(ids)
+    parts = run_on_ranks(2, look_up_on_ranks, weight=WEIGHT, ids=ids, factors=given, candidates=[])
+    everything = torch.tensor([entity for mine in ids for entity in mine])
+    expected = torch.zeros(TOTAL, DIM, dtype=torch.float64)
+    expected.index_add_(0, everything, torch.cat(given) * WEIGHT[everything].cos())
+    torch.testing.assert_close(torch.cat([part["first"] for part in parts]), expected)
+
+
+def test_rows_that_are_candidates_and_looked_up_collect_both_gradients() -> None:
+    table = ShardedTable(WEIGHT.clone(), TOTAL, Ranks())
+    opened = table.open(plan_route(torch.tensor([4, 2, 4]), torch.tensor([4, 9]), TOTAL, Ranks()), grad=True)
+    (opened.lookup(0, 3).sum() + 10.0 * opened.candidates().sum()).backward()
+    assert opened.route.touched is not None and opened.route.touched.tolist() == [2, 4, 9]
+    assert opened.leaf.grad is not None and opened.leaf.grad[:, 0].tolist() == [1.0, 12.0, 10.0]
+
+
+def test_slices_of_a_look_up_are_slices_of_the_ids() -> None:
+    ids = torch.tensor([5, 0, 5, 8])
+    opened = ShardedTable(WEIGHT.clone(), TOTAL, Ranks()).open(plan_route(ids, None, TOTAL, Ranks()), grad=False)
+    for start, stop in ((0, 4), (1, 3), (2, 2)):
+        assert torch.equal(opened.lookup(start, stop), WEIGHT[ids[start:stop]])
+
+
+@pytest.mark.parametrize("candidates", [None, torch.tensor([1, 2])])
+def test_a_table_opened_without_gradient_takes_none_and_is_not_remembered(candidates: Tensor | None) -> None:
+    table = ShardedTable(WEIGHT.clone(), TOTAL, Ranks())
+    opened = table.open(plan_route(torch.tensor([1]), candidates, TOTAL, Ranks()), grad=False)
+    assert not opened.lookup(0, 1).requires_grad and not opened.candidates().requires_grad
+    assert table.opened == []
+    table.open(plan_route(torch.tensor([1]), candidates, TOTAL, Ranks()), grad=True)
+    assert len(table.opened) == 1 and not table.weight.requires_grad
+
+
+def test_a_shard_of_the_wrong_size_is_refused() -> None:
+    with pytest.raises(AssertionError, match=r"11 rows, its range 0\.\.12"):
+        ShardedTable(WEIGHT, TOTAL + 1, Ranks())
+
+
+def test_shares_are_contiguous_cover_everything_and_differ_by_one_at_most() -> None:
+    for world in (1, 2, 3, 7):
+        for total in (0, 1, 5, 20, 23):
+            shares = [Ranks(rank, world).share(total) for rank in range(world)]
+            assert [i for lo, hi in shares for i in range(lo, hi)] == list(range(total))
+            sizes = [hi - lo for lo, hi in shares]
+            assert max(sizes) - min(sizes) <= 1

@@ -1,0 +1,138 @@
+"""Launches as users make them: a data set in a folder, a config file, and launch/distill.py in processes of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from distkgd.config import merge
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCH_SECONDS = 120
+
+SMALL: dict[str, Any] = {
+    "device": "cpu",
+    "threads": 1,
+    "mlflow": {"enabled": False},
+    "student": {
+        "dim": 8,
+        "batch_size": 60,
+        "epochs": 3,
+        "validate_every": 1,
+        "checkpoint_every": 1,
+        "dropout": 0.1,
+        "regulariser": {"name": "n3", "weight": 0.01},
+    },
+}
+
+
+def small_data(folder: Path, entities: int = 50, relations: int = 4, triples: int = 560, seed: int = 0) -> Path:
+    """A data set of three TSV files in `folder`: two thirds of its triples follow a rule, the others are noise."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor([entities, relations, entities])
+    rows = (torch.rand(triples, 3, generator=generator) * sizes).long()
+    ruled = torch.rand(triples, generator=generator) < 2 / 3
+    rows[ruled, 2] = (rows[ruled, 0] + 3 * rows[ruled, 1] + 1) % entities
+    rows = torch.unique(rows, dim=0)
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    cut = len(rows) // 8
+    folder.mkdir(parents=True)
+    for split, part in (("valid", rows[:cut]), ("test", rows[cut : 2 * cut]), ("train", rows[2 * cut :])):
+        lines = [f"e{h:02d}\tr{r}\te{t:02d}\n" for h, r, t in part.tolist()]
+        (folder / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def small_config(path: Path, data: Path, **changes: Any) -> Path:
+    """A config file that trains a small student on `data`; `changes` go over it, key by key."""
+    tree = merge(SMALL | {"data": str(data)}, changes)
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def start(arguments: Sequence[str | Path], cwd: Path, world: int = 1) -> "subprocess.Popen[str]":
+    """launch/distill.py with `arguments`, running; world > 1 goes through torchrun. Its output is one text."""
+    command = [sys.executable]
+    if world > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    command += [str(ROOT / "launch" / "distill.py"), *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "110"}
+    # Files, not pipes: a pipe that nobody reads would stop the process.
+    with (cwd / "output.txt").open("a", encoding="utf-8") as output:
+        return subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=output, text=True)
+
+
+def finish(process: "subprocess.Popen[str]", cwd: Path, seconds: float = LAUNCH_SECONDS) -> tuple[int, str]:
+    """Exit code and output so far of a started launch, once it has ended."""
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        raise AssertionError(f"still running after {seconds} s:\n{output_of(cwd)}") from None
+    return code, output_of(cwd)
+
+
+def distil(arguments: Sequence[str | Path], cwd: Path, world: int = 1) -> tuple[int, str]:
+    """Exit code and output of a whole launch."""
+    return finish(start(arguments, cwd, world), cwd)
+
+
+def output_of(cwd: Path) -> str:
+    """What the launches in `cwd` have printed."""
+    return (cwd / "output.txt").read_text(encoding="utf-8", errors="replace")
+
+
+def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The process and all its descendants."""
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def rank_process(process: "subprocess.Popen[str]", rank: int) -> psutil.Process:
+    """The process of one rank of a torchrun launch."""
+    for child in family(process)[1:]:
+        if child.environ().get("RANK") == str(rank):
+            return child
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def kill_all(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL to the whole family at once, as when a machine dies."""
+    members = family(process)
+    for member in members:
+        member.suspend()  # so that nobody sees another one die first
+    for member in members:
+        member.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(members, timeout=10)
+
+
+def wait_for(process: "subprocess.Popen[str]", cwd: Path, happened: Callable[[], Any]) -> None:
+    """Wait until something is true while the launch runs; AssertionError with its output if it ends before."""
+    deadline = time.monotonic() + LAUNCH_SECONDS
+    while not happened():
+        if process.poll() is not None or time.monotonic() > deadline:
+            kill_all(process)
+            raise AssertionError(f"it never happened; the launch said:\n{output_of(cwd)}")
+        time.sleep(0.002)
+
+
+def steps_saved(stage: Path) -> list[int]:
+    """Steps of the checkpoints of a stage folder, ascending."""
+    return sorted(int(path.name.removeprefix("step_")) for path in (stage / "checkpoint").glob("step_*"))
+
+
+def model_bytes(stage: Path) -> dict[str, bytes]:
+    """The table files of a stage's finished model, by name."""
+    return {path.name: path.read_bytes() for path in sorted((stage / "model").glob("*.safetensors"))}

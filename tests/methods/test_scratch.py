@@ -1,0 +1,79 @@
+"""Direct training: the hard loss and its regulariser, and nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from distkgd.distributed.ranks import Ranks
+from distkgd.methods import HardSettings, Scratch
+from distkgd.train import Progress, train_step
+from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
+from tests.toys import toy_graph, toy_job
+
+GRAPH = toy_graph(entities=15, relations=3, triples=130)
+STEP = 1
+
+
+def settings(**more: Any) -> HardSettings:
+    plain = dict(loss="bce", temperature=1.0, margin=1.0, label_smoothing=0.0, regulariser="none", weight=0.0)
+    plain |= dict(relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False)
+    return HardSettings(**(plain | more))
+
+
+@pytest.mark.parametrize("regulariser", ["none", "n2"])
+def test_the_only_update_is_the_students_on_the_hard_loss_and_the_regulariser(regulariser: str) -> None:
+    model = toy_model(GRAPH)
+    naive = NaiveModel(model)
+    scenes = toy_scenes(GRAPH, kind="batch", filtered=True)
+    method = Scratch(model, settings(regulariser=regulariser, weight=0.1))
+    (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
+    hard, penalty = [], []
+    for query in spelled_out(scenes, STEP):
+        h, t = naive.head_tail(query, [query.answer])
+        positive, negatives = torch.sigmoid(naive.own(query)), torch.sigmoid(naive.others(query))
+        hard.append(-torch.log(positive) - torch.log(1.0 - negatives).sum())
+        penalty.append(0.1 * (h.square().sum() + t.square().sum() + naive.relation_row(query).square().sum()))
+    expected = {"hard": torch.stack(hard).mean()}
+    if regulariser != "none":
+        expected["n2"] = torch.stack(penalty).mean()
+    assert update.groups == {"student"} and update.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(update.terms[name], value)
+    sum(update.terms.values()).backward()
+    sum(expected.values()).backward()
+    assert_same_gradients(model, naive)
+
+
+@pytest.mark.parametrize("option", ["dropout", "relation_dropout", "bf16"])
+def test_each_option_of_the_view_changes_the_loss(option: str) -> None:
+    scenes = toy_scenes(GRAPH, kind="all")
+    scene = scenes.scene(*scenes.parts(STEP, 1))
+    values = []
+    for more in ({}, {option: True if option == "bf16" else 0.4}):
+        (update,) = Scratch(toy_model(GRAPH), settings(**more)).updates(scene)
+        values.append(float(update.terms["hard"].detach()))
+    assert values[0] != values[1]
+    assert values[0] == pytest.approx(values[1], rel=0.5)
+
+
+def test_dropout_keeps_the_mean_of_a_row_and_changes_with_the_step() -> None:
+    scenes = toy_scenes(GRAPH, kind="all", batch_size=100)
+    method = Scratch(toy_model(GRAPH, dim=64), settings(dropout=0.25))
+    masks = []
+    for step in (0, 1):
+        view = method.view(method.student, scenes.scene(*scenes.parts(step, 1)), grad=True)
+        factor = view.negatives.queries.reshape(200, 32, 2).square().sum(-1).sqrt()
+        masks.append((factor == 0).double())
+    # Both parts of a complex coordinate vanish together by chance only.
+    assert masks[0].mean() == pytest.approx(0.25**2, abs=0.02)
+    assert not torch.equal(*masks)
+    silent = method.view(method.student, scenes.scene(*scenes.parts(0, 1)), grad=False)
+    assert (silent.negatives.queries != 0).all()
+
+
+def test_training_lowers_the_loss(tmp_path: Any) -> None:
+    student = {"dim": 8, "batch_size": 32, "negatives": {"kind": "all"}, "optimizer": {"name": "adagrad", "lr": 0.3}}
+    job = toy_job({"student": student}, Ranks(), tmp_path, GRAPH)
+    losses = [train_step(job, Progress(step=step), 0)[0]["hard"] for step in range(60)]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
