@@ -280,8 +280,8 @@ class RunConfig(Frozen):
         return self
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run described by a YAML file and `a.b=c` overrides.
+def load_config(path: Path | None, overrides: Sequence[str] = (), data: str | None = None) -> RunConfig:
+    """The run described by a YAML file and `a.b=c` overrides; `data` replaces the config's.
 
     Raises ConfigError for an unreadable file, an unknown key, a wrong type or a combination that cannot work.
     """
@@ -291,6 +291,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         tree["name"] = f"{path.parent.name}_{path.stem}" if path.parent.name != "configs" else path.stem
     for override in overrides:
         _apply(tree, override)
+    if data is not None:
+        tree["data"] = data
     return parse_config(tree, where)
 
 

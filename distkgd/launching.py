@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -20,11 +21,22 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     return (Path(paths[0]) if paths else None), [a for a in arguments if "=" in a]
 
 
+def terminal() -> Display:
+    """The terminal, silent on every rank but the first; works before the ranks have joined."""
+    return Display(os.environ.get("RANK", "0") == "0")
+
+
+def refuse(error: DistkgdError) -> NoReturn:
+    """Say what is wrong and leave with exit code 2."""
+    terminal().error(str(error))
+    sys.exit(2)
+
+
 def launch(body: Callable[[Ranks, Display], None], device: str = "auto", threads: int = 0) -> None:
     """Join the ranks, run `body`, leave; user errors become one line and exit code 2, a stop 128 + its signal."""
     if threads:
         torch.set_num_threads(threads)
-    display = Display(os.environ.get("RANK", "0") == "0")
+    display = terminal()
     code, ranks = 0, None
     try:
         ranks = join_ranks(device)

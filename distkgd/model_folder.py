@@ -133,7 +133,7 @@ def same_vocabulary(loaded: LoadedModel, graph: Graph, folder: str) -> None:
         if len(mine) != len(theirs) or not mine.names.equals(theirs.names):
             raise ModelError(
                 f"{folder} was trained on other {kind} ({len(mine)}) than {graph.name} ({len(theirs)}); "
-                "give a teacher of the same data set, or train one here."
+                "name the data set that the model was trained on."
             )
 
 

@@ -36,6 +36,9 @@ from distkgd.scorers import build_scorer
 from distkgd.tracking import StageTracking, Status, Tracking, open_tracking
 from distkgd.train import Job, Progress, train_stage
 
+# Keys that do not change what a run computes; a resumed run may set them anew.
+FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "mlflow"})
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -245,7 +248,10 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress, job
     """Save the model, evaluate it, and say what the stage was."""
     folder = run.stage_folder(stage.name)
     config = stage.config
-    about = {"data": run.graph.summary(), "source": run.config.data, "stage": stage.name, "method": config.method}
+    source = run.config.data
+    if source != run.graph.name and Path(source).is_dir():
+        source = str(Path(source).resolve())  # found again from any working directory
+    about = {"data": run.graph.summary(), "source": source, "stage": stage.name, "method": config.method}
     save_model(folder / "model", student, run.graph, about)
     found = {split: run.evaluate(student, split) for split in run.splits}
     last = run.splits[-1]
@@ -296,12 +302,31 @@ def prepare_folder(
         "data_sha256": graph.sha256,
         "stages": [{"name": s.name, "teachers": list(s.teachers), **s.config.model_dump(mode="json")} for s in stages],
     }
+    if exists:
+        refuse_other_plan(path, plan)
     if ranks.first and not exists:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / "plan.yaml.tmp"
         part.write_text(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True), encoding="utf-8")
         part.replace(path)
     ranks.barrier()
+
+
+def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """ConfigError when a run folder was made by another plan; how it is run and watched may change."""
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        old, new = dict(before["config"]), dict(plan["config"])
+        changed = [key for key in new if key not in FREE_ON_RESUME and old.get(key) != new[key]]
+        if before["data_sha256"] != plan["data_sha256"]:
+            changed.append("the data's content")
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); choose another --out.") from None
+    if changed:
+        raise ConfigError(
+            f"{path.parent} was made by another plan (differs in: {', '.join(changed)}); "
+            "give the same config and overrides to resume it, or choose another --out."
+        )
 
 
 def stage_digest(run: Run, stage: Stage) -> str:

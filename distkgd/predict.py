@@ -183,7 +183,7 @@ def table(prediction: Prediction) -> Table:
         columns.append("label")
     if any(answer.known is not None for answer in prediction.answers):
         columns.append("known")
-    drawn = Table(box=box.SIMPLE_HEAD, title=Text(prediction.question), title_justify="left", show_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for title in ("rank", "score"):
         drawn.add_column(title, justify="right")
     for title in columns:

@@ -16,7 +16,7 @@ from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.graph import load_graph
-from distkgd.launching import launch, split_arguments
+from distkgd.launching import launch, refuse, split_arguments
 from distkgd.plan import run_plan
 from distkgd.report import table
 
@@ -32,11 +32,9 @@ def main(
     """Run a plan and print its table."""
     try:
         path, overrides = split_arguments(arguments or [])
-        given = [f"data={data}"] if data is not None else []
-        config = load_config(path or DEFAULT, [*overrides, *given])
+        config = load_config(path or DEFAULT, overrides, data)
     except ConfigError as error:
-        Display(True).error(str(error))
-        sys.exit(2)
+        refuse(error)
 
     def body(ranks: Ranks, display: Display) -> None:
         graph = load_graph(config.data)

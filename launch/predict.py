@@ -36,7 +36,9 @@ def main(
         for line in [*found.notes, *([note] if note else [])]:
             display.line(line)
         if ranks.first:
-            Console(width=None if sys.stdout.isatty() else 110).print(table(found))
+            console = Console(width=None if sys.stdout.isatty() else 110)
+            console.print(found.question, markup=False, highlight=False, soft_wrap=True)
+            console.print(table(found))
 
     launch(body)
 

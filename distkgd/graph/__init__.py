@@ -17,15 +17,15 @@ __all__ = ["Graph", "Vocabulary", "load_graph"]
 def load_graph(source: str | Path) -> Graph:
     """The graph of a folder, of a public data set (downloaded once, checked), or of Python's own library.
 
-    source: a `Path`, or text that holds a path separator or names a folder that exists, is a folder; "pystdlib"
-        is the embedded data set; anything else must be a name in `PUBLIC`.
+    source: "pystdlib" is the embedded data set, a name in `PUBLIC` that set, whatever folders lie here; a `Path`, text
+        with a path separator, or the name of a folder that exists is a folder.
     """
-    if isinstance(source, Path) or os.sep in source or (source and Path(source).is_dir()):
-        return read_folder(source)
     if source == "pystdlib":
         return build_pystdlib()
-    if source in PUBLIC:
+    if isinstance(source, str) and source in PUBLIC:
         return load_public(source)
+    if isinstance(source, Path) or os.sep in source or (source and Path(source).is_dir()):
+        return read_folder(source)
     raise DataError(
         f"no data set is called {source!r} and no folder of that name is here; known are: pystdlib, "
         f"{', '.join(PUBLIC)}; for a folder of your own give its path"
