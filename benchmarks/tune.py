@@ -1,6 +1,6 @@
 """Tune arms of one comparison with the same number of trials each; resumable, and blind to the test split.
 
-    python benchmarks/tune.py benchmarks/tuning/wn18rr_complex32.yaml [--out runs/tune]
+    python benchmarks/tune.py benchmarks/tuning/wn18rr_complex32.yaml [--arm NAME]… [--out runs/tune]
 
 The YAML names a base config, the arms (a stage of that config each) and every trial's overrides. A finished trial is
 not run again; results go to benchmarks/results/<name>.json after each trial, best first, with the validation MRR alone.
@@ -26,6 +26,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def main(
     plan: Annotated[Path, typer.Argument(help="Tuning plan (YAML).")],
+    arm: Annotated[list[str] | None, typer.Option(help="Only these arms; default: all.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the trials' runs.")] = Path("runs/tune"),
 ) -> None:
     """Run every trial that has no result yet."""
@@ -33,23 +34,30 @@ def main(
     sizes = {arm: len(spec["trials"]) for arm, spec in tuning["arms"].items()}
     if len(set(sizes.values())) != 1:
         raise SystemExit(f"{plan}: every arm needs the same number of trials, not {sizes}.")
-    launch(lambda ranks, display: run_all(tuning, plan.stem, out / plan.stem, ranks, display))
+    names = arm or list(sizes)
+    if unknown := set(names) - set(sizes):
+        raise SystemExit(f"{plan} has no arm {', '.join(sorted(unknown))}; it has {', '.join(sizes)}.")
+    launch(lambda ranks, display: run_all(tuning, names, plan.stem, out / plan.stem, ranks, display))
 
 
-def run_all(tuning: dict[str, Any], name: str, folder: Path, ranks: Ranks, display: Display) -> None:
+def run_all(
+    tuning: dict[str, Any], names: list[str], name: str, folder: Path, ranks: Ranks, display: Display
+) -> None:
     """All trials in rounds, so that a stop in the middle leaves the arms about even."""
     base = yaml.safe_load(Path(tuning["base"]).read_text(encoding="utf-8"))
     graph = load_graph(base["data"])
-    arms = tuning["arms"]
+    arms = {arm: tuning["arms"][arm] for arm in names}
     teacher = train_teacher(base, graph, folder / "teacher", ranks, display)
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for number in range(max(len(spec["trials"]) for spec in arms.values())):
         for arm, spec in arms.items():
             overrides = spec["trials"][number]
-            stage = merge(merge(base["student"], spec.get("stage", {})), overrides)
-            taught = stage.get("method", "scratch") != "scratch"
-            if not taught:
-                stage.pop("distill", None)
+            arm_stage = spec.get("stage", {})
+            student = dict(base["student"])
+            if arm_stage.get("method", student["method"]) != student["method"]:
+                student.pop("distill", None)  # the options of another method
+            stage = merge(merge(student, arm_stage), overrides)
+            taught = stage["method"] != "scratch"
             row = run_trial(base, stage, teacher if taught else None, graph, folder / f"{arm}_{number}", ranks, display)
             results[arm].append({"overrides": overrides, "valid_mrr": row["valid"]["mrr"], "seconds": row["seconds"]})
             if ranks.first:
@@ -85,10 +93,12 @@ def run_trial(
 
 def write(name: str, tuning: dict[str, Any], graph: Graph, results: dict[str, list[dict[str, Any]]]) -> None:
     """benchmarks/results/<name>.json: arms, best trial first."""
-    best = {arm: sorted(rows, key=lambda row: -row["valid_mrr"]) for arm, rows in results.items()}
+    path = RESULTS / f"{name}.json"
     RESULTS.mkdir(exist_ok=True)
+    before = json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else {}
+    best = before | {arm: sorted(rows, key=lambda row: -row["valid_mrr"]) for arm, rows in results.items()}
     content = {"base": tuning["base"], "data": graph.summary(), "selected_on": "valid", "arms": best}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

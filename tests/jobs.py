@@ -208,8 +208,13 @@ class RowsCase:
     pairs: Tensor
 
 
-def reduce_on_ranks(ranks: Ranks, case: RowsCase, cuts: Sequence[int], block_numbers: int | None) -> dict[str, Tensor]:
-    """This rank's partials and gradients; it owns queries by even shares, and candidates cuts[rank] … cuts[rank + 1]."""
+def reduce_on_ranks(
+    ranks: Ranks, case: RowsCase, cuts: Sequence[int], block_numbers: int | None = None, only: str | None = None
+) -> dict[str, Tensor]:
+    """This rank's partials and gradients; it owns queries by even shares, and candidates cuts[rank] … cuts[rank + 1].
+
+    only: the one partial to ask for, by its name in `every_partial`; its values then stand alone in "values".
+    """
     bounds = ranks.bounds(len(case.queries))
     lo, hi = cuts[ranks.rank], cuts[ranks.rank + 1]
     mine = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
@@ -225,12 +230,21 @@ def reduce_on_ranks(ranks: Ranks, case: RowsCase, cuts: Sequence[int], block_num
         block_numbers=block_numbers,
     )
     fields = [Field(layout, meet, queries, rows) for meet in (dot, closeness)]
-    got = reduce(every_partial, *fields, per_query=(thresholds,))
-    values = torch.stack([got[name] for name in PARTIALS], 1)
-    (values * case.weights[mine]).sum().backward()
+
+    def asked(*scores: Tensor) -> dict[str, Partial]:
+        return {name: partial for name, partial in every_partial(*scores).items() if only in (None, name)}
+
+    got = reduce(asked, *fields, per_query=(thresholds,))
+    names = [name for name in PARTIALS if name in got]
+    values = torch.stack([got[name] for name in names], 1)
+    weights = case.weights[mine][:, [PARTIALS.index(name) for name in names]]
+    # The thresholds' own square stands for all the rest of a loss that does not pass through the candidates.
+    ((values * weights).sum() + thresholds.square().sum()).backward()
     blocks = len(layout.blocks(len(case.queries)))
-    gradients = {"queries": queries.grad, "thresholds": thresholds.grad, "rows": rows.grad}
-    return {"values": values.detach(), "blocks": torch.tensor([blocks]), **gradients}  # type: ignore[dict-item]
+    gradients = {"queries": queries, "thresholds": thresholds, "rows": rows}
+    return {"values": values.detach(), "blocks": torch.tensor([blocks])} | {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in gradients.items()
+    }
 
 
 # -- run on ranks: tables and optimisers ----------------------------------------------------------------------------

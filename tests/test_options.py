@@ -130,12 +130,11 @@ def observe(student: dict[str, Any], folder: Path, curve: list[float]) -> dict[s
     if job.validate is not None:
         left = iter(curve)
         job.validate = lambda: {"mrr": next(left)}
-    calls = 0
+    sizes: list[int] = []
     real = job.method.updates
 
     def updates(scene: Any) -> Iterator[Any]:
-        nonlocal calls
-        calls += 1
+        sizes.append(len(scene.batch.triples))
         return real(scene)
 
     with mock.patch.object(job.method, "updates", updates):
@@ -148,7 +147,7 @@ def observe(student: dict[str, Any], folder: Path, curve: list[float]) -> dict[s
         "evaluators": [{k: v for k, v in row.items() if k.startswith("evaluator/")} for row in log],
         "validations": [row["step"] for row in log if "valid/mrr" in row],
         "steps": progress.step,
-        "parts": calls,
+        "parts": max(sizes),
         "checkpoints": list_steps(job.checkpoints),
         "rows": digest(job.method.student.entity.weight),
         "relation": digest(job.method.student.relation),

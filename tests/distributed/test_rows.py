@@ -53,9 +53,11 @@ def dense(case: RowsCase) -> dict[str, Tensor]:
         }
         values.append(torch.stack([found[name] for name in PARTIALS]))
     stacked = torch.stack(values) if values else torch.zeros(0, len(PARTIALS), dtype=torch.float64)
-    torch.where(case.weights == 0, 0.0, stacked * case.weights).sum().backward()
-    gradients = {"queries": queries.grad, "thresholds": thresholds.grad, "rows": rows.grad}
-    return {"values": stacked.detach(), **gradients}  # type: ignore[dict-item]
+    (torch.where(case.weights == 0, 0.0, stacked * case.weights).sum() + thresholds.square().sum()).backward()
+    gradients = {"queries": queries, "thresholds": thresholds, "rows": rows}
+    return {"values": stacked.detach()} | {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in gradients.items()
+    }
 
 
 def even(candidates: int, world: int) -> list[int]:
@@ -83,7 +85,7 @@ def test_partials_and_gradients_are_those_of_one_dense_matrix(
 ) -> None:
     case = rows_case(queries, candidates, exclude=exclude)
     assert_dense(
-        case, run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(candidates, world), block_numbers=None)
+        case, run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(candidates, world))
     )
 
 
@@ -91,6 +93,17 @@ def test_partials_and_gradients_are_those_of_one_dense_matrix(
 def test_a_rank_may_have_no_candidates(cuts: list[int]) -> None:
     case = rows_case(5, 8, exclude="all of one")
     assert_dense(case, run_on_ranks(len(cuts) - 1, reduce_on_ranks, case=case, cuts=cuts, block_numbers=None))
+
+
+@pytest.mark.parametrize("only", ["sum", "mean", "lse", "max"])
+def test_a_rank_without_candidates_takes_part_in_backward_whichever_partial_is_asked_for(only: str) -> None:
+    """Were it to miss one exchange of gradients, the others would wait for it."""
+    case = rows_case(5, 8, exclude="none")
+    case.weights[:, [name.split(".")[0] != only for name in PARTIALS]] = 0.0
+    parts = run_on_ranks(2, reduce_on_ranks, case=case, cuts=[0, 8, 8], only=only)
+    expected = dense(case)
+    for name in ("queries", "rows"):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), expected[name])
 
 
 @pytest.mark.parametrize("queries", [1, 2])
@@ -106,7 +119,7 @@ def test_blocks_that_are_recomputed_change_no_value_and_no_gradient(world: int, 
     parts = run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(12, world), block_numbers=block_numbers)
     assert all(int(part["blocks"]) > 1 for part in parts) or (world, block_numbers) == (3, 35)
     assert_dense(case, parts)
-    whole = run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(12, world), block_numbers=None)
+    whole = run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(12, world))
     for one, other in zip(parts, whole, strict=True):
         assert int(other["blocks"]) == 1
         for name in ("queries", "thresholds", "rows"):
@@ -138,7 +151,7 @@ def alone(kind: str, case: RowsCase, block_numbers: int | None) -> tuple[Tensor,
         Ranks(),
         counts=[len(queries)],
         num_candidates=len(rows),
-        excluded=(pairs[:, 0], pairs[:, 1]),
+        excluded=(pairs[:, 0].contiguous(), pairs[:, 1].contiguous()),
         block_numbers=block_numbers,
     )
     got = reduce(ALONE[kind], Field(layout, dot, queries, rows))["x"]
@@ -202,7 +215,7 @@ def test_each_group_of_queries_meets_its_own_candidates(masked: bool) -> None:
     got = reduce(every_partial, *fields, per_query=(leaves[2],))
     values = torch.stack([got[name] for name in PARTIALS], 1)
     weights = torch.randn(values.shape, generator=generator, dtype=torch.float64)
-    (values * weights).sum().backward()
+    ((values * weights).sum() + leaves[2].square().sum()).backward()
     for group in range(groups):
         mine = slice(group * per_group, (group + 1) * per_group)
         pairs = torch.zeros(0, 2).long() if mask is None else mask[group].nonzero()
@@ -211,6 +224,15 @@ def test_each_group_of_queries_meets_its_own_candidates(masked: bool) -> None:
         torch.testing.assert_close(leaves[0].grad[mine], expected["queries"])
         torch.testing.assert_close(leaves[1].grad[group], expected["rows"])
         torch.testing.assert_close(leaves[2].grad[mine], expected["thresholds"])
+
+
+def test_a_rank_may_have_no_group() -> None:
+    layout = Layout(Ranks(), groups=0, num_candidates=5, mask=torch.zeros(0, 2, 5, dtype=torch.bool))
+    queries = torch.zeros(0, WIDTH, dtype=torch.float64, requires_grad=True)
+    rows = torch.zeros(0, 5, WIDTH, dtype=torch.float64)
+    fields = [Field(layout, meet, queries, rows) for meet in (_grouped_dot, closeness)]
+    got = reduce(every_partial, *fields, per_query=(torch.zeros(0, dtype=torch.float64),))
+    assert all(found.shape == (0,) for found in got.values())
 
 
 def _grouped_dot(queries: Tensor, rows: Tensor) -> Tensor:

@@ -279,3 +279,9 @@ def test_no_queries_leave_nothing_out() -> None:
     for known in (None, KnownAnswers(GRAPH.train, GRAPH.num_entities)):
         query, candidate = excluded_from_shared(nobody, None, 0, GRAPH.num_entities, known)
         assert len(query) == len(candidate) == 0
+
+
+@pytest.mark.parametrize("known", [None, KnownAnswers(GRAPH.train, GRAPH.num_entities)], ids=["raw", "filtered"])
+def test_no_groups_have_an_empty_mask(known: KnownAnswers | None) -> None:
+    found = excluded_from_groups(queries_of([]), torch.zeros(0, 20).long(), GRAPH.num_entities, known)
+    assert len(found) == 0 and found.shape[-1] == 20 and found.dtype == torch.bool

@@ -9,7 +9,8 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.methods import HardSettings, Scratch
 from distkgd.train import Progress, train_step
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
-from tests.toys import toy_graph, toy_job
+from tests.ranks import run_on_ranks
+from tests.toys import toy_graph, toy_job, train_some
 
 GRAPH = toy_graph(entities=15, relations=3, triples=130)
 STEP = 1
@@ -77,3 +78,22 @@ def test_training_lowers_the_loss(tmp_path: Any) -> None:
     job = toy_job({"student": student}, Ranks(), tmp_path, GRAPH)
     losses = [train_step(job, Progress(step=step), 0)[0]["hard"] for step in range(60)]
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+REGIMES: dict[str, dict[str, Any]] = {
+    "all": {"kind": "all"},
+    "batch": {"kind": "batch", "num": 2},
+    "chunk": {"kind": "chunk", "num": 5, "chunk": 2, "filtered": True},
+    "triple": {"kind": "triple", "num": 5, "filtered": True},
+}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_rank_without_triples_or_candidates_of_its_own_trains_along(regime: str) -> None:
+    student = {"dim": 4, "batch_size": 2, "negatives": REGIMES[regime], "loss": {"name": "softmax"}}
+    config = {"dtype": "float64", "student": student}
+    alone = train_some(Ranks(), config=config, steps=4)
+    parts = run_on_ranks(3, train_some, config=config, steps=4)
+    rows = torch.cat([part["tables"]["student"] for part in parts])
+    torch.testing.assert_close(rows, alone["tables"]["student"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(parts[0]["tensors"]["student.relation"], alone["tensors"]["student.relation"])
