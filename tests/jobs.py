@@ -6,6 +6,7 @@ from formulas written here, and nothing in it knows of tables, shards, fields or
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -224,7 +225,7 @@ def reduce_on_ranks(
     pairs = pairs[torch.sort(pairs[:, 1], stable=True).indices]
     layout = Layout(
         ranks,
-        counts=[stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)],
+        counts=[stop - start for start, stop in pairwise(bounds)],
         num_candidates=hi - lo,
         excluded=(pairs[:, 0], pairs[:, 1] - lo),
         block_numbers=block_numbers,

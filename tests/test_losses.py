@@ -72,7 +72,9 @@ def smoothed_bce(positive: Tensor, negatives: Tensor) -> Tensor:
     return -(labels * log_sigmoid(scores) + (1.0 - labels) * log_sigmoid(-scores)).sum()
 
 
-NAIVE_LOSSES = {f.__name__: f for f in (softmax, bce, softplus, self_adversarial, margin, smoothed_softmax, smoothed_bce)}
+NAIVE_LOSSES = {
+    f.__name__: f for f in (softmax, bce, softplus, self_adversarial, margin, smoothed_softmax, smoothed_bce)
+}
 EVERY_LOSS = pytest.mark.parametrize("name", NAIVE_LOSSES)
 
 
@@ -361,4 +363,3 @@ def test_dura_refuses_a_distance_scorer_by_name() -> None:
     view = View(toy_model(GRAPH, "transe"), whole_scene(toy_scenes(GRAPH, kind="all")), grad=False)
     with pytest.raises(UnsupportedError, match=r"dura.*not transe; use n2 or n3"):
         regulariser("dura", view, 1.0, None)
-

@@ -315,16 +315,43 @@ def test_a_stage_that_was_trained_but_not_saved_is_saved_on_resume(tmp_path: Pat
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"dtype": "float64"}, {"teacher": {"epochs": 4}}, {"student": {"dim": 8}}], ids=str
 )
-def test_a_finished_stage_of_another_config_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_of_another_config_is_refused_by_what_differs(change: dict[str, Any], tmp_path: Path) -> None:
     ran(tmp_path, TAUGHT)
-    with pytest.raises(ConfigError, match=r"stages/(teacher|student) was made by another config.*--out"):
+    before = files_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"made by another .*--out") as info:
         ran(tmp_path, merge(TAUGHT, change), resume=True)
+    assert next(iter(change)) in str(info.value)
+    assert files_of(tmp_path) == before
 
 
-def test_a_finished_stage_of_other_data_is_refused(tmp_path: Path) -> None:
+def test_a_run_on_other_data_is_refused(tmp_path: Path) -> None:
     ran(tmp_path, TAUGHT)
-    with pytest.raises(ConfigError, match=r"stages/teacher was made by another .*data set"):
+    with pytest.raises(ConfigError, match=r"made by another .*data"):
         ran(tmp_path, TAUGHT, toy_graph(seed=1), resume=True)
+
+
+@pytest.mark.parametrize("change", [{"threads": 1}, {"keep": 3}, {"device": "cpu"}], ids=str)
+def test_how_a_run_is_run_may_change_on_resume(change: dict[str, Any], tmp_path: Path) -> None:
+    first = ran(tmp_path, TAUGHT)
+    assert ran(tmp_path, {**TAUGHT, **change}, resume=True)["stages"] == first["stages"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "config: 5", "config: {}", "- 1"])
+def test_a_damaged_plan_is_named(content: str, tmp_path: Path) -> None:
+    ran(tmp_path, {"student": TEACHER})
+    (tmp_path / "plan.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"plan\.yaml"):
+        ran(tmp_path, {"student": TEACHER}, resume=True)
+
+
+def test_a_stage_with_the_result_of_another_config_is_refused(tmp_path: Path) -> None:
+    """A stage folder that was copied in from another run."""
+    ran(tmp_path / "run", TAUGHT)
+    ran(tmp_path / "other", {"student": STUDENT | {"method": "scratch"}})
+    shutil.rmtree(tmp_path / "run/stages/student")
+    shutil.copytree(tmp_path / "other/stages/student", tmp_path / "run/stages/student")
+    with pytest.raises(ConfigError, match=r"stages/student was made by another config, data set or teacher.*--out"):
+        ran(tmp_path / "run", TAUGHT, resume=True)
 
 
 @pytest.mark.parametrize("change", [{"ties": "optimistic"}, {"filter": "raw"}], ids=str)

@@ -84,9 +84,7 @@ def test_partials_and_gradients_are_those_of_one_dense_matrix(
     world: int, queries: int, candidates: int, exclude: str
 ) -> None:
     case = rows_case(queries, candidates, exclude=exclude)
-    assert_dense(
-        case, run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(candidates, world))
-    )
+    assert_dense(case, run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(candidates, world)))
 
 
 @pytest.mark.parametrize("cuts", [[0, 0, 8], [0, 8, 8], [0, 3, 3, 8], [0, 0, 0, 8]], ids=str)
@@ -227,7 +225,7 @@ def test_each_group_of_queries_meets_its_own_candidates(masked: bool) -> None:
 
 
 def test_a_rank_may_have_no_group() -> None:
-    layout = Layout(Ranks(), groups=0, num_candidates=5, mask=torch.zeros(0, 2, 5, dtype=torch.bool))
+    layout = Layout(Ranks(), groups=0, num_candidates=5)
     queries = torch.zeros(0, WIDTH, dtype=torch.float64, requires_grad=True)
     rows = torch.zeros(0, 5, WIDTH, dtype=torch.float64)
     fields = [Field(layout, meet, queries, rows) for meet in (_grouped_dot, closeness)]
@@ -260,6 +258,6 @@ def test_scores_of_a_field_are_computed_once_however_many_reductions_use_them() 
     case = rows_case(3, 5)
     layout = Layout(Ranks(), counts=[3], num_candidates=5)
     field = Field(layout, meet, case.queries, case.candidates)
-    for kind in ALONE:
-        reduce(ALONE[kind], field)
+    for fn in ALONE.values():
+        reduce(fn, field)
     assert len(calls) == 1

@@ -54,7 +54,9 @@ def test_rows_and_their_first_and_second_gradients_are_those_of_one_dense_table(
         assert expected["first"].abs().max() > 0 and expected["second"].abs().max() > 0
     for name, value in expected.items():
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), value, msg=lambda m, n=name: f"{n}: {m}")
-    torch.testing.assert_close(torch.cat([p["candidates"] for p in parts]), WEIGHT if chosen is None else WEIGHT[chosen])
+    torch.testing.assert_close(
+        torch.cat([p["candidates"] for p in parts]), WEIGHT if chosen is None else WEIGHT[chosen]
+    )
     touched = torch.cat([part["touched"] for part in parts]).tolist()
     assert touched == (list(range(TOTAL)) if chosen is None else sorted(set(everything) | set(chosen)))
 

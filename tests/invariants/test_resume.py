@@ -306,14 +306,14 @@ def killed_and_resumed(config: Path, folder: Path, cwd: Path, world: int, seed: 
 
 
 SLOW = pytest.mark.slow
-CASES = [(1, [0, 1]), (2, [2]), *(pytest.param(world, [3, 4, 5, 6], marks=SLOW) for world in (1, 2))]
+CASES = [(1, [0]), (2, [1]), *(pytest.param(world, [2, 3, 4, 5], marks=SLOW) for world in (1, 2))]
 
 
 @pytest.mark.parametrize(("world", "seeds"), CASES)
 def test_a_run_killed_at_any_moment_and_resumed_writes_the_same_bytes(
     world: int, seeds: list[int], data: Path, tmp_path: Path
 ) -> None:
-    config = taught(tmp_path / "config.yaml", data, epochs=24)
+    config = taught(tmp_path / "config.yaml", data, epochs=18)
     whole = tmp_path / "whole"
     code, output = distil([config, "--out", whole], tmp_path, world)
     assert code == 0, output

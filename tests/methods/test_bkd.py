@@ -23,9 +23,7 @@ def settings(**more: Any) -> HardSettings:
 
 
 @pytest.mark.parametrize("kind", ["all", "batch", "chunk", "triple"])
-@pytest.mark.parametrize(
-    ("weight", "hard_weight", "temperature"), [(1.0, 1.0, 1.0), (0.7, 0.3, 3.0), (2.0, 0.0, 0.5)]
-)
+@pytest.mark.parametrize(("weight", "hard_weight", "temperature"), [(1.0, 1.0, 1.0), (0.7, 0.3, 3.0), (2.0, 0.0, 0.5)])
 def test_the_student_learns_the_teachers_softened_distribution_beside_the_labels(
     kind: str, weight: float, hard_weight: float, temperature: float
 ) -> None:

@@ -43,9 +43,7 @@ class Setting:
         settings |= dict(weight=0.0, relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False) | (hard or {})
         defaults = DualdeConfig().model_dump(exclude={"stage_two"})
         plan = {"stage_two": (3, 4, 0.5, 0.25), "stage_one": stage == 1}
-        self.method = DualDE(
-            self.student, HardSettings(**settings), self.teacher, **(defaults | plan | options)
-        )
+        self.method = DualDE(self.student, HardSettings(**settings), self.teacher, **(defaults | plan | options))
         with torch.no_grad():
             self.method.alpha.copy_(torch.tensor(ALPHA, dtype=torch.float64))
             self.method.beta.copy_(torch.tensor(BETA, dtype=torch.float64))
@@ -152,9 +150,7 @@ def objective(setting: Setting, *, structure: bool = True, evaluation: bool = Tr
 
         for name, of_triple in (("soft", soft), ("hard", hard)):
 
-            def negative(
-                query: Asked, of_triple: Any = of_triple, which: int = which, own: NaiveModel = own
-            ) -> Tensor:
+            def negative(query: Asked, of_triple: Any = of_triple, which: int = which, own: NaiveModel = own) -> Tensor:
                 return setting.over_negatives(own, query, lambda e: of_triple(query, e, which + 1))
 
             out[f"{tag}{name}_positive"] = setting.mean(lambda q, f=of_triple, w=which: f(q, q.answer, w))
