@@ -14,14 +14,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from distkgd.errors import ConfigError
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _no_flag(value: Any) -> Any:
+    # YAML's true and false would pass for 1 and 0.
+    if isinstance(value, bool):
+        raise ValueError(f"a number is needed (given: {value})")
+    return value
+
+
+LARGEST = 2**31 - 1
+DEEPEST = 8  # steps in a dotted key
+Positive = Annotated[int, BeforeValidator(_no_flag), Field(ge=1, le=LARGEST)]
+Count = Annotated[int, BeforeValidator(_no_flag), Field(ge=0, le=LARGEST)]
+Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, lt=1)]
+Weight = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, BeforeValidator(_no_flag), Field(gt=0, allow_inf_nan=False)]
+Real = Annotated[float, BeforeValidator(_no_flag)]
 
 
 class Frozen(BaseModel):
@@ -120,7 +132,7 @@ class StageTwoConfig(Frozen):
     lr_scale, teacher_lr_scale: factors on the stage's learning rate for student and teacher.
     """
 
-    start: Annotated[int, Field(ge=0)] | Literal["plateau"] = "plateau"
+    start: Positive | Literal["plateau"] = "plateau"
     epochs: Positive = 10
     lr_scale: Rate = 0.1
     teacher_lr_scale: Rate = 0.1
@@ -143,8 +155,8 @@ class DualdeConfig(Frozen):
     structure: bool = True
     delta: Rate = 1.0
     probabilities: bool = False
-    alpha: float = 1.0
-    beta: float = 0.0
+    alpha: Real = 1.0
+    beta: Real = 0.0
     evaluator_lr: Rate = 0.01
     soft: Literal["huber", "kl"] = "huber"
     soft_weight: Weight = 1.0
@@ -180,7 +192,7 @@ class StageConfig(Frozen):
     dim: Positive = 32
     method: Literal["scratch", "bkd", "dualde"] = "scratch"
     distill: Any = None
-    margin: float | None = None
+    margin: Real | None = None
     norm: Literal[1, 2] | None = None
     reciprocal: bool = True
     init_scale: Rate | None = None
@@ -195,14 +207,18 @@ class StageConfig(Frozen):
     dropout: Share = 0.0
     relation_dropout: Share = 0.0
     bf16: bool = False
-    validate_every: Annotated[int, Field(ge=0)] = 5
-    patience: Annotated[int, Field(ge=0)] = 0
-    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    validate_every: Count = 5
+    patience: Count = 0
+    checkpoint_every: Count = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StageConfig":
         kind = DISTILL_CONFIGS[self.method]
-        given = self.distill.model_dump() if isinstance(self.distill, Frozen) else (self.distill or {})
+        given = (
+            self.distill.model_dump()
+            if isinstance(self.distill, Frozen)
+            else ({} if self.distill is None else self.distill)
+        )
         # The node's own type depends on `method`, so it is parsed here; frozen models need the back door.
         try:
             object.__setattr__(self, "distill", kind.model_validate(given))
@@ -253,10 +269,10 @@ class RunConfig(Frozen):
 
     name: str = "run"
     data: str = "pystdlib"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Count = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 0
     teacher: StageOrPath | None = None
     student: StageConfig = StageConfig()
     baseline: StageOrFlag = False
@@ -298,6 +314,13 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), data: str | No
 
 def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
     """A plain mapping as a RunConfig; `where` names its origin in error messages."""
+    try:
+        return _parse(tree, where)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply, or an alias that refers to itself.") from None
+
+
+def _parse(tree: Mapping[str, Any], where: str) -> RunConfig:
     plain = copy.deepcopy(dict(tree))
     if isinstance(plain.get("baseline"), Mapping):
         student = plain.get("student") or {}
@@ -346,12 +369,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     path = key.strip().split(".")
-    if not sign or not all(path):
-        raise ConfigError(f"Override {override!r} is not of the form key=value or a.b=value.")
+    if not sign or not all(path) or len(path) > DEEPEST:
+        raise ConfigError(f"Override {_short(override)} is not of the form key=value or a.b=value.")
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"Override {override!r}: {text!r} is not a YAML value.") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"Override {_short(override)}: {_short(text)} is not a YAML value.") from None
     node = tree
     for step in path[:-1]:
         below = node.get(step)
@@ -364,7 +387,8 @@ def _explain(error: ValidationError, root: type[BaseModel], prefix: str = "") ->
     lines = []
     for item in error.errors(include_url=False):
         # Tags of a union are pydantic's, not part of the user's path.
-        path = [str(part) for part in item["loc"] if part not in _TAGS]
+        tagged = len(item["loc"]) > 1 and item["loc"][0] in ("teacher", "baseline") and item["loc"][1] in _TAGS
+        path = [str(part) for i, part in enumerate(item["loc"]) if not (tagged and i == 1)]
         where = ".".join([prefix, *path] if prefix else path)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":

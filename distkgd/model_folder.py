@@ -8,6 +8,7 @@ model/
   relation-*.safetensors  concatenate to `relation` [num_relations or twice that, relation_size]
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from distkgd.distributed.model_files import Rows, atomic_folder, read_table, write_table
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
-from distkgd.errors import DistkgdError, ModelError
+from distkgd.errors import DataError, ModelError
 from distkgd.graph import Graph, Vocabulary
 from distkgd.model import Model
 from distkgd.scorers import from_constants
@@ -47,6 +48,10 @@ def save_model(folder: Path, model: Model, graph: Graph, about: Mapping[str, Any
         lo, hi = ranks.share(len(model.relation))
         relation = model.relation.detach()[lo:hi]
         relation_files = write_table(part, "relation", Rows(relation, lo, len(model.relation)), ranks)
+        files = [*entity_files, *relation_files]
+        # Each rank reads back its share; who holds the digests knows the model, rows and all.
+        mine = {name: sha256_of(part / name) for name in files[ranks.rank :: ranks.world]}
+        digests = {name: digest for found in ranks.gather_objects(mine) for name, digest in found.items()}
         if ranks.first:
             config = {
                 "format": FORMAT,
@@ -56,6 +61,7 @@ def save_model(folder: Path, model: Model, graph: Graph, about: Mapping[str, Any
                 "reciprocal": model.reciprocal,
                 "dtype": str(table.weight.dtype).removeprefix("torch."),
                 "files": {"entity": entity_files, "relation": relation_files},
+                "sha256": {name: digests[name] for name in files},
                 **about,
             }
             (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -80,9 +86,9 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
         relation = read_table(folder, files["relation"], "relation", 0, rows)
         entities = _read_names(folder, "entities", "entity_labels", num_entities)
         relations = _read_names(folder, "relations", "relation_labels", num_relations)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DistkgdError):
-            raise
+    except (ModelError, DataError):
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
     if entity.shape[1] != scorer.dim or relation.shape[1] != scorer.relation_size:
         raise ModelError(
@@ -124,6 +130,12 @@ def bytes_on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in find_model(folder).glob("*.safetensors"))
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def same_vocabulary(loaded: LoadedModel, graph: Graph, folder: str) -> None:
     """Refuse a model whose rows mean other entities or relations than the graph's."""
     for kind, mine, theirs in (
@@ -152,5 +164,10 @@ def _read_names(folder: Path, names: str, labels: str, number: int) -> Vocabular
     path = folder / f"{labels}.tsv"
     if not path.is_file():
         return vocabulary
-    frame = pl.read_csv(path, separator="\t", has_header=False, schema={"id": pl.Int64, "label": pl.String})
+    try:
+        frame = pl.read_csv(path, separator="\t", has_header=False, schema={"id": pl.Int64, "label": pl.String})
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ModelError(f"{path} is no table of ids and labels ({error}); write the model again.") from None
+    if frame["id"].to_list() != list(range(number)):
+        raise ModelError(f"{path} has {len(frame)} rows or other ids than 0 … {number - 1}; write the model again.")
     return Vocabulary(vocabulary.names, frame["label"])

@@ -22,7 +22,7 @@ import yaml
 from distkgd.config import NoDistillConfig, RunConfig, StageConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError, Stopped
+from distkgd.errors import ConfigError, DistkgdError, Stopped, UnsupportedError
 from distkgd.evaluate import breakdown, metrics, protocol, ranks_of
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
@@ -110,6 +110,8 @@ def run_plan(
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
     stages = build_plan(config)
+    for stage in stages:
+        check_stage(stage, graph)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     everything = torch.cat([graph.train, graph.valid, graph.test])
     track = config.mlflow
@@ -178,14 +180,33 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     return row
 
 
+def check_stage(stage: Stage, graph: Graph) -> None:
+    """Refuse what cannot work before any stage has cost time: ConfigError or UnsupportedError, naming the stage."""
+    config, name = stage.config, stage.name
+    try:
+        scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
+    except DistkgdError as error:
+        raise type(error)(f"{name}: {error}") from None
+    if config.bf16 and scorer.candidate_form != "dot":
+        raise ConfigError(
+            f"{name}.bf16 works for bilinear scorers; {scorer.name} would lose its distances to rounding."
+        )
+    if config.regulariser.name == "dura" and scorer.candidate_form != "dot":
+        raise UnsupportedError(f"{name}.regulariser dura is defined for bilinear scorers, not {scorer.name}; use n3.")
+    if config.method == "dualde" and config.loss.name == "margin":
+        raise UnsupportedError(
+            f"{name}: dualde weighs binary or softmax losses; loss margin has no two parts to weigh."
+        )
+    if config.batch_size > len(graph.train):
+        raise ConfigError(
+            f"{name}.batch_size {config.batch_size} does not fit {len(graph.train)} training triples; choose less."
+        )
+
+
 def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> tuple[Job, Model]:
     """Everything `train_stage` needs, from config; the model is the student."""
     config, graph, ranks = stage.config, run.graph, run.ranks
     scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
-    if config.bf16 and scorer.candidate_form != "dot":
-        raise ConfigError(
-            f"{stage.name}.bf16 works for bilinear scorers; {scorer.name} would lose its distances to rounding."
-        )
     student = new_model(
         scorer,
         graph.num_entities,

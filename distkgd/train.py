@@ -43,6 +43,8 @@ class Progress:
     seconds: float = 0.0
     train_seconds: float = 0.0
     done: bool = False
+    log_sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last logged row
+    log_count: int = 0
 
 
 @dataclass
@@ -93,35 +95,35 @@ def train_stage(job: Job) -> Progress:
     """
     progress = restore(job)
     per_epoch = job.scenes.sampler.steps_per_epoch
-    log = MetricsLog(job, progress.step)
     begun = time.monotonic() - progress.seconds
     finished_before = progress.done
-    with listen_for_stop() as stop, job.display.bar(job.name, last_epoch(job) * per_epoch) as bar:
+    with (
+        MetricsLog(job, progress) as log,
+        listen_for_stop() as stop,
+        job.display.bar(job.name, last_epoch(job) * per_epoch) as bar,
+    ):
         while progress.epoch < last_epoch(job) and not progress.done:
             started = time.monotonic()
             terms, stopping = train_step(job, progress, stop.signal_number)
             progress.step += 1
             progress.train_seconds += time.monotonic() - started
-            log.step(terms, progress)
+            log.step(terms)
             bar.update(progress.step)
 
             if progress.step % per_epoch == 0:
                 progress.epoch += 1
                 end_epoch(job, progress, log, begun)
-            if stopping and not progress.done:
-                progress.seconds = time.monotonic() - begun
-                write(job, progress)
-                log.close()
-                raise Stopped(
-                    stop.signal_number or int(signal.SIGTERM), f"in stage {job.name} after step {progress.step}"
-                )
-    if not finished_before:
-        progress.done = True
-        progress.seconds = time.monotonic() - begun
-        write(job, progress)
+            if stopping:
+                break
+        if not finished_before:
+            progress.done = progress.done or progress.epoch >= last_epoch(job)
+            progress.seconds = time.monotonic() - begun
+            write(job, progress)
+        # A signal may also have come in the last step or validation, after which no step would see it.
+        if any(job.ranks.gather_objects(stop.signal_number)):
+            raise Stopped(stop.signal_number or int(signal.SIGTERM), f"in stage {job.name} after step {progress.step}")
     if job.validate is not None and progress.best_step >= 0:
         load_group(job, "student", job.checkpoints / step_name(progress.best_step))
-    log.close()
     return progress
 
 
@@ -166,7 +168,7 @@ def end_epoch(job: Job, progress: Progress, log: "MetricsLog", begun: float) -> 
             progress.best_mrr, progress.best_step = found["mrr"], progress.step
         progress.stale = 0 if improved else progress.stale + 1
         follow_plateau(config.schedule, progress, improved)
-        log.validation(found, progress, improved)
+        log.validation(found, improved)
     plateau = bool(config.patience) and progress.stale >= config.patience
     if job.method.advance(epoch, config.epochs, plateau):
         job.display.line(f"{job.name}: next phase at epoch {epoch}")
@@ -290,42 +292,52 @@ def load_group(job: Job, group: str, path: Path) -> None:
 class MetricsLog:
     """Means of the loss terms to metrics.jsonl (rank 0) and to tracking, a few times per epoch."""
 
-    def __init__(self, job: Job, step: int) -> None:
+    def __init__(self, job: Job, progress: Progress) -> None:
         self._job = job
+        self._progress = progress
         self._every = max(1, job.scenes.sampler.steps_per_epoch // LOGS_PER_EPOCH)
-        self._sums: dict[str, float] = defaultdict(float)
-        self._count = 0
+        self._timed = 0
         self._since = time.monotonic()
         self._loss = math.nan
         self._path = job.folder / "metrics.jsonl"
         self._file = None
         if job.ranks.first:
             job.folder.mkdir(parents=True, exist_ok=True)
-            keep_until(self._path, step)
+            keep_until(self._path, progress.step)
             self._file = self._path.open("a", encoding="utf-8")
 
-    def step(self, terms: Mapping[str, float], progress: Progress) -> None:
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def step(self, terms: Mapping[str, float]) -> None:
         """Take note of one step's terms."""
+        progress = self._progress
         for name, value in terms.items():
-            self._sums[name] += value
-        self._count += 1
+            progress.log_sums[name] = progress.log_sums.get(name, 0.0) + value
+        progress.log_count += 1
+        self._timed += 1
         if progress.step % self._every:
             return
-        means = {f"loss/{name}": total / self._count for name, total in self._sums.items()}
+        means = {f"loss/{name}": total / progress.log_count for name, total in progress.log_sums.items()}
         means["loss"] = self._loss = sum(means.values())
         now = time.monotonic()
         batch = self._job.config.batch_size
-        means["triples_per_second"] = self._count * batch / max(now - self._since, 1e-9)
+        means["triples_per_second"] = self._timed * batch / max(now - self._since, 1e-9)
         means["lr_scale"] = schedule_scale(self._job, progress)
         for name, tensor in self._job.method.evaluators.items():
             means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(tensor.detach().tolist())}
-        self._write(means, progress)
-        self._sums.clear()
-        self._count, self._since = 0, now
+        self._write(means)
+        progress.log_sums, progress.log_count = {}, 0
+        self._timed, self._since = 0, now
 
-    def validation(self, found: Mapping[str, float], progress: Progress, improved: bool) -> None:
+    def validation(self, found: Mapping[str, float], improved: bool) -> None:
         """Log validation metrics and print the epoch's line."""
-        self._write({f"valid/{name}": value for name, value in found.items()}, progress)
+        progress = self._progress
+        self._write({f"valid/{name}": value for name, value in found.items()})
         speed = progress.step * self._job.config.batch_size / max(progress.train_seconds, 1e-9)
         mark = " *" if improved else ""
         epochs = last_epoch(self._job)
@@ -335,17 +347,13 @@ class MetricsLog:
         )
         self._since = time.monotonic()
 
-    def _write(self, values: Mapping[str, float], progress: Progress) -> None:
+    def _write(self, values: Mapping[str, float]) -> None:
+        progress = self._progress
         if self._file is not None:
             row: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch, **values}
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         self._job.tracking.log(values, progress.step)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -82,9 +82,7 @@ class State:
 # --- Writing
 
 
-def save(
-    folder: Path, step: int, state: State, peers: Peers, *, keep: int = 2, protect: Collection[int] = ()
-) -> Path:
+def save(folder: Path, step: int, state: State, peers: Peers, *, keep: int = 2, protect: Collection[int] = ()) -> Path:
     """Write the checkpoint of `step`, then prune to the newest `keep` and the `protect`ed steps.
 
     A checkpoint of the same step is replaced. Later steps (of a run that was resumed further back) neither
@@ -297,9 +295,7 @@ def verify(path: Path, *, part: int = 0, parts: int = 1) -> None:
         except OSError as e:
             raise CheckpointError(f"{path / name}: cannot be read: {e}") from e
         if actual != records[name].get("sha256"):
-            raise CheckpointError(
-                f"{path / name}: sha256 differs from the manifest's: its content has changed"
-            )
+            raise CheckpointError(f"{path / name}: sha256 differs from the manifest's: its content has changed")
 
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         list(pool.map(check, sorted(records)[part::parts]))
@@ -332,9 +328,7 @@ def load_rows(path: Path, name: str, lo: int, hi: int) -> Tensor:
         raise CheckpointError(f"{path}: no table {name!r}; it has {', '.join(sorted(tables)) or 'none'}")
     table = tables[name]
     if not 0 <= lo <= hi <= table["total"]:
-        raise CheckpointError(
-            f"{path}: table {name!r} has {table['total']} rows; rows [{lo}, {hi}) were asked for"
-        )
+        raise CheckpointError(f"{path}: table {name!r} has {table['total']} rows; rows [{lo}, {hi}) were asked for")
     out = torch.empty((hi - lo, *table["row_shape"]), dtype=DTYPES[table["dtype"]])
     for part in table["files"]:
         first, last = max(lo, part["lo"]), min(hi, part["hi"])

@@ -84,9 +84,7 @@ def span_of(name: str, rows: Rows) -> Span:
     if not 0 <= rows.lo <= hi <= rows.total:
         raise ValueError(f"table {name!r}: rows [{rows.lo}, {hi}) lie outside [0, {rows.total})")
     if rows.tensor.dtype not in TAGS:
-        raise ValueError(
-            f"table {name!r}: dtype {rows.tensor.dtype} cannot be stored; use one of {[*DTYPES]}"
-        )
+        raise ValueError(f"table {name!r}: dtype {rows.tensor.dtype} cannot be stored; use one of {[*DTYPES]}")
     dtype = str(rows.tensor.dtype).removeprefix("torch.")
     return Span(rows.lo, hi, rows.total, tuple(rows.tensor.shape[1:]), dtype)
 

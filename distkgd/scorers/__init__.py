@@ -31,9 +31,7 @@ SCORERS: dict[str, type[Scorer]] = {
 def build_scorer(name: str, dim: int, margin: float | None = None, norm: int | None = None) -> Scorer:
     """The scorer `name`; None leaves an option at the scorer's own default."""
     if name not in SCORERS:
-        raise ConfigError(
-            f"unknown scorer {name!r}; known are {', '.join(sorted(SCORERS))}. Choose one of these."
-        )
+        raise ConfigError(f"unknown scorer {name!r}; known are {', '.join(sorted(SCORERS))}. Choose one of these.")
     scorer = SCORERS[name]
     given: dict[str, float] = {}
     if margin is not None:

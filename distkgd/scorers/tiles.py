@@ -95,12 +95,8 @@ def pair_sums(term: Term, q: Parts, c: Parts) -> Tensor:
         flat_q = tuple(part.reshape(1, -1, part.shape[-1]) for part in q)
         flat_c = tuple(part.reshape(1, -1, part.shape[-1]) for part in c)
     else:
-        flat_q = tuple(
-            part.expand(*lead, *part.shape[-2:]).reshape(lead.numel(), *part.shape[-2:]) for part in q
-        )
-        flat_c = tuple(
-            part.expand(*lead, *part.shape[-2:]).reshape(lead.numel(), *part.shape[-2:]) for part in c
-        )
+        flat_q = tuple(part.expand(*lead, *part.shape[-2:]).reshape(lead.numel(), *part.shape[-2:]) for part in q)
+        flat_c = tuple(part.expand(*lead, *part.shape[-2:]).reshape(lead.numel(), *part.shape[-2:]) for part in c)
     dtype = torch.promote_types(q[0].dtype, c[0].dtype)
     working = torch.promote_types(dtype, torch.float32)
     parts = [part.to(working).contiguous() for part in flat_q + flat_c]
@@ -146,9 +142,7 @@ class _Gathered:
 
     def __init__(self, num_query_parts: int, num_candidate_parts: int) -> None:
         self._num_query_parts = num_query_parts
-        self._rows: list[dict[tuple[int, int], Tensor]] = [
-            {} for _ in range(num_query_parts + num_candidate_parts)
-        ]
+        self._rows: list[dict[tuple[int, int], Tensor]] = [{} for _ in range(num_query_parts + num_candidate_parts)]
 
     def add(self, tile: Tile, q: Parts, c: Parts) -> None:
         for index, part in enumerate(q + c):
