@@ -363,6 +363,8 @@ class MlflowStageTracking(StageTracking):
             try:
                 import_module("psutil")
                 module = import_module("mlflow.system_metrics.system_metrics_monitor")
+                # It announces its start and end among the lines of training.
+                logging.getLogger(module.__name__).setLevel(logging.WARNING)
                 self._monitor = module.SystemMetricsMonitor(
                     run.id, resume_logging=run.reopened, tracking_uri=self._store.uri
                 )

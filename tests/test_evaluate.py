@@ -100,9 +100,9 @@ def test_the_filter_takes_rivals_away() -> None:
     assert (filtered <= raw).all() and (filtered < raw).any()
 
 
-@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize("size", [0.01, 1.0, 1e4])
 @pytest.mark.parametrize(("step", "rank"), [(0.0, 3.0), (0.5, 3.0), (-0.5, 3.0), (2.0, 5.0), (-2.0, 1.0)])
-def test_scores_nearer_than_the_tolerance_are_equal_in_proportion_to_their_size(
+def test_scores_nearer_than_the_tolerance_are_equal_in_proportion_to_their_size_above_one(
     size: float, step: float, rank: float
 ) -> None:
     graph = toy_graph(entities=6, relations=1, triples=20)
@@ -110,7 +110,7 @@ def test_scores_nearer_than_the_tolerance_are_equal_in_proportion_to_their_size(
     with torch.no_grad():
         model.relation.fill_(1.0)
         # The answer is entity 1; entities 2 … 5 are `step` tolerances above it.
-        model.entity.weight[:, 0] = size * (1.0 + TIE_TOLERANCE * step)
+        model.entity.weight[:, 0] = size + TIE_TOLERANCE * max(1.0, size) * step
         model.entity.weight[1, 0] = size
         model.entity.weight[0, 0] = 1.0
     triple = torch.tensor([[0, 0, 1], [0, 0, 0]])
