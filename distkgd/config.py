@@ -87,6 +87,12 @@ class RegulariserConfig(Frozen):
     weight: Weight = 0.0
     relation_weight: Weight | None = None
 
+    @model_validator(mode="after")
+    def _dura_has_one_weight(self) -> "RegulariserConfig":
+        if self.name == "dura" and self.relation_weight is not None:
+            raise ValueError("dura weighs queries, not relations: drop relation_weight, or use n2 or n3")
+        return self
+
 
 class OptimizerConfig(Frozen):
     """Row optimiser of the entity table and dense optimiser of everything else.
@@ -231,6 +237,9 @@ class StageConfig(Frozen):
             )
         if self.loss.label_smoothing and self.loss.name not in ("softmax", "bce"):
             raise ValueError(f"label_smoothing works with loss softmax or bce, not {self.loss.name}")
+        pointwise = isinstance(self.distill, DualdeConfig) and self.distill.soft == "huber"
+        if pointwise and (self.loss.label_smoothing or self.negatives.labels == "known"):
+            raise ValueError("dualde with soft: huber has no label_smoothing and no labels: known; use soft: kl")
         if self.schedule.name == "plateau" and not self.validate_every:
             raise ValueError("schedule plateau needs validations: set validate_every above 0")
         if self.regulariser.name == "none" and self.regulariser.weight:

@@ -34,6 +34,7 @@ def hard_loss(
     With k-vs-all labels, the answers of a query share its loss: the pass over its triples adds up to one k-vs-all row.
     """
     positive, share = view.positive, view.scene.label_share
+    share = None if share is None else share.to(positive.dtype)
 
     def partials(z: Tensor, own: Tensor | None = None) -> dict[str, Partial]:
         out: dict[str, Partial] = {}
@@ -76,6 +77,7 @@ def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, sto
 
     stop_teacher: no gradient reaches a teacher that is learning itself.
 
+    With k-vs-all labels a query's answers share its divergence, as they share its hard loss.
     KL = sum p_t (z_t - z_s) / T - lse_t + lse_s: three numbers per query, and no scores leave their shard.
     """
 
@@ -91,7 +93,9 @@ def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, sto
     lse_s = torch.logaddexp(own_s, got["student"])
     lse_t = torch.logaddexp(own_t, got["gap.lse"])
     gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
-    return temperature**2 * (gap - lse_t + lse_s)
+    divergence = temperature**2 * (gap - lse_t + lse_s)
+    share = student.scene.label_share
+    return divergence if share is None else divergence * share.to(divergence.dtype)
 
 
 def huber(difference: Tensor, delta: float = 1.0) -> Tensor:

@@ -178,7 +178,7 @@ class SceneBuilder:
             wanted.append(negatives.reshape(-1))
             candidates = negatives.new_empty(0)
         route = plan_route(torch.cat(wanted), candidates, self.sampler.num_entities, self.ranks)
-        share = 1.0 / self.known.counts(mine.queries) if self.label_shares else None
+        share = self.known.counts(mine.queries).double().reciprocal() if self.label_shares else None
         return Scene(mine, route, layout, negatives, share, self.sampler.seed)
 
     def _shared(self, part: Batch, counts: list[int], known: KnownAnswers | None) -> tuple[Tensor | None, Layout]:
@@ -238,7 +238,7 @@ class View:
             return self.opened.candidates()
         n = len(self.scene.batch.queries.anchor)
         rows = self.opened.lookup(2 * n, 2 * n + negatives.numel())
-        return rows.reshape(*negatives.shape, -1)
+        return rows.reshape(*negatives.shape, rows.shape[-1])
 
     def field(self, queries: Tensor, meet: Meet) -> Field:
         """Another number per (query, candidate) over the same candidates, e.g. a cosine."""

@@ -110,7 +110,7 @@ class Layout:
         if self.counts is not None:
             return self.ranks.gather(per_query, self.counts)
         assert self.groups is not None
-        return per_query.reshape(self.groups, -1, *per_query.shape[1:])
+        return per_query.reshape(self.groups, len(per_query) // max(1, self.groups), *per_query.shape[1:])
 
     def blocks(self, queries: int) -> list[tuple[int, int]]:
         """Ranges of candidates small enough that queries x range stays below the block budget."""
@@ -141,7 +141,11 @@ class Layout:
         pieces, width, _ = partials.shape
         by_query = partials.permute(2, 0, 1).reshape(-1, pieces * width)
         moved = self.ranks.exchange(by_query, self.counts, [mine] * self.ranks.world)
-        return moved.reshape(self.ranks.world, mine, pieces, width).permute(0, 2, 3, 1).reshape(-1, width, mine)
+        return (
+            moved.reshape(self.ranks.world, mine, pieces, width)
+            .permute(0, 2, 3, 1)
+            .reshape(self.ranks.world * pieces, width, mine)
+        )
 
 
 class Field:
@@ -211,6 +215,9 @@ def reduce(
             for i, ends in enumerate(blocks)
         ]
     stacked = torch.stack([p.reshape(p.shape[0], -1) for p in pieces])
+    if len(pieces) > 1:
+        # One piece per rank goes home, however many blocks each rank has.
+        stacked = torch.stack(list(_merge(kinds, stacked).values())).unsqueeze(0)
     return _merge(kinds, layout.home(stacked))
 
 
@@ -227,12 +234,13 @@ def _columns(partial: Partial) -> list[Tensor]:
             total = _logsumexp(logit)
             return [total, (torch.exp(logit - total.unsqueeze(-1)) * value).sum(-1)]
         case Max(value):
-            return [value.amax(-1) if value.shape[-1] else value.new_full(value.shape[:-1], NEVER)]
+            return [value.amax(-1) if value.shape[-1] else value.sum(-1) + NEVER]
 
 
 def _logsumexp(logit: Tensor) -> Tensor:
     if logit.shape[-1] == 0:
-        return logit.new_full(logit.shape[:-1], NEVER)
+        # A sum, not a constant: a rank without candidates has to take part in the exchanges of backward.
+        return logit.sum(-1) + NEVER
     return torch.logsumexp(logit, -1)
 
 
@@ -243,8 +251,9 @@ def _merge(kinds: Mapping[str, type[Partial]], parts: Tensor) -> dict[str, Tenso
     for name, kind in kinds.items():
         if kind is SoftmaxMean:
             weight = torch.softmax(parts[:, at], 0)
-            out[name] = (weight * parts[:, at + 1]).sum(0)
+            # In the order of _columns, so that what was merged can be merged again.
             out[f"{name}.lse"] = torch.logsumexp(parts[:, at], 0)
+            out[name] = (weight * parts[:, at + 1]).sum(0)
             at += 2
             continue
         column = parts[:, at]

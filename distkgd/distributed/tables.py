@@ -68,18 +68,18 @@ class OpenRows:
     def __init__(self, leaf: Tensor, route: Route, ranks: Ranks) -> None:
         self.leaf = leaf
         self.route = route
-        asked = F.embedding(route.requested, leaf)
+        asked = _rows(leaf, route.requested)
         self._answer = ranks.exchange(asked, route.send, route.receive)
 
     def lookup(self, start: int, stop: int) -> Tensor:
         """[stop - start, dim]: the rows of ids[start:stop] as given to `plan_route`."""
-        return F.embedding(self.route.inverse[start:stop], self._answer)
+        return _rows(self._answer, self.route.inverse[start:stop])
 
     def candidates(self) -> Tensor:
         """[k, dim]: this rank's candidate rows."""
         if self.route.candidates is None:
             return self.leaf
-        return F.embedding(self.route.candidates, self.leaf)
+        return _rows(self.leaf, self.route.candidates)
 
 
 class ShardedTable:
@@ -109,3 +109,8 @@ class ShardedTable:
         if grad:
             self.opened.append(rows)
         return rows
+
+
+def _rows(table: Tensor, ids: Tensor) -> Tensor:
+    # The second derivative of an embedding of no rows cannot be taken; that of a slice can.
+    return F.embedding(ids, table) if len(ids) else table[:0]

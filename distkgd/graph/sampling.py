@@ -135,7 +135,8 @@ def excluded_from_shared(
     query = torch.arange(len(queries.answer), device=queries.answer.device)
     entity = queries.answer
     if known is not None:
-        query, entity = known.pairs(queries)
+        known_query, known_entity = known.pairs(queries)
+        query, entity = torch.cat([query, known_query]), torch.cat([entity, known_entity])
     if candidates is None:
         inside = (entity >= lo) & (entity < hi)
         query, slot = query[inside], entity[inside] - lo
@@ -154,14 +155,13 @@ def excluded_from_shared(
 def excluded_from_groups(queries: Queries, negatives: Tensor, num_entities: int, known: KnownAnswers | None) -> Tensor:
     """[groups, q, N] bool: negatives ([groups, N]) that are the query's own answer or a known one."""
     groups = len(negatives)
-    own = queries.answer.reshape(groups, -1, 1) == negatives.unsqueeze(1)
+    per_group = len(queries.answer) // max(1, groups)
+    own = queries.answer.reshape(groups, per_group, 1) == negatives.unsqueeze(1)
     if known is None:
         return own
-    per_group = len(queries.answer) // groups
     code = torch.arange(len(queries.answer), device=negatives.device).reshape(groups, per_group, 1) * num_entities
     query, entity = known.pairs(queries)
-    # A training triple's own answer is always among the known ones, so `own` adds nothing here.
-    return torch.isin(code + negatives.unsqueeze(1), query * num_entities + entity)
+    return own | torch.isin(code + negatives.unsqueeze(1), query * num_entities + entity)
 
 
 def _bernoulli(train: Tensor, num_relations: int) -> Tensor:
