@@ -43,7 +43,9 @@ check: $(STAMP)
 	$(BIN)/python -m mypy
 
 bench-foundation: $(STAMP)
-	$(BIN)/python benchmarks/foundation.py
+	$(BIN)/python benchmarks/foundation.py demo
+	$(BIN)/python benchmarks/foundation.py reading
+	$(BIN)/python benchmarks/foundation.py wn18rr
 
 clean:
 	rm -rf runs/demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

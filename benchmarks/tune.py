@@ -40,9 +40,7 @@ def main(
     launch(lambda ranks, display: run_all(tuning, names, plan.stem, out / plan.stem, ranks, display))
 
 
-def run_all(
-    tuning: dict[str, Any], names: list[str], name: str, folder: Path, ranks: Ranks, display: Display
-) -> None:
+def run_all(tuning: dict[str, Any], names: list[str], name: str, folder: Path, ranks: Ranks, display: Display) -> None:
     """All trials in rounds, so that a stop in the middle leaves the arms about even."""
     base = yaml.safe_load(Path(tuning["base"]).read_text(encoding="utf-8"))
     graph = load_graph(base["data"])
