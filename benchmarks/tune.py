@@ -3,7 +3,7 @@
     python benchmarks/tune.py benchmarks/tuning/wn18rr_complex32.yaml [--arm NAME]… [--out runs/tune]
 
 The YAML names a base config, the arms (a stage of that config each) and every trial's overrides. A finished trial is
-not run again; results go to benchmarks/results/<name>.json after each trial, best first, with the validation MRR alone.
+not run again; results go to benchmarks/results/tuning_<name>.json after each trial, best first, with the validation MRR alone.
 """
 
 import json
@@ -90,8 +90,8 @@ def run_trial(
 
 
 def write(name: str, tuning: dict[str, Any], graph: Graph, results: dict[str, list[dict[str, Any]]]) -> None:
-    """benchmarks/results/<name>.json: arms, best trial first."""
-    path = RESULTS / f"{name}.json"
+    """benchmarks/results/tuning_<name>.json: arms, best trial first."""
+    path = RESULTS / f"tuning_{name}.json"
     RESULTS.mkdir(exist_ok=True)
     before = json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else {}
     best = before | {arm: sorted(rows, key=lambda row: -row["valid_mrr"]) for arm, rows in results.items()}
