@@ -3,7 +3,8 @@
     python benchmarks/tune.py benchmarks/tuning/wn18rr_complex32.yaml [--arm NAME]… [--out runs/tune]
 
 The YAML names a base config, the arms (a stage of that config each) and every trial's overrides. A finished trial is
-not run again; results go to benchmarks/results/tuning_<name>.json after each trial, best first, with the validation MRR alone.
+not run again; results go to benchmarks/results/tuning_<name>.json after each trial, best first, with the validation
+MRR alone.
 """
 
 import json
