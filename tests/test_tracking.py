@@ -211,9 +211,7 @@ def test_points_are_buffered_and_complete_after_finish(uri: str):
     assert _curve(uri, "student", "test/mrr") == [(2299, 0.25)]
 
 
-def test_points_that_have_waited_for_seconds_are_sent_with_the_next(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_points_that_have_waited_for_seconds_are_sent_with_the_next(uri: str, monkeypatch: pytest.MonkeyPatch):
     stage = _started(uri).stage("student", {}, {})
     stage.log({"loss": 1.0}, 0)
     assert _curve(uri, "student", "loss") == []
@@ -241,9 +239,7 @@ def _checkpoint(folder: Path, step: int) -> Path:
     return path
 
 
-def test_kept_checkpoints_are_listed_with_place_step_and_checksum_also_after_a_resume(
-    uri: str, tmp_path: Path
-):
+def test_kept_checkpoints_are_listed_with_place_step_and_checksum_also_after_a_resume(uri: str, tmp_path: Path):
     tracking = _started(uri)
     stage = tracking.stage("student", {}, {})
     paths = {step: _checkpoint(tmp_path / "checkpoints", step) for step in (10, 20, 30)}
@@ -263,15 +259,11 @@ def test_kept_checkpoints_are_listed_with_place_step_and_checksum_also_after_a_r
     assert names == ["checkpoints.json"]  # a local store holds no second copy
 
 
-def test_a_remote_store_also_gets_the_files_of_a_checkpoint(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_remote_store_also_gets_the_files_of_a_checkpoint(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     _client(uri).create_experiment("distkgd", artifact_location="s3://bucket/kge")
     sent: list[tuple[str, str | None]] = []
     tables: list[dict] = []
-    monkeypatch.setattr(
-        mlflow.MlflowClient, "log_artifacts", lambda _, run, path, to=None: sent.append((path, to))
-    )
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", lambda _, run, path, to=None: sent.append((path, to)))
     monkeypatch.setattr(mlflow.MlflowClient, "log_dict", lambda _, run, table, to: tables.append(table))
     stage = _started(uri).stage("student", {}, {})
     path = _checkpoint(tmp_path, 10)
@@ -311,13 +303,9 @@ def test_finishing_the_plan_closes_the_stages_that_are_open_and_no_others(uri: s
 
 
 @pytest.mark.parametrize(("enabled", "active"), [(False, True), (True, False), (False, False)])
-def test_disabled_tracking_and_other_ranks_do_nothing_at_all(
-    uri: str, tmp_path: Path, enabled: bool, active: bool
-):
+def test_disabled_tracking_and_other_ranks_do_nothing_at_all(uri: str, tmp_path: Path, enabled: bool, active: bool):
     before = sorted(tmp_path.rglob("*"))
-    tracking = open_tracking(
-        run_folder=tmp_path / "run", name="plan", uri=uri, enabled=enabled, active=active
-    )
+    tracking = open_tracking(run_folder=tmp_path / "run", name="plan", uri=uri, enabled=enabled, active=active)
     assert isinstance(tracking, NoTracking)
     tracking.start({"seed": 1}, {}, DATASET)
     stage = tracking.stage("student", {}, {})
@@ -393,9 +381,7 @@ def test_a_store_that_stays_away_bounds_the_buffer_and_lets_every_call_return(
     assert [text.split(":")[0] for text in _warnings(caplog)] == ["stage student", "stage late", "plan plan"]
 
 
-def test_a_stage_that_begins_while_the_store_is_away_gets_its_run_later(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stage_that_begins_while_the_store_is_away_gets_its_run_later(uri: str, monkeypatch: pytest.MonkeyPatch):
     tracking = _started(uri)
     with monkeypatch.context() as away:
         away.setattr(mlflow.MlflowClient, "create_run", _raise)
@@ -408,9 +394,7 @@ def test_a_stage_that_begins_while_the_store_is_away_gets_its_run_later(
     assert _curve(uri, "student", "loss") == [(0, 1.0)]
 
 
-def test_a_run_that_is_made_only_when_its_stage_ends_starts_no_thread(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_that_is_made_only_when_its_stage_ends_starts_no_thread(uri: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     tracking = _started(uri)
     with monkeypatch.context() as away:
@@ -433,9 +417,7 @@ def _raise(*args: object, **kwargs: object) -> None:
     raise RuntimeError("database is locked\n[SQL: SELECT 1]")
 
 
-@pytest.mark.parametrize(
-    "bad", ["./mlruns", "mlruns", "/data/mlruns", "file:///data/mlruns", "file:mlruns", "."]
-)
+@pytest.mark.parametrize("bad", ["./mlruns", "mlruns", "/data/mlruns", "file:///data/mlruns", "file:mlruns", "."])
 def test_a_file_store_is_refused_with_a_database_to_use_instead(bad: str):
     with pytest.raises(ConfigError, match=r"file store.*sqlite:///mlflow\.db"):
         _open(bad)
@@ -489,9 +471,7 @@ def test_the_default_store_is_a_database_in_the_current_directory(uri: str, tmp_
     assert state["run_id"] == _runs(uri)["plan"].info.run_id
 
 
-def test_the_environments_store_comes_before_the_default(
-    schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_environments_store_comes_before_the_default(schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copy(schema, tmp_path / "other.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     _started(None).finish("FINISHED")
@@ -602,9 +582,7 @@ def test_system_metrics_of_a_stage_stop_with_it(uri: str, monkeypatch: pytest.Mo
     assert _curve(uri, "student", "mrr") == [(4, 0.5)]
 
 
-def test_without_psutil_a_tag_says_that_there_are_no_system_metrics(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_psutil_a_tag_says_that_there_are_no_system_metrics(uri: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setitem(sys.modules, "psutil", None)
     stage = _started(uri).stage("student", {}, {})

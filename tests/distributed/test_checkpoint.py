@@ -159,17 +159,13 @@ def test_rows_come_back_bit_equal_at_another_world_size(
 
 
 def test_tables_of_different_totals_and_splits_share_a_checkpoint(tmp_path: Path) -> None:
-    tables = {
-        name: random_bits(total, 3, dtype=torch.float32) for name, total in (("a", 9), ("b", 4), ("c", 4))
-    }
+    tables = {name: random_bits(total, 3, dtype=torch.float32) for name, total in (("a", 9), ("b", 4), ("c", 4))}
     # ranks 0 and 1 both hold rows [0, 4), of different tables; "c" has no rows on rank 0
     path = save_split(tmp_path, 1, tables, {"a": [0, 4, 9], "b": [0, 4, 4], "c": [0, 0, 4]})
     verify(path)
     for name, table in tables.items():
         assert same_bits(load_rows(path, name, 0, len(table)), table)
-    assert (
-        read_meta(path)["tables"]["c"]["files"][0]["file"] == "rows-000000000000-000000000004-1.safetensors"
-    )
+    assert read_meta(path)["tables"]["c"]["files"][0]["file"] == "rows-000000000000-000000000004-1.safetensors"
 
 
 def test_an_empty_table_is_kept(tmp_path: Path) -> None:
@@ -234,9 +230,7 @@ def test_meta_comes_back_as_json_has_it(tmp_path: Path) -> None:
 
 
 def test_the_manifest_says_what_the_checkpoint_holds(tmp_path: Path) -> None:
-    path = save_split(
-        tmp_path, 12, {"entity": torch.zeros(5, 2, dtype=torch.bfloat16)}, {"entity": [0, 2, 5]}
-    )
+    path = save_split(tmp_path, 12, {"entity": torch.zeros(5, 2, dtype=torch.bfloat16)}, {"entity": [0, 2, 5]})
     manifest = read_meta(path)
     assert (manifest["step"], manifest["world"], manifest["meta"]) == (12, 2, {"epoch": 12})
     table = manifest["tables"]["entity"]
@@ -401,9 +395,7 @@ def test_all_ranks_agree_on_the_newest_whole_checkpoint(tmp_path: Path, world: i
         content = file.read_bytes()
         flip_last_bit(file)
         messages: list[list[str]] = [[] for _ in range(world)]
-        found = on_ranks(
-            world, lambda peers, messages=messages: latest(tmp_path, peers, messages[peers.rank].append)
-        )
+        found = on_ranks(world, lambda peers, messages=messages: latest(tmp_path, peers, messages[peers.rank].append))
         assert found == [paths[0]] * world
         assert len(messages[0]) == 1
         assert file.name in messages[0][0]
@@ -544,9 +536,7 @@ def failing_at(call: int, error: BaseException) -> Iterator[list[int]]:
         yield count
 
 
-@pytest.mark.parametrize(
-    "error", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"]
-)
+@pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
 @pytest.mark.parametrize(
     ("before", "step", "keep"),
     [([1, 2], 3, 2), ([1], 2, 1), ([1], 1, 1)],
@@ -801,9 +791,7 @@ def test_ranks_that_hold_no_table_are_told_together(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "error", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"]
-)
+@pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
 def test_a_model_folder_is_old_or_new_wherever_its_writer_fails(tmp_path: Path, error: BaseException) -> None:
     outcomes = set()
     for call in range(1, 1000):

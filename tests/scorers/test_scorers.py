@@ -49,9 +49,7 @@ def test_every_scorer_has_a_naive_formula_and_a_documented_size() -> None:
 def test_the_score_is_the_formula_of_the_paper(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
     h, r, t = triples(scorer, 6)
-    expected = [
-        NAIVE[name](h[i].tolist(), r[i].tolist(), t[i].tolist(), scorer.margin, scorer.norm) for i in range(6)
-    ]
+    expected = [NAIVE[name](h[i].tolist(), r[i].tolist(), t[i].tolist(), scorer.margin, scorer.norm) for i in range(6)]
     torch.testing.assert_close(scorer.score(h, r, t), torch.tensor(expected, dtype=torch.float64))
 
 
@@ -320,11 +318,7 @@ def test_constants_of_an_unknown_scorer_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "option", "value"),
-    [
-        (name, option, {"margin": 2.5, "norm": 2}[option])
-        for name in SCORERS
-        for option in SCORERS[name].options
-    ],
+    [(name, option, {"margin": 2.5, "norm": 2}[option]) for name in SCORERS for option in SCORERS[name].options],
 )
 def test_every_option_changes_the_score(name: str, option: str, value: float) -> None:
     default = build_scorer(name, DIM)
@@ -337,12 +331,7 @@ def test_every_option_changes_the_score(name: str, option: str, value: float) ->
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [
-        (name, option)
-        for name in SCORERS
-        for option in ("margin", "norm")
-        if option not in SCORERS[name].options
-    ],
+    [(name, option) for name in SCORERS for option in ("margin", "norm") if option not in SCORERS[name].options],
 )
 def test_an_option_the_formula_lacks_is_refused(name: str, option: str) -> None:
     message = f"{name}: {option}=.* was given, but its formula has no {option}"

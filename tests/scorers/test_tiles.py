@@ -24,9 +24,7 @@ def test_many_candidates_need_no_tensor_of_all_coordinates(name: str) -> None:
     assert _peak_bytes() - before < 600e6
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 64, 3000), (40, 1, 64), (3, 100, 100), (1, 1, 1), (2, 0, 5), (2, 5, 0)]
-)
+@pytest.mark.parametrize("shape", [(1, 64, 3000), (40, 1, 64), (3, 100, 100), (1, 1, 1), (2, 0, 5), (2, 5, 0)])
 @pytest.mark.parametrize("coordinates", [1, 50, 512, 10_000_000])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_tiles_cover_every_pair_once_within_their_budget(
