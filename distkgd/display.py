@@ -14,12 +14,10 @@ class Bar:
         self._progress = progress
         self._task = task
 
-    def update(self, step: int, text: str | None = None) -> None:
-        """Move to `step`, optionally with a new short text."""
+    def update(self, step: int) -> None:
+        """Move to `step`."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step)
-            if text is not None:
-                self._progress.update(self._task, text=text)
 
 
 class Display:
@@ -52,7 +50,6 @@ class Display:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
-            yield Bar(progress, progress.add_task(name, total=total, text=""))
+            yield Bar(progress, progress.add_task(name, total=total))
