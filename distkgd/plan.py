@@ -31,7 +31,7 @@ from distkgd.graph.sampling import Sampler
 from distkgd.methods import build_method
 from distkgd.model import Model, SceneBuilder, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
-from distkgd.report import write_report
+from distkgd.report import write_atomic, write_report
 from distkgd.scorers import build_scorer
 from distkgd.tracking import StageTracking, Status, Tracking, open_tracking
 from distkgd.train import Job, Progress, train_stage
@@ -167,9 +167,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         progress = train_stage(job)
         row = finish_stage(run, stage, student, progress, job)
         if run.ranks.first:
-            part = folder / "result.json.tmp"
-            part.write_text(json.dumps({**row, "digest": digest}, indent=2) + "\n", encoding="utf-8")
-            part.replace(result)
+            write_atomic(result, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
         status = "FINISHED"
     finally:
@@ -256,10 +254,15 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
     return job, student
 
 
+def teacher_folder(run: Run, name: str) -> Path:
+    """The folder of a teacher: a finished stage of this plan, or a path."""
+    own = run.stage_folder(name)
+    return own if (own / "model").is_dir() else Path(name)
+
+
 def load_teacher(run: Run, name: str) -> Model:
     """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten."""
-    own = run.stage_folder(name)
-    folder = own if (own / "model").is_dir() else Path(name)
+    folder = teacher_folder(run, name)
     loaded = load_model(folder, run.ranks, run.dtype)
     same_vocabulary(loaded, run.graph, str(folder))
     return loaded.model
@@ -327,9 +330,7 @@ def prepare_folder(
         refuse_other_plan(path, plan)
     if ranks.first and not exists:
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / "plan.yaml.tmp"
-        part.write_text(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        part.replace(path)
+        write_atomic(path, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
     ranks.barrier()
 
 
@@ -354,8 +355,7 @@ def stage_digest(run: Run, stage: Stage) -> str:
     """sha256 of what determines a stage's result: its config, seed, dtype, data, and the teachers' files."""
     teachers = {}
     for name in stage.teachers:
-        own = run.stage_folder(name)
-        folder = find_model(own if (own / "model").is_dir() else Path(name))
+        folder = find_model(teacher_folder(run, name))
         teachers[name] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     content = {
         "stage": stage.config.model_dump(mode="json"),

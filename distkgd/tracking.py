@@ -400,8 +400,8 @@ class MlflowTracking(Tracking):
         except Exception as error:
             raise ConfigError(
                 f"the MLflow store {_redact(self._uri)} cannot be used: "
-                f"{_told(error)}. Correct tracking.uri (such as {DEFAULT_URI} "
-                "or http://host:5000), start that server, or set tracking.enabled=false."
+                f"{_told(error)}. Correct mlflow.uri (such as {DEFAULT_URI} "
+                "or http://host:5000), start that server, or set mlflow.enabled=false."
             ) from error
 
     def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
@@ -471,13 +471,13 @@ def _check_uri(uri: str) -> None:
     scheme = urlparse(uri).scheme.split("+")[0]
     if scheme == "file" or (scheme == "" and not uri.startswith("databricks")):
         raise ConfigError(
-            f"tracking.uri (or MLFLOW_TRACKING_URI) = {uri!r} is a file store, which MLflow no longer "
+            f"mlflow.uri (or MLFLOW_TRACKING_URI) = {uri!r} is a file store, which MLflow no longer "
             f"maintains. Name a database, such as {DEFAULT_URI}, or a server, such as http://host:5000. "
             "`mlflow migrate-filestore` moves old runs into a database."
         )
     if scheme == "sqlite" and (":///" not in uri or uri.split(":///")[1] in ("", ":memory:")):
         raise ConfigError(
-            f"tracking.uri = {uri!r} names no file. Write {DEFAULT_URI} (three slashes, a path relative to "
+            f"mlflow.uri = {uri!r} names no file. Write {DEFAULT_URI} (three slashes, a path relative to "
             "the current directory) or sqlite:////absolute/path/mlflow.db (four)."
         )
 
@@ -493,8 +493,8 @@ def _check_sqlite(file: Path) -> None:
             connection.close()
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
-            f"tracking.uri names {file}, which is no SQLite database that can be opened ({error}): name "
-            "another file, move this one away, or set tracking.enabled=false"
+            f"mlflow.uri names {file}, which is no SQLite database that can be opened ({error}): name "
+            "another file, move this one away, or set mlflow.enabled=false"
         ) from error
 
 

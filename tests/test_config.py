@@ -302,3 +302,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_override_without_key_or_value_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=r"key=value"):
         load_config(None, [override])
+
+
+def test_the_keys_that_tracking_errors_name_are_keys_of_the_config() -> None:
+    config = load_config(None, ["mlflow.uri=sqlite:///x.db", "mlflow.enabled=false"])
+    assert config.mlflow.uri == "sqlite:///x.db"
+    assert not config.mlflow.enabled

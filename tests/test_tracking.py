@@ -443,7 +443,7 @@ def test_a_file_that_is_no_database_is_refused_at_once(tmp_path: Path):
 
 
 def test_an_unknown_kind_of_store_is_refused_at_the_start():
-    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+    with pytest.raises(ConfigError, match=r"mlflow\.uri"):
         _started("gopher://host/x")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distkgd import random
 from distkgd.errors import ConfigError
-from distkgd.graph.filters import KnownAnswers, Queries
+from distkgd.graph.filters import KnownAnswers, Queries, both_sides
 from distkgd.random import Stream
 
 Kind = Literal["all", "batch", "chunk", "triple"]
@@ -100,15 +100,13 @@ class Sampler:
         return Batch(step, size, 0, triples, sides, self._queries(triples, step))
 
     def _queries(self, triples: Tensor, step: int) -> Queries:
-        head, relation, tail = triples.unbind(1)
         if self.sides == "both":
-            side = torch.arange(2, device=triples.device).repeat(len(triples))
-            head, relation, tail = (x.repeat_interleave(2) for x in (head, relation, tail))
-        else:
-            index = torch.arange(len(triples), device=triples.device)
-            draw = random.uniform(self.seed, Stream.SIDE, step, index)
-            threshold = 0.5 if self._head_probability is None else self._head_probability[relation]
-            side = (draw < threshold).long()
+            return both_sides(triples)
+        head, relation, tail = triples.unbind(1)
+        index = torch.arange(len(triples), device=triples.device)
+        draw = random.uniform(self.seed, Stream.SIDE, step, index)
+        threshold = 0.5 if self._head_probability is None else self._head_probability[relation]
+        side = (draw < threshold).long()
         ask_head = side == 1
         return Queries(torch.where(ask_head, tail, head), relation, side, torch.where(ask_head, head, tail))
 
