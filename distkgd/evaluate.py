@@ -89,7 +89,7 @@ def _ranks_at_once(
     got = reduce(partials, field, per_query=(own + tolerance, own - tolerance))
     better, equal = got["better"], got["no_worse"] - got["better"]
     rank = 1.0 + better + equal * {"realistic": 0.5, "optimistic": 0.0, "pessimistic": 1.0}[ties]
-    return ranks.gather(rank.reshape(-1, 2), [count // 2 for count in counts])
+    return ranks.gather(rank.reshape(-1, 2), [count // 2 for count in counts], "partials")
 
 
 def metrics(rank: Tensor) -> dict[str, float]:

@@ -1,14 +1,18 @@
-"""Hard and soft losses over score rows, written once for any world size; each returns one number per query, [Q].
+"""Hard and soft losses over score rows, written once for any world size; each asks for one number per query, [Q].
+
+A step puts all its asks together and has them answered in one pass over the candidates (`rows.answer`).
 
 Notation: z the scores of a query's candidates, z+ that of its own answer, N(q) its other candidates; "all candidates"
 means N(q) and the answer. A batch loss is the mean over the global batch's queries (`batch_mean`).
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.rows import LogSumExp, Partial, SoftmaxMean, Sum, present, reduce
+from distkgd.distributed.rows import Ask, LogSumExp, Partial, SoftmaxMean, Sum, present
 from distkgd.errors import UnsupportedError
 from distkgd.model import Scene, View
 from distkgd.scorers import Scorer
@@ -19,10 +23,37 @@ def batch_mean(per_query: Tensor, scene: Scene) -> Tensor:
     return per_query.sum() / scene.batch.num_queries
 
 
+@dataclass(frozen=True)
+class Travel:
+    """What one query costs on the wire beside the models' own queries.
+
+    columns: partial sums that go home. per_query: numbers that travel with the query. widths: numbers of further
+    fields' queries, (how many, whether they take a gradient).
+    """
+
+    columns: int = 0
+    per_query: int = 0
+    widths: tuple[tuple[int, bool], ...] = ()
+
+    def __add__(self, other: "Travel") -> "Travel":
+        return Travel(self.columns + other.columns, self.per_query + other.per_query, self.widths + other.widths)
+
+
+KL_TRAVEL = Travel(columns=3)
+
+
+def hard_travel(name: str, *, label_smoothing: float = 0.0) -> Travel:
+    """Of `hard_loss`: at most 2 sums, 4 with label smoothing."""
+    columns = {"softmax": 1, "bce": 1, "softplus": 2, "self_adversarial": 2, "margin": 2}[name]
+    if label_smoothing:
+        columns += 2
+    return Travel(columns, 1 if name == "margin" else 0)
+
+
 def hard_loss(
     name: str, view: View, *, temperature: float = 1.0, margin: float = 1.0, label_smoothing: float = 0.0
-) -> Tensor:
-    """[Q]: the loss of the true labels.
+) -> Ask:
+    """Asks for [Q]: the loss of the true labels.
 
     softmax: -log of the answer's share of exp(z) over all candidates.
     bce: softplus(-z+) + sum over N of softplus(z).
@@ -53,27 +84,29 @@ def hard_loss(
             out["count"] = Sum(present(z.detach()))
         return out
 
-    got = reduce(partials, view.negatives, per_query=(positive,) if name == "margin" else ())
-    match name:
-        case "softmax":
-            loss = torch.logaddexp(positive, got["lse"]) - positive
-        case "bce":
-            loss = F.softplus(-positive) + got["sum"] * (1.0 if share is None else share)
-        case "softplus":
-            loss = F.softplus(-positive) + got["sum"] / got["count"].clamp(min=1.0)
-        case "self_adversarial":
-            loss = F.softplus(-positive) + got["mean"]
-        case "margin":
-            loss = got["sum"] / got["count"].clamp(min=1.0)
-        case _:
-            raise AssertionError(name)
-    if label_smoothing:
-        loss = loss + label_smoothing * (positive - (positive + got["scores"]) / (1.0 + got["count"]))
-    return loss * share if share is not None and name != "bce" else loss
+    def finish(got: dict[str, Tensor]) -> Tensor:
+        match name:
+            case "softmax":
+                loss = torch.logaddexp(positive, got["lse"]) - positive
+            case "bce":
+                loss = F.softplus(-positive) + got["sum"] * (1.0 if share is None else share)
+            case "softplus":
+                loss = F.softplus(-positive) + got["sum"] / got["count"].clamp(min=1.0)
+            case "self_adversarial":
+                loss = F.softplus(-positive) + got["mean"]
+            case "margin":
+                loss = got["sum"] / got["count"].clamp(min=1.0)
+            case _:
+                raise AssertionError(name)
+        if label_smoothing:
+            loss = loss + label_smoothing * (positive - (positive + got["scores"]) / (1.0 + got["count"]))
+        return loss * share if share is not None and name != "bce" else loss
+
+    return Ask(partials, [view.negatives], finish, (positive,) if name == "margin" else ())
 
 
-def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, stop_teacher: bool = False) -> Tensor:
-    """[Q]: T^2 KL(teacher || student) of the softmaxes over all candidates at temperature T (Hinton et al. 2015).
+def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, stop_teacher: bool = False) -> Ask:
+    """Asks for [Q]: T^2 KL(teacher || student) of softmaxes over all candidates at temperature T (Hinton et al. 2015).
 
     stop_teacher: no gradient reaches a teacher that is learning itself.
 
@@ -87,15 +120,17 @@ def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, sto
             zs, zt = zs / temperature, zt / temperature
         return {"gap": SoftmaxMean(zt, zt - zs), "student": LogSumExp(zs)}
 
-    got = reduce(partials, student.negatives, teacher.negatives)
-    own_s, own_t = student.positive / temperature, teacher.positive / temperature
-    own_t = own_t.detach() if stop_teacher else own_t
-    lse_s = torch.logaddexp(own_s, got["student"])
-    lse_t = torch.logaddexp(own_t, got["gap.lse"])
-    gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
-    divergence = temperature**2 * (gap - lse_t + lse_s)
-    share = student.scene.label_share
-    return divergence if share is None else divergence * share.to(divergence.dtype)
+    def finish(got: dict[str, Tensor]) -> Tensor:
+        own_s, own_t = student.positive / temperature, teacher.positive / temperature
+        own_t = own_t.detach() if stop_teacher else own_t
+        lse_s = torch.logaddexp(own_s, got["student"])
+        lse_t = torch.logaddexp(own_t, got["gap.lse"])
+        gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
+        divergence = temperature**2 * (gap - lse_t + lse_s)
+        share = student.scene.label_share
+        return divergence if share is None else divergence * share.to(divergence.dtype)
+
+    return Ask(partials, [student.negatives, teacher.negatives], finish)
 
 
 def huber(difference: Tensor, delta: float = 1.0) -> Tensor:

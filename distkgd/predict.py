@@ -84,7 +84,7 @@ def top_k(
     width = max(k, scores_at_once // max(1, len(projected)))
     for start in range(0, len(rows), width):
         stop = min(start + width, len(rows))
-        block = model.scorer.meet(projected, rows[start:stop])
+        block = model.scorer.meet(projected, rows[start:stop].to(projected.dtype))
         block_ids = torch.arange(table.lo + start, table.lo + stop, device=block.device).expand(len(block), -1)
         if exclude is not None:
             query, entity = exclude
@@ -94,7 +94,7 @@ def top_k(
     if ranks.world > 1:
         # A shard may hold fewer than k rows; the others must still know how many numbers it sends.
         kept = [min(k, hi - lo) for lo, hi in pairwise(ranks.bounds(table.total))]
-        gathered = ranks.gather(scores.T, kept), ranks.gather(ids.T, kept)
+        gathered = ranks.gather(scores.T, kept, "partials"), ranks.gather(ids.T, kept, "partials")
         scores, ids = _best(gathered[0].T, gathered[1].T, k)
     return scores, ids
 

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     RELATION_INIT = 5
     ENTITY_DROPOUT = 6
     RELATION_DROPOUT = 7
+    ROUNDING = 8
 
 
 def _signed(word: int) -> int:
@@ -71,7 +72,8 @@ def normal(seed: int, stream: Stream, step: int, index: Tensor) -> Tensor:
     return radius * torch.cos(2.0 * math.pi * uniform(seed, stream, step, 2 * index + 1))
 
 
-def permutation(seed: int, epoch: int, size: int, device: torch.device) -> Tensor:
-    """[size] int64: the order in which pass `epoch` visits the training triples."""
-    keys = bits(seed, Stream.SHUFFLE, epoch, torch.arange(size, device=device))
+def permutation(seed: int, epoch: int, size: int, device: torch.device, key: int = 0) -> Tensor:
+    """[size] int64: the order in which pass `epoch` visits the training triples; `key` tells several streams apart."""
+    first = key << 40  # far beyond any number of triples
+    keys = bits(seed, Stream.SHUFFLE, epoch, torch.arange(first, first + size, device=device))
     return torch.sort(keys, stable=True).indices

@@ -14,9 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.optim import Optimizer, clip_factor, reduce_gradients
+from distkgd.distributed.dense import DenseOptimizer, reduce_gradients
+from distkgd.distributed.optim import RowOptimizer, clip_factor
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rows import Count, Field, Layout, LogSumExp, Max, Partial, SoftmaxMean, Sum, reduce
+from distkgd.distributed.rows import (
+    Ask,
+    Count,
+    Field,
+    Layout,
+    LogSumExp,
+    Max,
+    Partial,
+    SoftmaxMean,
+    Sum,
+    answer,
+    reduce,
+)
 from distkgd.distributed.tables import ShardedTable, plan_route
 from distkgd.evaluate import ranks_of
 from distkgd.graph import Graph
@@ -77,10 +90,17 @@ def entity_gradient(model: Model) -> Tensor:
     """[entities, dim] what backward left in everything that was opened of a one-rank model."""
     out = torch.zeros_like(model.entity.weight)
     for rows in model.entity.opened:
-        if rows.leaf.grad is not None:
-            touched = torch.arange(len(out)) if rows.route.touched is None else rows.route.touched
-            out.index_add_(0, touched, rows.leaf.grad)
+        found = rows.gradient()
+        if found is not None:
+            touched = torch.arange(len(out)) if found[0] is None else found[0]
+            out.index_add_(0, touched, found[1])
     return out
+
+
+def asked(ask: Ask) -> Tensor:
+    """What one ask alone is answered."""
+    found: Tensor = answer({"": ask})[""]
+    return found
 
 
 # -- the naive side -------------------------------------------------------------------------------------------------
@@ -267,7 +287,7 @@ def look_up_on_ranks(
     value = (factors[ranks.rank] * rows.sin()).sum()
     (first,) = torch.autograd.grad(value, opened.leaf, create_graph=True)
     (second,) = torch.autograd.grad(first.pow(3).sum(), opened.leaf)
-    touched = torch.arange(hi - lo) if opened.route.touched is None else opened.route.touched
+    touched = opened.route.touched
     return {
         "rows": rows.detach(),
         "first": torch.zeros(hi - lo, weight.shape[1], dtype=weight.dtype).index_copy(0, touched, first.detach()),
@@ -289,7 +309,8 @@ def optimise_on_ranks(
     lo, hi = ranks.share(len(weight))
     table = ShardedTable(weight[lo:hi].clone(), len(weight), ranks)
     small = small.clone().requires_grad_()
-    optimizer = Optimizer(options["name"], table, {"small": small}, lr=options["lr"], relation_lr=options["small_lr"])
+    optimizer = RowOptimizer(options["name"], table, lr=options["lr"], **options.get("more", {}))
+    dense = DenseOptimizer(options["name"], {"small": small}, lr=options["small_lr"])
     clips = []
     for step in steps:
         for ids, gradient in step["parts"]:
@@ -302,10 +323,11 @@ def optimise_on_ranks(
             table.open(route, grad=True).lookup(0, len(ids[cut])).backward(gradient[cut])
         if step.get("small") is not None:
             small.grad = step["small"] * (ranks.rank + 1) / sum(range(1, ranks.world + 1))
-        reduce_gradients([optimizer], ranks)
-        clips.append(clip_factor([optimizer], step.get("limit", 0.0), ranks))
+        reduce_gradients([dense], ranks)
+        clips.append(clip_factor([optimizer], [small], step.get("limit", 0.0), ranks))
         optimizer.step(step.get("scale", 1.0), clips[-1])
-    state = {key: value.clone() for key, value in optimizer.row_state.items()}
+        dense.step(step.get("scale", 1.0), clips[-1])
+    state = {key: value.clone() for key, value in optimizer.state.items()}
     return {"rows": table.weight.clone(), "small": small.detach().clone(), "clips": clips, "state": state}
 
 

@@ -10,7 +10,16 @@ from torch import Tensor
 from distkgd.errors import UnsupportedError
 from distkgd.losses import batch_mean, hard_loss, huber, kl_divergence, regulariser
 from distkgd.model import SceneBuilder, View
-from tests.jobs import Asked, NaiveModel, assert_same_gradients, entity_gradient, spelled_out, toy_model, toy_scenes
+from tests.jobs import (
+    Asked,
+    NaiveModel,
+    asked,
+    assert_same_gradients,
+    entity_gradient,
+    spelled_out,
+    toy_model,
+    toy_scenes,
+)
 from tests.toys import toy_graph
 
 GRAPH = toy_graph(entities=17, relations=3, triples=150)
@@ -80,8 +89,10 @@ EVERY_LOSS = pytest.mark.parametrize("name", NAIVE_LOSSES)
 
 def real_loss(name: str, view: View) -> Tensor:
     smoothing = SMOOTHING if name.startswith("smoothed_") else 0.0
-    return hard_loss(
-        name.removeprefix("smoothed_"), view, temperature=TEMPERATURE, margin=MARGIN, label_smoothing=smoothing
+    return asked(
+        hard_loss(
+            name.removeprefix("smoothed_"), view, temperature=TEMPERATURE, margin=MARGIN, label_smoothing=smoothing
+        )
     )
 
 
@@ -144,7 +155,8 @@ def test_a_query_without_negatives_has_the_loss_of_its_answer_alone(name: str) -
 def test_each_option_of_a_hard_loss_changes_it(option: str) -> None:
     name = {"temperature": "self_adversarial", "margin": "margin", "label_smoothing": "bce"}[option]
     view = View(toy_model(GRAPH), whole_scene(toy_scenes(GRAPH, kind="all")), grad=False)
-    assert not torch.allclose(hard_loss(name, view, **{option: 0.3}), hard_loss(name, view, **{option: 0.6}))
+    low, high = (asked(hard_loss(name, view, **{option: value})) for value in (0.3, 0.6))
+    assert not torch.allclose(low, high)
 
 
 # -- k-vs-all -------------------------------------------------------------------------------------------------------
@@ -234,8 +246,10 @@ def test_the_kl_divergence_is_that_of_the_two_softmaxes_over_all_candidates(
     student, teacher = toy_model(GRAPH, "complex", 4, reciprocal=False), toy_model(GRAPH, "distmult", 7, seed=5)
     naive_s, naive_t = NaiveModel(student), NaiveModel(teacher)
     scene = whole_scene(scenes)
-    found = kl_divergence(
-        View(student, scene, grad=True), View(teacher, scene, grad=True), temperature, stop_teacher=stop_teacher
+    found = asked(
+        kl_divergence(
+            View(student, scene, grad=True), View(teacher, scene, grad=True), temperature, stop_teacher=stop_teacher
+        )
     )
     expected = torch.stack(
         [
@@ -258,7 +272,7 @@ def test_the_kl_divergence_is_that_of_the_two_softmaxes_over_all_candidates(
 def test_a_model_does_not_diverge_from_itself(temperature: float) -> None:
     model = toy_model(GRAPH)
     scene = whole_scene(toy_scenes(GRAPH, kind="batch", filtered=True))
-    found = kl_divergence(View(model, scene, grad=True), View(model, scene, grad=False), temperature)
+    found = asked(kl_divergence(View(model, scene, grad=True), View(model, scene, grad=False), temperature))
     torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-12)
     found.sum().backward()
     assert entity_gradient(model).abs().max() < 1e-12
@@ -269,7 +283,7 @@ def test_queries_without_negatives_do_not_diverge() -> None:
     empty = torch.tensor([not q.negatives for q in spelled_out(scenes, STEP)])
     student, teacher = toy_model(GRAPH), toy_model(GRAPH, seed=1)
     scene = whole_scene(scenes)
-    found = kl_divergence(View(student, scene, grad=True), View(teacher, scene, grad=True), 3.0)
+    found = asked(kl_divergence(View(student, scene, grad=True), View(teacher, scene, grad=True), 3.0))
     assert empty.any() and found[empty].abs().max() < 1e-12 and found[~empty].min() > 0
     found[empty].sum().backward()
     assert entity_gradient(student).abs().max() < 1e-12 and entity_gradient(teacher).abs().max() < 1e-12

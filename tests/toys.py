@@ -78,7 +78,7 @@ def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "
         if job.method.advance(step // 5, 2, False):
             progress.stale = 0
         losses.append(train_step(job, progress, 0)[0])
-    tables = {g: o.table.weight.clone() for g, o in job.optimizers.items() if o.table is not None}
-    tensors = {f"{g}.{k}": t.detach().clone() for g, o in job.optimizers.items() for k, t in o.tensors.items()}
+    tables = {g: o.table.weight.clone() for g, o in job.rows.items()}
+    tensors = {f"{g}.{k}": t.detach().clone() for g, o in job.dense.items() for k, t in o.tensors.items()}
     assert job.validate is not None
     return {"losses": losses, "tables": tables, "tensors": tensors, "valid": job.validate()}

@@ -1,9 +1,11 @@
 """The ranks of one process group and the few collectives distkgd needs; at world 1 none of them does anything."""
 
 import gc
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distkgd.distributed.rendezvous import meet
 from distkgd.errors import ConfigError
 
 # A peer that died closes its socket and ends the others at once; one that hangs is given up after this.
@@ -20,14 +23,19 @@ PEER_TIMEOUT = timedelta(seconds=45)
 class Ranks:
     """This process's place among `world` processes, and how it talks to them.
 
-    bytes_sent counts the payload handed to collectives by this rank (what stays on the rank is not counted).
+    traffic: payload bytes this rank has handed to collectives, by kind (ids, rows, queries, partials, dense, control);
+        what stays on the rank is not counted, an all-reduce counts as its ring does: 2 (world - 1) / world of its size.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
         self.rank = rank
         self.world = world
         self.device = torch.device(device)
-        self.bytes_sent = 0
+        self.traffic: Counter[str] = Counter()
+
+    def sent(self, kind: str, num_bytes: float) -> None:
+        """Take note of payload handed to a collective."""
+        self.traffic[kind] += round(num_bytes)
 
     @property
     def first(self) -> bool:
@@ -55,47 +63,61 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor, kind: str = "control") -> Tensor:
         """`tensor` summed over ranks, in place."""
         if self.world > 1:
-            self.bytes_sent += tensor.numel() * tensor.element_size() * (self.world - 1)
+            self.sent(kind, 2 * tensor.numel() * tensor.element_size() * (self.world - 1) / self.world)
             dist.all_reduce(tensor)
         return tensor
 
-    def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+    def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int], kind: str) -> Tensor:
         """[sum(receive), ...]: rows sent to ranks 0, 1, … in runs of `send`; differentiable any number of times.
 
         rows: [sum(send), ...].
         """
         if self.world == 1:
             return rows
-        out: Tensor = _Exchange.apply(rows, self, list(send), list(receive))  # type: ignore[no-untyped-call]
+        out: Tensor = _Exchange.apply(rows, self, list(send), list(receive), kind)  # type: ignore[no-untyped-call]
         return out
 
-    def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+    def begin_exchange(
+        self, rows: Tensor, send: Sequence[int], receive: Sequence[int], kind: str
+    ) -> Callable[[], Tensor]:
+        """`exchange` without gradient, on its way while other work is done; the result waits for it."""
+        out = rows.new_empty((sum(receive), *rows.shape[1:]))
+        kept = rows.contiguous()
+        work = dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True)
+        self._sent_rows(kept, send, kind)
+
+        def arrived() -> Tensor:
+            work.wait()
+            return out
+
+        return arrived
+
+    def gather(self, rows: Tensor, counts: Sequence[int], kind: str) -> Tensor:
         """[sum(counts), ...]: every rank's rows ([counts[rank], ...]) in rank order; differentiable."""
         if self.world == 1:
             return rows
         copies = rows.repeat(self.world, *([1] * (rows.dim() - 1)))
-        return self.exchange(copies, [len(rows)] * self.world, counts)
+        return self.exchange(copies, [len(rows)] * self.world, counts, kind)
+
+    def _sent_rows(self, rows: Tensor, send: Sequence[int], kind: str) -> None:
+        width = math.prod(rows.shape[1:])
+        self.sent(kind, (sum(send) - send[self.rank]) * width * rows.element_size())
 
 
 class _Exchange(torch.autograd.Function):
     # The backward is the same function with the counts swapped, so second-order gradients come for free.
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, ranks: Ranks, send: list[int], receive: list[int]) -> Tensor:
-        ctx.args = (ranks, send, receive)
-        out = rows.new_empty((sum(receive), *rows.shape[1:]))
-        dist.all_to_all_single(out, rows.contiguous(), receive, send)
-        width = rows[:1].numel() if len(rows) else 0
-        ranks.bytes_sent += (sum(send) - send[ranks.rank]) * width * rows.element_size()
-        return out
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks, send: list[int], receive: list[int], kind: str) -> Tensor:
+        ctx.args = (ranks, receive, send, kind)
+        return ranks.begin_exchange(rows, send, receive, kind)()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        ranks, send, receive = ctx.args
-        back: Tensor = _Exchange.apply(grads[0], ranks, receive, send)  # type: ignore[no-untyped-call]
-        return back, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        back: Tensor = _Exchange.apply(grads[0], *ctx.args)  # type: ignore[no-untyped-call]
+        return back, None, None, None, None
 
 
 def pick_device(name: str) -> torch.device:
@@ -120,15 +142,13 @@ def join_ranks(device_name: str = "auto") -> Ranks:
     if world == 1:
         return Ranks(device=device)
     rank = int(os.environ["RANK"])
-    # A store prefix per attempt: after a restart the addresses of the dead attempt must not be found again.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     base = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
         timeout=PEER_TIMEOUT,
     )
-    store = dist.PrefixStore(f"attempt_{attempt}", base)  # type: ignore[attr-defined]
+    store = meet(base, rank, world, PEER_TIMEOUT)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PEER_TIMEOUT)
     return Ranks(rank, world, device)

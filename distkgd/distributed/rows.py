@@ -1,22 +1,23 @@
 """Score rows: the scores of Q queries against candidates spread over ranks (design 4.2).
 
-Queries travel, candidates stay, and no score leaves its shard. A loss sees scores only inside `reduce`: it is handed
+Queries travel, candidates stay, and no score leaves its shard. A loss sees scores only through an `Ask`: it is handed
 one block of scores [Q, block] at a time and names the partial sums it wants; these [Q] numbers go home to the rank
-that owns the query. Blocks are recomputed in backward once a block of all candidates would be too big, so that no
-Q x N tensor has to exist. At world 1 everything below is plain tensor arithmetic.
+that owns the query. All asks of a step are answered in one pass over the candidates and one exchange each way. Blocks
+are recomputed in backward once a block of all candidates would be too big, so that no Q x N tensor has to exist. At
+world 1 everything below is plain tensor arithmetic.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from distkgd.distributed.ranks import Ranks
 
-# Scores that are kept for backward without recomputing them: 64 Mi numbers per block of a field.
+# Scores that are kept for backward without recomputing them, per block of a field.
 BLOCK_NUMBERS = 1 << 26
 # The score of a pair that does not count, in every field: exp of it is 0, and unlike -inf it makes no NaN in backward.
 NEVER = -1e30
@@ -70,27 +71,27 @@ Partial = Sum | Count | LogSumExp | SoftmaxMean | Max
 class Layout:
     """Where the candidates of a batch are and which (query, candidate) pairs do not count.
 
-    shared: all queries meet the same candidates, which stay on their ranks; queries travel.
-    grouped: group g of queries meets candidate rows [g] that were looked up to this rank; nothing travels.
+    Queries travel to all ranks or stay on their own; and all of them meet the same candidates, or group g of them
+    meets candidate rows [g].
     """
 
     def __init__(
         self,
         ranks: Ranks,
         *,
+        num_candidates: int,
         counts: Sequence[int] | None = None,
         groups: int | None = None,
-        num_candidates: int,
         excluded: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
         block_numbers: int | None = None,
     ) -> None:
         """
-        counts: queries per rank (shared), or None.
-        groups: number of local groups (grouped), or None.
-        num_candidates: N of this rank (shared) or of each group (grouped).
-        excluded: ([p] global query, [p] local candidate), sorted by candidate (shared).
-        mask: [groups, queries per group, N] bool, True = not a candidate (grouped).
+        num_candidates: N of this rank, or of each group.
+        counts: queries of each rank when they travel; None: they stay.
+        groups: number of groups met on this rank (those of all ranks when queries travel), or None.
+        excluded: ([p] query, [p] candidate), sorted by candidate: pairs that do not count (without groups).
+        mask: [groups, queries per group, N] bool, True = does not count.
         """
         self.ranks = ranks
         self.counts = counts
@@ -100,22 +101,29 @@ class Layout:
         self._mask = mask
         self._block_numbers = block_numbers or BLOCK_NUMBERS
 
-    @property
-    def shared(self) -> bool:
-        """Whether queries travel to shared candidates."""
-        return self.counts is not None
+    def gather(self, per_query: Sequence[Tensor]) -> list[Tensor]:
+        """Each [Q, k] of this rank's queries as the blocks see it: of all queries met here, [groups, q, k] in groups.
 
-    def gather(self, per_query: Tensor) -> Tensor:
-        """[Q, ...] of this rank's queries as the blocks see them: all ranks' queries, or [groups, q, ...]."""
-        if self.counts is not None:
-            return self.ranks.gather(per_query, self.counts)
-        assert self.groups is not None
-        return per_query.reshape(self.groups, len(per_query) // max(1, self.groups), *per_query.shape[1:])
+        What takes a gradient travels in one exchange, what takes none in another.
+        """
+        gathered = list(per_query)
+        if self.counts is not None and self.ranks.world > 1:
+            for grad in (True, False):
+                which = [i for i, x in enumerate(per_query) if x.requires_grad == grad]
+                if which:
+                    joined = torch.cat([per_query[i] for i in which], 1)
+                    moved = self.ranks.gather(joined, self.counts, "queries")
+                    parts = moved.split([per_query[i].shape[1] for i in which], 1)
+                    for i, part in zip(which, parts, strict=True):
+                        gathered[i] = part.to(per_query[i].dtype)
+        if self.groups is None:
+            return gathered
+        return [x.reshape(self.groups, len(x) // max(1, self.groups), x.shape[1]) for x in gathered]
 
     def blocks(self, queries: int) -> list[tuple[int, int]]:
         """Ranges of candidates small enough that queries x range stays below the block budget."""
         width = max(1, self._block_numbers // max(1, queries))
-        if not self.shared or width >= self.num_candidates:
+        if width >= self.num_candidates:
             return [(0, self.num_candidates)]
         pieces = -(-self.num_candidates // width)
         cuts = [self.num_candidates * i // pieces for i in range(pieces + 1)]
@@ -124,7 +132,7 @@ class Layout:
     def leave_out(self, scores: Tensor, start: int, stop: int) -> None:
         """Write NEVER, in place, over the pairs of candidates start … stop - 1 that do not count."""
         if self._mask is not None:
-            scores.masked_fill_(self._mask, NEVER)
+            scores.masked_fill_(self._mask[..., start:stop], NEVER)
         elif self._excluded is not None:
             query, candidate = self._excluded
             ends = torch.tensor([start, stop], device=scores.device)
@@ -132,93 +140,202 @@ class Layout:
             scores[query[first:last], candidate[first:last] - start] = NEVER
 
     def home(self, partials: Tensor) -> Tensor:
-        """[P, k, Q_all] partials of this rank's candidates as [P * world, k, Q] partials of this rank's queries."""
-        if self.counts is None:
-            return partials.reshape(*partials.shape[:2], -1)
-        if self.ranks.world == 1:
-            return partials
+        """[k, queries met here] partials of this rank's candidates as [pieces, k, Q] of this rank's queries."""
+        width = len(partials)
+        if self.counts is None or self.ranks.world == 1:
+            return partials.reshape(1, width, -1)
         mine = self.counts[self.ranks.rank]
-        pieces, width, _ = partials.shape
-        by_query = partials.permute(2, 0, 1).reshape(-1, pieces * width)
-        moved = self.ranks.exchange(by_query, self.counts, [mine] * self.ranks.world)
-        return (
-            moved.reshape(self.ranks.world, mine, pieces, width)
-            .permute(0, 2, 3, 1)
-            .reshape(self.ranks.world * pieces, width, mine)
-        )
+        by_query = partials.reshape(width, -1).T
+        moved = self.ranks.exchange(by_query, self.counts, [mine] * self.ranks.world, "partials")
+        return moved.reshape(self.ranks.world, mine, width).transpose(1, 2)
 
 
 class Field:
     """One number per (query, candidate), computed block by block: a model's scores, a cosine, a norm ratio.
 
     meet: (queries [..., Q, a], rows [..., n, b]) -> [..., Q, n].
-    queries: [Q, a] of this rank, moved to the candidates here.
-    rows: [N, b] (shared) or [groups, N, b] (grouped).
+    queries: [Q, a] of this rank, moved to the candidates when the first ask is answered.
+    rows: [N, b], or [groups, N, b]; narrower numbers than the queries' are widened block by block.
     """
 
     def __init__(self, layout: Layout, meet: Callable[[Tensor, Tensor], Tensor], queries: Tensor, rows: Tensor) -> None:
         self.layout = layout
         self.meet = meet
-        self.queries = layout.gather(queries)
+        self.queries = queries
         self.rows = rows
+        self.moved: Tensor | None = None
         self._whole: Tensor | None = None
 
     def block(self, queries: Tensor, rows: Tensor, start: int, stop: int) -> Tensor:
         """[..., Q, stop - start]: the numbers of candidates start … stop - 1, NEVER where a pair does not count."""
-        scores = self.meet(queries, rows)
+        scores = self.meet(queries, rows.to(queries.dtype))
         with torch.no_grad():
             # Untracked on purpose: what is summed vanishes at NEVER, and so does its gradient.
             self.layout.leave_out(scores, start, stop)
         return scores
 
     def whole(self) -> Tensor:
-        """[..., Q, N]: all numbers at once, computed once however many reductions use them."""
+        """[..., Q, N]: all numbers at once, computed once however many asks use them."""
         if self._whole is None:
-            self._whole = self.block(self.queries, self.rows, 0, self.layout.num_candidates)
+            assert self.moved is not None
+            self._whole = self.block(self.moved, self.rows, 0, self.layout.num_candidates)
         return self._whole
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a loss wants to know about the candidates of each query.
+
+    partials: (block of each field [..., Q, n], each per_query as [..., Q, 1], each parameter) -> {name: Partial}.
+        It must be pure: in blocked mode it runs again in backward.
+    finish: {name: [Q]} of this rank's queries -> the loss, or whatever is made of them.
+    per_query: [Q] numbers of this rank's queries needed beside the scores.
+    parameters: other tensors that partials uses and that may need a gradient.
+    """
+
+    partials: Callable[..., Mapping[str, Partial]]
+    fields: Sequence[Field]
+    finish: Callable[[dict[str, Tensor]], Any] = lambda got: got
+    per_query: Sequence[Tensor] = ()
+    parameters: Sequence[Tensor] = ()
+
+
+def answer(asks: Mapping[str, Ask]) -> dict[str, Any]:
+    """What each ask's `finish` makes of its sums over all candidates of all ranks; one pass over the candidates."""
+    run = _Pass(list(asks.values()))
+    layout = run.fields[0].layout
+    met = [*(f for f in run.fields if f.moved is None)]
+    extra = [x.unsqueeze(-1) for x in run.per_query]
+    gathered = layout.gather([*(f.queries for f in met), *extra])
+    for field, moved in zip(met, gathered, strict=False):
+        field.moved = moved
+    extra = gathered[len(met) :]
+    queries = [f.moved for f in run.fields if f.moved is not None]
+    blocks = layout.blocks(queries[0].shape[:-1].numel())
+    if len(blocks) == 1:
+        columns = run.columns([f.whole() for f in run.fields], [*extra, *run.parameters])
+        columns = columns.reshape(len(columns), -1)
+    else:
+        tensors = [*run.rows, *queries, *extra, *run.parameters]
+        pieces: Tensor = _Blocked.apply(run, blocks, *tensors)  # type: ignore[no-untyped-call]
+        columns = _merge(run.kinds, pieces)
+    merged = _merge(run.kinds, layout.home(columns))
+    return dict(zip(asks, run.finish(merged), strict=True))
 
 
 def reduce(
     fn: Callable[..., Mapping[str, Partial]], *fields: Field, per_query: Sequence[Tensor] = ()
 ) -> dict[str, Tensor]:
-    """name -> [Q] for this rank's queries: the partial sums that `fn` names, over all candidates of all ranks.
+    """name -> [Q]: the partial sums that `fn` names (see `Ask`)."""
+    found: dict[str, Tensor] = answer({"": Ask(fn, fields, per_query=per_query)})[""]
+    return found
 
-    fn: (block of each field [..., Q, n], then each per_query tensor as [..., Q, 1]) -> {name: Partial}. It must be
-        pure: in blocked mode it runs again in backward.
-    per_query: [Q] numbers of this rank's queries that `fn` needs beside the scores.
+
+class _Pass:
+    """Several asks over the same candidates, each field and row table counted once.
+
+    kinds: (which ask, name of its partial, kind) in the order of the columns; known once a block has been computed.
     """
-    layout = fields[0].layout
-    extra = [layout.gather(x).unsqueeze(-1) for x in per_query]
-    num_queries = fields[0].queries.shape[0] if layout.shared else 0
-    blocks = layout.blocks(num_queries)
-    kinds: dict[str, type[Partial]] = {}
 
-    def columns(scores: Sequence[Tensor], extra: Sequence[Tensor]) -> Tensor:
-        partials = fn(*scores, *extra)
-        kinds.update({name: type(partial) for name, partial in partials.items()})
-        return torch.stack([column for partial in partials.values() for column in _columns(partial)])
+    def __init__(self, asks: Sequence[Ask]) -> None:
+        self.asks = asks
+        self.fields = _distinct([f for ask in asks for f in ask.fields])
+        self.per_query = [x for ask in asks for x in ask.per_query]
+        self.parameters = [x for ask in asks for x in ask.parameters]
+        self.rows = _distinct([f.rows for f in self.fields])
+        self._rows_of = [next(i for i, r in enumerate(self.rows) if r is f.rows) for f in self.fields]
+        self.kinds: list[tuple[int, str, type[Partial]]] = []
+        if any(f.layout is not self.fields[0].layout for f in self.fields):
+            raise AssertionError("asks that are answered together must meet the same candidates")
 
-    def recomputed(start: int, stop: int, *tensors: Tensor) -> Tensor:
-        n = len(fields)
-        pairs = zip(fields, tensors[:n], tensors[n : 2 * n], strict=True)
-        return columns([f.block(q, r, start, stop) for f, q, r in pairs], tensors[2 * n :])
+    def columns(self, scores: Sequence[Tensor], extra: Sequence[Tensor]) -> Tensor:
+        """[k, ..., Q] from the block of each distinct field, each ask's per_query numbers, each ask's parameters."""
+        per_query, parameters = list(extra[: len(self.per_query)]), list(extra[len(self.per_query) :])
+        kinds, columns = [], []
+        for i, ask in enumerate(self.asks):
+            mine = [scores[next(j for j, f in enumerate(self.fields) if f is field)] for field in ask.fields]
+            mine += [per_query.pop(0) for _ in ask.per_query] + [parameters.pop(0) for _ in ask.parameters]
+            for name, partial in ask.partials(*mine).items():
+                kinds.append((i, name, type(partial)))
+                columns += _columns(partial)
+        self.kinds = kinds
+        wide = columns[0].dtype
+        for column in columns:
+            wide = torch.promote_types(wide, column.dtype)
+        return torch.stack([column.to(wide) for column in columns])
 
-    if len(blocks) == 1:
-        pieces = [columns([f.whole() for f in fields], extra)]
-    else:
-        # split, not slices: its backward is one concatenation instead of a table of zeros per block.
-        sizes = [stop - start for start, stop in blocks]
-        rows = [f.rows.split(sizes) for f in fields]
-        queries = [f.queries for f in fields]
-        pieces = [
-            checkpoint(recomputed, *ends, *queries, *(r[i] for r in rows), *extra, use_reentrant=False)
-            for i, ends in enumerate(blocks)
-        ]
-    stacked = torch.stack([p.reshape(p.shape[0], -1) for p in pieces])
-    if len(pieces) > 1:
-        # One piece per rank goes home, however many blocks each rank has.
-        stacked = torch.stack(list(_merge(kinds, stacked).values())).unsqueeze(0)
-    return _merge(kinds, layout.home(stacked))
+    def block(self, start: int, stop: int, rows: Sequence[Tensor], rest: Sequence[Tensor]) -> Tensor:
+        """[k, Q] of candidates start … stop - 1. rows: of each distinct table, these candidates only."""
+        n = len(self.fields)
+        pairs = zip(self.fields, rest[:n], self._rows_of, strict=True)
+        found = self.columns([f.block(q, rows[i], start, stop) for f, q, i in pairs], rest[n:])
+        return found.reshape(len(found), -1)
+
+    def finish(self, merged: Tensor) -> list[Any]:
+        """What each ask makes of its merged columns ([k, Q])."""
+        got: list[dict[str, Tensor]] = [{} for _ in self.asks]
+        columns = list(merged)
+        for i, name, kind in self.kinds:
+            if kind is SoftmaxMean:
+                got[i][f"{name}.lse"] = columns.pop(0)
+            got[i][name] = columns.pop(0)
+        return [ask.finish(found) for ask, found in zip(self.asks, got, strict=True)]
+
+
+class _Blocked(torch.autograd.Function):
+    """[blocks, k, Q] columns of every block; backward computes the blocks again, one at a time.
+
+    The gradient of a row table is written block by block into one tensor of its size: beside it, nothing here grows
+    with the number of candidates.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: _Pass, blocks: list[tuple[int, int]], *tensors: Tensor) -> Tensor:
+        ctx.run, ctx.blocks = run, blocks
+        ctx.save_for_backward(*tensors)
+        n = len(run.rows)
+        rows, rest = tensors[:n], tensors[n:]
+        return torch.stack([run.block(lo, hi, [r[..., lo:hi, :] for r in rows], rest) for lo, hi in blocks])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        tensors, run = ctx.saved_tensors, ctx.run
+        need = ctx.needs_input_grad[2:]
+        n = len(run.rows)
+        again = torch.is_grad_enabled()  # second derivatives are wanted: stay in the graph
+        rest = (
+            tensors[n:] if again else [x.detach().requires_grad_(g) for x, g in zip(tensors[n:], need[n:], strict=True)]
+        )
+        totals: list[Any] = [None] * len(tensors)
+        pieces: list[list[Tensor]] = [[] for _ in range(n)]
+        for (lo, hi), grad in zip(ctx.blocks, grads[0], strict=True):
+            with torch.enable_grad():
+                cut = [r[..., lo:hi, :] for r in tensors[:n]]
+                if not again:
+                    cut = [r.detach().requires_grad_(g) for r, g in zip(cut, need, strict=False)]
+                columns = run.block(lo, hi, cut, rest)
+            wanted = [x for x, g in zip([*cut, *rest], need, strict=True) if g]
+            found = iter(torch.autograd.grad(columns, wanted, grad, create_graph=again, allow_unused=True))
+            for i, g in enumerate(need):
+                piece = next(found) if g else None
+                if piece is None:
+                    continue
+                if i >= n:
+                    totals[i] = piece if totals[i] is None else totals[i] + piece
+                elif again:
+                    pieces[i].append(piece)
+                else:
+                    if totals[i] is None:
+                        totals[i] = torch.zeros_like(tensors[i])
+                    totals[i][..., lo:hi, :] = piece
+        for i, parts in enumerate(pieces):
+            if parts:
+                totals[i] = torch.cat(parts, -2)
+        return None, None, *totals
+
+
+def _distinct(items: Sequence[Any]) -> list[Any]:
+    return list({id(item): item for item in items}.values())
 
 
 def _columns(partial: Partial) -> list[Tensor]:
@@ -244,24 +361,20 @@ def _logsumexp(logit: Tensor) -> Tensor:
     return torch.logsumexp(logit, -1)
 
 
-def _merge(kinds: Mapping[str, type[Partial]], parts: Tensor) -> dict[str, Tensor]:
-    # parts: [pieces, columns, Q] -> name: [Q]
-    out: dict[str, Tensor] = {}
-    at = 0
-    for name, kind in kinds.items():
+def _merge(kinds: Sequence[tuple[int, str, type[Partial]]], parts: Tensor) -> Tensor:
+    # [pieces, columns, Q] -> [columns, Q], in the order of _columns, so that what was merged can be merged again.
+    if len(parts) == 1:
+        return parts[0]
+    out: list[Tensor] = []
+    for _, _, kind in kinds:
+        column = parts[:, len(out)]
         if kind is SoftmaxMean:
-            weight = torch.softmax(parts[:, at], 0)
-            # In the order of _columns, so that what was merged can be merged again.
-            out[f"{name}.lse"] = torch.logsumexp(parts[:, at], 0)
-            out[name] = (weight * parts[:, at + 1]).sum(0)
-            at += 2
-            continue
-        column = parts[:, at]
-        if kind is LogSumExp:
-            out[name] = torch.logsumexp(column, 0)
+            weight = torch.softmax(column, 0)
+            out += [torch.logsumexp(column, 0), (weight * parts[:, len(out) + 1]).sum(0)]
+        elif kind is LogSumExp:
+            out.append(torch.logsumexp(column, 0))
         elif kind is Max:
-            out[name] = column.amax(0)
+            out.append(column.amax(0))
         else:
-            out[name] = column.sum(0)
-        at += 1
-    return out
+            out.append(column.sum(0))
+    return torch.stack(out)

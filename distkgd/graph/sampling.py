@@ -5,6 +5,7 @@ batch is full and every pass visits each triple once.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -55,16 +56,91 @@ class Batch:
         return replace(self, offset=self.offset + start, triples=self.triples[start:stop], queries=queries)
 
 
+class Shuffled:
+    """Passes over n items in a new order each: position p of their endless stream is item `at(p)`.
+
+    key: tells streams of one seed apart.
+    """
+
+    def __init__(self, num: int, seed: int, key: int, device: torch.device) -> None:
+        self.num = num
+        self._seed, self._key, self._device = seed, key, device
+        self._order: dict[int, Tensor] = {}
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """[stop - start] int64: items at positions start … stop - 1."""
+        n = self.num
+        first, last = start // n, (stop - 1) // n
+        self._order = {k: v for k, v in self._order.items() if first <= k <= last}
+        pieces = []
+        for turn in range(first, last + 1):
+            if turn not in self._order:
+                self._order[turn] = random.permutation(self._seed, turn, n, self._device, key=self._key)
+            pieces.append(self._order[turn][max(start - turn * n, 0) : stop - turn * n])
+        return torch.cat(pieces)
+
+
+class Balanced:
+    """Batches with equally many triples from each (shard of the head, shard of the tail) pair (BESS, arXiv 2211.12281).
+
+    A batch is laid out by the rank of the head, then by that of the tail: each rank gets the triples whose heads it
+    owns, and asks every other rank for the same number of tails. The effect on the sampling: every pair of shards is
+    visited equally often, so that a triple's frequency is inversely proportional to how many triples share its pair.
+
+    cuts: [world + 1] first entity of each shard. parts: into which a batch is cut, each of them balanced.
+    """
+
+    def __init__(self, train: Tensor, cuts: list[int], batch_size: int, parts: int, seed: int) -> None:
+        world = len(cuts) - 1
+        self.world, self.parts = world, parts
+        self.per_pair, rest = divmod(batch_size, parts * world * world)
+        if rest or not self.per_pair:
+            raise ConfigError(
+                f"balanced: batch_size {batch_size} must be a multiple of {parts * world * world} "
+                f"(accumulate {parts} x {world} x {world} pairs of shards)."
+            )
+        edges = torch.tensor(cuts[1:-1], device=train.device)
+        shards = torch.searchsorted(edges, train[:, [0, 2]].contiguous(), right=True)
+        pair = shards[:, 0] * world + shards[:, 1]
+        self.sizes: list[int] = torch.bincount(pair, minlength=world * world).tolist()
+        if not all(self.sizes):
+            head, tail = divmod(self.sizes.index(0), world)
+            raise ConfigError(
+                f"balanced: no training triple has its head on rank {head} and its tail on rank {tail}; "
+                "use fewer ranks or balanced=false."
+            )
+        self._members = torch.sort(pair, stable=True).indices.split(self.sizes)
+        self._streams = [Shuffled(n, seed, i + 1, train.device) for i, n in enumerate(self.sizes)]
+
+    def rows(self, step: int) -> Tensor:
+        """[batch_size] int64: the triples of `step`: part by part, in each by shard of the head, then of the tail."""
+        k = self.per_pair
+        found = [
+            members[stream.take(step * k * self.parts, (step + 1) * k * self.parts)]
+            for members, stream in zip(self._members, self._streams, strict=True)
+        ]
+        return torch.stack(found).reshape(-1, self.parts, k).transpose(0, 1).reshape(-1)
+
+
 class Sampler:
     """Draws batches and negatives.
 
     train: [n, 3] int64.
     sides: "both" asks for tail and head of every triple; "uniform" draws one of them evenly; "bernoulli" corrupts
         the head with probability tph / (tph + hpt) (Wang et al., AAAI 2014, sec. 3).
+    balanced: which triples make a batch, in place of shuffled passes.
     """
 
     def __init__(
-        self, train: Tensor, num_entities: int, num_relations: int, *, batch_size: int, sides: Sides, seed: int
+        self,
+        train: Tensor,
+        num_entities: int,
+        num_relations: int,
+        *,
+        batch_size: int,
+        sides: Sides,
+        seed: int,
+        balanced: Balanced | None = None,
     ) -> None:
         if batch_size < 1 or batch_size > max(1, len(train)):
             raise ConfigError(
@@ -75,7 +151,8 @@ class Sampler:
         self.batch_size = batch_size
         self.sides = sides
         self.seed = seed
-        self._order: dict[int, Tensor] = {}
+        self.balanced = balanced
+        self._stream = Shuffled(len(train), seed, 0, train.device)
         self._head_probability = _bernoulli(train, num_relations) if sides == "bernoulli" else None
 
     @property
@@ -85,16 +162,8 @@ class Sampler:
 
     def batch(self, step: int) -> Batch:
         """The whole global batch of `step`."""
-        n, size = len(self.train), self.batch_size
-        position = torch.arange(step * size, (step + 1) * size, device=self.train.device)
-        first, last = step * size // n, ((step + 1) * size - 1) // n
-        self._order = {k: v for k, v in self._order.items() if first <= k <= last}
-        rows = torch.empty_like(position)
-        for epoch in range(first, last + 1):
-            if epoch not in self._order:
-                self._order[epoch] = random.permutation(self.seed, epoch, n, self.train.device)
-            here = (position // n) == epoch
-            rows[here] = self._order[epoch][position[here] % n]
+        size = self.batch_size
+        rows = self._stream.take(step * size, (step + 1) * size) if self.balanced is None else self.balanced.rows(step)
         triples = self.train[rows]
         sides = 2 if self.sides == "both" else 1
         return Batch(step, size, 0, triples, sides, self._queries(triples, step))
@@ -110,16 +179,29 @@ class Sampler:
         ask_head = side == 1
         return Queries(torch.where(ask_head, tail, head), relation, side, torch.where(ask_head, head, tail))
 
-    def shared_negatives(self, step: int, num: int) -> Tensor:
-        """[num] int64: one uniform sample (with replacement) for the whole global batch."""
-        index = torch.arange(num, device=self.train.device)
-        return random.integers(self.seed, Stream.NEGATIVES, step, index, self.num_entities)
+    def shared_negatives(self, step: int, num: int, among: tuple[int, int] | None = None) -> Tensor:
+        """[num] int64: one uniform sample (with replacement) for the whole global batch, of entities lo … hi - 1."""
+        return self._draw(step, torch.arange(num, device=self.train.device), among)
 
-    def group_negatives(self, step: int, first_group: int, groups: int, num: int) -> Tensor:
+    def group_negatives(
+        self, step: int, first_group: int, groups: int, num: int, among: tuple[int, int] | None = None
+    ) -> Tensor:
         """[groups, num] int64: a uniform sample for each group of queries, numbered globally."""
         group = torch.arange(first_group, first_group + groups, device=self.train.device)
         index = group.unsqueeze(1) * num + torch.arange(num, device=self.train.device)
-        return random.integers(self.seed, Stream.NEGATIVES, step, index, self.num_entities)
+        return self._draw(step, index, among)
+
+    def stratified_negatives(self, step: int, first_group: int, groups: int, num: int, cuts: list[int]) -> Tensor:
+        """[groups, num] int64: as `group_negatives`, but equally many from each shard, in the order of the shards."""
+        each = num // (len(cuts) - 1)
+        index = torch.arange(first_group * num, (first_group + groups) * num, device=self.train.device)
+        index = index.reshape(groups, len(cuts) - 1, each)
+        drawn = [self._draw(step, index[:, i], (lo, hi)) for i, (lo, hi) in enumerate(pairwise(cuts))]
+        return torch.cat(drawn, 1)
+
+    def _draw(self, step: int, index: Tensor, among: tuple[int, int] | None) -> Tensor:
+        lo, hi = among or (0, self.num_entities)
+        return random.integers(self.seed, Stream.NEGATIVES, step, index, hi - lo) + lo
 
 
 def excluded_from_shared(

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from distkgd.losses import batch_mean, hard_loss, regulariser
+from distkgd.distributed.rows import Ask
+from distkgd.losses import Travel, batch_mean, hard_loss, hard_travel, regulariser
 from distkgd.model import Model, Scene, View
 
 
@@ -60,6 +61,14 @@ class Method(ABC):
     def updates(self, scene: Scene) -> Iterator[Update]:
         """The updates of one part of a batch, in order."""
 
+    @abstractmethod
+    def travel(self) -> Travel:
+        """What a query costs on the wire, beside the models' own queries, in the method's present phase."""
+
+    def speakers(self) -> list[tuple[Model, bool]]:
+        """The models whose queries travel in the present phase, and whether they learn."""
+        return [(self.student, True)]
+
     def last_epoch(self, epochs: int) -> int:
         """The epoch after which there is nothing left to do, for a stage of `epochs`; later phases may come on top."""
         return epochs
@@ -88,8 +97,8 @@ class Method(ABC):
         dropout, relation_dropout = (hard.dropout, hard.relation_dropout) if grad else (0.0, 0.0)
         return View(model, scene, grad=grad, dropout=dropout, relation_dropout=relation_dropout, bf16=hard.bf16)
 
-    def hard_per_query(self, view: View) -> Tensor:
-        """[Q]: the stage's hard loss."""
+    def hard_ask(self, view: View) -> Ask:
+        """Asks for [Q]: the stage's hard loss."""
         hard = self.hard
         return hard_loss(
             hard.loss,
@@ -98,6 +107,10 @@ class Method(ABC):
             margin=hard.margin,
             label_smoothing=hard.label_smoothing,
         )
+
+    def hard_travel(self) -> Travel:
+        """Of `hard_ask`."""
+        return hard_travel(self.hard.loss, label_smoothing=self.hard.label_smoothing)
 
     def penalty(self, view: View) -> dict[str, Tensor]:
         """The regulariser as a term, or nothing."""

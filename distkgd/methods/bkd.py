@@ -8,7 +8,8 @@ Differs from the authors' code: none was released; IterDE's repository takes the
 
 from collections.abc import Iterator
 
-from distkgd.losses import batch_mean, kl_divergence
+from distkgd.distributed.rows import answer
+from distkgd.losses import KL_TRAVEL, Travel, batch_mean, kl_divergence
 from distkgd.methods.base import HardSettings, Method, Update
 from distkgd.model import Model, Scene
 
@@ -37,7 +38,16 @@ class Bkd(Method):
     def updates(self, scene: Scene) -> Iterator[Update]:
         view = self.view(self.student, scene, grad=True)
         teacher = self.view(self.teacher, scene, grad=False)
-        terms = {"soft": self.weight * batch_mean(kl_divergence(view, teacher, self.temperature), scene)}
+        asks = {"soft": kl_divergence(view, teacher, self.temperature)}
         if self.hard_weight:
-            terms["hard"] = self.hard_weight * batch_mean(self.hard_per_query(view), scene)
+            asks["hard"] = self.hard_ask(view)
+        got = answer(asks)
+        weights = {"soft": self.weight, "hard": self.hard_weight}
+        terms = {name: weights[name] * batch_mean(loss, scene) for name, loss in got.items()}
         yield Update(frozenset({"student"}), terms | self.penalty(view))
+
+    def travel(self) -> Travel:
+        return KL_TRAVEL + (self.hard_travel() if self.hard_weight else Travel())
+
+    def speakers(self) -> list[tuple[Model, bool]]:
+        return [(self.student, True), (self.teacher, False)]

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.rows import Field, Partial, SoftmaxMean, Sum, present, reduce
+from distkgd.distributed.rows import Ask, Field, Partial, SoftmaxMean, Sum, answer, present
 from distkgd.errors import UnsupportedError
-from distkgd.losses import batch_mean, huber, kl_divergence
+from distkgd.losses import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
 from distkgd.methods.base import HardSettings, Method, Update
 from distkgd.model import Model, Scene, View
 
@@ -133,16 +133,32 @@ class DualDE(Method):
             terms |= {f"teacher_{name}": value for name, value in self.penalty(teacher).items()}
         yield Update(frozenset(groups), terms)
 
-    def _quality(self, which: int, score: Tensor) -> Tensor:
+    def travel(self) -> Travel:
+        sides = 2 if self.stage == 2 else 1
+        each = self.hard_travel()
+        if self.soft == "kl":
+            return sum([KL_TRAVEL + each] * sides, Travel())
+        listed = self.hard.loss == "softmax"
+        # Per side a soft and, unless it is listwise, a hard sum; self-adversarial means carry their weights' sum.
+        columns = sides * (1 if listed else 2) * (2 if self.hard.loss == "self_adversarial" else 1)
+        found = Travel(1 + columns) + (sum([each] * sides, Travel()) if listed else Travel())
+        if self.structure:
+            found += Travel(widths=tuple((model.entity.dim + 2, learns) for model, learns in self.speakers()))
+        return found
+
+    def speakers(self) -> list[tuple[Model, bool]]:
+        return [(self.student, True), (self.teacher, self.stage == 2)]
+
+    def _quality(self, which: int, score: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         # p of Eq. 8, 9, 12, 13 for evaluator `which` (0, 2: positives; 1, 3: negatives), given the other side's score.
-        sigma = torch.sigmoid(self.alpha[which] * (score.detach() + self.beta[which]))
+        sigma = torch.sigmoid(alpha[which] * (score.detach() + beta[which]))
         return 1.0 - sigma if which % 2 else sigma
 
-    def _weights(self, which: int, score: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    def _weights(self, which: int, score: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor | float, Tensor | float]:
         # (weight of the soft label, weight of the hard label); without evaluation both count in full.
         if not self.evaluation:
             return 1.0, 1.0
-        quality = self._quality(which, score)
+        quality = self._quality(which, score, alpha, beta)
         return quality, 1.0 - quality
 
     def _score_distance(self, own: Tensor, other: Tensor) -> Tensor:
@@ -155,28 +171,33 @@ class DualDE(Method):
         # Eq. 10-11 (and 14-15) with a distance for every candidate.
         shape_s, shape_t = self._shapes(student), self._shapes(teacher)
         sides = self._sides(student, teacher, both)
+        cut = _detached if self.stop_opposite else _same
+        asks = {"negatives": self._negatives(sides, student, teacher, shape_s, shape_t)}
+        if self.hard.loss == "softmax":
+            asks |= {tag: self.hard_ask(student if own_is_student else teacher) for tag, _, own_is_student in sides}
+        got = answer(asks)
         terms: dict[str, Tensor] = {}
         for tag, first, own_is_student in sides:
             own, other = (student, teacher) if own_is_student else (teacher, student)
-            cut = _detached if self.stop_opposite else _same
             distance = self._score_distance(own.positive, cut(other.positive))
             if self.structure:
                 own_shape, other_shape = (shape_s, shape_t) if own_is_student else (shape_t, shape_s)
                 distance = distance + self._shape_distance(own_shape.positive, [cut(x) for x in other_shape.positive])
-            soft_weight, hard_weight = self._weights(first, other.positive)
+            soft_weight, hard_weight = self._weights(first, other.positive, self.alpha, self.beta)
             terms[f"{tag}soft_positive"] = self.soft_weight * soft_weight * distance
-            terms[f"{tag}hard_positive"] = hard_weight * self._hard_positive(own)
-        terms |= self._negatives(sides, student, teacher, shape_s, shape_t)
+            terms[f"{tag}hard_positive"] = hard_weight * (got[tag] if tag in got else F.softplus(-own.positive))
+        terms |= got["negatives"]
         return terms
 
     def _negatives(
         self, sides: list[tuple[str, int, bool]], student: View, teacher: View, shape_s: "_Shapes", shape_t: "_Shapes"
-    ) -> dict[str, Tensor]:
-        # All negative terms of both sides in one pass over the candidates.
+    ) -> Ask:
+        # All negative terms of both sides.
         cut = _detached if self.stop_opposite else _same
         listed = self.hard.loss == "softmax"
 
-        def partials(zs: Tensor, zt: Tensor, *shapes: Tensor) -> dict[str, Partial]:
+        def partials(zs: Tensor, zt: Tensor, *more: Tensor) -> dict[str, Partial]:
+            *shapes, alpha, beta = more
             out: dict[str, Partial] = {"count": Sum(present(zs.detach()))}
             for tag, first, own_is_student in sides:
                 own, other = (zs, zt) if own_is_student else (zt, zs)
@@ -184,18 +205,20 @@ class DualDE(Method):
                 if shapes:
                     mine, theirs = (shapes[:2], shapes[2:]) if own_is_student else (shapes[2:], shapes[:2])
                     distance = distance + self._shape_distance(mine, [cut(x) for x in theirs])
-                soft_weight, hard_weight = self._weights(first + 1, other)
+                soft_weight, hard_weight = self._weights(first + 1, other, alpha, beta)
                 out[f"{tag}soft_negative"] = self._over_negatives(own, self.soft_weight * soft_weight * distance)
                 if not listed:
                     out[f"{tag}hard_negative"] = self._over_negatives(own, hard_weight * F.softplus(own))
             return out
 
+        def finish(got: dict[str, Tensor]) -> dict[str, Tensor]:
+            count = got["count"].clamp(min=1.0)
+            averaged = self.hard.loss in ("softplus", "softmax")
+            names = [name for name in got if name.endswith("_negative")]
+            return {name: got[name] / count if averaged else got[name] for name in names}
+
         fields = [student.negatives, teacher.negatives, *shape_s.fields, *shape_t.fields]
-        got = reduce(partials, *fields)
-        count = got["count"].clamp(min=1.0)
-        averaged = self.hard.loss in ("softplus", "softmax")
-        names = [name for name in got if name.endswith("_negative")]
-        return {name: got[name] / count if averaged else got[name] for name in names}
+        return Ask(partials, fields, finish, parameters=(self.alpha, self.beta))
 
     def _over_negatives(self, own: Tensor, value: Tensor) -> Partial:
         if self.hard.loss == "self_adversarial":
@@ -206,25 +229,29 @@ class DualDE(Method):
         # One weight per query, from its positive triple; the distance of a query is a KL divergence.
         terms: dict[str, Tensor] = {}
         shape_s, shape_t = self._shapes(student, fields=False), self._shapes(teacher, fields=False)
-        for tag, first, own_is_student in self._sides(student, teacher, both):
+        sides = self._sides(student, teacher, both)
+        asks: dict[str, Ask] = {}
+        for tag, _, own_is_student in sides:
             own, other = (student, teacher) if own_is_student else (teacher, student)
-            distance = kl_divergence(own, other, self.temperature, stop_teacher=self.stop_opposite)
+            asks[f"{tag}soft"] = kl_divergence(own, other, self.temperature, stop_teacher=self.stop_opposite)
+            asks[f"{tag}hard"] = self.hard_ask(own)
+        got = answer(asks)
+        for tag, first, own_is_student in sides:
+            own, other = (student, teacher) if own_is_student else (teacher, student)
+            distance = got[f"{tag}soft"]
             if self.structure:
                 own_shape, other_shape = (shape_s, shape_t) if own_is_student else (shape_t, shape_s)
                 cut = _detached if self.stop_opposite else _same
                 distance = distance + self._shape_distance(own_shape.positive, [cut(x) for x in other_shape.positive])
-            soft_weight, hard_weight = self._weights(first, other.positive)
+            soft_weight, hard_weight = self._weights(first, other.positive, self.alpha, self.beta)
             terms[f"{tag}soft"] = self.soft_weight * soft_weight * distance
-            terms[f"{tag}hard"] = hard_weight * self.hard_per_query(own)
+            terms[f"{tag}hard"] = hard_weight * got[f"{tag}hard"]
         return terms
 
     @staticmethod
     def _sides(student: View, teacher: View, both: bool) -> list[tuple[str, int, bool]]:
         # (prefix of its terms, its first evaluator, whether it is the student's): L_Stu, and in stage two L_Tea.
         return [("", 0, True)] + ([("teacher_", 2, False)] if both else [])
-
-    def _hard_positive(self, own: View) -> Tensor:
-        return self.hard_per_query(own) if self.hard.loss == "softmax" else F.softplus(-own.positive)
 
     def _shape_distance(self, own: "list[Tensor] | tuple[Tensor, ...]", other: list[Tensor]) -> Tensor:
         # DualDE Eq. 5: angle and length ratio of head and tail.

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from distkgd.losses import batch_mean
+from distkgd.distributed.rows import answer
+from distkgd.losses import Travel, batch_mean
 from distkgd.methods.base import Method, Update
 from distkgd.model import Scene
 
@@ -14,5 +15,9 @@ class Scratch(Method):
 
     def updates(self, scene: Scene) -> Iterator[Update]:
         view = self.view(self.student, scene, grad=True)
-        terms = {"hard": batch_mean(self.hard_per_query(view), scene)} | self.penalty(view)
+        got = answer({"hard": self.hard_ask(view)})
+        terms = {"hard": batch_mean(got["hard"], scene)} | self.penalty(view)
         yield Update(frozenset({"student"}), terms)
+
+    def travel(self) -> Travel:
+        return self.hard_travel()

@@ -58,7 +58,7 @@ def test_rows_and_their_first_and_second_gradients_are_those_of_one_dense_table(
         torch.cat([p["candidates"] for p in parts]), WEIGHT if chosen is None else WEIGHT[chosen]
     )
     touched = torch.cat([part["touched"] for part in parts]).tolist()
-    assert touched == (list(range(TOTAL)) if chosen is None else sorted(set(everything) | set(chosen)))
+    assert touched == sorted(set(everything) | set(chosen or []))
 
 
 def test_the_first_gradient_adds_up_over_duplicates_like_index_add() -> None:
@@ -77,6 +77,18 @@ def test_rows_that_are_candidates_and_looked_up_collect_both_gradients() -> None
     (opened.lookup(0, 3).sum() + 10.0 * opened.candidates().sum()).backward()
     assert opened.route.touched is not None and opened.route.touched.tolist() == [2, 4, 9]
     assert opened.leaf.grad is not None and opened.leaf.grad[:, 0].tolist() == [1.0, 12.0, 10.0]
+
+
+def test_a_shard_of_candidates_adds_the_gradient_of_its_looked_up_rows_once() -> None:
+    table = ShardedTable(WEIGHT.clone(), TOTAL, Ranks())
+    opened = table.open(plan_route(torch.tensor([4, 2, 4]), None, TOTAL, Ranks()), grad=True)
+    (opened.lookup(0, 3).sum() + 10.0 * opened.candidates().sum()).backward()
+    expected = torch.full((TOTAL,), 10.0, dtype=WEIGHT.dtype)
+    expected[[2, 4]] += torch.tensor([1.0, 2.0], dtype=WEIGHT.dtype)
+    for _ in range(2):  # asking again changes nothing
+        found = opened.gradient()
+        assert found is not None and found[0] is None
+        assert torch.equal(found[1][:, 0], expected)
 
 
 def test_slices_of_a_look_up_are_slices_of_the_ids() -> None:

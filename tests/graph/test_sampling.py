@@ -164,8 +164,8 @@ def test_the_parts_of_an_accumulated_batch_make_up_the_batch(accumulate: int) ->
 @pytest.mark.parametrize(("kind", "sides"), list(product(["chunk", "triple"], ["both", "uniform"])))
 def test_the_negatives_of_a_part_are_its_share_of_the_whole_batchs(kind: str, sides: Sides) -> None:
     scenes = toy_scenes(GRAPH, kind=kind, sides=sides, num=7, chunk=3, batch_size=12)  # type: ignore[arg-type]
-    (whole,) = (scenes.scene(part).negatives for part in scenes.parts(3, 1))
-    shares = [scenes.scene(part).negatives for part in scenes.parts(3, 4)]
+    (whole,) = (scenes.drawn(part) for part in scenes.parts(3, 1))
+    shares = [scenes.drawn(part) for part in scenes.parts(3, 4)]
     groups = 4 if kind == "chunk" else 12 * (2 if sides == "both" else 1)
     assert whole is not None and whole.shape == (groups, 7)
     assert torch.equal(torch.cat([share for share in shares if share is not None]), whole)

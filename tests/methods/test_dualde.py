@@ -15,7 +15,16 @@ from distkgd.methods import HardSettings, Update
 from distkgd.methods.dualde import DualDE
 from distkgd.model import SceneBuilder, View
 from distkgd.train import Job, Progress, train_step
-from tests.jobs import Asked, NaiveModel, assert_same_gradients, entity_gradient, spelled_out, toy_model, toy_scenes
+from tests.jobs import (
+    Asked,
+    NaiveModel,
+    asked,
+    assert_same_gradients,
+    entity_gradient,
+    spelled_out,
+    toy_model,
+    toy_scenes,
+)
 from tests.toys import toy_graph, toy_job
 
 GRAPH = toy_graph(entities=15, relations=3, triples=130)
@@ -449,7 +458,7 @@ def test_without_evaluation_the_hard_terms_add_up_to_the_loss_of_plain_training(
     setting = Setting("triple", loss, evaluation=False)
     found = setting.terms()
     view = View(setting.student, setting.scenes.scene(*setting.scenes.parts(STEP, 1)), grad=False)
-    plain = hard_loss(loss, view, temperature=ADVERSARIAL).mean()
+    plain = asked(hard_loss(loss, view, temperature=ADVERSARIAL)).mean()
     torch.testing.assert_close(found["hard_positive"] + found.get("hard_negative", 0.0), plain)
 
 
@@ -464,7 +473,7 @@ def test_label_smoothing_works_as_in_plain_training_or_is_refused(loss: str, sof
         return
     found = sum(value for name, value in setting.terms().items() if name.startswith("hard"))
     view = View(setting.student, setting.scenes.scene(*setting.scenes.parts(STEP, 1)), grad=False)
-    torch.testing.assert_close(found, hard_loss(loss, view, label_smoothing=0.2).mean())
+    torch.testing.assert_close(found, asked(hard_loss(loss, view, label_smoothing=0.2)).mean())
 
 
 @pytest.mark.parametrize("loss", ["bce", "softplus", "self_adversarial", "softmax"])
@@ -479,7 +488,7 @@ def test_k_vs_all_labels_work_as_in_plain_training_or_are_refused(loss: str, sof
     setting.scenes = toy_scenes(GRAPH, kind="all", filtered=loss != "softmax", labels=True, batch_size=6)
     found = sum(value for name, value in setting.terms().items() if name.startswith("hard"))
     view = View(setting.student, setting.scenes.scene(*setting.scenes.parts(STEP, 1)), grad=False)
-    torch.testing.assert_close(found, hard_loss(loss, view, temperature=ADVERSARIAL).mean())
+    torch.testing.assert_close(found, asked(hard_loss(loss, view, temperature=ADVERSARIAL)).mean())
 
 
 def test_the_regulariser_is_on_the_student_and_in_stage_two_on_the_teacher_too() -> None:
