@@ -1,8 +1,8 @@
 """What the sharded engine costs; results in benchmarks/results/, with the machine and versions.
 
-    python benchmarks/engine.py memory     # peak memory of a 1-vs-all KL step at 0.25, 1 and 2.5 M entities
-    python benchmarks/engine.py traffic    # bytes at the collectives beside the cost model: every loss, move, 2 and 3 ranks
-    python benchmarks/engine.py speed      # 2 ranks of one thread beside 1 process of two threads
+python benchmarks/engine.py memory     # peak memory of a 1-vs-all KL step at 0.25, 1 and 2.5 M entities
+python benchmarks/engine.py traffic    # bytes at the collectives beside the cost model: every loss, move, 2 and 3 ranks
+python benchmarks/engine.py speed      # 2 ranks of one thread beside 1 process of two threads
 """
 
 import json
@@ -22,11 +22,9 @@ import typer
 from benchmarks.foundation import ROOT, save
 from distkgd.config import parse_config
 from distkgd.display import Display
-from distkgd.distributed.cost import memory as expected_memory
 from distkgd.distributed.cost import traffic as expected_traffic
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
-from distkgd.distributed.rows import BLOCK_NUMBERS
-from distkgd.exchange import shape_of
+from distkgd.exchange import expected_memory, shape_of
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Sampler
 from distkgd.methods import build_method
@@ -130,7 +128,7 @@ def measure(spec: str, out: Path) -> None:
         "peak_before_steps": before,
         "sent": {kind: n / given["steps"] for kind, n in ranks.traffic.items()},
         "expected_sent": expected_traffic(shape, job.scenes.move),
-        "expected_memory": expected_memory(shape, job.scenes.move, BLOCK_NUMBERS),
+        "expected_memory": expected_memory(job.scenes, shape),
     }
     (out / f"{ranks.rank}.json").write_text(json.dumps(found))
     leave_ranks(ranks)
@@ -159,8 +157,10 @@ def memory(sizes: str = "250000,1000000,2500000", worlds: str = "1,2") -> None:
                     "seconds": statistics.median(most["seconds"]),
                 }
             )
-            print(f"{world} ranks, {entities:,} entities: peak {most['peak'] / 1e6:,.0f} MB, "
-                  f"tables + state + gradient {shard / 1e6:,.0f} MB, left over {rows[-1]['left_over'] / 1e6:,.0f} MB")
+            print(
+                f"{world} ranks, {entities:,} entities: peak {most['peak'] / 1e6:,.0f} MB, "
+                f"tables + state + gradient {shard / 1e6:,.0f} MB, left over {rows[-1]['left_over'] / 1e6:,.0f} MB"
+            )
             save("memory", {"step": KL_STEP, "teacher_dim": 64, "queries": 1024, "rows": rows})
 
 

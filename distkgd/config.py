@@ -100,12 +100,14 @@ class OptimizerConfig(Frozen):
     name: rowwise_adagrad keeps one number per row, adam moves only rows that a step touches.
     relation_lr: learning rate of relations and other small parameters; default: lr.
     clip: largest global gradient norm; 0 leaves gradients alone.
+    offload: keep the rows' optimiser state in host memory.
     """
 
     name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam"] = "adagrad"
     lr: Rate = 0.1
     relation_lr: Rate | None = None
     clip: Weight = 0.0
+    offload: bool = False
 
 
 class ScheduleConfig(Frozen):
@@ -190,6 +192,13 @@ class StageConfig(Frozen):
     batch_size: triples in the global batch. accumulate: parts into which each batch is cut to save memory.
     dropout, relation_dropout: on the query's anchor and relation embeddings.
     bf16: score candidates in bfloat16; rows stay in full precision.
+    row_dtype: bfloat16 stores entity rows in half the memory and rounds their updates stochastically.
+    move: what travels between ranks: candidate "rows" to the queries, "queries" to the candidates, or "nothing":
+        then each rank draws its candidates from its own shard, and the model depends on the number of ranks.
+        auto: whichever of the first two moves fewer bytes (`distkgd.distributed.cost`).
+    balanced: batches with equally many triples from every (shard of the head, shard of the tail) pair, so that every
+        rank sends every other one as many rows; pairs with fewer triples are visited more often, and the batches
+        depend on the number of ranks.
     validate_every: epochs between validations, 0: never (the last rows are the model). patience: validations without
         a better MRR before the stage ends, 0: never. checkpoint_every: epochs, 0: only at validations and the end.
     """
@@ -213,6 +222,9 @@ class StageConfig(Frozen):
     dropout: Share = 0.0
     relation_dropout: Share = 0.0
     bf16: bool = False
+    row_dtype: Literal["full", "bfloat16"] = "full"
+    move: Literal["auto", "rows", "queries", "nothing"] = "auto"
+    balanced: bool = False
     validate_every: Count = 5
     patience: Count = 0
     checkpoint_every: Count = 0
@@ -234,6 +246,10 @@ class StageConfig(Frozen):
         if self.batch_size % unit:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of {unit} (accumulate x chunk of triples)"
+            )
+        if self.move == "nothing" and self.negatives.kind == "all":
+            raise ValueError(
+                "move: nothing draws candidates from each rank's own shard; negatives.kind all has every one"
             )
         if self.loss.label_smoothing and self.loss.name not in ("softmax", "bce"):
             raise ValueError(f"label_smoothing works with loss softmax or bce, not {self.loss.name}")
@@ -267,12 +283,34 @@ class MlflowConfig(Frozen):
     uri: str | None = None
 
 
+class EngineConfig(Frozen):
+    """What trains the small replicated tensors (relations, evaluators); entity rows are always our own shards.
+
+    name: ddp (one all-reduce, the same step on every rank) or deepspeed. zero: DeepSpeed's ZeRO stage.
+    """
+
+    name: Literal["ddp", "deepspeed"] = "ddp"
+    zero: Annotated[int, BeforeValidator(_no_flag), Field(ge=0, le=3)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _zero_is_deepspeeds(self) -> "EngineConfig":
+        if self.zero and self.name != "deepspeed":
+            raise ValueError(f"zero: {self.zero} is a stage of DeepSpeed; use name: deepspeed, or drop zero")
+        return self
+
+
 class RunConfig(Frozen):
     """A whole run; see the module's docstring.
 
     ties: how equal scores rank: realistic (mean of best and worst), optimistic, pessimistic.
     filter: filtered, or raw (known answers compete too).
-    test: off leaves the test split unread (for tuning). keep: checkpoints kept beside the best one.
+    test: off leaves the test split unread (for tuning).
+    keep: newest checkpoints kept beside the best one; with 1, a damaged one may leave none to go back to.
     threads: CPU threads per rank, 0: torch's default.
     """
 
@@ -288,7 +326,8 @@ class RunConfig(Frozen):
     ties: Literal["realistic", "optimistic", "pessimistic"] = "realistic"
     filter: Literal["filtered", "raw"] = "filtered"
     test: bool = True
-    keep: Positive = 1
+    keep: Positive = 2
+    engine: EngineConfig = EngineConfig()
     mlflow: MlflowConfig = MlflowConfig()
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ from torch import Tensor
 from distkgd.config import StageConfig
 from distkgd.distributed.cost import Shape, Speaker, choose, human, memory, traffic
 from distkgd.distributed.optim import state_numbers
-from distkgd.distributed.rows import BLOCK_NUMBERS
+from distkgd.distributed.rows import numbers_at_once
+from distkgd.graph.sampling import Batch
 from distkgd.methods import Method
 from distkgd.model import Move, SceneBuilder
 
@@ -16,37 +17,19 @@ TERMS = 4  # loss terms of a usual method; they cost a few bytes
 def shape_of(scenes: SceneBuilder, method: Method, config: StageConfig, step: int = 0) -> Shape:
     """The shape of one step, its distinct ids counted in the batch of `step`; means over ranks, the same on each."""
     ranks, sampler = scenes.ranks, scenes.sampler
-    part = scenes.parts(step, config.accumulate)[0]
-    cuts = scenes.cuts_of(part)
-    mine = part.part(cuts[ranks.rank], cuts[ranks.rank + 1])
-    lo, hi = scenes.cuts[ranks.rank], scenes.cuts[ranks.rank + 1]
-    positives = torch.cat([mine.queries.anchor, mine.queries.answer])
-    everyone = torch.cat([part.queries.anchor, part.queries.answer])
-    drawn, drawn_by_all = scenes.drawn(mine), scenes.drawn(part)
-    if sampler.balanced is not None:
-        anchors = float(sampler.balanced.per_pair * (ranks.world - 1))
-        with_candidates = anchors + (0 if drawn is None else drawn.numel() * (ranks.world - 1) / ranks.world)
-    elif drawn is None:
-        anchors, with_candidates = _foreign(positives, lo, hi), float(sampler.num_entities - (hi - lo))
-    else:
-        anchors = _foreign(positives, lo, hi)
-        with_candidates = _foreign(torch.cat([positives, drawn.reshape(-1)]), lo, hi)
-    if drawn_by_all is None:
-        touched = float(hi - lo)
-    else:
-        everything = torch.unique(torch.cat([everyone, drawn_by_all.reshape(-1)]))
-        touched = float(((everything >= lo) & (everything < hi)).sum())
-    means = torch.tensor([anchors, with_candidates, touched], dtype=torch.float64, device=ranks.device)
-    anchors, with_candidates, touched = (ranks.all_reduce(means) / ranks.world).tolist()
-    parts, travel = config.accumulate, method.travel()
+    parts = scenes.parts(step, config.accumulate)
+    counted = torch.tensor([_count(scenes, part) for part in parts], dtype=torch.float64, device=ranks.device)
+    sums = torch.cat([counted[:, :2].sum(0), counted[:, 2:].amax(0)])
+    anchors, with_candidates, touched = (ranks.all_reduce(sums) / ranks.world).tolist()
+    travel = method.travel()
     learning = [model for model, learns in method.speakers() if learns]
     return Shape(
         world=ranks.world,
         entities=sampler.num_entities,
-        queries=part.sides * len(part.triples) * parts / ranks.world,
-        candidates=sampler.num_entities if drawn is None else scenes.num,
-        anchors=anchors * parts,
-        with_candidates=with_candidates * parts,
+        queries=sum(part.sides * len(part.triples) for part in parts) / ranks.world,
+        candidates=sampler.num_entities if scenes.kind == "all" else scenes.num,
+        anchors=anchors,
+        with_candidates=with_candidates,
         touched=touched,
         speakers=_speakers(method, config),
         columns=travel.columns,
@@ -56,8 +39,31 @@ def shape_of(scenes: SceneBuilder, method: Method, config: StageConfig, step: in
         terms=TERMS,
         number_bytes=method.student.relation.element_size(),
         fixed=sampler.balanced is not None,
-        parts=parts,
+        parts=len(parts),
     )
+
+
+def _count(scenes: SceneBuilder, part: Batch) -> tuple[float, float, float]:
+    # Distinct rows this rank needs of others for anchors and answers, the same with candidates, rows it touches here.
+    rank, sampler = scenes.ranks.rank, scenes.sampler
+    cuts, (lo, hi) = scenes.cuts_of(part), scenes.cuts[rank : rank + 2]
+    mine = part.part(cuts[rank], cuts[rank + 1])
+    positives, everyone = (torch.cat([b.queries.anchor, b.queries.answer]) for b in (mine, part))
+    drawn, drawn_by_all = scenes.drawn(mine), scenes.drawn(part)
+    if drawn is None or drawn_by_all is None:
+        with_candidates, touched = float(sampler.num_entities - (hi - lo)), float(hi - lo)
+    else:
+        everything = torch.unique(torch.cat([everyone, drawn_by_all.reshape(-1)]))
+        touched = float(((everything >= lo) & (everything < hi)).sum())
+        with_candidates = _foreign(torch.cat([positives, drawn.reshape(-1)]), lo, hi)
+    anchors = _foreign(positives, lo, hi)
+    if sampler.balanced is not None:
+        # Nothing is de-duplicated in balanced batches, but for a shared list of candidates.
+        others = scenes.ranks.world - 1
+        anchors = float(sampler.balanced.per_pair * others)
+        if scenes.grouped and drawn is not None:
+            with_candidates = anchors + drawn.numel() * others / scenes.ranks.world
+    return anchors, with_candidates, touched
 
 
 def choose_move(scenes: SceneBuilder, method: Method, config: StageConfig) -> Move:
@@ -70,10 +76,15 @@ def choose_move(scenes: SceneBuilder, method: Method, config: StageConfig) -> Mo
     return "queries" if choose(shape_of(scenes, method, config)) == "queries" else "rows"
 
 
+def expected_memory(scenes: SceneBuilder, shape: Shape) -> dict[str, float]:
+    """Bytes per rank by purpose (see `cost.memory`)."""
+    return memory(shape, scenes.move, lambda numbers: numbers_at_once(numbers, scenes.ranks.device))
+
+
 def announcement(scenes: SceneBuilder, method: Method, config: StageConfig) -> str:
     """One line: what travels, its expected bytes, and the expected memory, per rank."""
     shape = shape_of(scenes, method, config)
-    held = memory(shape, scenes.move, BLOCK_NUMBERS)
+    held = expected_memory(scenes, shape)
     holds = f"memory per rank {human(sum(held.values()))} ({_listed(held)})"
     if shape.world == 1:
         return f"one rank, nothing travels; {holds}"

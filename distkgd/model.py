@@ -198,7 +198,8 @@ class SceneBuilder:
             wanted.append(ids.reshape(-1))
             local = ids.new_empty(0)
         asked, fixed = torch.cat(wanted), None
-        if self.sampler.balanced is not None:
+        # A shared list of candidates that is looked up is the same on all ranks: asking for it cannot be balanced.
+        if self.sampler.balanced is not None and (self.grouped or not looked_up):
             asked, fixed = self._by_owner(mine, ids if looked_up else None)
         route = yield from planning(asked, local, self.sampler.num_entities, self.ranks, fixed)
         share = self.known.counts(mine.queries).double().reciprocal() if self.label_shares else None

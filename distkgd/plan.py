@@ -21,13 +21,16 @@ import yaml
 
 from distkgd.config import NoDistillConfig, RunConfig, StageConfig, resolved
 from distkgd.display import Display
+from distkgd.distributed.nodes import shared_answers
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError, DistkgdError, Stopped, UnsupportedError
 from distkgd.evaluate import breakdown, metrics, protocol, ranks_of
+from distkgd.exchange import announcement, choose_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.relations import relation_categories
-from distkgd.graph.sampling import Sampler
+from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.methods import build_method
 from distkgd.model import Model, SceneBuilder, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
@@ -111,9 +114,8 @@ def run_plan(
     """
     stages = build_plan(config)
     for stage in stages:
-        check_stage(stage, graph)
+        check_stage(stage, graph, ranks.world)
     prepare_folder(config, stages, graph, folder, ranks, resume)
-    everything = torch.cat([graph.train, graph.valid, graph.test])
     track = config.mlflow
     tracking = open_tracking(
         run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
@@ -125,8 +127,8 @@ def run_plan(
         folder,
         tracking,
         display,
-        KnownAnswers(graph.train.to(ranks.device), graph.num_entities),
-        KnownAnswers(everything.to(ranks.device), graph.num_entities),
+        shared_answers(ranks, [graph.train], graph.num_entities),
+        shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities),
     )
     tags = {"git_sha": git_sha(), "world": str(ranks.world), "device": str(ranks.device)}
     tags |= {f"protocol.{key}": str(value) for key, value in protocol(config.ties, config.filter).items()}
@@ -178,7 +180,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     return row
 
 
-def check_stage(stage: Stage, graph: Graph) -> None:
+def check_stage(stage: Stage, graph: Graph, world: int = 1) -> None:
     """Refuse what cannot work before any stage has cost time: ConfigError or UnsupportedError, naming the stage."""
     config, name = stage.config, stage.name
     try:
@@ -199,31 +201,54 @@ def check_stage(stage: Stage, graph: Graph) -> None:
         raise ConfigError(
             f"{name}.batch_size {config.batch_size} does not fit {len(graph.train)} training triples; choose less."
         )
+    if config.balanced:
+        check_balanced(name, config, world)
+
+
+def check_balanced(name: str, config: StageConfig, world: int) -> None:
+    """ConfigError unless every rank's share of a balanced batch is whole."""
+    negatives, unit = config.negatives, config.accumulate * world * world
+    if config.batch_size % unit:
+        raise ConfigError(
+            f"{name}.balanced: batch_size {config.batch_size} must be a multiple of {unit} "
+            f"(accumulate {config.accumulate} x {world} x {world} pairs of shards)."
+        )
+    if negatives.kind in ("chunk", "triple") and negatives.num % world:
+        raise ConfigError(f"{name}.balanced: negatives.num {negatives.num} must be a multiple of {world} ranks.")
+    if negatives.kind == "chunk" and (config.batch_size // config.accumulate // world) % negatives.chunk:
+        raise ConfigError(
+            f"{name}.balanced: a rank's {config.batch_size // config.accumulate // world} triples of a batch must be "
+            f"a multiple of negatives.chunk {negatives.chunk}."
+        )
 
 
 def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> tuple[Job, Model]:
     """Everything `train_stage` needs, from config; the model is the student."""
     config, graph, ranks = stage.config, run.graph, run.ranks
     scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
+    seed = stage_seed(run.config.seed, stage.name)
     student = new_model(
         scorer,
         graph.num_entities,
         graph.num_relations,
         ranks,
         reciprocal=config.reciprocal,
-        seed=stage_seed(run.config.seed, stage.name),
+        seed=seed,
         init_scale=config.init_scale,
         dtype=run.dtype,
+        row_dtype=torch.bfloat16 if config.row_dtype == "bfloat16" else None,
     )
     method = build_method(config, student, teachers)
     negatives = config.negatives
+    train, cuts = graph.train.to(ranks.device), ranks.bounds(graph.num_entities)
     sampler = Sampler(
-        graph.train.to(ranks.device),
+        train,
         graph.num_entities,
         graph.num_relations,
         batch_size=config.batch_size,
         sides=negatives.sides,
-        seed=stage_seed(run.config.seed, stage.name),
+        seed=seed,
+        balanced=Balanced(train, cuts, config.batch_size, config.accumulate, seed) if config.balanced else None,
     )
     known_labels = negatives.labels == "known"
     scenes = SceneBuilder(
@@ -237,6 +262,8 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
         label_shares=known_labels,
     )
+    scenes.move = choose_move(scenes, method, config)
+    run.display.line(f"{stage.name}: {announcement(scenes, method, config)}")
     can_validate = config.validate_every and len(graph.valid)
     job = Job(
         name=stage.name,
@@ -250,6 +277,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         validate=(lambda: run.evaluate(student, "valid")[0]) if can_validate else None,
         tracking=tracking,
         display=run.display,
+        engine=run.config.engine,
     )
     return job, student
 
@@ -316,10 +344,14 @@ def make_report(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def prepare_folder(
     config: RunConfig, stages: list[Stage], graph: Graph, folder: Path, ranks: Ranks, resume: bool
 ) -> None:
-    """Create the run folder and plan.yaml, or check that an existing one is the same run."""
-    path = folder / "plan.yaml"
-    exists = ranks.gather_objects(path.exists())[0]
-    if exists and not resume:
+    """Create the run folder and plan.yaml, or check that an existing one is the same run.
+
+    A folder that this very torchrun launch has made needs no `resume`: torchrun has started the ranks anew.
+    """
+    path, launch = folder / "plan.yaml", folder / "launch.json"
+    agents = sorted({agent for agent in ranks.gather_objects(launch_agent()) if agent})
+    exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
+    if exists and not resume and not known:
         raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
     plan = {
         "config": resolved(config),
@@ -328,8 +360,11 @@ def prepare_folder(
     }
     if exists:
         refuse_other_plan(path, plan)
-    if ranks.first and not exists:
+    if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
+    if ranks.first and agents:
+        write_atomic(launch, json.dumps({"agents": agents}, indent=2) + "\n")
+    if ranks.first and not exists:
         write_atomic(path, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
     ranks.barrier()
 

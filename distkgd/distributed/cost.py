@@ -13,7 +13,7 @@ w bytes per number; the kinds are those of `Ranks.traffic`:
 No term has queries times candidates in it. R grows with the candidates only if rows travel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 MOVES = ("queries", "rows")
@@ -83,21 +83,23 @@ def traffic(shape: Shape, move: str) -> dict[str, float]:
     return found
 
 
-def memory(shape: Shape, move: str, block_numbers: int) -> dict[str, float]:
-    """Bytes that a rank holds: tables, optimiser state, gradients, and the working set of one block of scores."""
+def memory(shape: Shape, move: str, at_once: Callable[[float], float]) -> dict[str, float]:
+    """Bytes that a rank holds: tables, optimiser state, gradients, and the working set of one block of scores.
+
+    at_once: how many of so many scores exist at the same time.
+    """
     shard, w = shape.entities / shape.world, shape.number_bytes
     whole = shape.candidates >= shape.entities and move != "rows"
     learning = [s for s in shape.speakers if s.learns]
     met = shape.queries / shape.parts * (shape.world if move == "queries" else 1)
     numbers = met * (shape.candidates / (shape.world if move == "queries" else 1))
-    blocked = min(numbers, block_numbers)
     fields = len(shape.speakers) + len(shape.widths)
     return {
         "tables": shard * sum(s.dim * s.row_bytes for s in shape.speakers),
         "state": shard * sum(s.state_numbers for s in shape.speakers) * w,
         "gradients": sum(s.dim * (shard * s.row_bytes if whole else 2 * shape.touched * w) for s in learning),
         # A block's scores, what the losses make of them, and as much again in backward.
-        "scores": (2 * fields + 4) * blocked * w,
+        "scores": (2 * fields + 4) * at_once(numbers) * w,
     }
 
 

@@ -1,14 +1,16 @@
 """Row optimisers against torch's dense ones and against arithmetic."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
 from distkgd.config import OptimizerConfig
-from distkgd.distributed.optim import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS, Optimizer, clip_factor
+from distkgd.distributed.optim import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS, RowOptimizer, clip_factor
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.tables import ShardedTable, plan_route
 from tests.jobs import optimise_on_ranks
 from tests.ranks import run_on_ranks
 
@@ -188,14 +190,111 @@ def test_a_limit_of_zero_and_a_gradient_of_zero_clip_nothing() -> None:
     assert rank["clips"] == [1.0] and torch.equal(rows, WEIGHT)
 
 
-def test_a_step_forgets_its_gradients_and_a_tensor_without_one_stays() -> None:
-    tensors = {"used": SMALL.clone().requires_grad_(), "unused": SMALL.clone().requires_grad_()}
-    optimizer = Optimizer("adagrad", None, tensors, lr=0.1, relation_lr=0.1)
-    tensors["used"].grad = torch.ones_like(SMALL)
-    assert clip_factor([optimizer], 1.0, Ranks()) == pytest.approx(6**-0.5)
+def test_a_step_forgets_its_gradients() -> None:
+    table = ShardedTable(WEIGHT.clone(), TOTAL, Ranks())
+    optimizer = RowOptimizer("adagrad", table, lr=0.1)
+    push(table, draw(2, DIM), torch.tensor([1, 3]))
+    assert clip_factor([optimizer], [], 0.1, Ranks()) < 1.0
     optimizer.step(1.0)
-    assert tensors["used"].grad is None and optimizer.steps == 1
-    after = tensors["used"].detach().clone()
-    assert not torch.equal(after, SMALL) and torch.equal(tensors["unused"], SMALL)
+    assert table.opened == [] and optimizer.steps == 1
+    after = table.weight.clone()
+    assert not torch.equal(after, WEIGHT)
     optimizer.step(1.0)
-    assert torch.equal(tensors["used"], after)
+    assert torch.equal(table.weight, after)
+
+
+# -- rows in bfloat16, state on the host, large tables --------------------------------------------------------------
+
+
+def half_table(rows: int = 64) -> ShardedTable:
+    return ShardedTable(torch.ones(rows, DIM, dtype=torch.bfloat16), rows, Ranks(), torch.float32)
+
+
+def push(table: ShardedTable, gradient: Tensor, ids: Tensor | None = None) -> None:
+    """Leave `gradient` in the rows `ids`, or in all rows."""
+    if ids is None:
+        opened = table.open(plan_route(torch.zeros(0).long(), None, table.total, Ranks()), grad=True)
+        opened.candidates().backward(gradient.to(table.weight.dtype))
+    else:
+        route = plan_route(ids, torch.zeros(0).long(), table.total, Ranks())
+        table.open(route, grad=True).lookup(0, len(ids)).backward(gradient)
+
+
+def test_bfloat16_rows_move_by_less_than_their_spacing_on_average() -> None:
+    """A step of 1/1000 of the spacing is lost by rounding to nearest; here the mean over many rows keeps it."""
+    table = half_table(rows=20_000)
+    optimizer = RowOptimizer("sgd", table, lr=1.0, seed=3)
+    spacing = 2.0**-8  # of bfloat16 just below 1
+    for _ in range(8):
+        push(table, torch.full((table.total, DIM), spacing / 8))
+        optimizer.step(1.0)
+    moved = 1.0 - table.weight.float()
+    assert moved.mean().item() == pytest.approx(spacing, rel=0.02)
+    assert table.weight.dtype == torch.bfloat16 and moved.std() > 0
+
+
+@EVERY_OPTIMISER
+@pytest.mark.parametrize("ids", [None, torch.arange(0, 64, 2)], ids=["all rows", "some rows"])
+def test_bfloat16_rows_are_the_full_update_rounded_up_or_down(name: str, ids: Tensor | None) -> None:
+    table, full = half_table(), ShardedTable(torch.ones(64, DIM), 64, Ranks())
+    gradient = draw(64 if ids is None else len(ids), DIM, seed=8).bfloat16().float()
+    for one, options in ((table, {"seed": 1}), (full, {})):
+        optimizer = RowOptimizer(name, one, lr=0.3, **options)
+        push(one, gradient, ids)
+        optimizer.step(1.0)
+        assert all(value.dtype == torch.float32 for value in optimizer.state.values())
+    down = (full.weight.view(torch.int32) & -0x10000).view(torch.float32)
+    up = ((full.weight.view(torch.int32) & -0x10000) + 0x10000).view(torch.float32)
+    found = table.weight.float()
+    assert ((found == down) | (found == up)).all()
+    exact = down == full.weight
+    assert torch.equal(found[exact], down[exact])
+    if name != "sgd":
+        assert (found == up).any() and (found == down).any()
+
+
+def test_stochastic_rounding_depends_on_seed_step_row_and_column_alone() -> None:
+    def rows(world: int, seed: int, steps: int = 2) -> Tensor:
+        parts = run_on_ranks(world, round_on_ranks, seed=seed, steps=steps)
+        return torch.cat(parts)
+
+    assert torch.equal(rows(1, 0), rows(2, 0)) and torch.equal(rows(1, 0), rows(3, 0))
+    assert not torch.equal(rows(1, 0), rows(1, 1))
+
+
+@EVERY_OPTIMISER
+def test_state_on_the_host_trains_the_same_rows(name: str) -> None:
+    options = OPTIONS | {"name": name}
+    for steps in (DENSE, SPARSE):
+        plain = run_on_ranks(1, optimise_on_ranks, weight=WEIGHT, small=SMALL, steps=steps, options=options)[0]
+        moved = run_on_ranks(
+            1, optimise_on_ranks, weight=WEIGHT, small=SMALL, steps=steps, options=options | {"more": {"offload": True}}
+        )[0]
+        assert torch.equal(plain["rows"], moved["rows"])
+
+
+def test_offloaded_state_is_in_host_memory_whatever_the_device_of_the_rows() -> None:
+    table = ShardedTable(torch.empty(8, DIM, device="meta"), 8, Ranks())
+    assert RowOptimizer("adam", table, lr=0.1, offload=True).state["mean"].device.type == "cpu"
+    assert RowOptimizer("adam", table, lr=0.1).state["mean"].device.type == "meta"
+
+
+@EVERY_OPTIMISER
+def test_updating_few_rows_at_a_time_changes_nothing(name: str) -> None:
+    options = OPTIONS | {"name": name}
+    for steps in (DENSE, SPARSE):
+        whole = optimise_on_ranks(Ranks(), WEIGHT, SMALL, steps, options)
+        with patch("distkgd.distributed.optim.UPDATE_NUMBERS", 2 * DIM):
+            pieces = optimise_on_ranks(Ranks(), WEIGHT, SMALL, steps, options)
+        assert torch.equal(whole["rows"], pieces["rows"])
+
+
+def round_on_ranks(ranks: Ranks, seed: int, steps: int) -> Tensor:
+    lo, hi = ranks.share(30)
+    table = ShardedTable(torch.ones(hi - lo, DIM, dtype=torch.bfloat16), 30, ranks, torch.float32)
+    optimizer = RowOptimizer("sgd", table, lr=1.0, seed=seed)
+    for _ in range(steps):
+        route = plan_route(torch.zeros(0).long(), None, 30, ranks)
+        table.open(route, grad=True).candidates().backward(torch.full((hi - lo, DIM), 2.0**-10).bfloat16())
+        optimizer.step(1.0)
+    return table.weight

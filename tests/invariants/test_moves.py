@@ -1,0 +1,202 @@
+"""Whatever travels between ranks, and whether or not in blocks, the same model is trained; other batches say so."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from distkgd.config import parse_config
+from distkgd.distributed import rows
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
+from distkgd.graph.sampling import Balanced
+from distkgd.plan import Stage, check_stage
+from tests.invariants.test_world_size import REGIMES, assert_same, merged, student
+from tests.ranks import run_on_ranks
+from tests.toys import toy_graph, toy_job, train_some
+
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("scratch", {}),
+    ("bkd", {"temperature": 2.0}),
+    ("dualde", {"stage_two": {"start": 2, "epochs": 9}}),
+]
+
+
+def train_in_blocks(ranks: Ranks, config: dict[str, Any], steps: int, numbers: int) -> dict[str, Any]:
+    with patch.object(rows, "numbers_at_once", lambda _numbers, _device: numbers):
+        return train_some(ranks, config, steps)
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS, ids=[m for m, _ in METHODS])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_rows_or_queries_may_travel_and_train_the_same_rows(method: str, options: dict[str, Any], regime: str) -> None:
+    def config(move: str) -> dict[str, Any]:
+        return {"dtype": "float64", "student": student(method, options, REGIMES[regime], move=move)}
+
+    one = run_on_ranks(1, train_some, config=config("auto"), steps=12)
+    for move in ("rows", "queries"):
+        for world in (1, 2, 3):
+            assert_same(one, run_on_ranks(world, train_some, config=config(move), steps=12), rows=1e-9, losses=1e-9)
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS, ids=[m for m, _ in METHODS])
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("world", [1, 2])
+def test_blocks_computed_again_train_the_same_rows(
+    method: str, options: dict[str, Any], regime: str, world: int
+) -> None:
+    """Evaluators too, although their gradient comes block by block."""
+    config = {"dtype": "float64", "student": student(method, options, REGIMES[regime], move="queries")}
+    whole = run_on_ranks(world, train_some, config=config, steps=12)
+    blocked = run_on_ranks(world, train_in_blocks, config=config, steps=12, numbers=150)
+    assert_same([merged(whole)], blocked, rows=1e-9, losses=1e-9)
+
+
+def test_the_next_ids_travel_while_a_step_is_computed_and_change_nothing() -> None:
+    """Steps taken with look-ahead are those of scenes planned one by one."""
+    config = {"student": student("bkd", {}, REGIMES["triple"], accumulate=2)}
+    for found in run_on_ranks(2, scenes_ahead_and_afresh, config=config):
+        for ahead, afresh in found:
+            assert torch.equal(ahead, afresh)
+
+
+def scenes_ahead_and_afresh(ranks: Ranks, config: dict[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    job = toy_job(config, ranks, Path("/nonexistent"))
+    out = []
+    for step, part in [(0, 0), (0, 1), (1, 0), (7, 1), (8, 0), (8, 1)]:
+        ahead = job.lookahead.scene(step, part)
+        job.lookahead.advance()
+        afresh = job.scenes.scene(job.scenes.parts(step, 2)[part])
+        out.append((ahead.route.inverse, afresh.route.inverse))
+        out.append((ahead.route.touched, afresh.route.touched))
+        out.append((ahead.batch.triples, afresh.batch.triples))
+    job.lookahead.drop()
+    return out
+
+
+# -- candidates from the own shard ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["batch", "chunk", "triple"])
+def test_nothing_travels_but_the_positives_when_candidates_come_from_the_own_shard(kind: str) -> None:
+    config = {"student": student("bkd", {}, {"kind": kind, "num": 9, "chunk": 4}, move="nothing")}
+    for rank, (lo, hi, ids, sent) in enumerate(run_on_ranks(3, own_candidates, config=config)):
+        assert ((ids >= lo) & (ids < hi)).all() and len(ids.unique()) > 3, rank
+        assert "queries" not in sent and "partials" not in sent
+    assert "move: nothing" in str(refusal({"move": "nothing", "negatives": {"kind": "all"}}))
+
+
+def own_candidates(ranks: Ranks, config: dict[str, Any]) -> tuple[int, int, torch.Tensor, dict[str, int]]:
+    job = toy_job(config, ranks, Path("/nonexistent"))
+    scene = job.scenes.scene(job.scenes.parts(0, 1)[0])
+    ranks.traffic.clear()
+    for _ in job.method.updates(scene):
+        pass
+    table = job.rows["student"].table
+    assert scene.route.candidates is not None
+    return table.lo, table.hi, scene.route.touched[scene.route.candidates] + table.lo, dict(ranks.traffic)
+
+
+def test_one_rank_has_the_same_candidates_with_nothing_travelling() -> None:
+    for kind in ("batch", "chunk", "triple"):
+        regime = {"kind": kind, "num": 9, "chunk": 4}
+        found = [
+            train_some(Ranks(), {"dtype": "float64", "student": student("bkd", {}, regime, move=move)}, 5)
+            for move in ("nothing", "rows")
+        ]
+        assert_same([found[0]], [found[1]], rows=1e-9, losses=1e-9)
+
+
+# -- balanced batches -----------------------------------------------------------------------------------------------
+
+
+def test_balanced_batches_hold_equally_many_triples_of_every_pair_of_shards() -> None:
+    graph, world = toy_graph(entities=40, triples=900), 3
+    cuts = Ranks(0, world).bounds(40)
+    balanced = Balanced(graph.train, cuts, 36, 2, seed=5)
+    for step in (0, 1, 40):
+        rows_of_step = balanced.rows(step)
+        assert len(rows_of_step) == 36
+        shard = torch.bucketize(graph.train[rows_of_step][:, [0, 2]], torch.tensor(cuts[1:-1]), right=True)
+        for part in range(2):
+            mine = shard[part * 18 : (part + 1) * 18]
+            for rank in range(world):
+                # Each rank's consecutive share: its own heads, and the tails of every shard in order.
+                share = mine[rank * 6 : (rank + 1) * 6]
+                assert (share[:, 0] == rank).all() and share[:, 1].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_balanced_batches_visit_every_triple_of_a_pair_before_one_of_it_comes_again() -> None:
+    graph = toy_graph(entities=40, triples=900)
+    balanced = Balanced(graph.train, [0, 20, 40], 16, 1, seed=5)
+    seen = Counter(torch.cat([balanced.rows(step) for step in range(max(balanced.sizes) // 4 + 2)]).tolist())
+    assert set(seen) == set(range(len(graph.train)))
+    rare = balanced.sizes.index(min(balanced.sizes))
+    shard = (graph.train[:, [0, 2]] >= 20).long()
+    pair = shard[:, 0] * 2 + shard[:, 1]
+    for i in range(4):
+        counts = [seen[j] for j in (pair == i).nonzero().flatten().tolist()]
+        assert max(counts) - min(counts) <= 1, (i, rare)
+
+
+@pytest.mark.parametrize("kind", ["all", "batch", "chunk", "triple"])
+@pytest.mark.parametrize("sides", ["both", "uniform"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_balanced_look_ups_bring_the_rows_that_were_asked_for(kind: str, sides: str, world: int) -> None:
+    regime = {"kind": kind, "num": 6, "chunk": 2, "sides": sides}
+    for move in ("rows", "queries"):
+        more = {"batch_size": 36, "balanced": True, "move": move}
+        assert_rows_arrive(world, {"dtype": "float64", "student": student("bkd", {}, regime, **more)})
+
+
+def assert_rows_arrive(world: int, config: dict[str, Any]) -> None:
+    graph = toy_graph(entities=40, triples=900)
+    whole = torch.cat([weight for weight, _ in run_on_ranks(world, balanced_rows, config=config, graph=graph)])
+    for _, found in run_on_ranks(world, balanced_rows, config=config, graph=graph):
+        for ids, brought in found["looked_up"]:
+            assert torch.equal(whole[ids], brought)
+        assert not found["fixed"] or len(set(found["asked"])) <= 2, "every other rank is asked for as many rows"
+        sizes = Counter(found["negatives"])
+        assert not sizes or len(sizes) == 1
+
+
+def balanced_rows(ranks: Ranks, config: dict[str, Any], graph: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    job = toy_job(config, ranks, Path("/nonexistent"), graph)
+    model = job.method.student
+    scene = job.scenes.scene(job.scenes.parts(3, 1)[0])
+    opened = model.entity.open(scene.route, grad=False)
+    queries = scene.batch.queries
+    n = len(queries.anchor)
+    looked_up = [(queries.anchor, opened.lookup(0, n)), (queries.answer, opened.lookup(n, 2 * n))]
+    negatives: list[int] = []
+    drawn = job.scenes.drawn(scene.batch)
+    if scene.looked_up and drawn is not None:
+        looked_up.append((drawn.reshape(-1), opened.lookup(2 * n, 2 * n + drawn.numel())))
+        if job.scenes.grouped:
+            negatives = [int(((drawn >= lo) & (drawn < hi)).sum()) for lo, hi in pairwise(job.scenes.cuts)]
+    fixed = job.scenes.grouped or not scene.looked_up
+    assert not fixed or scene.route.send == scene.route.receive
+    found = {"looked_up": looked_up, "asked": scene.route.send, "negatives": negatives, "fixed": fixed}
+    return model.entity.weight, found
+
+
+def refusal(stage: dict[str, Any], world: int = 2) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        config = parse_config({"student": stage}, "test").student
+        check_stage(Stage("student", config, ()), toy_graph(), world)
+    return caught.value
+
+
+def test_a_balanced_batch_that_does_not_come_out_even_is_refused() -> None:
+    assert "must be a multiple of 4" in str(refusal({"balanced": True, "batch_size": 30}))
+    triple = {"kind": "triple", "num": 7}
+    assert "num 7 must be a multiple of 2" in str(refusal({"balanced": True, "batch_size": 32, "negatives": triple}))
+    chunk = {"kind": "chunk", "num": 8, "chunk": 32}
+    assert "multiple of negatives.chunk 32" in str(refusal({"balanced": True, "batch_size": 32, "negatives": chunk}))
+    train = torch.tensor([[0, 0, 1], [1, 0, 0]])
+    with pytest.raises(ConfigError, match="no training triple has its head on rank 0 and its tail on rank 1"):
+        Balanced(train, [0, 2, 4], 4, 1, seed=0)
