@@ -1,7 +1,7 @@
 """What the sharded engine costs; results in benchmarks/results/, with the machine and versions.
 
 python benchmarks/engine.py memory     # peak memory of a 1-vs-all KL step at 0.25, 1 and 2.5 M entities
-python benchmarks/engine.py traffic    # bytes at the collectives beside the cost model: every loss, move, 2 and 3 ranks
+python benchmarks/engine.py traffic    # bytes at the collectives beside the cost model: every loss and move
 python benchmarks/engine.py speed      # 2 ranks of one thread beside 1 process of two threads
 """
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import typer
 from benchmarks.foundation import ROOT, save
 from distkgd.config import parse_config
 from distkgd.display import Display
-from distkgd.distributed.cost import traffic as expected_traffic
+from distkgd.distributed.cost import traffic as traffic_of
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.exchange import expected_memory, shape_of
 from distkgd.graph.filters import KnownAnswers
@@ -91,47 +91,54 @@ def peak() -> int:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def child(spec: Mapping[str, Any], world: int, threads: int) -> list[dict[str, Any]]:
-    """What `measure` of `spec` says on each rank, in fresh processes."""
+def child(cases: Sequence[Mapping[str, Any]], world: int, threads: int) -> list[list[dict[str, Any]]]:
+    """What `measure` says of each case, [case][rank], in fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable]
         if world > 1:
             command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        command += ["-m", "benchmarks.engine", "measure", json.dumps(dict(spec)), folder]
+        command += ["-m", "benchmarks.engine", "measure", json.dumps(list(cases)), folder]
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, cwd=ROOT, env=env)
-        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
+        by_rank = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
+        return [list(case) for case in zip(*by_rank, strict=True)]
 
 
 @app.command(hidden=True)
-def measure(spec: str, out: Path) -> None:
-    """One process of a measurement: `steps` steps of a bare job after `warm` ones."""
-    given = json.loads(spec)
+def measure(cases: str, out: Path) -> None:
+    """One process of a measurement."""
     ranks = join_ranks("cpu")
-    job = bare_job(given["stage"], given["entities"], given["triples"], ranks, given.get("teacher_dim", 0))
-    progress, seconds = Progress(), []
-    before = peak()
-    for step in range(given.get("warm", 1) + given["steps"]):
-        if step == given.get("warm", 1):
+    found = [measure_case(case, ranks) for case in json.loads(cases)]
+    (out / f"{ranks.rank}.json").write_text(json.dumps(found))
+    leave_ranks(ranks)
+
+
+def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """`steps` steps of a bare job after `warm` ones: their seconds, peak memory, and bytes sent."""
+    job = bare_job(case["stage"], case["entities"], case["triples"], ranks, case.get("teacher_dim", 0))
+    progress, seconds, warm = Progress(), [], case.get("warm", 1)
+    for step in range(warm + case["steps"]):
+        if step == warm:
             ranks.traffic.clear()
         progress.step = step
+        ranks.barrier()
         started = time.monotonic()
         train_step(job, progress, 0)
         seconds.append(time.monotonic() - started)
-    seconds = seconds[given.get("warm", 1) :]
+    sent = {kind: n / case["steps"] for kind, n in ranks.traffic.items()}
     job.lookahead.drop()
-    shape = shape_of(job.scenes, job.method, job.config)
-    found = {
-        "seconds": seconds,
-        "triples_per_second": job.config.batch_size / statistics.median(seconds),
+    shapes = [shape_of(job.scenes, job.method, job.config, step) for step in range(warm, warm + case["steps"] + 1)]
+    expected = [traffic_of(shape, job.scenes.move) for shape in shapes]
+    model = {kind: statistics.mean(e[kind] for e in expected[:-1]) for kind in expected[0]}
+    model["ids"] = statistics.mean(e["ids"] for e in expected[1:])  # they travel a step ahead
+    return {
+        "seconds": seconds[warm:],
+        "triples_per_second": job.config.batch_size / statistics.median(seconds[warm:]),
         "peak": peak(),
-        "peak_before_steps": before,
-        "sent": {kind: n / given["steps"] for kind, n in ranks.traffic.items()},
-        "expected_sent": expected_traffic(shape, job.scenes.move),
-        "expected_memory": expected_memory(job.scenes, shape),
+        "sent": sent,
+        "model": model,
+        "memory": expected_memory(job.scenes, shapes[0]),
     }
-    (out / f"{ranks.rank}.json").write_text(json.dumps(found))
-    leave_ranks(ranks)
 
 
 KL_STEP = {"scorer": "complex", "dim": 32, "method": "bkd", "batch_size": 512, "negatives": {"kind": "all"}}
@@ -143,10 +150,10 @@ def memory(sizes: str = "250000,1000000,2500000", worlds: str = "1,2") -> None:
     rows = []
     for world in map(int, worlds.split(",")):
         for entities in map(int, sizes.split(",")):
-            spec = {"stage": KL_STEP, "entities": entities, "triples": 100_000, "teacher_dim": 64, "steps": 1}
-            found = child(spec, world, 2 // world)
+            case = {"stage": KL_STEP, "entities": entities, "triples": 100_000, "teacher_dim": 64, "steps": 1}
+            (found,) = child([case], world, 2 // world)
             most = max(found, key=lambda one: one["peak"])
-            shard = sum(most["expected_memory"][kind] for kind in ("tables", "state", "gradients"))
+            shard = sum(most["memory"][kind] for kind in ("tables", "state", "gradients"))
             rows.append(
                 {
                     "world": world,
@@ -162,6 +169,83 @@ def memory(sizes: str = "250000,1000000,2500000", worlds: str = "1,2") -> None:
                 f"tables + state + gradient {shard / 1e6:,.0f} MB, left over {rows[-1]['left_over'] / 1e6:,.0f} MB"
             )
             save("memory", {"step": KL_STEP, "teacher_dim": 64, "queries": 1024, "rows": rows})
+
+
+MOVES = {"triple": ("rows", "queries"), "chunk": ("rows", "queries"), "batch": ("rows", "queries"), "all": ("queries",)}
+REGIMES = {
+    "triple": {"kind": "triple", "num": 64},
+    "chunk": {"kind": "chunk", "num": 256, "chunk": 64},
+    "batch": {"kind": "batch", "num": 4096},
+    "all": {"kind": "all"},
+}
+DISTIL = {
+    "kl": ({"method": "bkd"}, "softmax"),
+    "huber (dualde stage 1)": ({"method": "dualde", "distill": {"stage_two": None}}, "softplus"),
+    "huber (dualde stage 2)": ({"method": "dualde", "distill": {"stage_one": False}}, "self_adversarial"),
+}
+HARD = ("softmax", "bce", "softplus", "self_adversarial", "margin")
+
+
+@app.command()
+def traffic(worlds: str = "2,3", entities: int = 20_000) -> None:
+    """Payload at the collectives beside the cost model: every loss and move; 256 triples, 64 numbers, teacher 128."""
+    losses = {name: ({}, name) for name in HARD} | DISTIL
+    names, cases = [], []
+    for regime, negatives in REGIMES.items():
+        for move in MOVES[regime]:
+            for loss, (more, hard) in losses.items():
+                stage = {"scorer": "complex", "dim": 64, "batch_size": 256, "negatives": negatives, "move": move}
+                stage |= {"loss": {"name": hard}, **more}
+                case = {"stage": stage, "entities": entities, "triples": 50_000, "steps": 2, "warm": 1}
+                names.append({"negatives": regime, "move": move, "loss": loss})
+                cases.append(case | {"teacher_dim": 128 if more else 0})
+    rows = []
+    for world in map(int, worlds.split(",")):
+        for name, found in zip(names, child(cases, world, 1), strict=True):
+            sent = statistics.mean(sum(one["sent"].values()) for one in found)
+            model = statistics.mean(sum(one["model"].values()) for one in found)
+            rows.append({"world": world, **name, "sent": sent, "model": model, "ratio": sent / model})
+    worst = max(rows, key=lambda row: abs(row["ratio"] - 1.0))
+    print(f"{len(rows)} cases; furthest from the model: {worst}")
+    save("traffic", {"entities": entities, "worst": worst, "rows": rows})
+
+
+SPEED = {
+    "chunk": {"negatives": {"kind": "chunk", "num": 256, "chunk": 64}, "loss": {"name": "self_adversarial"}},
+    "all": {"negatives": {"kind": "all"}, "loss": {"name": "softmax"}},
+    "triple": {"negatives": {"kind": "triple", "num": 64}, "loss": {"name": "self_adversarial"}},
+}
+SPEED_SCORERS = {"transe": {"dim": 128}, "complex": {"dim": 128}}
+
+
+@app.command()
+def speed(rounds: int = 5, entities: int = 40_000) -> None:
+    """Throughput of 2 ranks of one thread over that of 1 process of two threads; interleaved, median of ratios."""
+    rows = []
+    for scorer, size in SPEED_SCORERS.items():
+        for regime, more in SPEED.items():
+            batch = 128 if (scorer, regime) == ("transe", "all") else 1024
+            stage = {"scorer": scorer, "batch_size": batch, "optimizer": {"name": "adagrad"}, **size, **more}
+            case = {"stage": stage, "entities": entities, "triples": 100_000, "steps": 5, "warm": 2}
+            pairs = []
+            for _ in range(rounds):
+                one = child([case], 1, 2)[0][0]["triples_per_second"]
+                pairs.append((one, child([case], 2, 1)[0][0]["triples_per_second"]))
+            ratios = sorted(two / one for one, two in pairs)
+            rows.append(
+                {
+                    "scorer": scorer,
+                    "negatives": regime,
+                    "batch": batch,
+                    "one_process": statistics.median(one for one, _ in pairs),
+                    "two_ranks": statistics.median(two for _, two in pairs),
+                    "ratio": statistics.median(ratios),
+                    "ratio_min": ratios[0],
+                    "ratio_max": ratios[-1],
+                }
+            )
+            print({key: round(v, 2) if isinstance(v, float) else v for key, v in rows[-1].items()})
+            save("speed_two_ranks", {"entities": entities, "rounds": rounds, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -215,7 +215,10 @@ class SceneBuilder:
         """Global ids that the queries of a part of a batch are compared with: [groups, N], [N], or None for all."""
         if self.grouped:
             return self._grouped(batch)
-        return self.sampler.shared_negatives(batch.step, self.num) if self.kind == "batch" else None
+        if self.kind != "batch":
+            return None
+        among = (self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]) if self.move == "nothing" else None
+        return torch.sort(self.sampler.shared_negatives(batch.step, self.num, among)).values
 
     def _candidates(self, part: Batch, mine: Batch, cuts: list[int]) -> tuple[Tensor | None, Tensor | None, Layout]:
         # Global ids of the candidates met here (None: the whole shard), their local rows if they are here, the layout.
@@ -234,9 +237,8 @@ class SceneBuilder:
             return listed, listed.reshape(-1) - lo, layout
         ids: Tensor | None = None
         if self.kind == "batch":
-            among = (lo, hi) if self.move == "nothing" else None
-            ids = torch.sort(self.sampler.shared_negatives(part.step, self.num, among)).values
-            ids = ids[(ids >= lo) & (ids < hi)] if travelling else ids
+            ids = self.drawn(part)
+            ids = ids[(ids >= lo) & (ids < hi)] if ids is not None and travelling else ids
         elif self.move == "rows":
             ids = torch.arange(self.sampler.num_entities, device=part.triples.device)
         excluded = excluded_from_shared(met.queries, ids, lo, hi, known)
