@@ -3,6 +3,8 @@
 python benchmarks/engine.py memory     # peak memory of a 1-vs-all KL step at 0.25, 1 and 2.5 M entities
 python benchmarks/engine.py traffic    # bytes at the collectives beside the cost model: every loss and move
 python benchmarks/engine.py speed      # 2 ranks of one thread beside 1 process of two threads
+python benchmarks/engine.py scale      # 10 M entities on 2 ranks; 2.5 M entities 1-vs-all with distillation
+python benchmarks/engine.py project    # the cost model's table for machines that were not measured
 """
 
 import json
@@ -18,13 +20,17 @@ from typing import Any
 
 import torch
 import typer
+from foundation import ROOT, save
 
-from benchmarks.foundation import ROOT, save
 from distkgd.config import parse_config
 from distkgd.display import Display
+from distkgd.distributed.cost import Shape, Speaker, choose
+from distkgd.distributed.cost import memory as memory_of
 from distkgd.distributed.cost import traffic as traffic_of
+from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.exchange import expected_memory, shape_of
+from distkgd.graph import power_law_graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Sampler
 from distkgd.methods import build_method
@@ -37,16 +43,22 @@ RELATIONS = 50
 app = typer.Typer(help=__doc__)
 
 
-def bare_job(stage: Mapping[str, Any], entities: int, triples: int, ranks: Ranks, teacher_dim: int = 0) -> Job:
+def bare_job(
+    stage: Mapping[str, Any], entities: int, triples: int, ranks: Ranks, teacher_dim: int = 0, skew: float = 0.0
+) -> Job:
     """A job on random triples, without names or files: what a step costs, and nothing else.
 
     stage: a student's config, as in YAML. teacher_dim: of an untrained teacher with the student's scorer.
+    skew: of a power-law graph, made once per node; 0: uniform triples.
     """
     taught = {"teacher": "untrained"} if teacher_dim else {}
     config = parse_config({**taught, "student": dict(stage)}, "benchmark").student
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor([entities, RELATIONS, entities])
-    train = (torch.rand(triples, 3, generator=generator, dtype=torch.float64) * sizes).long()
+    if skew:
+        train = shared_graph(ranks, lambda: power_law_graph(entities, triples, RELATIONS, skew=skew, seed=0)).train
+    else:
+        generator = torch.Generator().manual_seed(0)
+        sizes = torch.tensor([entities, RELATIONS, entities])
+        train = (torch.rand(triples, 3, generator=generator, dtype=torch.float64) * sizes).long()
 
     def fresh(dim: int, seed: int) -> Model:
         scorer = build_scorer(config.scorer, dim, config.margin, config.norm)
@@ -59,7 +71,7 @@ def bare_job(stage: Mapping[str, Any], entities: int, triples: int, ranks: Ranks
     sampler = Sampler(train, entities, RELATIONS, batch_size=config.batch_size, sides=negatives.sides, seed=0)
     scenes = SceneBuilder(
         sampler,
-        KnownAnswers(train, entities),
+        KnownAnswers(train[:0], entities),
         ranks,
         kind=negatives.kind,
         num=negatives.num,
@@ -97,7 +109,7 @@ def child(cases: Sequence[Mapping[str, Any]], world: int, threads: int) -> list[
         command = [sys.executable]
         if world > 1:
             command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        command += ["-m", "benchmarks.engine", "measure", json.dumps(list(cases)), folder]
+        command += [str(Path(__file__).resolve()), "measure", json.dumps(list(cases)), folder]
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, cwd=ROOT, env=env)
         by_rank = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
@@ -115,7 +127,9 @@ def measure(cases: str, out: Path) -> None:
 
 def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     """`steps` steps of a bare job after `warm` ones: their seconds, peak memory, and bytes sent."""
-    job = bare_job(case["stage"], case["entities"], case["triples"], ranks, case.get("teacher_dim", 0))
+    about = {key: case[key] for key in ("teacher_dim", "skew") if key in case}
+    job = bare_job(case["stage"], case["entities"], case["triples"], ranks, **about)
+    ready = peak()
     progress, seconds, warm = Progress(), [], case.get("warm", 1)
     for step in range(warm + case["steps"]):
         if step == warm:
@@ -135,6 +149,7 @@ def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
         "seconds": seconds[warm:],
         "triples_per_second": job.config.batch_size / statistics.median(seconds[warm:]),
         "peak": peak(),
+        "peak_before_steps": ready,
         "sent": sent,
         "model": model,
         "memory": expected_memory(job.scenes, shapes[0]),
@@ -246,6 +261,112 @@ def speed(rounds: int = 5, entities: int = 40_000) -> None:
             )
             print({key: round(v, 2) if isinstance(v, float) else v for key, v in rows[-1].items()})
             save("speed_two_ranks", {"entities": entities, "rounds": rounds, "rows": rows})
+
+
+SCALE = {
+    "10 M entities, 64 numbers, 2 ranks": {
+        "stage": {
+            "scorer": "complex",
+            "dim": 64,
+            "batch_size": 8192,
+            "negatives": {"kind": "chunk", "num": 256, "chunk": 64},
+            "loss": {"name": "self_adversarial"},
+            "optimizer": {"name": "rowwise_adagrad"},
+        },
+        "entities": 10_000_000,
+        "triples": 20_000_000,
+        "steps": 40,
+        "warm": 5,
+        "skew": 0.8,
+    },
+    "2.5 M entities 1-vs-all, 256 -> 32 numbers, 2 ranks": {
+        "stage": {
+            "scorer": "complex",
+            "dim": 32,
+            "method": "bkd",
+            "batch_size": 512,
+            "negatives": {"kind": "all"},
+            "optimizer": {"name": "adagrad"},
+        },
+        "entities": 2_500_000,
+        "triples": 10_000_000,
+        "teacher_dim": 256,
+        "steps": 3,
+        "warm": 1,
+        "skew": 0.8,
+    },
+}
+
+
+@app.command()
+def scale() -> None:
+    """Large tables on this machine: throughput, peak memory and bytes per rank beside the model's."""
+    rows: list[dict[str, Any]] = []
+    for name, case in SCALE.items():
+        (found,) = child([case], 2, 1)
+        first = found[0]
+        row = {
+            "name": name,
+            **case,
+            "triples_per_second": min(one["triples_per_second"] for one in found),
+            "seconds_per_step": statistics.median(first["seconds"]),
+            "peak_per_rank": [one["peak"] for one in found],
+            "model_memory": first["memory"],
+            "sent_per_step": {kind: statistics.mean(one["sent"][kind] for one in found) for kind in first["sent"]},
+            "model_sent": first["model"],
+        }
+        rows.append(row)
+        print(f"{name}: {row['triples_per_second']:,.0f} triples/s, {row['seconds_per_step']:.2f} s a step")
+        print(
+            f"  peak {max(row['peak_per_rank']) / 1e9:.2f} GB, model {sum(row['model_memory'].values()) / 1e9:.2f} GB"
+        )
+        sent, model = sum(row["sent_per_step"].values()), sum(row["model_sent"].values())
+        print(f"  sent {sent / 1e6:.2f} MB a step, model {model / 1e6:.2f} MB")
+        save("scale", {"rows": rows})
+
+
+def projected(entities: int, world: int, kind: str, dim: int) -> Shape:
+    """A step of 1024 triples per GPU on machines that were not measured; every id distinct, an upper bound."""
+    triples = 1024
+    speakers = [Speaker(dim, dim, learns=True, row_bytes=4, state_numbers=1)]
+    anchors = 2.0 * triples * (world - 1) / world
+    drawn = triples / 64 * 256 * (world - 1) / world if kind == "chunk" else entities * (world - 1) / world
+    if kind == "all":
+        speakers.append(Speaker(256, 256, learns=False, row_bytes=4, state_numbers=0))
+    return Shape(
+        world=world,
+        entities=entities,
+        queries=2.0 * triples,
+        candidates=256 if kind == "chunk" else entities,
+        anchors=anchors,
+        with_candidates=anchors + drawn,
+        touched=anchors + drawn,
+        speakers=speakers,
+        columns=2 if kind == "chunk" else 4,
+        per_query=0,
+        widths=(),
+        dense=2 * 1000 * dim,
+        terms=4,
+        number_bytes=4,
+    )
+
+
+@app.command()
+def project() -> None:
+    """What the cost model says of machines that were not measured: a markdown table."""
+    print("| entities | GPUs | step (1024 triples per GPU) | tables + state + gradients per GPU | sent per GPU |")
+    print("|---|---|---|---|---|")
+    kinds = [("chunk", 256, "ComplEx 256, 256 negatives per 64 triples"), ("all", 32, "1-vs-all KL, 256 to 32")]
+    for entities in (100_000_000, 1_000_000_000):
+        for world in (8, 64):
+            for kind, dim, what in kinds:
+                shape = projected(entities, world, kind, dim)
+                move = choose(shape)
+                held = memory_of(shape, move, lambda numbers: min(numbers, 1 << 26))
+                kept = held["tables"] + held["state"] + held["gradients"]
+                sent = sum(traffic_of(shape, move).values())
+                cells = f"{kept / 1e9:.1f} GB | {sent / 1e6:.0f} MB ({move} travel)"
+                print(f"| {entities // 1_000_000:,} M | {world} | {what} | {cells} |")
 
 
 if __name__ == "__main__":
