@@ -10,6 +10,7 @@ import torch
 
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
+from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 
 
@@ -42,6 +43,9 @@ def launch(body: Callable[[Ranks, Display], None], device: str = "auto", threads
         ranks = join_ranks(device)
         body(ranks, display)
         leave_ranks(ranks)
+    except RendezvousError as error:
+        Display(True).error(str(error))
+        code = 2
     except DistkgdError as error:
         display.error(str(error))
         code = 2

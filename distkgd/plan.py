@@ -22,6 +22,7 @@ import yaml
 from distkgd.config import NoDistillConfig, RunConfig, StageConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.nodes import shared_answers
+from distkgd.distributed.deepspeed_engine import check_supported
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError, DistkgdError, Stopped, UnsupportedError
@@ -40,7 +41,7 @@ from distkgd.tracking import StageTracking, Status, Tracking, open_tracking
 from distkgd.train import Job, Progress, train_stage
 
 # Keys that do not change what a run computes; a resumed run may set them anew.
-FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "mlflow"})
+FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow"})
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Run:
     @property
     def dtype(self) -> torch.dtype:
         """Of all tables."""
-        return torch.float64 if self.config.dtype == "float64" else torch.float32
+        return dtype_of(self.config)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -115,6 +116,9 @@ def run_plan(
     stages = build_plan(config)
     for stage in stages:
         check_stage(stage, graph, ranks.world)
+        if config.engine.name == "deepspeed":
+            tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
+            check_supported(stage.config.optimizer.name, config.engine.zero, tensors)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     track = config.mlflow
     tracking = open_tracking(
@@ -400,6 +404,11 @@ def stage_digest(run: Run, stage: Stage) -> str:
         "teachers": teachers,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def dtype_of(config: RunConfig) -> torch.dtype:
+    """Of all computations."""
+    return torch.float64 if config.dtype == "float64" else torch.float32
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -15,15 +15,18 @@ from typing import Any
 
 import torch
 
-from distkgd.config import ScheduleConfig, StageConfig
+from distkgd.config import EngineConfig, ScheduleConfig, StageConfig
 from distkgd.display import Display
-from distkgd.distributed.checkpoint import State, latest, load_rows, load_tensors, read_meta, save
+from distkgd.distributed.checkpoint import latest, load_rows, load_tensors, read_meta
+from distkgd.distributed.checkpoint_writer import State, Writer
+from distkgd.distributed.deepspeed_engine import DeepSpeedDense
+from distkgd.distributed.dense import Dense, DenseOptimizer, reduce_gradients
 from distkgd.distributed.model_files import Rows
-from distkgd.distributed.optim import Optimizer, clip_factor, reduce_gradients
+from distkgd.distributed.optim import RowOptimizer, clip_factor
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError, DivergedError, Stopped
 from distkgd.methods import Method
-from distkgd.model import SceneBuilder
+from distkgd.model import Lookahead, SceneBuilder
 from distkgd.tracking import StageTracking
 
 LOGS_PER_EPOCH = 5
@@ -66,20 +69,31 @@ class Job:
     validate: Callable[[], dict[str, float]] | None
     tracking: StageTracking
     display: Display
-    optimizers: dict[str, Optimizer] = field(default_factory=dict)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    rows: dict[str, RowOptimizer] = field(default_factory=dict)
+    dense: dict[str, Dense] = field(default_factory=dict)
+    writer: Writer = field(init=False)
 
     def __post_init__(self) -> None:
+        self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
         config, method = self.config.optimizer, self.method
-        small = config.relation_lr or config.lr
         for group, model in method.trained.items():
             model.relation.requires_grad_(True)
-            tensors = {"relation": model.relation}
-            self.optimizers[group] = Optimizer(config.name, model.entity, tensors, lr=config.lr, relation_lr=small)
+            seed = self.scenes.sampler.seed
+            self.rows[group] = RowOptimizer(config.name, model.entity, lr=config.lr, offload=config.offload, seed=seed)
+            self.dense[group] = self._dense({"relation": model.relation}, config.relation_lr or config.lr)
         if method.evaluators:
             for tensor in method.evaluators.values():
                 tensor.requires_grad_(True)
-            rate = method.evaluator_lr
-            self.optimizers["evaluators"] = Optimizer(config.name, None, method.evaluators, lr=rate, relation_lr=rate)
+            self.dense["evaluators"] = self._dense(method.evaluators, method.evaluator_lr)
+        self.lookahead = Lookahead(self.scenes, self.config.accumulate)
+        self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
+
+    def _dense(self, tensors: Mapping[str, torch.Tensor], lr: float) -> Dense:
+        name = self.config.optimizer.name
+        if self.engine.name == "deepspeed":
+            return DeepSpeedDense(name, tensors, lr=lr, ranks=self.ranks, zero=self.engine.zero)
+        return DenseOptimizer(name, tensors, lr=lr)
 
     @property
     def checkpoints(self) -> Path:
@@ -101,6 +115,7 @@ def train_stage(job: Job) -> Progress:
         MetricsLog(job, progress) as log,
         listen_for_stop() as stop,
         job.display.bar(job.name, last_epoch(job) * per_epoch) as bar,
+        job.writer,
     ):
         while progress.epoch < last_epoch(job) and not progress.done:
             started = time.monotonic()
@@ -115,10 +130,12 @@ def train_stage(job: Job) -> Progress:
                 end_epoch(job, progress, log, begun)
             if stopping:
                 break
+        job.lookahead.drop()
         if not finished_before:
             progress.done = progress.done or progress.epoch >= last_epoch(job)
             progress.seconds = time.monotonic() - begun
             write(job, progress)
+            settle(job)
         # A signal may also have come in the last step or validation, after which no step would see it.
         if any(job.ranks.gather_objects(stop.signal_number)):
             raise Stopped(stop.signal_number or int(signal.SIGTERM), f"in stage {job.name} after step {progress.step}")
@@ -129,16 +146,17 @@ def train_stage(job: Job) -> Progress:
 
 def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[str, float], bool]:
     """One global batch: the loss terms it had ({name: value}), and whether a signal asked any rank to stop."""
-    method, ranks = job.method, job.ranks
-    parts = job.scenes.parts(progress.step, job.config.accumulate)
+    method, ranks, accumulate = job.method, job.ranks, job.config.accumulate
     totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     stopping = False
-    for i, part in enumerate(parts):
-        for update in method.updates(job.scenes.scene(part)):
+    for i in range(accumulate):
+        scene = job.lookahead.scene(progress.step, i)
+        for update in method.updates(scene):
+            job.lookahead.advance()
             torch.stack(list(update.terms.values())).sum().backward()
             for name, term in update.terms.items():
                 totals[name] = totals[name] + term.detach().double().cpu()
-            if i + 1 < len(parts):
+            if i + 1 < accumulate:
                 continue
             # Every rank learns every rank's terms and signals before anyone moves a row.
             names = sorted(totals)
@@ -147,13 +165,26 @@ def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[s
             stopping = agreed[-1] > 0
             values = dict(zip(names, agreed[:-1], strict=True))
             check_finite(values, job, progress)
-            optimizers = [job.optimizers[group] for group in sorted(update.groups)]
-            reduce_gradients(optimizers, ranks)
-            clip = clip_factor(optimizers, job.config.optimizer.clip, ranks)
-            scale = schedule_scale(job, progress)
-            for group in sorted(update.groups):
-                job.optimizers[group].step(scale * method.lr_scale(group), clip)
+            apply(job, sorted(update.groups), schedule_scale(job, progress))
     return values, stopping
+
+
+def apply(job: Job, groups: list[str], scale: float) -> None:
+    """One simultaneous step of some groups on the gradients that backward left behind."""
+    rows = [job.rows[group] for group in groups if group in job.rows]
+    dense = [job.dense[group] for group in groups if group in job.dense]
+    limit = job.config.optimizer.clip
+    # An engine that sums over ranks itself may do so, unless the norm of the sum is needed first.
+    reduced = bool(limit) or not all(one.sums_ranks for one in dense)
+    if reduced:
+        reduce_gradients(dense, job.ranks)
+    clip = clip_factor(rows, [t for one in dense for t in one.tensors.values()], limit, job.ranks)
+    for group in groups:
+        rate = scale * job.method.lr_scale(group)
+        if group in job.rows:
+            job.rows[group].step(rate, clip)
+        if group in job.dense:
+            job.dense[group].step(rate, clip, reduced=reduced)
 
 
 def end_epoch(job: Job, progress: Progress, log: "MetricsLog", begun: float) -> None:
@@ -232,22 +263,29 @@ def step_name(step: int) -> str:
 
 
 def write(job: Job, progress: Progress) -> None:
-    """Checkpoint everything the loop needs; the best step and the newest ones are kept."""
+    """Start a checkpoint of everything the loop needs; the best step and the newest ones are kept."""
+    settle(job)  # first, because publishing this one may remove the one that is registered now
     state = State({}, {}, {"digest": job.digest, "progress": vars(progress), "method": job.method.state()})
-    state.meta["optimizer_steps"] = {group: o.steps for group, o in job.optimizers.items()}
-    for group, optimizer in job.optimizers.items():
+    state.meta["optimizer_steps"] = {group: one.steps for group, one in job.dense.items()}
+    for group, optimizer in job.rows.items():
         table = optimizer.table
-        if table is not None:
-            rows = {"weight": table.weight, **optimizer.row_state}
-            state.rows |= {f"{group}.entity.{k}": Rows(v, table.lo, table.total) for k, v in rows.items()}
-        for name, tensor in optimizer.tensors.items():
+        rows = {"weight": table.weight, **optimizer.state}
+        state.rows |= {f"{group}.entity.{k}": Rows(v, table.lo, table.total) for k, v in rows.items()}
+    for group, dense in job.dense.items():
+        kinds = dense.state()
+        for name, tensor in dense.tensors.items():
             state.tensors[f"{group}.{name}"] = tensor.detach()
-            state.tensors |= {f"{group}.{name}.{k}": v for k, v in optimizer.tensor_state[name].items()}
+            state.tensors |= {f"{group}.{name}.{k}": v for k, v in kinds.get(name, {}).items()}
     protect = [progress.best_step] if progress.best_step >= 0 else []
-    path = save(job.checkpoints, progress.step, state, job.ranks, keep=job.keep, protect=protect)
-    if job.ranks.first:
+    job.writer.save(progress.step, state, protect=protect)
+
+
+def settle(job: Job) -> None:
+    """Wait until the checkpoint that is being written, if any, is published, and register it."""
+    path = job.writer.wait()
+    if path is not None and job.ranks.first:
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
-        job.tracking.checkpoint(path, progress.step, digest)
+        job.tracking.checkpoint(path, int(path.name.removeprefix("step_")), digest)
 
 
 def restore(job: Job) -> Progress:
@@ -261,9 +299,8 @@ def restore(job: Job) -> Progress:
             f"{path} belongs to another config, data set or teacher than stage {job.name} has now; "
             "use another --out, or go back to the plan.yaml beside it."
         )
-    for group in job.optimizers:
+    for group in job.dense:
         load_group(job, group, path)
-        job.optimizers[group].steps = meta["optimizer_steps"][group]
     job.method.restore(meta["method"])
     progress = Progress(**meta["progress"])
     if not progress.done:
@@ -273,17 +310,21 @@ def restore(job: Job) -> Progress:
 
 def load_group(job: Job, group: str, path: Path) -> None:
     """Rows, replicated tensors and optimiser state of one group from a checkpoint, in place."""
-    optimizer = job.optimizers[group]
-    table = optimizer.table
-    if table is not None:
-        for key, value in {"weight": table.weight, **optimizer.row_state}.items():
+    settle(job)  # it may be the one that is being written
+    steps = read_meta(path)["meta"]["optimizer_steps"][group]
+    if group in job.rows:
+        optimizer = job.rows[group]
+        table = optimizer.table
+        optimizer.steps = steps
+        for key, value in {"weight": table.weight, **optimizer.state}.items():
             value.copy_(load_rows(path, f"{group}.entity.{key}", table.lo, table.hi))
     stored = load_tensors(path)
-    with torch.no_grad():
-        for name, tensor in optimizer.tensors.items():
-            tensor.copy_(stored[f"{group}.{name}"])
-            for key, value in optimizer.tensor_state[name].items():
-                value.copy_(stored[f"{group}.{name}.{key}"])
+    tensors, state = {}, {}
+    for name in job.dense[group].tensors:
+        prefix = f"{group}.{name}"
+        tensors[name] = stored[prefix]
+        state[name] = {k.removeprefix(f"{prefix}."): v for k, v in stored.items() if k.startswith(f"{prefix}.")}
+    job.dense[group].load(tensors, state, steps)
 
 
 # -- what is logged -----------------------------------------------------------------------------------------------

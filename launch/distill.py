@@ -13,6 +13,7 @@ from rich.console import Console
 
 from distkgd.config import load_config
 from distkgd.display import Display
+from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.graph import load_graph
@@ -37,7 +38,7 @@ def main(
         refuse(error)
 
     def body(ranks: Ranks, display: Display) -> None:
-        graph = load_graph(config.data)
+        graph = shared_graph(ranks, lambda: load_graph(config.data))
         for warning in graph.warnings:
             display.warn(warning)
         folder = out or Path("runs") / config.name

@@ -58,11 +58,17 @@ def small_config(path: Path, data: Path, **changes: Any) -> Path:
     return path
 
 
-def start(arguments: Sequence[str | Path], cwd: Path, world: int = 1) -> "subprocess.Popen[str]":
-    """launch/distill.py with `arguments`, running; world > 1 goes through torchrun. Its output is one text."""
+def start(
+    arguments: Sequence[str | Path], cwd: Path, world: int = 1, torchrun: Sequence[str] = ()
+) -> "subprocess.Popen[str]":
+    """launch/distill.py with `arguments`, running; its output is one text.
+
+    world: > 1 goes through torchrun; processes of this agent. torchrun: its further arguments; sends world 1 through it.
+    """
     command = [sys.executable]
-    if world > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    if world > 1 or torchrun:
+        alone = [] if "--rdzv-backend" in torchrun else ["--standalone"]
+        command += ["-m", "torch.distributed.run", *alone, "--nproc-per-node", str(world), *torchrun]
     command += [str(ROOT / "launch" / "distill.py"), *map(str, arguments)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "110"}
     # Files, not pipes: a pipe that nobody reads would stop the process.

@@ -5,17 +5,15 @@
       replicated.safetensors       what every rank holds alike, written by rank 0
       manifest.json                written last: tables, files with sizes and sha256, meta, its own checksum
 
-The folder is filled as `.step_….tmp` and renamed when complete, so a writer may be killed at any instant.
+`checkpoint_writer` fills a hidden folder and renames it when complete: what has this name was whole once.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,39 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distkgd.distributed.model_files import (
-    DTYPES,
-    Peers,
-    Rows,
-    Span,
-    abandon,
-    begin,
-    check_cover,
-    check_spans,
-    copy_rows,
-    discard,
-    publish,
-    restore,
-    span_of,
-    temporary_of,
-    together,
-    write_bytes,
-    write_tensors,
-)
+from distkgd.distributed.model_files import DTYPES, Peers, check_cover, copy_rows, together
 from distkgd.errors import CheckpointError
-
-__all__ = [
-    "Peers",
-    "Rows",
-    "State",
-    "latest",
-    "list_steps",
-    "load_rows",
-    "load_tensors",
-    "read_meta",
-    "save",
-    "verify",
-]
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -65,145 +32,10 @@ REPLICATED = "replicated.safetensors"
 HASHING_THREADS = 8  # sha256 is what verifying waits for, and it runs outside the interpreter lock
 
 
-@dataclass
-class State:
-    """What a checkpoint holds.
-
-    rows: this rank's slices of the row tables; every rank names the same tables
-    tensors: equal on all ranks; rank 0 writes them
-    meta: JSON-able; rank 0's is written
-    """
-
-    rows: dict[str, Rows] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
-
-
-# --- Writing
-
-
-def save(folder: Path, step: int, state: State, peers: Peers, *, keep: int = 2, protect: Collection[int] = ()) -> Path:
-    """Write the checkpoint of `step`, then prune to the newest `keep` and the `protect`ed steps.
-
-    A checkpoint of the same step is replaced. Later steps (of a run that was resumed further back) neither
-    count towards `keep` nor are removed. An error on any rank raises CheckpointError on all.
-    """
-    final = folder / f"step_{step:010d}"
-    try:
-        spans = together(peers, lambda: _prepare(final, step, state, keep, peers.rank), CheckpointError)
-        written = together(peers, lambda: _write(temporary_of(final), state, spans, peers), CheckpointError)
-
-        def finish() -> None:
-            if peers.rank == 0:
-                files = {name: record for records in written for name, record in records.items()}
-                _write_manifest(temporary_of(final), _manifest_of(step, state.meta, spans, files))
-                publish(final)
-                _prune(folder, step, keep, protect)
-
-        together(peers, finish, CheckpointError)
-    except CheckpointError as e:
-        if peers.rank == 0:
-            abandon(final)
-        raise CheckpointError(f"checkpoint {final} could not be written: {e}") from e.__cause__
-    return final
-
-
-def _prepare(final: Path, step: int, state: State, keep: int, rank: int) -> dict[str, Span]:
-    """Rank 0 makes the temporary folder; every rank describes its rows."""
-    if step < 0 or keep < 1:
-        raise ValueError(f"step must be >= 0 and keep >= 1, got step={step}, keep={keep}")
-    if rank == 0:
-        for old in final.parent.glob(".old-step_*"):
-            restore(old.with_name(old.name.removeprefix(".old-")))
-        for stale in final.parent.glob(".step_*.tmp"):
-            discard(stale)
-        begin(final)
-    return {name: span_of(name, rows) for name, rows in state.rows.items()}
-
-
-def _file_names(spans: list[dict[str, Span]]) -> list[dict[tuple[int, int], str]]:
-    """For each rank, the file of each of its row ranges.
-
-    Ranges differ between ranks as a rule; where tables are split differently two ranks may hold equal
-    ranges of different tables, and the later one gets a suffix.
-    """
-    seen: Counter[tuple[int, int]] = Counter()
-    names = []
-    for of_rank in spans:
-        ranges = dict.fromkeys((span.lo, span.hi) for span in of_rank.values() if span.lo < span.hi)
-        suffix = {r: f"-{seen[r]}" if seen[r] else "" for r in ranges}
-        names.append({(lo, hi): f"rows-{lo:012d}-{hi:012d}{suffix[lo, hi]}.safetensors" for lo, hi in ranges})
-        seen.update(ranges.keys())
-    return names
-
-
-def _write(folder: Path, state: State, spans: list[dict[str, Span]], peers: Peers) -> dict[str, Any]:
-    """Write this rank's files; returns their sizes and checksums."""
-    for name in dict.fromkeys(name for of_rank in spans for name in of_rank):
-        without = [rank for rank, of_rank in enumerate(spans) if name not in of_rank]
-        if without:
-            raise ValueError(f"table {name!r}: ranks {without} do not name it; give zero rows instead")
-        check_spans(name, [of_rank[name] for of_rank in spans])
-    records = {}
-    mine = spans[peers.rank]
-    for (lo, hi), file in _file_names(spans)[peers.rank].items():
-        tables = {name: state.rows[name].tensor for name, span in mine.items() if span[:2] == (lo, hi)}
-        records[file] = write_tensors(folder / file, tables)
-    if peers.rank == 0:
-        records[REPLICATED] = write_tensors(folder / REPLICATED, state.tensors)
-    return records
-
-
-def _manifest_of(
-    step: int, meta: dict[str, Any], spans: list[dict[str, Span]], files: dict[str, Any]
-) -> dict[str, Any]:
-    tables, names = {}, _file_names(spans)
-    for name, any_span in spans[0].items():
-        held = [(of_rank[name].lo, of_rank[name].hi) for of_rank in spans]
-        parts = zip(held, names, strict=True)
-        tables[name] = {
-            "total": any_span.total,
-            "row_shape": list(any_span.row_shape),
-            "dtype": any_span.dtype,
-            "files": [{"file": f[lo, hi], "lo": lo, "hi": hi} for (lo, hi), f in parts if lo < hi],
-        }
-    return {
-        "version": VERSION,
-        "step": step,
-        "world": len(spans),
-        "tables": tables,
-        "files": files,
-        "meta": meta,
-    }
-
-
-def _checksum(manifest: dict[str, Any]) -> str:
-    body = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    try:
-        manifest = json.loads(json.dumps(manifest))  # as a reader will see it: string keys, lists
-    except TypeError as e:
-        raise ValueError(f"meta must hold only what JSON can: {e}") from e
-    sealed = {**manifest, "checksum": _checksum(manifest)}
-    write_bytes(folder / MANIFEST, [json.dumps(sealed, indent=1).encode()])
-
-
-def _prune(folder: Path, step: int, keep: int, protect: Collection[int]) -> None:
-    """Remove older checkpoints; one that is visibly damaged never takes the place of a good one."""
-    older = {at: path for at, path in _found(folder).items() if at <= step}
-    whole = [at for at, path in sorted(older.items()) if _is_whole(path)]
-    for at, path in older.items():
-        if at not in {step, *whole[-keep:], *protect}:
-            discard(path)
-
-
 # --- Finding
 
 
-def _found(folder: Path) -> dict[int, Path]:
+def found_in(folder: Path) -> dict[int, Path]:
     """Checkpoint folders by step, whole or damaged; one caught in the middle of a replacement counts."""
     found: dict[int, Path] = {}
     for pattern in (r"\.old-step_(\d{10,})", r"step_(\d{10,})"):  # the later one wins
@@ -216,7 +48,7 @@ def _found(folder: Path) -> dict[int, Path]:
 
 def list_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints, ascending; their contents are not checked."""
-    return sorted(step for step, path in _found(folder).items() if (path / MANIFEST).is_file())
+    return sorted(step for step, path in found_in(folder).items() if (path / MANIFEST).is_file())
 
 
 def latest(folder: Path, peers: Peers, on_damage: Callable[[str], None]) -> Path | None:
@@ -227,7 +59,7 @@ def latest(folder: Path, peers: Peers, on_damage: Callable[[str], None]) -> Path
     """
 
     def candidates() -> list[str]:
-        return [path.name for _, path in sorted(_found(folder).items(), reverse=True)]
+        return [path.name for _, path in sorted(found_in(folder).items(), reverse=True)]
 
     def damage(name: str) -> str | None:
         try:
@@ -273,7 +105,8 @@ def _check_sizes(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether all files are there with their sizes; their contents are not checked."""
     try:
         _check_sizes(path)
     except CheckpointError:
@@ -304,6 +137,12 @@ def verify(path: Path, *, part: int = 0, parts: int = 1) -> None:
 # --- Reading
 
 
+def checksum_of(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest without its checksum."""
+    body = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
 def read_meta(path: Path) -> dict[str, Any]:
     """The manifest: "step", "world", "meta", "tables", "files", …; CheckpointError when it is damaged."""
     file = path / MANIFEST
@@ -316,7 +155,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         version = manifest.get("version") if isinstance(manifest, dict) else None
         raise CheckpointError(f"{file}: unknown format version {version!r}; this reader knows {VERSION}")
-    if manifest.get("checksum") != _checksum(manifest):
+    if manifest.get("checksum") != checksum_of(manifest):
         raise CheckpointError(f"{file}: its own checksum differs: its content has changed")
     return manifest
 

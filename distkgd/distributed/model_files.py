@@ -5,11 +5,12 @@ A folder that a reader may see is always whole: filled under a temporary name, m
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,44 +135,55 @@ def _pieces(tensor: Tensor) -> Iterator[memoryview]:
         yield piece.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
 
 
-def write_bytes(path: Path, pieces: Iterator[memoryview] | Sequence[bytes]) -> dict[str, Any]:
-    """Write a new file durably; returns its size and sha256, computed on the way."""
-    digest, size = hashlib.sha256(), 0
+def write_bytes(path: Path, pieces: Iterable[bytes | memoryview]) -> int:
+    """Write a new file, not yet durable (see `sync` and `seal`); returns its size."""
     with open(path, "xb") as f:  # x: two writers of one file is a mistake worth hearing of
-        for piece in pieces:
-            digest.update(piece)
-            size += f.write(piece)
-        f.flush()
+        return sum(f.write(piece) for piece in pieces)
+
+
+def seal(path: Path, size: int) -> dict[str, Any]:
+    """Make a written file durable and return its "size" and "sha256"; OSError unless it has `size` bytes.
+
+    Both calls release the interpreter lock, so training can go on beside them.
+    """
+    with open(path, "rb") as f:
         os.fsync(f.fileno())
-    return {"size": size, "sha256": digest.hexdigest()}
+        actual = os.fstat(f.fileno()).st_size
+        if actual != size:
+            raise OSError(f"{path}: {size} bytes were written, {actual} are there")
+        return {"size": size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a safetensors file, streaming: no second copy of a table is ever made in memory.
+def safetensors_header(layout: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
+    """What comes before the tensors' bytes: header length (8 bytes, little-endian) and a JSON header.
 
-    The library's own writer wants tensors contiguous, unshared and on the host, and leaves no room for a
-    checksum on the way. Format: header length (8 bytes, little-endian), JSON header, the tensors' bytes.
+    layout: by name, in the order of the bytes: dtype tag, shape and number of bytes
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, (tag, shape, size) in layout.items():
+        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> int:
+    """Write a safetensors file, streaming, and return its size: no second copy of a table is made in memory.
+
+    The library's own writer wants tensors contiguous, unshared and on the host.
     """
     # widest element first keeps every tensor aligned
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    layout = {}
     for name in names:
         tensor = tensors[name]
         if tensor.dtype not in TAGS:
             raise ValueError(f"tensor {name!r}: {tensor.dtype} cannot be stored; use one of {[*DTYPES]}")
-        end = at + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": TAGS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-
-    def content() -> Iterator[memoryview]:
-        yield memoryview(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            yield from _pieces(tensors[name])
-
-    return write_bytes(path, content())
+        layout[name] = (TAGS[tensor.dtype], tensor.shape, tensor.numel() * tensor.element_size())
+    content = (piece for name in names for piece in _pieces(tensors[name]))
+    return write_bytes(path, itertools.chain([safetensors_header(layout)], content))
 
 
 @contextmanager
@@ -200,9 +212,9 @@ def copy_rows(path: Path, name: str, lo: int, out: Tensor, error: type[DistkgdEr
 # --- Folders that appear, change and vanish in one step
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -242,14 +254,14 @@ def restore(folder: Path) -> None:
             os.replace(old, folder)
 
 
-def publish(folder: Path) -> None:
+def publish(temporary: Path, folder: Path) -> None:
     """Rename the temporary folder, its files already durable, to `folder`; an existing one is replaced."""
-    temporary, old = temporary_of(folder), replaced_of(folder)
-    sync_folder(temporary)
+    old = replaced_of(folder)
+    sync(temporary)
     if folder.exists():
         os.replace(folder, old)
     os.replace(temporary, folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     if old.exists():
         discard(old)
 
@@ -284,8 +296,8 @@ def atomic_folder(folder: Path, peers: Peers) -> Iterator[Path]:
 
     def finish(folder: Path) -> None:
         for path in temporary_of(folder).rglob("*"):
-            sync_folder(path)  # files of other writers, and sub-folders
-        publish(folder)
+            sync(path)  # files of other writers, and sub-folders
+        publish(temporary_of(folder), folder)
 
     together(peers, first_only(begin), ModelError)
     failure: Exception | None = None
@@ -319,7 +331,9 @@ def write_table(folder: Path, name: str, rows: Rows, peers: Peers) -> list[str]:
     def write() -> None:
         check_spans(name, spans)
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / files[order.index(peers.rank)], {name: rows.tensor})
+        path = folder / files[order.index(peers.rank)]
+        write_tensors(path, {name: rows.tensor})
+        sync(path)
 
     together(peers, write, ModelError)
     return files

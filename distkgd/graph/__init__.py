@@ -6,27 +6,30 @@ import os
 from pathlib import Path
 
 from distkgd.errors import DataError
+from distkgd.graph.powerlaw import EXAMPLE, power_law_graph, read_power_law
 from distkgd.graph.public import PUBLIC, load_public
 from distkgd.graph.pystdlib import build as build_pystdlib
 from distkgd.graph.readers import read_folder
 from distkgd.graph.triples import Graph, Vocabulary
 
-__all__ = ["Graph", "Vocabulary", "load_graph"]
+__all__ = ["Graph", "Vocabulary", "load_graph", "power_law_graph"]
 
 
 def load_graph(source: str | Path) -> Graph:
-    """The graph of a folder, of a public data set (downloaded once, checked), or of Python's own library.
+    """The graph of a folder, of a public data set (downloaded once, checked), of Python's own library, or a made one.
 
-    source: "pystdlib" is the embedded data set, a name in `PUBLIC` that set, whatever folders lie here; a `Path`, text
-        with a path separator, or the name of a folder that exists is a folder.
+    source: "pystdlib" is the embedded data set, "powerlaw:…" a made graph and a name in `PUBLIC` that set, whatever
+        folders lie here; a `Path`, text with a path separator, or the name of a folder that exists is a folder.
     """
     if source == "pystdlib":
         return build_pystdlib()
+    if isinstance(source, str) and source.partition(":")[0] == "powerlaw":
+        return read_power_law(source)
     if isinstance(source, str) and source in PUBLIC:
         return load_public(source)
     if isinstance(source, Path) or os.sep in source or (source and Path(source).is_dir()):
         return read_folder(source)
     raise DataError(
         f"no data set is called {source!r} and no folder of that name is here; known are: pystdlib, "
-        f"{', '.join(PUBLIC)}; for a folder of your own give its path"
+        f"{', '.join(PUBLIC)}, {EXAMPLE}; for a folder of your own give its path"
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -22,6 +25,12 @@ _SPELLING_SCANNED = 200_000
 _SPELLING_COMPARED = 300
 
 
+class _Columns(NamedTuple):
+    names: pl.Series
+    labels: pl.Series | None
+    is_sorted: bool
+
+
 class Vocabulary:
     """Names by row number, with optional human labels beside them.
 
@@ -31,44 +40,67 @@ class Vocabulary:
     labels: a column beside `names` (null = none), or a dict from id to label.
     """
 
+    _packed: torch.Tensor
+
     def __init__(self, names: pl.Series, labels: pl.Series | Mapping[int, str] | None = None) -> None:
-        self._names = names.cast(pl.String).rename("name")
-        if self._names.null_count() or self._names.n_unique() < len(self._names):
-            twice = self._names.filter(self._names.is_duplicated() | self._names.is_null())[0]
-            raise DataError(f"a vocabulary needs names, each of them once; {twice!r} is doubled or empty")
-        if self._names.str.contains(r"[\t\n\r]").any():
-            broken = self._names.filter(self._names.str.contains(r"[\t\n\r]"))[0]
-            raise DataError(f"the name {broken!r} holds a tab or a line break; names are stored one per line")
-        self._labels = _label_column(labels, len(self._names))
+        names = names.cast(pl.String).rename("name")
         # Readers sort their names, so the usual look-up is a binary search; any other order works too.
-        self._is_sorted = bool(self._names.is_sorted())
+        is_sorted = bool(names.is_sorted())
+        doubled = (names == names.shift(1)).any() if is_sorted else names.n_unique() < len(names)
+        if names.null_count() or doubled:
+            twice = names.filter(names.is_duplicated() | names.is_null())[0]
+            raise DataError(f"a vocabulary needs names, each of them once; {twice!r} is doubled or empty")
+        broken = names.filter(names.str.contains(r"[\t\n\r]"))
+        if len(broken):
+            raise DataError(f"the name {broken[0]!r} holds a tab or a line break; names are stored one per line")
+        self._size = len(names)
+        self._columns = _Columns(names, _label_column(labels, len(names)), is_sorted)
+
+    @cached_property
+    def _columns(self) -> _Columns:
+        # Of an unpacked vocabulary. polars 2.1 copies even out of a mapped file: who reads names has them for itself.
+        frame = pl.read_ipc(self._packed.numpy().tobytes()).rechunk()
+        return _Columns(frame["name"], frame.get_column("label", default=None), bool(frame["name"].is_sorted()))
+
+    def pack(self) -> torch.Tensor:
+        """[bytes] uint8: names and labels, for `unpack`."""
+        file = io.BytesIO()
+        pl.DataFrame([column for column in self._columns[:2] if column is not None]).write_ipc(file)
+        return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+
+    @classmethod
+    def unpack(cls, packed: torch.Tensor, size: int) -> Self:
+        """The `size` names that were packed; not checked again, and not read before one of them is asked for."""
+        made = cls.__new__(cls)
+        made._packed, made._size = packed, size
+        return made
 
     def __len__(self) -> int:
-        return len(self._names)
+        return self._size
 
     def __repr__(self) -> str:
-        return f"Vocabulary({len(self):,} names, {'with' if self._labels is not None else 'no'} labels)"
+        return f"Vocabulary({len(self):,} names, {'with' if self.labels is not None else 'no'} labels)"
 
     @property
     def names(self) -> pl.Series:
         """[n] names in row order."""
-        return self._names
+        return self._columns.names
 
     @property
     def labels(self) -> pl.Series | None:
         """[n] labels in row order, null where a name has none; None when no name has one."""
-        return self._labels
+        return self._columns.labels
 
     def name(self, id: int) -> str:
         """The name of a row. Raises DataError outside 0 … n-1."""
         if not 0 <= int(id) < len(self):
             raise DataError(f"id {int(id)} is outside the vocabulary; it has the ids 0 … {len(self) - 1}")
-        return str(self._names[int(id)])
+        return str(self.names[int(id)])
 
     def label(self, id: int) -> str:
         """The human label of a row, or its name when it has none."""
         name = self.name(id)
-        label = None if self._labels is None else self._labels[int(id)]
+        label = None if self.labels is None else self.labels[int(id)]
         return name if label is None else str(label)
 
     def id(self, text: str) -> int:
@@ -79,12 +111,12 @@ class Vocabulary:
         row = self._row_of_name(text)
         if row is not None:
             return row
-        if self._labels is not None:
-            rows = (self._labels == text).arg_true()
+        if self.labels is not None:
+            rows = (self.labels == text).arg_true()
             if len(rows) == 1:
                 return int(rows[0])
             if len(rows) > 1:
-                sharing = ", ".join(repr(str(self._names[row])) for row in rows.head(5).to_list())
+                sharing = ", ".join(repr(str(self.names[row])) for row in rows.head(5).to_list())
                 more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
                 raise DataError(f"{len(rows)} names share the label {text!r}: {sharing}{more}; use a name")
         nearest = self._nearest(text)
@@ -92,21 +124,19 @@ class Vocabulary:
         raise DataError(f"{shorten(text)!r} is neither a name nor a label among {len(self):,}{hint}")
 
     def _row_of_name(self, text: str) -> int | None:
-        if self._is_sorted:
-            row = int(self._names.search_sorted(text)) if len(self) else 0
-            return row if row < len(self) and self._names[row] == text else None
-        rows = (self._names == text).arg_true()
+        if self._columns.is_sorted:
+            row = int(self.names.search_sorted(text)) if len(self) else 0
+            return row if row < len(self) and self.names[row] == text else None
+        rows = (self.names == text).arg_true()
         return int(rows[0]) if len(rows) else None
 
     def _nearest(self, text: str) -> list[str]:
-        known = (
-            self._names if self._labels is None else pl.concat([self._labels.drop_nulls().rename("name"), self._names])
-        )
+        known = self.names if self.labels is None else pl.concat([self.labels.drop_nulls().rename("name"), self.names])
         return nearest_spellings(text, known)
 
     def write_tsv(self, path: str | Path) -> None:
         """Write `id<TAB>name` in row order, without a header."""
-        rows = pl.DataFrame({"id": pl.int_range(len(self), dtype=pl.Int64, eager=True), "name": self._names})
+        rows = pl.DataFrame({"id": pl.int_range(len(self), dtype=pl.Int64, eager=True), "name": self.names})
         rows.write_csv(Path(path), include_header=False, separator="\t", quote_style="never")
 
     @classmethod
@@ -119,7 +149,8 @@ class Vocabulary:
         try:
             rows = pl.read_csv(path, has_header=False, separator="\t", quote_char=None, schema=schema)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"{path}: not a vocabulary of `id<TAB>name` lines: {_first_line(error)}") from error
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{path}: not a vocabulary of `id<TAB>name` lines: {reason}") from error
         wrong = (rows["id"] != pl.int_range(len(rows), dtype=pl.Int64, eager=True)).fill_null(True).arg_true()
         if len(wrong):
             row = int(wrong[0])
@@ -267,7 +298,3 @@ def nearest_spellings(text: str, known: pl.Series, count: int = 3) -> list[str]:
 
 def shorten(text: str, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

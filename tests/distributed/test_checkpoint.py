@@ -1,13 +1,10 @@
-import builtins
+"""What is on disk: it comes back at any world size, damage is named, pruning spares the right ones."""
+
 import itertools
 import json
-import os
-import pickle
 import re
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,115 +15,36 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distkgd.distributed import checkpoint as module
+from distkgd.distributed import checkpoint_writer
 from distkgd.distributed.checkpoint import (
-    Rows,
-    State,
+    checksum_of,
     latest,
     list_steps,
     load_rows,
     load_tensors,
     read_meta,
-    save,
     verify,
 )
-from distkgd.distributed.model_files import atomic_folder, read_table, restore, write_table
-from distkgd.errors import CheckpointError, ModelError
-
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64]
-
-
-class Alone:
-    rank, world = 0, 1
-
-    def barrier(self) -> None:
-        pass
-
-    def gather_objects(self, obj: Any) -> list[Any]:
-        return [pickle.loads(pickle.dumps(obj))]
-
-
-class Thread:
-    def __init__(self, rank: int, world: int, slots: list[Any], gate: threading.Barrier) -> None:
-        self.rank, self.world, self.slots, self.gate = rank, world, slots, gate
-
-    def barrier(self) -> None:
-        self.gate.wait()
-
-    def gather_objects(self, obj: Any) -> list[Any]:
-        self.slots[self.rank] = pickle.dumps(obj)
-        self.gate.wait()
-        everyone = [pickle.loads(slot) for slot in self.slots]
-        self.gate.wait()
-        return everyone
-
-
-def on_ranks(world: int, fn: Callable[[Any], Any]) -> list[Any]:
-    """fn(peers) on `world` threads: each one's result, or the exception it ended with."""
-    slots, gate = [None] * world, threading.Barrier(world, timeout=20)
-    results: list[Any] = [None] * world
-
-    def body(rank: int) -> None:
-        try:
-            results[rank] = fn(Thread(rank, world, slots, gate))
-        except Exception as e:
-            results[rank] = e
-
-    threads = [threading.Thread(target=body, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-def random_bits(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """Every bit pattern, NaNs included."""
-    generator = torch.Generator().manual_seed(seed)
-    width = torch.empty((), dtype=dtype).element_size()
-    numel = int(torch.tensor(shape).prod())
-    raw = torch.randint(0, 256, (numel * width,), dtype=torch.uint8, generator=generator)
-    return raw.view(dtype).reshape(shape)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    equal = torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
-    return a.dtype == b.dtype and a.shape == b.shape and equal
-
-
-def save_split(folder: Path, step: int, tables: dict[str, Tensor], cuts: dict[str, list[int]]) -> Path:
-    """Save from as many ranks as there are pieces; rank r holds rows [cuts[r], cuts[r+1]) of each table."""
-    world = len(next(iter(cuts.values()))) - 1
-
-    def run(peers: Any) -> Path:
-        rows = {}
-        for name, table in tables.items():
-            lo, hi = cuts[name][peers.rank], cuts[name][peers.rank + 1]
-            rows[name] = Rows(table[lo:hi], lo, len(table))
-        return save(folder, step, State(rows, {"w": torch.ones(2, 2)}, {"epoch": step}), peers)
-
-    paths = on_ranks(world, run)
-    assert paths == [folder / f"step_{step:010d}"] * world, paths
-    return paths[0]
-
-
-def small(value: float, *, rows: int = 5) -> State:
-    table = torch.full((rows, 2), value)
-    return State({"entity": Rows(table, 0, rows)}, {"w": torch.tensor(value)}, {"value": value})
-
-
-def value_of(path: Path) -> float:
-    verify(path)
-    value = read_meta(path)["meta"]["value"]
-    rows = read_meta(path)["tables"]["entity"]["total"]
-    assert torch.equal(load_rows(path, "entity", 0, rows), torch.full((rows, 2), value))
-    assert torch.equal(load_tensors(path)["w"], torch.tensor(value))
-    return value
-
-
-def no_damage(message: str) -> None:
-    raise AssertionError(message)
-
+from distkgd.distributed.checkpoint_writer import State, Writer
+from distkgd.distributed.model_files import Rows, atomic_folder, read_table, write_table
+from distkgd.errors import CheckpointError
+from tests.distributed.checkpoints import (
+    DTYPES,
+    Alone,
+    Killed,
+    failing_at,
+    flip_last_bit,
+    no_damage,
+    on_ranks,
+    random_bits,
+    same_bits,
+    save,
+    save_split,
+    small,
+    synced_before_rename,
+    truncate,
+    value_of,
+)
 
 # --- Round trips
 
@@ -303,21 +221,11 @@ def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path: Path) -> None:
 # --- Damage
 
 
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
-
-
-def flip_last_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
 def reseal(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change a manifest as a faulty writer would: with a matching checksum."""
     manifest = json.loads(path.read_text())
     change(manifest)
-    manifest["checksum"] = module._checksum(manifest)
+    manifest["checksum"] = checksum_of(manifest)
     path.write_text(json.dumps(manifest))
 
 
@@ -468,72 +376,14 @@ def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(("step", "keep"), [(-1, 2), (1, 0)])
-def test_impossible_steps_and_keeps_are_refused(tmp_path: Path, step: int, keep: int) -> None:
-    with pytest.raises(CheckpointError, match=f"step={step}, keep={keep}"):
-        save(tmp_path, step, small(1.0), Alone(), keep=keep)
+def test_impossible_steps_and_keeps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="step=-1"):
+        save(tmp_path, -1, small(1.0), Alone())
+    with pytest.raises(ValueError, match="keep=0"):
+        Writer(tmp_path, Alone(), keep=0)
 
 
 # --- Writers that are killed
-
-
-class Killed(BaseException):
-    """Not an Exception: no handler may tidy up after a killed process."""
-
-
-class Dying:
-    """A file opened for writing whose writes count as calls; the fatal one writes half."""
-
-    def __init__(self, file: Any, tick: Callable[[], None]) -> None:
-        self.file, self.tick = file, tick
-
-    def __enter__(self) -> "Dying":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def write(self, data: Any) -> int:
-        try:
-            self.tick()
-        except BaseException:
-            self.file.write(bytes(data)[: len(data) // 2])
-            raise
-        return self.file.write(data)
-
-
-@contextmanager
-def failing_at(call: int, error: BaseException) -> Iterator[list[int]]:
-    """The `call`-th file-system call raises; with Killed, so does every later one. Yields [calls so far]."""
-    count = [0]
-
-    def tick() -> None:
-        count[0] += 1
-        if count[0] == call or (count[0] > call and isinstance(error, Killed)):
-            raise error
-
-    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            tick()
-            return real(*args, **kwargs)
-
-        return wrapped
-
-    def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if "r" in mode:
-            return real_open(file, mode, *args, **kwargs)
-        tick()
-        return Dying(real_open(file, mode, *args, **kwargs), tick)
-
-    real_open = builtins.open
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("replace", "fsync", "mkdir", "unlink", "rmdir"):
-            patch.setattr(os, name, wrap(getattr(os, name)))
-        patch.setattr(builtins, "open", opened)
-        yield count
 
 
 @pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
@@ -571,47 +421,23 @@ def test_a_writer_that_fails_anywhere_leaves_a_checkpoint_and_no_lasting_mess(
     assert outcomes == {before[-1], 50.0}
 
 
-def synced_before_rename(write: Callable[[], Any], temporary: Path) -> bool:
-    """Whether all files of `temporary`, and their folder, were flushed before its rename, and that after."""
-    synced: list[int] = []
-    before: list[bool] = []
-    real_fsync, real_replace = os.fsync, os.replace
-
-    def fsync(descriptor: int) -> None:
-        synced.append(os.fstat(descriptor).st_ino)
-        real_fsync(descriptor)
-
-    def replace(source: Path, target: Path) -> None:
-        if source == temporary:
-            paths = [temporary, *temporary.rglob("*")]
-            before.append({path.stat().st_ino for path in paths} <= set(synced))
-            synced.clear()
-        real_replace(source, target)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
-        patch.setattr(os, "replace", replace)
-        write()
-    return before == [True] and temporary.parent.stat().st_ino in synced
-
-
 def test_everything_is_on_disk_before_the_rename(tmp_path: Path) -> None:
     def write() -> None:
         save(tmp_path, 1, small(1.0), Alone())
 
-    assert synced_before_rename(write, tmp_path / ".step_0000000001.tmp")
+    assert synced_before_rename(write, ".step_0000000001-*.tmp")
 
     def write_folder() -> None:
         with atomic_folder(tmp_path / "model", Alone()) as temporary:
             (temporary / "sub").mkdir()
             (temporary / "sub" / "model.json").write_text("{}")
 
-    assert synced_before_rename(write_folder, tmp_path / ".model.tmp")
+    assert synced_before_rename(write_folder, ".model.tmp")
 
 
 def test_what_a_killed_writer_left_is_ignored_then_removed(tmp_path: Path) -> None:
     path = save(tmp_path, 1, small(1.0), Alone())
-    for name in (".step_0000000002.tmp", ".step_0000000007.tmp", ".trash-1-step_0000000001"):
+    for name in (".step_0000000002-0a.tmp", ".step_0000000007-0b.tmp", ".trash-1-step_0000000001"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text("{}")
     assert latest(tmp_path, Alone(), no_damage) == path
@@ -629,14 +455,14 @@ def test_a_full_disk_on_one_rank_is_an_error_on_all(
 ) -> None:
     table = {"entity": torch.arange(12.0).reshape(6, 2)}
     save_split(tmp_path, 1, table, {"entity": [0, 2, 4, 6]})
-    real = module.write_tensors
+    real = checkpoint_writer.write_tensors
 
     def write(path: Path, tensors: Any) -> Any:
         if path.name.startswith(f"rows-{2 * victim:012d}"):
             raise OSError(28, "No space left on device", str(path))
         return real(path, tensors)
 
-    monkeypatch.setattr(module, "write_tensors", write)
+    monkeypatch.setattr(checkpoint_writer, "write_tensors", write)
 
     def run(peers: Any) -> Path:
         rows = Rows(table["entity"][2 * peers.rank : 2 * peers.rank + 2], 2 * peers.rank, 6)
@@ -682,143 +508,3 @@ def test_a_state_that_makes_no_checkpoint_is_refused_on_all_ranks(tmp_path: Path
     assert [type(result) for result in results] == [CheckpointError] * 2
     assert all(re.search(word, str(result)) for result in results), results
     assert list(tmp_path.iterdir()) == []
-
-
-# --- Model folders
-
-
-def write_model(folder: Path, table: Tensor, cuts: list[int]) -> list[str]:
-    def run(peers: Any) -> list[str]:
-        lo, hi = cuts[peers.rank], cuts[peers.rank + 1]
-        with atomic_folder(folder, peers) as temporary:
-            assert not list(temporary.iterdir()) or peers.world > 1
-            files = write_table(temporary, "entity", Rows(table[lo:hi], lo, len(table)), peers)
-            if peers.rank == 0:
-                (temporary / "model.json").write_text(json.dumps(files))
-        return files
-
-    results = on_ranks(len(cuts) - 1, run)
-    assert results == [results[0]] * (len(cuts) - 1)
-    assert isinstance(results[0], list), results
-    return results[0]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cuts", [[0, 7], [0, 3, 7], [0, 0, 5, 7]])
-def test_a_table_is_its_files_in_order(tmp_path: Path, cuts: list[int], dtype: torch.dtype) -> None:
-    table, world = random_bits(7, 3, dtype=dtype), len(cuts) - 1
-    files = write_model(tmp_path / "model", table, cuts)
-    assert files == [f"entity-{i:05d}-of-{world:05d}.safetensors" for i in range(1, world + 1)]
-    assert same_bits(torch.cat([load_file(tmp_path / "model" / file)["entity"] for file in files]), table)
-    for lo in range(8):
-        for hi in range(lo, 8):
-            assert same_bits(read_table(tmp_path / "model", files, "entity", lo, hi), table[lo:hi])
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def rewrite(table: Tensor) -> Callable[[Path], None]:
-    def spoil(path: Path) -> None:
-        path.unlink()
-        write_table(path.parent, "entity", Rows(table, 0, len(table)), Alone())
-        (path.parent / "entity-00001-of-00001.safetensors").rename(path)
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [truncate, Path.unlink, rewrite(torch.zeros(4, 5)), rewrite(torch.zeros(4, 3).double())],
-    ids=["truncated", "missing", "wrong shape", "wrong dtype"],
-)
-def test_a_damaged_model_file_is_named(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    files = write_model(tmp_path / "model", torch.zeros(7, 3), [0, 3, 7])
-    spoil(tmp_path / "model" / files[1])
-    for hi in (7, 2):  # even when the rows lie in the other file
-        with pytest.raises(ModelError, match=files[1]):
-            read_table(tmp_path / "model", files, "entity", 0, hi)
-
-
-def test_the_files_are_in_the_order_of_rows_even_if_the_ranks_are_not(tmp_path: Path) -> None:
-    table = torch.arange(5.0)
-
-    def run(peers: Any) -> list[str]:
-        lo, hi = [(3, 5), (0, 3)][peers.rank]
-        return write_table(tmp_path, "t", Rows(table[lo:hi], lo, 5), peers)
-
-    files = on_ranks(2, run)[0]
-    assert files == sorted(files)
-    assert torch.equal(read_table(tmp_path, files, "t", 0, 5), table)
-    assert torch.equal(load_file(tmp_path / files[0])["t"], table[:3])
-
-
-def test_a_file_is_never_written_over(tmp_path: Path) -> None:
-    write_table(tmp_path, "t", Rows(torch.ones(2), 0, 2), Alone())
-    with pytest.raises(ModelError, match="exists"):
-        write_table(tmp_path, "t", Rows(torch.zeros(2), 0, 2), Alone())
-
-
-def test_model_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    files = write_model(tmp_path / "model", torch.zeros(7, 3), [0, 7])
-    with pytest.raises(ModelError, match="7 rows"):
-        read_table(tmp_path / "model", files, "entity", 0, 8)
-    with pytest.raises(ModelError, match="relation"):
-        read_table(tmp_path / "model", files, "relation", 0, 7)
-    with pytest.raises(ModelError, match="0 files"):
-        read_table(tmp_path / "model", [], "entity", 0, 7)
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_an_error_on_one_rank_keeps_the_old_model_folder(tmp_path: Path, victim: int) -> None:
-    files = write_model(tmp_path / "model", torch.ones(4, 2), [0, 4])
-
-    def run(peers: Any) -> None:
-        with atomic_folder(tmp_path / "model", peers) as temporary:
-            (temporary / f"part-{peers.rank}").write_text("new")
-            if peers.rank == victim:
-                raise OSError(28, "No space left on device")
-
-    results = on_ranks(2, run)
-    assert [type(result) for result in results] == [ModelError] * 2
-    assert all(f"rank {victim}: OSError" in str(result) for result in results)
-    assert torch.equal(read_table(tmp_path / "model", files, "entity", 0, 4), torch.ones(4, 2))
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_ranks_that_hold_no_table_are_told_together(tmp_path: Path) -> None:
-    results = on_ranks(2, lambda peers: write_table(tmp_path, "t", Rows(torch.zeros(2, 1), 0, 4), peers))
-    assert [str(result) for result in results] == [str(results[0])] * 2
-    assert isinstance(results[0], ModelError)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
-def test_a_model_folder_is_old_or_new_wherever_its_writer_fails(tmp_path: Path, error: BaseException) -> None:
-    outcomes = set()
-    for call in range(1, 1000):
-        folder = tmp_path / str(call) / "model"
-
-        def write(value: float, folder: Path = folder) -> None:
-            with atomic_folder(folder, Alone()) as temporary:
-                (temporary / "sub").mkdir()
-                files = write_table(temporary, "entity", Rows(torch.full((3, 2), value), 0, 3), Alone())
-                (temporary / "sub" / "model.json").write_text(json.dumps(files))
-
-        def read(folder: Path = folder) -> float:
-            files = json.loads((folder / "sub" / "model.json").read_text())
-            return read_table(folder, files, "entity", 0, 3).unique().item()
-
-        write(1.0)
-        try:
-            with failing_at(call, error) as count:
-                write(2.0)
-        except (Killed, ModelError):
-            pass
-        restore(folder)
-        outcomes.add(read())
-        write(3.0)
-        assert read() == 3.0
-        assert [path.name for path in folder.parent.iterdir()] == ["model"]
-        if count[0] < call:
-            break
-    assert call > 10
-    assert outcomes == {1.0, 2.0}

@@ -59,3 +59,40 @@ def test_entities_relations_and_sides_are_never_mixed_up() -> None:
         for side in (0, 1)
     }
     assert {key: entities for key, entities in found.items() if entities} == {(2, 1, 0): [4], (4, 1, 1): [2]}
+
+
+def test_a_vocabulary_too_big_for_one_number_per_answer_gives_the_same_answers() -> None:
+    """Up to 2^63 a key and its answer are sorted as one number; beyond they are sorted apart."""
+    triples = GRAPH.train.clone()
+    triples[:, [0, 2]] += 2**33
+    few, many = KnownAnswers(GRAPH.train, GRAPH.num_entities), KnownAnswers(triples, 2**34)
+    assert few.tensors["answers"].dtype == torch.int32 and many.tensors["answers"].dtype == torch.int64
+    queries = queries_of(ASKED["every query there is"])
+    query, entity = few.pairs(queries)
+    other_query, other_entity = many.pairs(queries._replace(anchor=queries.anchor + 2**33))
+    assert torch.equal(other_query, query)
+    assert sorted(zip(query.tolist(), entity.tolist(), strict=True)) == sorted(
+        zip(query.tolist(), (other_entity - 2**33).tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("num_entities", [2**31, 2**31 + 1])
+def test_the_last_entity_is_found_where_32_bits_just_hold_it_and_where_they_do_not(num_entities: int) -> None:
+    last = num_entities - 1
+    answers = KnownAnswers(torch.tensor([[last, 0, 0], [0, 0, last]]), num_entities)
+    query, entity = answers.pairs(queries_of([(0, 0, 0, 0), (last, 0, 0, 0)]))
+    assert (query.tolist(), entity.tolist(), entity.dtype) == ([0, 1], [last, 0], torch.int64)
+
+
+def test_the_triples_are_left_as_they_were() -> None:
+    triples = GRAPH.train.clone()
+    KnownAnswers(triples, GRAPH.num_entities)
+    assert torch.equal(triples, GRAPH.train)
+
+
+def test_answers_made_from_tensors_share_their_memory() -> None:
+    answers = KnownAnswers(GRAPH.train, GRAPH.num_entities)
+    again = KnownAnswers.from_tensors(answers.tensors, GRAPH.num_entities)
+    assert all(again.tensors[name].data_ptr() == tensor.data_ptr() for name, tensor in answers.tensors.items())
+    queries = queries_of(ASKED["every query there is"])
+    assert all(torch.equal(*pair) for pair in zip(again.pairs(queries), answers.pairs(queries), strict=True))

@@ -209,14 +209,16 @@ def test_dualde_stopped_around_its_change_of_stage_restores_the_best_rows_all_th
         train_stage(dualde_with_curve(curve, tmp_path / "stopped"))
     again = dualde_with_curve(curve, tmp_path / "stopped")
     assert train_stage(again).step == progress.step
-    for group, optimizer in job.optimizers.items():
-        other = again.optimizers[group]
-        assert optimizer.steps == other.steps
-        for name, tensor in optimizer.tensors.items():
+    for group, dense in job.dense.items():
+        other = again.dense[group]
+        assert dense.steps == other.steps
+        for name, tensor in dense.tensors.items():
             assert torch.equal(tensor, other.tensors[name]), (group, name)
-        if optimizer.table is not None:
-            assert torch.equal(optimizer.table.weight, other.table.weight), group
-            assert all(torch.equal(v, other.row_state[k]) for k, v in optimizer.row_state.items()), group
+            assert all(torch.equal(v, other.state()[name][k]) for k, v in dense.state()[name].items()), (group, name)
+    for group, rows in job.rows.items():
+        assert rows.steps == again.rows[group].steps
+        assert torch.equal(rows.table.weight, again.rows[group].table.weight), group
+        assert all(torch.equal(v, again.rows[group].state[k]) for k, v in rows.state.items()), group
 
 
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1), (2, 3)])

@@ -1,0 +1,60 @@
+"""Finished models in the formats of other programs: `export_model` and the table FORMATS.
+
+A format is a function (source, folder) -> changes to config.json, among them "files": {table: [file names]}. It
+writes the tables; names and config.json are the same for all. Nothing here holds a table in memory.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distkgd.distributed.model_files import atomic_folder
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError, ModelError, UnsupportedError
+from distkgd.export.numpy_format import write_numpy
+from distkgd.export.safetensors_format import write_safetensors
+from distkgd.export.source import Source, open_source
+from distkgd.model_folder import sha256_of
+
+Format = Callable[[Source, Path], dict[str, Any]]
+
+FORMATS: dict[str, Format] = {"safetensors": write_safetensors, "numpy": write_numpy}
+
+
+def export_model(model: Path, out: Path, format_: str, ranks: Ranks) -> list[Path]:
+    """Write the model in `model` to the new folder `out`, which appears only when it is complete; returns its files."""
+    if format_ not in FORMATS:
+        raise ConfigError(f"format {format_!r} is not known; allowed: {', '.join(FORMATS)}.")
+    if ranks.world > 1:
+        raise UnsupportedError(f"an export runs in one process, not in {ranks.world}; start it without torchrun.")
+    if os.path.lexists(out):
+        raise ConfigError(f"{out} exists; name a folder that does not exist yet, or remove this one.")
+    source = open_source(model)
+    with atomic_folder(out, ranks) as folder:
+        changes = FORMATS[format_](source, folder)
+        for names, number in (("entities", "num_entities"), ("relations", "num_relations")):
+            _copy_names(source.folder / f"{names}.tsv", folder, int(source.config[number]))
+        for labels in ("entity_labels.tsv", "relation_labels.tsv"):
+            if (source.folder / labels).is_file():
+                shutil.copyfile(source.folder / labels, folder / labels)
+        files = [file for of_table in changes["files"].values() for file in of_table]
+        config = source.config | changes | {"sha256": {file: sha256_of(folder / file) for file in files}}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return sorted(out.iterdir())
+
+
+def _copy_names(path: Path, folder: Path, number: int) -> None:
+    """Copy `id<TAB>name` lines, which must have the ids 0 … number - 1 in order."""
+    num_lines = 0
+    with path.open("rb") as file, (folder / path.name).open("xb") as out:
+        for line in file:
+            start = b"%d\t" % num_lines
+            if not line.startswith(start) or len(line) < len(start) + 2 or not line.endswith(b"\n"):
+                raise ModelError(f"{path}, line {num_lines + 1}: not {num_lines} and a name; write the model again.")
+            out.write(line)
+            num_lines += 1
+    if num_lines != number:
+        raise ModelError(f"{path} has {num_lines} rows; config.json says {number}. Write the model again.")

@@ -1,0 +1,295 @@
+"""Exports: every format holds the same numbers and names, needs little memory, and is complete or not there."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distkgd.distributed.model_files import seal, write_tensors
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import DistkgdError, ModelError, UnsupportedError
+from distkgd.export import FORMATS, export_model
+from distkgd.model_folder import load_model, save_model
+from launch.export import main
+from tests.jobs import toy_model
+from tests.launches import ROOT
+from tests.ranks import run_on_ranks
+from tests.toys import toy_graph
+
+ENTITIES, RELATIONS = 41, 5
+READERS: dict[str, Callable[[Path, str], Tensor]] = {
+    "safetensors": lambda folder, name: load_file(folder / f"{name}.safetensors")[name],
+    "numpy": lambda folder, name: torch.from_numpy(np.load(folder / f"{name}.npy")),
+}
+
+
+def test_every_format_is_in_this_test() -> None:
+    assert READERS.keys() == FORMATS.keys()
+
+
+def write_toy(ranks: Ranks, folder: str) -> None:
+    graph = toy_graph(ENTITIES, RELATIONS)
+    save_model(Path(folder), toy_model(graph, ranks=ranks), graph, {"stage": "student"})
+
+
+def toy_folder(folder: Path, world: int = 1) -> Path:
+    """A stage folder with a model in as many files per table as there are ranks."""
+    run_on_ranks(world, write_toy, folder=str(folder / "model"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_folder(tmp_path_factory.mktemp("export"), 2)
+
+
+@pytest.fixture
+def stage(made: Path, tmp_path: Path) -> Path:
+    """A stage folder that a test may damage."""
+    shutil.copytree(made, tmp_path / "stage")
+    return tmp_path / "stage"
+
+
+# --- What is in it
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_an_export_holds_the_numbers_and_names_of_the_model(format_: str, world: int, tmp_path: Path) -> None:
+    folder = toy_folder(tmp_path / "stage", world)
+    model = load_model(folder, Ranks())
+    files = export_model(folder, tmp_path / "deep" / "out", format_, Ranks())
+    out = tmp_path / "deep" / "out"
+    for name, table in (("entity", model.model.entity.weight), ("relation", model.model.relation)):
+        read = READERS[format_](out, name)
+        assert read.dtype == torch.float64
+        assert torch.equal(read, table)
+    for name in ("entities.tsv", "relations.tsv"):
+        assert (out / name).read_bytes() == (folder / "model" / name).read_bytes()
+    config, before = (json.loads((f / "config.json").read_text()) for f in (out, folder / "model"))
+    assert {k: v for k, v in config.items() if before.get(k) != v}.keys() <= {"format", "files", "sha256"}
+    assert [file for of_table in config["files"].values() for file in of_table] == [*config["sha256"]]
+    for file, digest in config["sha256"].items():
+        assert hashlib.sha256((out / file).read_bytes()).hexdigest() == digest
+    named = {"config.json", "entities.tsv", "relations.tsv", *config["sha256"]}
+    assert {file.name for file in files} == {file.name for file in out.iterdir()} == named
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_safetensors_export_is_a_model_again(stage: Path, tmp_path: Path) -> None:
+    export_model(stage, tmp_path / "out", "safetensors", Ranks())
+    first, second = (load_model(folder, Ranks()) for folder in (stage, tmp_path / "out"))
+    assert torch.equal(first.model.entity.weight, second.model.entity.weight)
+    assert torch.equal(first.model.relation, second.model.relation)
+    export_model(tmp_path / "out", tmp_path / "again", "safetensors", Ranks())
+    for path in (tmp_path / "out").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_numpy_export_says_that_it_is_no_model_folder(stage: Path, tmp_path: Path) -> None:
+    export_model(stage, tmp_path / "out", "numpy", Ranks())
+    with pytest.raises(ModelError, match="distkgd-numpy/1"):
+        load_model(tmp_path / "out", Ranks())
+
+
+def test_labels_go_along(stage: Path, tmp_path: Path) -> None:
+    (stage / "model" / "entity_labels.tsv").write_text("0\tan ångström\n")
+    export_model(stage, tmp_path / "out", "numpy", Ranks())
+    assert (tmp_path / "out" / "entity_labels.tsv").read_text() == "0\tan ångström\n"
+
+
+def resealed(model: Path, tables: dict[str, Tensor], **changes: Any) -> None:
+    """Replace a model's tables by one file each, and entries of its config.json."""
+    config = json.loads((model / "config.json").read_text()) | changes
+    config["files"] = {name: [f"{name}.safetensors"] for name in tables}
+    for name, table in tables.items():
+        path = model / f"{name}.safetensors"
+        config["sha256"][path.name] = seal(path, write_tensors(path, {name: table}))["sha256"]
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def test_a_dtype_that_numpy_lacks_is_refused(stage: Path, tmp_path: Path) -> None:
+    tables = {"entity": torch.ones(ENTITIES, 6), "relation": torch.ones(2 * RELATIONS, 6)}
+    resealed(stage / "model", {name: table.bfloat16() for name, table in tables.items()})
+    export_model(stage, tmp_path / "good", "safetensors", Ranks())
+    with pytest.raises(DistkgdError, match=r"numpy has no BF16.*--format safetensors"):
+        export_model(stage, tmp_path / "out", "numpy", Ranks())
+
+
+# --- What is refused
+
+
+def change(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+SHARD = "entity-00002-of-00002.safetensors"
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "truncated shard": (SHARD, lambda p: os.truncate(p, p.stat().st_size - 1)),
+    "missing shard": (SHARD, Path.unlink),
+    "empty shard": (SHARD, lambda p: p.write_bytes(b"")),
+    "flipped bit": (SHARD, lambda p: p.write_bytes(p.read_bytes()[:-1] + bytes([p.read_bytes()[-1] ^ 1]))),
+    "flipped bit in the last file": (
+        "relation-00002-of-00002.safetensors",
+        lambda p: p.write_bytes(p.read_bytes()[:-1] + bytes([p.read_bytes()[-1] ^ 1])),
+    ),
+    "another tensor": (SHARD, lambda p: change(p, b'"entity"', b'"entitx"')),
+    "fewer rows": ("config.json", lambda p: change(p, b'"num_entities": 41', b'"num_entities": 40')),
+    "another width": ("config.json", lambda p: change(p, b'"dim": 6', b'"dim": 8')),
+    "no digest": ("config.json", lambda p: change(p, b'"sha256"', b'"sha999"')),
+    "no relations": ("config.json", lambda p: change(p, b'"num_relations"', b'"num_relatives"')),
+    "another format": ("config.json", lambda p: change(p, b"distkgd-model/1", b"distkgd-model/9")),
+    "config that is no JSON": ("config.json", lambda p: p.write_text("{")),
+    "missing names": ("entities.tsv", Path.unlink),
+    "a name too few": ("entities.tsv", lambda p: change(p, b"40\te040\n", b"")),
+    "a name too many": ("relations.tsv", lambda p: p.write_bytes(p.read_bytes() + b"5\tr005\n")),
+    "an empty name": ("entities.tsv", lambda p: change(p, b"\te007\n", b"\t\n")),
+    "an id out of order": ("entities.tsv", lambda p: change(p, b"\n7\t", b"\n8\t")),
+    "names cut short": ("relations.tsv", lambda p: os.truncate(p, p.stat().st_size - 1)),
+}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], model: Path, out: Path, format_: str = "safetensors") -> str:
+    """The one line with which the launcher refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(model, out, format_)
+    said = capsys.readouterr()
+    assert caught.value.code == 2
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_refused_in_one_line_and_nothing_is_left(
+    damage: str, format_: str, stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, spoil = DAMAGES[damage]
+    spoil(stage / "model" / file)
+    named = {"fewer rows": "entity", "another width": "entity"}.get(damage, file)
+    assert named in refusal(capsys, stage, tmp_path / "out", format_)
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no model" in refusal(capsys, tmp_path / "nothing", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "folder": Path.mkdir,
+    "file": lambda path: path.write_text("mine"),
+    "link to nothing": lambda path: path.symlink_to(path.parent / "nothing"),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_exists_is_not_written_over(
+    kind: str, stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    MAKERS[kind](out)
+    before = out.lstat()
+    assert f"{out} exists" in refusal(capsys, stage, out)
+    assert (out.lstat().st_ino, out.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_an_unknown_format_is_refused_with_the_known_ones(
+    stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(capsys, stage, tmp_path / "out", "onyx")
+    for word in ("onyx", *FORMATS):
+        assert word in line
+
+
+def test_several_ranks_are_refused(stage: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="without torchrun"):
+        export_model(stage, tmp_path / "out", "numpy", Ranks(0, 2))
+
+
+def test_a_full_disk_leaves_no_folder(
+    stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(source: Any, folder: Path) -> dict[str, Any]:
+        (folder / "entity.x").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(FORMATS, "numpy", full)
+    assert "No space left" in refusal(capsys, stage, tmp_path / "out", "numpy")
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_the_launcher_exports_in_a_process_of_its_own(stage: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "launch/export.py"), str(stage), "out", "--format", "numpy"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert "written: out (config.json, entities.tsv, entity.npy, relation.npy, relations.tsv" in done.stderr
+    assert np.load(tmp_path / "out/entity.npy").shape == (ENTITIES, 6)
+
+
+# --- Memory
+
+MEMORY = """
+import sys
+from pathlib import Path
+from distkgd.distributed.ranks import Ranks
+from distkgd.export import export_model
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at what is held now
+before = peak()
+export_model(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Ranks())
+print(peak() - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A 400 MB model of a million entities in two files."""
+    folder = tmp_path_factory.mktemp("large")
+    write_toy(Ranks(), str(folder / "model"))
+    model = folder / "model"
+    rows = torch.rand(1, 100).expand(500_000, 100)
+    config = json.loads((model / "config.json").read_text())
+    config["files"]["entity"] = ["a.safetensors", "b.safetensors"]
+    for file in config["files"]["entity"]:
+        config["sha256"][file] = seal(model / file, write_tensors(model / file, {"entity": rows}))["sha256"]
+    relation = model / "c.safetensors"
+    config["files"]["relation"] = [relation.name]
+    table = {"relation": torch.rand(2 * RELATIONS, 100)}
+    config["sha256"][relation.name] = seal(relation, write_tensors(relation, table))["sha256"]
+    config["scorer"]["dim"], config["num_entities"] = 100, 1_000_000
+    (model / "config.json").write_text(json.dumps(config))
+    with (model / "entities.tsv").open("w") as file:
+        file.writelines(f"{i}\te{i}\n" for i in range(1_000_000))
+    yield folder
+    shutil.rmtree(folder)  # pytest would keep it for a while
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_an_export_needs_little_memory(format_: str, large: Path) -> None:
+    arguments = [str(large), str(large / format_), format_]
+    done = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=True)
+    assert sum(path.stat().st_size for path in (large / format_).iterdir()) > 400e6
+    assert READERS[format_](large / format_, "entity").shape == (1_000_000, 100)
+    shutil.rmtree(large / format_)
+    assert float(done.stdout) < 64, "MB more than before"
