@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench-foundation clean
+.PHONY: help demo test test-all check bench-foundation bench-engine clean
 
 help:
 	@echo "make demo              distil a small real graph, print the result table"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-all          all tests"
 	@echo "make check             formatting, lint, types"
 	@echo "make bench-foundation  the measurements behind the README's table"
+	@echo "make bench-engine      what the sharded engine sends, holds and survives"
 	@echo "make clean             remove caches and the demo's run, keep other runs and the virtual environment"
 
 # Installed once, and again when a dependency changed. The stamp is written last: a broken-off install is repeated.
@@ -46,6 +47,11 @@ bench-foundation: $(STAMP)
 	$(BIN)/python benchmarks/foundation.py demo
 	$(BIN)/python benchmarks/foundation.py reading
 	$(BIN)/python benchmarks/foundation.py wn18rr
+
+bench-engine: $(STAMP)
+	for task in memory traffic speed scale project; do $(BIN)/python benchmarks/engine.py $$task || exit 1; done
+	$(BIN)/python benchmarks/zero3.py compare
+	$(BIN)/python benchmarks/kills.py
 
 clean:
 	rm -rf runs/demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

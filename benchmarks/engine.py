@@ -34,7 +34,8 @@ from distkgd.graph import power_law_graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Sampler
 from distkgd.methods import build_method
-from distkgd.model import Model, SceneBuilder, new_model
+from distkgd.model import Model, new_model
+from distkgd.scenes import SceneBuilder
 from distkgd.scorers import build_scorer
 from distkgd.tracking import open_tracking
 from distkgd.train import Job, Progress, train_step

@@ -77,7 +77,7 @@ def _ranks_at_once(
     n = len(mine.anchor)
     route = plan_route(torch.cat([mine.anchor, mine.answer]), None, model.entity.total, ranks)
     opened = model.entity.open(route, grad=False)
-    anchor, answer = opened.lookup(0, n), opened.lookup(n, 2 * n)
+    anchor, answer = opened.lookup([n, n])
     relation = F.embedding(model.relation_ids(mine), model.relation)
     own = model.answer_scores(mine, anchor, relation, answer)
     tolerance = TIE_TOLERANCE * own.abs().clamp(min=1.0)

@@ -9,7 +9,7 @@ from distkgd.distributed.optim import state_numbers
 from distkgd.distributed.rows import numbers_at_once
 from distkgd.graph.sampling import Batch
 from distkgd.methods import Method
-from distkgd.model import Move, SceneBuilder
+from distkgd.scenes import Move, SceneBuilder
 
 TERMS = 4  # loss terms of a usual method; they cost a few bytes
 

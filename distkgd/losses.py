@@ -14,7 +14,8 @@ from torch import Tensor
 
 from distkgd.distributed.rows import Ask, LogSumExp, Partial, SoftmaxMean, Sum, present
 from distkgd.errors import UnsupportedError
-from distkgd.model import Scene, View
+from distkgd.model import View
+from distkgd.scenes import Scene
 from distkgd.scorers import Scorer
 
 

@@ -21,8 +21,8 @@ import yaml
 
 from distkgd.config import NoDistillConfig, RunConfig, StageConfig, resolved
 from distkgd.display import Display
-from distkgd.distributed.nodes import shared_answers
 from distkgd.distributed.deepspeed_engine import check_supported
+from distkgd.distributed.nodes import shared_answers
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError, DistkgdError, Stopped, UnsupportedError
@@ -33,9 +33,10 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.relations import relation_categories
 from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.methods import build_method
-from distkgd.model import Model, SceneBuilder, new_model
+from distkgd.model import Model, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
 from distkgd.report import write_atomic, write_report
+from distkgd.scenes import SceneBuilder
 from distkgd.scorers import build_scorer
 from distkgd.tracking import StageTracking, Status, Tracking, open_tracking
 from distkgd.train import Job, Progress, train_stage

@@ -20,13 +20,13 @@ from distkgd.display import Display
 from distkgd.distributed.checkpoint import latest, load_rows, load_tensors, read_meta
 from distkgd.distributed.checkpoint_writer import State, Writer
 from distkgd.distributed.deepspeed_engine import DeepSpeedDense
-from distkgd.distributed.dense import Dense, DenseOptimizer, reduce_gradients
+from distkgd.distributed.dense import Dense, DenseOptimizer, begin_reducing
 from distkgd.distributed.model_files import Rows
 from distkgd.distributed.optim import RowOptimizer, clip_factor
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError, DivergedError, Stopped
 from distkgd.methods import Method
-from distkgd.model import Lookahead, SceneBuilder
+from distkgd.scenes import Lookahead, SceneBuilder
 from distkgd.tracking import StageTracking
 
 LOGS_PER_EPOCH = 5
@@ -153,19 +153,21 @@ def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[s
         scene = job.lookahead.scene(progress.step, i)
         for update in method.updates(scene):
             job.lookahead.advance()
-            torch.stack(list(update.terms.values())).sum().backward()
             for name, term in update.terms.items():
                 totals[name] = totals[name] + term.detach().double().cpu()
-            if i + 1 < accumulate:
-                continue
-            # Every rank learns every rank's terms and signals before anyone moves a row.
-            names = sorted(totals)
-            shared = torch.stack([*(totals[name] for name in names), torch.tensor(float(signal_number))])
-            agreed = ranks.all_reduce(shared.to(ranks.device)).tolist()
-            stopping = agreed[-1] > 0
-            values = dict(zip(names, agreed[:-1], strict=True))
-            check_finite(values, job, progress)
-            apply(job, sorted(update.groups), schedule_scale(job, progress))
+            last = i + 1 == accumulate
+            if last:
+                # Every rank learns every rank's terms and signals, while backward runs, before anyone moves a row.
+                names = sorted(totals)
+                shared = torch.stack([*(totals[name] for name in names), torch.tensor(float(signal_number))])
+                arrived = ranks.begin_all_reduce(shared.to(ranks.device))
+            torch.stack(list(update.terms.values())).sum().backward()
+            if last:
+                agreed = arrived().tolist()
+                stopping = agreed[-1] > 0
+                values = dict(zip(names, agreed[:-1], strict=True))
+                check_finite(values, job, progress)
+                apply(job, sorted(update.groups), schedule_scale(job, progress))
     return values, stopping
 
 
@@ -176,15 +178,19 @@ def apply(job: Job, groups: list[str], scale: float) -> None:
     limit = job.config.optimizer.clip
     # An engine that sums over ranks itself may do so, unless the norm of the sum is needed first.
     reduced = bool(limit) or not all(one.sums_ranks for one in dense)
-    if reduced:
-        reduce_gradients(dense, job.ranks)
+    reduce = begin_reducing(dense, job.ranks) if reduced else lambda: None
+    if limit:
+        reduce()
     clip = clip_factor(rows, [t for one in dense for t in one.tensors.values()], limit, job.ranks)
+    rates = {group: scale * job.method.lr_scale(group) for group in groups}
     for group in groups:
-        rate = scale * job.method.lr_scale(group)
         if group in job.rows:
-            job.rows[group].step(rate, clip)
+            job.rows[group].step(rates[group], clip)
+    if not limit:
+        reduce()  # it travelled while the rows moved
+    for group in groups:
         if group in job.dense:
-            job.dense[group].step(rate, clip, reduced=reduced)
+            job.dense[group].step(rates[group], clip, reduced=reduced)
 
 
 def end_epoch(job: Job, progress: Progress, log: "MetricsLog", begun: float) -> None:

@@ -35,7 +35,8 @@ from distkgd.evaluate import ranks_of
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers, Queries
 from distkgd.graph.sampling import Kind, Sampler, Sides
-from distkgd.model import Model, SceneBuilder, new_model
+from distkgd.model import Model, new_model
+from distkgd.scenes import SceneBuilder
 from distkgd.scorers import build_scorer
 
 # -- scenes and models ----------------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def look_up_on_ranks(
     local = None if candidates is None else torch.tensor([e - lo for e in candidates if lo <= e < hi]).long()
     mine = torch.tensor(ids[ranks.rank], dtype=torch.int64)
     opened = table.open(plan_route(mine, local, len(weight), ranks), grad=True)
-    rows = opened.lookup(0, len(mine))
+    rows = opened.lookup([len(mine)])[0]
     value = (factors[ranks.rank] * rows.sin()).sum()
     (first,) = torch.autograd.grad(value, opened.leaf, create_graph=True)
     (second,) = torch.autograd.grad(first.pow(3).sum(), opened.leaf)
@@ -320,7 +321,7 @@ def optimise_on_ranks(
                 continue
             cut = slice(*ranks.share(len(ids)))
             route = plan_route(ids[cut], torch.zeros(0).long(), len(weight), ranks)
-            table.open(route, grad=True).lookup(0, len(ids[cut])).backward(gradient[cut])
+            table.open(route, grad=True).lookup([len(ids[cut])])[0].backward(gradient[cut])
         if step.get("small") is not None:
             small.grad = step["small"] * (ranks.rank + 1) / sum(range(1, ranks.world + 1))
         reduce_gradients([dense], ranks)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from distkgd.errors import UnsupportedError
 from distkgd.losses import batch_mean, hard_loss, huber, kl_divergence, regulariser
-from distkgd.model import SceneBuilder, View
+from distkgd.model import View
+from distkgd.scenes import SceneBuilder
 from tests.jobs import (
     Asked,
     NaiveModel,

@@ -19,7 +19,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError, DivergedError
 from distkgd.methods.base import Update
 from distkgd.methods.scratch import Scratch
-from distkgd.model import Scene
+from distkgd.scenes import Scene
 from distkgd.train import Job, Progress, schedule_scale, step_name, train_stage
 from tests.launches import family, finish, rank_process, small_config, small_data, start, steps_saved, wait_for
 from tests.ranks import run_on_ranks

@@ -7,7 +7,7 @@ the gradient of the global batch's mean; the shares add up. Two engines turn the
 A tensor without a gradient has one of zeros, at any world size: with adam its moments decay and it may still move.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -108,13 +108,22 @@ class DenseOptimizer:
 
 def reduce_gradients(dense: Sequence[Dense], ranks: Ranks) -> None:
     """Sum the gradients of all groups over ranks, in one bucket; a tensor without one has zeros."""
+    begin_reducing(dense, ranks)()
+
+
+def begin_reducing(dense: Sequence[Dense], ranks: Ranks) -> Callable[[], None]:
+    """`reduce_gradients` on its way while other work is done; the result waits for it and puts the sums in place."""
     tensors = [tensor for one in dense for tensor in one.tensors.values()]
     if ranks.world == 1 or not tensors:
-        return
+        return lambda: None
     bucket = torch.cat([(torch.zeros_like(t) if t.grad is None else t.grad).reshape(-1) for t in tensors])
-    ranks.all_reduce(bucket, "dense")
-    for tensor, grad in zip(tensors, bucket.split([t.numel() for t in tensors]), strict=True):
-        tensor.grad = grad.view_as(tensor).clone()
+    arrived = ranks.begin_all_reduce(bucket, "dense")
+
+    def finish() -> None:
+        for tensor, grad in zip(tensors, arrived().split([t.numel() for t in tensors]), strict=True):
+            tensor.grad = grad.view_as(tensor).clone()
+
+    return finish
 
 
 # -- shared by the engines ------------------------------------------------------------------------------------------

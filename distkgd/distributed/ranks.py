@@ -65,10 +65,20 @@ class Ranks:
 
     def all_reduce(self, tensor: Tensor, kind: str = "control") -> Tensor:
         """`tensor` summed over ranks, in place."""
-        if self.world > 1:
-            self.sent(kind, 2 * tensor.numel() * tensor.element_size() * (self.world - 1) / self.world)
-            dist.all_reduce(tensor)
-        return tensor
+        return self.begin_all_reduce(tensor, kind)()
+
+    def begin_all_reduce(self, tensor: Tensor, kind: str = "control") -> Callable[[], Tensor]:
+        """`all_reduce` on its way while other work is done; the result waits for it."""
+        if self.world == 1:
+            return lambda: tensor
+        self.sent(kind, 2 * tensor.numel() * tensor.element_size() * (self.world - 1) / self.world)
+        work = dist.all_reduce(tensor, async_op=True)
+
+        def arrived() -> Tensor:
+            work.wait()
+            return tensor
+
+        return arrived
 
     def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int], kind: str) -> Tensor:
         """[sum(receive), ...]: rows sent to ranks 0, 1, … in runs of `send`; differentiable any number of times.

@@ -5,7 +5,7 @@ several tables on it. Teacher and student share one entity split, hence one rout
 into one leaf per table; after backward that leaf's gradient is exactly what the row optimiser needs.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ class Route:
 
     inverse: [n] position in the de-duplicated answer of each id looked up.
     send, receive: rows sent to / received from each rank by the look-up.
-    requested: [sum(send)] position in `touched` of each row other ranks (and this one) asked for.
+    requested: [sum(send)] position in `touched` of each row other ranks (and this one) asked for; None: all, in order.
     touched: [m] local rows of this shard that were asked for or listed as candidates, ascending.
     candidates: [k] position in `touched` of this rank's candidate rows; None: every row of the shard is one.
     """
@@ -32,7 +32,7 @@ class Route:
     inverse: Tensor
     send: list[int]
     receive: list[int]
-    requested: Tensor
+    requested: Tensor | None
     touched: Tensor
     candidates: Tensor | None
 
@@ -79,11 +79,11 @@ def planning(
         requests = ranks.begin_exchange(unique, receive, send, "ids")
         yield
         requested = requests() - lo
-    if ranks.world == 1 and candidates is None and counts is None:
-        touched, position = unique, torch.arange(len(unique), device=unique.device)
-    else:
-        here = requested if candidates is None else torch.cat([requested, candidates])
-        touched, position = torch.unique(here, return_inverse=True)
+    nobody_else = ranks.world == 1 and counts is None
+    if nobody_else and (candidates is None or not len(candidates)):
+        return Route(inverse, send, receive, None, unique, candidates)
+    here = requested if candidates is None else torch.cat([requested, candidates])
+    touched, position = torch.unique(here, return_inverse=True)
     where = None if candidates is None else position[len(requested) :]
     return Route(inverse, send, receive, position[: len(requested)], touched, where)
 
@@ -109,12 +109,14 @@ class OpenRows:
         self.leaf = leaf
         self.shard = shard
         self.route = route
-        asked = _rows(leaf, route.requested)
+        asked = leaf if route.requested is None else _rows(leaf, route.requested)
         self._answer = ranks.exchange(asked, route.send, route.receive, "rows")
 
-    def lookup(self, start: int, stop: int) -> Tensor:
-        """[stop - start, dim]: the rows of ids[start:stop] as given to `plan_route`."""
-        return _rows(self._answer, self.route.inverse[start:stop])
+    def lookup(self, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """[size, dim] each: the rows of the ids given to `plan_route`, in consecutive runs of `sizes`."""
+        # One look-up of all and a split: the backward of each look-up fills a table of its own with zeros.
+        found: tuple[Tensor, ...] = _rows(self._answer, self.route.inverse).split(list(sizes))
+        return found
 
     def candidates(self) -> Tensor:
         """[k, dim]: this rank's candidate rows."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from distkgd.distributed.rows import Ask
 from distkgd.losses import Travel, batch_mean, hard_loss, hard_travel, regulariser
-from distkgd.model import Model, Scene, View
+from distkgd.model import Model, View
+from distkgd.scenes import Scene
 
 
 @dataclass(frozen=True)

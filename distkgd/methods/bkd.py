@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from distkgd.distributed.rows import answer
 from distkgd.losses import KL_TRAVEL, Travel, batch_mean, kl_divergence
 from distkgd.methods.base import HardSettings, Method, Update
-from distkgd.model import Model, Scene
+from distkgd.model import Model
+from distkgd.scenes import Scene
 
 
 class Bkd(Method):

@@ -27,7 +27,8 @@ from distkgd.distributed.rows import Ask, Field, Partial, SoftmaxMean, Sum, answ
 from distkgd.errors import UnsupportedError
 from distkgd.losses import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
 from distkgd.methods.base import HardSettings, Method, Update
-from distkgd.model import Model, Scene, View
+from distkgd.model import Model, View
+from distkgd.scenes import Scene
 
 _SMALLEST_NORM = 1e-6  # of an entity row, in the length ratio of Eq. 5
 

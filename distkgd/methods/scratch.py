@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from distkgd.distributed.rows import answer
 from distkgd.losses import Travel, batch_mean
 from distkgd.methods.base import Method, Update
-from distkgd.model import Scene
+from distkgd.scenes import Scene
 
 
 class Scratch(Method):

@@ -217,7 +217,7 @@ def push(table: ShardedTable, gradient: Tensor, ids: Tensor | None = None) -> No
         opened.candidates().backward(gradient.to(table.weight.dtype))
     else:
         route = plan_route(ids, torch.zeros(0).long(), table.total, Ranks())
-        table.open(route, grad=True).lookup(0, len(ids)).backward(gradient)
+        table.open(route, grad=True).lookup([len(ids)])[0].backward(gradient)
 
 
 def test_bfloat16_rows_move_by_less_than_their_spacing_on_average() -> None:

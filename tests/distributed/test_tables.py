@@ -74,7 +74,7 @@ def test_the_first_gradient_adds_up_over_duplicates_like_index_add() -> None:
 def test_rows_that_are_candidates_and_looked_up_collect_both_gradients() -> None:
     table = ShardedTable(WEIGHT.clone(), TOTAL, Ranks())
     opened = table.open(plan_route(torch.tensor([4, 2, 4]), torch.tensor([4, 9]), TOTAL, Ranks()), grad=True)
-    (opened.lookup(0, 3).sum() + 10.0 * opened.candidates().sum()).backward()
+    (opened.lookup([3])[0].sum() + 10.0 * opened.candidates().sum()).backward()
     assert opened.route.touched is not None and opened.route.touched.tolist() == [2, 4, 9]
     assert opened.leaf.grad is not None and opened.leaf.grad[:, 0].tolist() == [1.0, 12.0, 10.0]
 
@@ -82,7 +82,7 @@ def test_rows_that_are_candidates_and_looked_up_collect_both_gradients() -> None
 def test_a_shard_of_candidates_adds_the_gradient_of_its_looked_up_rows_once() -> None:
     table = ShardedTable(WEIGHT.clone(), TOTAL, Ranks())
     opened = table.open(plan_route(torch.tensor([4, 2, 4]), None, TOTAL, Ranks()), grad=True)
-    (opened.lookup(0, 3).sum() + 10.0 * opened.candidates().sum()).backward()
+    (opened.lookup([3])[0].sum() + 10.0 * opened.candidates().sum()).backward()
     expected = torch.full((TOTAL,), 10.0, dtype=WEIGHT.dtype)
     expected[[2, 4]] += torch.tensor([1.0, 2.0], dtype=WEIGHT.dtype)
     for _ in range(2):  # asking again changes nothing
@@ -94,15 +94,16 @@ def test_a_shard_of_candidates_adds_the_gradient_of_its_looked_up_rows_once() ->
 def test_slices_of_a_look_up_are_slices_of_the_ids() -> None:
     ids = torch.tensor([5, 0, 5, 8])
     opened = ShardedTable(WEIGHT.clone(), TOTAL, Ranks()).open(plan_route(ids, None, TOTAL, Ranks()), grad=False)
-    for start, stop in ((0, 4), (1, 3), (2, 2)):
-        assert torch.equal(opened.lookup(start, stop), WEIGHT[ids[start:stop]])
+    for sizes in ([4], [1, 2, 1], [2, 0, 2]):
+        for part, found in zip(ids.split(sizes), opened.lookup(sizes), strict=True):
+            assert torch.equal(found, WEIGHT[part])
 
 
 @pytest.mark.parametrize("candidates", [None, torch.tensor([1, 2])])
 def test_a_table_opened_without_gradient_takes_none_and_is_not_remembered(candidates: Tensor | None) -> None:
     table = ShardedTable(WEIGHT.clone(), TOTAL, Ranks())
     opened = table.open(plan_route(torch.tensor([1]), candidates, TOTAL, Ranks()), grad=False)
-    assert not opened.lookup(0, 1).requires_grad and not opened.candidates().requires_grad
+    assert not opened.lookup([1])[0].requires_grad and not opened.candidates().requires_grad
     assert table.opened == []
     table.open(plan_route(torch.tensor([1]), candidates, TOTAL, Ranks()), grad=True)
     assert len(table.opened) == 1 and not table.weight.requires_grad

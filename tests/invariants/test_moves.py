@@ -170,14 +170,16 @@ def balanced_rows(ranks: Ranks, config: dict[str, Any], graph: Any) -> tuple[tor
     scene = job.scenes.scene(job.scenes.parts(3, 1)[0])
     opened = model.entity.open(scene.route, grad=False)
     queries = scene.batch.queries
-    n = len(queries.anchor)
-    looked_up = [(queries.anchor, opened.lookup(0, n)), (queries.answer, opened.lookup(n, 2 * n))]
+    ids = [queries.anchor, queries.answer]
     negatives: list[int] = []
     drawn = job.scenes.drawn(scene.batch)
-    if scene.looked_up and drawn is not None:
-        looked_up.append((drawn.reshape(-1), opened.lookup(2 * n, 2 * n + drawn.numel())))
+    if scene.looked_up and drawn is None:
+        ids.append(torch.arange(model.entity.total))
+    elif scene.looked_up and drawn is not None:
+        ids.append(drawn.reshape(-1))
         if job.scenes.grouped:
             negatives = [int(((drawn >= lo) & (drawn < hi)).sum()) for lo, hi in pairwise(job.scenes.cuts)]
+    looked_up = list(zip(ids, opened.lookup([len(x) for x in ids]), strict=True))
     fixed = job.scenes.grouped or not scene.looked_up
     assert not fixed or scene.route.send == scene.route.receive
     found = {"looked_up": looked_up, "asked": scene.route.send, "negatives": negatives, "fixed": fixed}

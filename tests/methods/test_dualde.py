@@ -13,7 +13,8 @@ from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.losses import hard_loss
 from distkgd.methods import HardSettings, Update
 from distkgd.methods.dualde import DualDE
-from distkgd.model import SceneBuilder, View
+from distkgd.model import View
+from distkgd.scenes import SceneBuilder
 from distkgd.train import Job, Progress, train_step
 from tests.jobs import (
     Asked,
