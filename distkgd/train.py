@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import resource
 import signal
 import time
 from collections import defaultdict
@@ -344,6 +345,7 @@ class MetricsLog:
         self._progress = progress
         self._every = max(1, job.scenes.sampler.steps_per_epoch // LOGS_PER_EPOCH)
         self._timed = 0
+        self._sent = sum(job.ranks.traffic.values())
         self._since = time.monotonic()
         self._loss = math.nan
         self._path = job.folder / "metrics.jsonl"
@@ -374,6 +376,10 @@ class MetricsLog:
         now = time.monotonic()
         batch = self._job.config.batch_size
         means["triples_per_second"] = self._timed * batch / max(now - self._since, 1e-9)
+        sent = sum(self._job.ranks.traffic.values())
+        means["sent_bytes_per_step"] = (sent - self._sent) / self._timed
+        means["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+        self._sent = sent
         means["lr_scale"] = schedule_scale(self._job, progress)
         for name, tensor in self._job.method.evaluators.items():
             means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(tensor.detach().tolist())}

@@ -63,7 +63,8 @@ def start(
 ) -> "subprocess.Popen[str]":
     """launch/distill.py with `arguments`, running; its output is one text.
 
-    world: > 1 goes through torchrun; processes of this agent. torchrun: its further arguments; sends world 1 through it.
+    world: > 1 goes through torchrun; processes of this agent.
+    torchrun: further arguments of it; with any, world 1 goes through it, too.
     """
     command = [sys.executable]
     if world > 1 or torchrun:

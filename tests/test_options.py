@@ -14,10 +14,11 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from distkgd import plan
+from distkgd import plan, train
 from distkgd.config import DISTILL_CONFIGS, RunConfig, StageConfig, StageTwoConfig, merge, parse_config
 from distkgd.display import Display
 from distkgd.distributed.checkpoint import list_steps
+from distkgd.distributed.dense import DenseOptimizer
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.plan import run_plan
@@ -87,6 +88,7 @@ CASES: dict[str, Case] = {
     "optimizer.lr": Case([0.05, 0.1], "rows"),
     "optimizer.relation_lr": Case([None, 0.01], "relation"),
     "optimizer.clip": Case([0.0, 0.001], "rows", context={"optimizer": {"name": "sgd"}}),
+    "optimizer.offload": Case([False, True], "offload"),
     "schedule.name": Case(["constant", "linear", "cosine", "plateau"], context=LOWERED, curve=FALLING),
     "schedule.final": Case([0.0, 0.5], context={"schedule": {"name": "cosine"}}),
     "schedule.factor": Case([0.1, 0.5], context=LOWERED, curve=FALLING),
@@ -97,6 +99,9 @@ CASES: dict[str, Case] = {
     "dropout": Case([0.0, 0.3]),
     "relation_dropout": Case([0.0, 0.3]),
     "bf16": Case([False, True], context={"init_scale": 0.5}),
+    "row_dtype": Case(["full", "bfloat16"], "rows"),
+    "move": Case(["rows", "queries", "nothing"], "move", context=SAMPLED),
+    "balanced": Case([False, True]),
     "validate_every": Case([0, 1, 2, 3], "validations", context={"epochs": 4}),
     "patience": Case([0, 1, 2], "steps", context={"epochs": 5}, curve=FALLING),
     "checkpoint_every": Case([0, 1, 2], "checkpoints", context={"epochs": 4, "validate_every": 0}),
@@ -126,7 +131,8 @@ CASES: dict[str, Case] = {
 
 def observe(student: dict[str, Any], folder: Path, curve: list[float]) -> dict[str, Any]:
     """Everything that can be seen of a small training run, by aspect."""
-    job = toy_job({"keep": 99, "student": student}, Ranks(), folder)
+    with mock.patch.object(train, "RowOptimizer", wraps=train.RowOptimizer) as optimizers:
+        job = toy_job({"keep": 99, "student": student}, Ranks(), folder)
     if job.validate is not None:
         left = iter(curve)
         job.validate = lambda: {"mrr": next(left)}
@@ -147,6 +153,8 @@ def observe(student: dict[str, Any], folder: Path, curve: list[float]) -> dict[s
         "evaluators": [{k: v for k, v in row.items() if k.startswith("evaluator/")} for row in log],
         "validations": [row["step"] for row in log if "valid/mrr" in row],
         "steps": progress.step,
+        "offload": optimizers.call_args.kwargs["offload"],
+        "move": job.scenes.move,
         "parts": max(sizes),
         "checkpoints": list_steps(job.checkpoints),
         "rows": digest(job.method.student.entity.weight),
@@ -156,7 +164,9 @@ def observe(student: dict[str, Any], folder: Path, curve: list[float]) -> dict[s
 
 
 def digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(str(tuple(tensor.shape)).encode() + tensor.detach().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        str(tuple(tensor.shape)).encode() + tensor.detach().view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
 
 
 def with_option(case: Case, name: str, value: Any) -> dict[str, Any]:
@@ -309,6 +319,21 @@ def data_after(folder: Path, options: dict[str, Any]) -> str:
     return str(launched(folder, {"data": data})["data"])
 
 
+def engines_of(folder: Path, options: dict[str, Any]) -> list[int]:
+    """The ZeRO stages of the DeepSpeed engines that a run makes; what they do is tested beside them."""
+    made: list[int] = []
+
+    def engine(name: str, tensors: Any, *, lr: float, ranks: Ranks, zero: int) -> DenseOptimizer:
+        made.append(zero)
+        return DenseOptimizer(name, tensors, lr=lr)
+
+    if "zero" in options["engine"]:
+        options = {"engine": {"name": "deepspeed", **options["engine"]}}
+    with mock.patch.object(train, "DeepSpeedDense", engine):
+        run_toy(folder, options)
+    return made
+
+
 RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = {
     "name": (["one", "two"], lambda f, o: launched(f, o)["out"]),
     "data": ([0, 1], data_after),
@@ -323,6 +348,8 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "filter": (["filtered", "raw"], metrics_after),
     "test": ([False, True], splits_after),
     "keep": ([1, 2, 3], checkpoints_after),
+    "engine.name": (["ddp", "deepspeed"], engines_of),
+    "engine.zero": ([0, 1, 2, 3], engines_of),
     "mlflow.enabled": ([False, True], tracking_of),
     "mlflow.uri": ([None, "sqlite:///other.db"], tracking_of),
 }
@@ -407,7 +434,8 @@ def test_every_optional_node_is_walked() -> None:
 def test_every_choice_of_an_option_is_tried() -> None:
     tried = {name: case.values for name, case in CASES.items()} | {k: v for k, (v, _) in RUN_CASES.items()}
     # Without a regulariser there is nothing to weigh; `weight` 0 and "none" are the same by construction.
-    missing_on_purpose = {"regulariser.name": {"none"}}
+    # `move: auto` is one of the others.
+    missing_on_purpose = {"regulariser.name": {"none"}, "move": {"auto"}}
     for name, kind in (stage_options() | dict(leaves(RunConfig))).items():
         hashable = {value for value in tried[name] if not isinstance(value, dict)}
         missing = choices(kind) - hashable - missing_on_purpose.get(name, set())

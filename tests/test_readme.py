@@ -48,7 +48,10 @@ def test_every_flag_behind_a_launcher_is_one_of_its_options(launcher: str) -> No
 
 
 def test_every_other_flag_belongs_to_some_launcher_or_to_a_named_program() -> None:
-    foreign = {"torchrun": {"--standalone", "--nproc-per-node"}, "mlflow ui": {"--backend-store-uri"}}
+    foreign = {
+        "torchrun": {"--standalone", "--nproc-per-node", "--max-restarts", "--nnodes", "--rdzv-backend"},
+        "mlflow ui": {"--backend-store-uri"},
+    }
     for program, flags in foreign.items():
         assert all(re.search(rf"{program}[^\n]*{flag}", README) for flag in flags)
     known = set().union(*map(flags_of, LAUNCHERS), *foreign.values())

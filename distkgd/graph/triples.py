@@ -149,8 +149,7 @@ class Vocabulary:
         try:
             rows = pl.read_csv(path, has_header=False, separator="\t", quote_char=None, schema=schema)
         except (OSError, pl.exceptions.PolarsError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{path}: not a vocabulary of `id<TAB>name` lines: {reason}") from error
+            raise DataError(f"{path}: not a vocabulary of `id<TAB>name` lines: {str(error).splitlines()[0]}") from error
         wrong = (rows["id"] != pl.int_range(len(rows), dtype=pl.Int64, eager=True)).fill_null(True).arg_true()
         if len(wrong):
             row = int(wrong[0])

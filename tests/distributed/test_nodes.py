@@ -19,7 +19,16 @@ from distkgd.errors import ConfigError, DataError
 from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers, both_sides
 from distkgd.graph.triples import SPLITS
-from tests.launches import distil, small_config, small_data
+from tests.launches import (
+    distil,
+    kill_all,
+    rank_process,
+    small_config,
+    small_data,
+    start,
+    steps_saved,
+    wait_for,
+)
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph
 
@@ -42,9 +51,9 @@ def never() -> NoReturn:
     raise AssertionError("this rank has nothing to build")
 
 
-def mapped() -> set[str]:
-    """The shared files that this process maps, by inode."""
-    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+def mapped(process: int | str = "self") -> set[str]:
+    """The shared files that a process maps, by inode."""
+    lines = Path(f"/proc/{process}/maps").read_text(encoding="utf-8").splitlines()
     return {line.split()[4] for line in lines if "memfd:distkgd" in line}
 
 
@@ -280,6 +289,16 @@ def test_two_ranks_report_a_mistake_in_the_data_once(tmp_path: Path) -> None:
     # What follows the line is torchrun's own.
     assert code != 0 and output.startswith("error: ") and output.count("2 columns in") == 1
     assert "(exitcode: 2)" in output and "Traceback" not in output.partition("(exitcode")[0]
+
+
+def test_a_run_on_two_ranks_has_its_data_in_memory_once(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "c.yaml", small_data(tmp_path / "data"), student={"epochs": 1000})
+    process = start([config, "--out", tmp_path / "run"], tmp_path, world=2)
+    wait_for(process, tmp_path, lambda: steps_saved(tmp_path / "run" / "stages" / "student"))
+    one, two = (mapped(rank_process(process, rank).pid) for rank in (0, 1))
+    kill_all(process)
+    # Train, valid, test, both vocabularies; and keys and answers of what train and all of them know.
+    assert one == two and len(one) >= 9
 
 
 # -- known answers ------------------------------------------------------------------------------------------------

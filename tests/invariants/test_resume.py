@@ -46,7 +46,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "bkd": {"method": "bkd", "distill": {"temperature": 2.0}},
     "dualde": {"method": "dualde", "patience": 2, "distill": {"stage_two": {"start": "plateau", "epochs": 2}}},
 }
-TIMES = {"triples_per_second"}
+TIMES = {"triples_per_second", "sent_bytes_per_step", "peak_memory_bytes"}
 
 
 def student(method: str, regime: str, **more: Any) -> dict[str, Any]:
