@@ -32,7 +32,7 @@ from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.exchange import expected_memory, shape_of
 from distkgd.graph import power_law_graph
 from distkgd.graph.filters import KnownAnswers
-from distkgd.graph.sampling import Sampler
+from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.methods import build_method
 from distkgd.model import Model, new_model
 from distkgd.scenes import SceneBuilder
@@ -69,7 +69,10 @@ def bare_job(
 
     method = build_method(config, fresh(config.dim, 0), [fresh(teacher_dim, 1)] if teacher_dim else [])
     negatives = config.negatives
-    sampler = Sampler(train, entities, RELATIONS, batch_size=config.batch_size, sides=negatives.sides, seed=0)
+    size, parts = config.batch_size, config.accumulate
+    balanced = Balanced(train, ranks.bounds(entities), size, parts, seed=0) if config.balanced else None
+    sides = negatives.sides
+    sampler = Sampler(train, entities, RELATIONS, batch_size=size, sides=sides, seed=0, balanced=balanced)
     scenes = SceneBuilder(
         sampler,
         KnownAnswers(train[:0], entities),

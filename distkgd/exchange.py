@@ -39,6 +39,7 @@ def shape_of(scenes: SceneBuilder, method: Method, config: StageConfig, step: in
         terms=TERMS,
         number_bytes=method.student.relation.element_size(),
         fixed=sampler.balanced is not None,
+        clipped=bool(config.optimizer.clip),
         parts=len(parts),
     )
 

@@ -147,51 +147,57 @@ def train_stage(job: Job) -> Progress:
 
 def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[str, float], bool]:
     """One global batch: the loss terms it had ({name: value}), and whether a signal asked any rank to stop."""
-    method, ranks, accumulate = job.method, job.ranks, job.config.accumulate
+    method, accumulate = job.method, job.config.accumulate
     totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     stopping = False
     for i in range(accumulate):
         scene = job.lookahead.scene(progress.step, i)
         for update in method.updates(scene):
             job.lookahead.advance()
+            torch.stack(list(update.terms.values())).sum().backward()
             for name, term in update.terms.items():
                 totals[name] = totals[name] + term.detach().double().cpu()
-            last = i + 1 == accumulate
-            if last:
-                # Every rank learns every rank's terms and signals, while backward runs, before anyone moves a row.
-                names = sorted(totals)
-                shared = torch.stack([*(totals[name] for name in names), torch.tensor(float(signal_number))])
-                arrived = ranks.begin_all_reduce(shared.to(ranks.device))
-            torch.stack(list(update.terms.values())).sum().backward()
-            if last:
-                agreed = arrived().tolist()
-                stopping = agreed[-1] > 0
-                values = dict(zip(names, agreed[:-1], strict=True))
-                check_finite(values, job, progress)
-                apply(job, sorted(update.groups), schedule_scale(job, progress))
+            if i + 1 == accumulate:
+                values, stopping = apply(job, progress, sorted(update.groups), totals, signal_number)
     return values, stopping
 
 
-def apply(job: Job, groups: list[str], scale: float) -> None:
-    """One simultaneous step of some groups on the gradients that backward left behind."""
+def apply(
+    job: Job, progress: Progress, groups: list[str], totals: Mapping[str, torch.Tensor], signal_number: int
+) -> tuple[dict[str, float], bool]:
+    """One simultaneous step of some groups on the gradients that backward left behind.
+
+    Returns the loss terms summed over ranks, and whether a signal asked any rank to stop. A NaN or Inf term raises
+    DivergedError on all ranks.
+    """
     rows = [job.rows[group] for group in groups if group in job.rows]
     dense = [job.dense[group] for group in groups if group in job.dense]
-    limit = job.config.optimizer.clip
+    names, limit = sorted(totals), job.config.optimizer.clip
+    said = torch.stack([*(totals[name] for name in names), torch.tensor(float(signal_number))]).to(job.ranks.device)
     # An engine that sums over ranks itself may do so, unless the norm of the sum is needed first.
     reduced = bool(limit) or not all(one.sums_ranks for one in dense)
-    reduce = begin_reducing(dense, job.ranks) if reduced else lambda: None
+    arrived = begin_reducing(dense if reduced else [], job.ranks, said)
+
+    def agree() -> tuple[dict[str, float], bool]:
+        agreed = arrived().tolist()
+        values = dict(zip(names, agreed[:-1], strict=True))
+        check_finite(values, job, progress)
+        return values, agreed[-1] > 0
+
     if limit:
-        reduce()
+        found = agree()
     clip = clip_factor(rows, [t for one in dense for t in one.tensors.values()], limit, job.ranks)
+    scale = schedule_scale(job, progress)
     rates = {group: scale * job.method.lr_scale(group) for group in groups}
     for group in groups:
         if group in job.rows:
             job.rows[group].step(rates[group], clip)
     if not limit:
-        reduce()  # it travelled while the rows moved
+        found = agree()  # it travelled while the rows moved; after an error nothing of them is kept
     for group in groups:
         if group in job.dense:
             job.dense[group].step(rates[group], clip, reduced=reduced)
+    return found
 
 
 def end_epoch(job: Job, progress: Progress, log: "MetricsLog", begun: float) -> None:

@@ -7,8 +7,8 @@ w bytes per number; the kinds are those of `Ranks.traffic`:
     rows      R w (sum of dims, twice for tables that learn)    there, and their gradients back
     queries   (W - 1) Q w (sum of widths, twice if they learn)  if queries travel
     partials  2 (W - 1) Q w columns                             if queries travel; columns <= 5 for one loss
-    dense     2 (W - 1) / W times the replicated tensors        a ring all-reduce
-    control   2 (W - 1) / W 8 (terms + 1)                       the loss terms
+    dense     2 (W - 1) / W w (replicated + terms + 1)          a ring all-reduce of gradients and loss terms
+    control   2 (W - 1) / W 8                                   the rows' norm, if gradients are clipped
 
 No term has queries times candidates in it. R grows with the candidates only if rows travel.
 """
@@ -43,7 +43,7 @@ class Shape:
     with_candidates: the same with the candidates, were they looked up.
     touched: distinct rows of the own shard that one part touches (all: the whole shard).
     columns, per_query, widths: see `losses.Travel`. dense: numbers in replicated tensors that learn.
-    parts: into which the batch is cut.
+    fixed: whether batches are balanced. clipped: whether gradients are. parts: into which the batch is cut.
     """
 
     world: int
@@ -61,6 +61,7 @@ class Shape:
     terms: int
     number_bytes: int
     fixed: bool = False
+    clipped: bool = False
     parts: int = 1
 
 
@@ -72,9 +73,10 @@ def traffic(shape: Shape, move: str) -> dict[str, float]:
     found = {
         "ids": 8.0 * needed + (0.0 if shape.fixed else 8.0 * others * shape.parts),
         "rows": needed * row_numbers * w,
-        "dense": 2.0 * others / shape.world * shape.dense * w,
-        "control": 2.0 * others / shape.world * 8 * (shape.terms + 1),
+        "dense": 2.0 * others / shape.world * (shape.dense + shape.terms + 1) * w,
     }
+    if shape.clipped:
+        found["control"] = 2.0 * others / shape.world * 8
     if move == "queries":
         widths = [(s.query, s.learns) for s in shape.speakers] + list(shape.widths) + [(shape.per_query, True)]
         numbers = sum(width * (2 if learns else 1) for width, learns in widths)

@@ -108,20 +108,28 @@ class DenseOptimizer:
 
 def reduce_gradients(dense: Sequence[Dense], ranks: Ranks) -> None:
     """Sum the gradients of all groups over ranks, in one bucket; a tensor without one has zeros."""
-    begin_reducing(dense, ranks)()
+    begin_reducing(dense, ranks, torch.zeros(0, device=ranks.device))()
 
 
-def begin_reducing(dense: Sequence[Dense], ranks: Ranks) -> Callable[[], None]:
-    """`reduce_gradients` on its way while other work is done; the result waits for it and puts the sums in place."""
+def begin_reducing(dense: Sequence[Dense], ranks: Ranks, more: Tensor) -> Callable[[], Tensor]:
+    """`reduce_gradients` and the sum of `more` [n] in the same bucket, on its way while other work is done.
+
+    The result waits for it, puts the gradients in place and returns the sum of `more`.
+    """
+    if ranks.world == 1:
+        return lambda: more
     tensors = [tensor for one in dense for tensor in one.tensors.values()]
-    if ranks.world == 1 or not tensors:
-        return lambda: None
-    bucket = torch.cat([(torch.zeros_like(t) if t.grad is None else t.grad).reshape(-1) for t in tensors])
+    flat = [(torch.zeros_like(t) if t.grad is None else t.grad).reshape(-1) for t in tensors]
+    # In the precision of the gradients: one message is worth more than the last digits of a logged loss.
+    bucket = torch.cat([*flat, more.to(flat[0].dtype if flat else more.dtype)])
     arrived = ranks.begin_all_reduce(bucket, "dense")
 
-    def finish() -> None:
-        for tensor, grad in zip(tensors, arrived().split([t.numel() for t in tensors]), strict=True):
+    def finish() -> Tensor:
+        *sums, rest = arrived().split([*(t.numel() for t in tensors), len(more)])
+        for tensor, grad in zip(tensors, sums, strict=True):
             tensor.grad = grad.view_as(tensor).clone()
+        total: Tensor = rest.to(more.dtype)
+        return total
 
     return finish
 

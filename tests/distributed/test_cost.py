@@ -70,7 +70,7 @@ def assert_as_expected(world: int, cases: list[dict[str, Any]]) -> None:
         for kind, value in expected.items():
             # Each kind by itself, so that one error cannot hide another; the loss terms are guessed at, and the ids
             # of a batch in parts are those of two batches.
-            guessed = kind == "control" or (kind == "ids" and "accumulate" in config["student"])
+            guessed = kind == "dense" or (kind == "ids" and "accumulate" in config["student"])
             assert sent[kind] == pytest.approx(value, rel=0.02, abs=100 if guessed else 1), (kind, where)
 
 
