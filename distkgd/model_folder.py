@@ -95,8 +95,10 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
             f"{folder}: the tables have {entity.shape[1]} and {relation.shape[1]} columns, "
             f"the scorer in config.json ({scorer}) needs {scorer.dim} and {scorer.relation_size}."
         )
-    wanted = dtype or entity.dtype
-    table = ShardedTable(entity.to(ranks.device, wanted), num_entities, ranks)
+    wanted = dtype or relation.dtype
+    # Rows in bfloat16 stay as they are and are widened where they are used.
+    stored = entity.dtype if entity.dtype == torch.bfloat16 else wanted
+    table = ShardedTable(entity.to(ranks.device, stored), num_entities, ranks, wanted)
     model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
     return LoadedModel(model, entities, relations, config)
 

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
@@ -21,7 +22,9 @@ from distkgd.config import NoDistillConfig, RunConfig, load_config, merge, parse
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError
+from distkgd.evaluate import metrics, ranks_of
 from distkgd.graph import Graph, Vocabulary, load_graph
+from distkgd.graph.filters import KnownAnswers
 from distkgd.model_folder import load_model
 from distkgd.plan import build_plan, run_plan
 from tests.launches import small_data
@@ -222,6 +225,22 @@ def test_a_teacher_can_be_a_finished_model_and_stays_as_it_was(where: str, tmp_p
     assert after == before
     bkd = json.loads((tmp_path / "bkd/report.json").read_text(encoding="utf-8"))
     assert bkd["stages"][0]["test"] == whole["stages"][1]["test"]
+
+
+def test_bfloat16_rows_halve_the_model_folder_and_score_there_as_in_training(tmp_path: Path) -> None:
+    rows = {"row_dtype": "bfloat16"}
+    tree = {"teacher": {**TEACHER, **rows}, "student": {**STUDENT, **rows, "epochs": 6}}
+    half, full = ran(tmp_path / "half", tree), ran(tmp_path / "full", TAUGHT)
+    for name, stage in (("teacher", half["stages"][0]), ("student", half["stages"][1])):
+        loaded = load_model(tmp_path / "half/stages" / name, Ranks()).model
+        assert loaded.entity.weight.dtype == torch.bfloat16 and loaded.relation.dtype == torch.float32
+        graph = toy_graph()
+        answers = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+        assert metrics(ranks_of(loaded, graph.test, answers, Ranks())) == pytest.approx(stage["test"])
+    models = [tmp_path / run / "stages/teacher/model" for run in ("half", "full")]
+    sizes = [sum(file.stat().st_size for file in model.glob("entity-*")) for model in models]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert half["stages"][1]["valid"]["mrr"] == pytest.approx(full["stages"][1]["valid"]["mrr"], abs=0.1)
 
 
 def renamed(graph: Graph, kind: str) -> Graph:

@@ -49,7 +49,7 @@ def test_every_flag_behind_a_launcher_is_one_of_its_options(launcher: str) -> No
 
 def test_every_other_flag_belongs_to_some_launcher_or_to_a_named_program() -> None:
     foreign = {
-        "torchrun": {"--standalone", "--nproc-per-node", "--max-restarts", "--nnodes", "--rdzv-backend"},
+        "torchrun": {"--standalone", "--nproc-per-node", "--max-restarts", "--nnodes", "--rdzv-backend", "--rdzv-conf"},
         "mlflow ui": {"--backend-store-uri"},
     }
     for program, flags in foreign.items():
