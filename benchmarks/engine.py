@@ -33,12 +33,13 @@ from distkgd.exchange import expected_memory, shape_of
 from distkgd.graph import power_law_graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Balanced, Sampler
+from distkgd.job import Job, Progress
 from distkgd.methods import build_method
 from distkgd.model import Model, new_model
 from distkgd.scenes import SceneBuilder
 from distkgd.scorers import build_scorer
 from distkgd.tracking import open_tracking
-from distkgd.train import Job, Progress, train_step
+from distkgd.train import train_step
 
 RELATIONS = 50
 app = typer.Typer(help=__doc__)

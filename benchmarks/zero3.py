@@ -35,11 +35,12 @@ from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Sampler
+from distkgd.job import Progress
 from distkgd.model import new_model
 from distkgd.plan import Run, Stage, build_job, stage_seed
 from distkgd.scorers import build_scorer
 from distkgd.tracking import open_tracking
-from distkgd.train import Progress, train_step
+from distkgd.train import train_step
 
 QUERIES, NEGATIVES, RELATIONS, LR = 1024, 1024, 16, 0.1
 INIT_SCALE = 0.5  # so large that losses differ from batch to batch, and the relations' steps show in them

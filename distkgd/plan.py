@@ -32,6 +32,7 @@ from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.relations import relation_categories
 from distkgd.graph.sampling import Balanced, Sampler
+from distkgd.job import Job, Progress
 from distkgd.methods import build_method
 from distkgd.model import Model, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
@@ -39,7 +40,7 @@ from distkgd.report import write_atomic, write_report
 from distkgd.scenes import SceneBuilder
 from distkgd.scorers import build_scorer
 from distkgd.tracking import StageTracking, Status, Tracking, open_tracking
-from distkgd.train import Job, Progress, train_stage
+from distkgd.train import train_stage
 
 # Keys that do not change what a run computes; a resumed run may set them anew.
 FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow"})

@@ -14,7 +14,8 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from distkgd import plan, train
+from distkgd import job as job_module
+from distkgd import plan
 from distkgd.config import DISTILL_CONFIGS, RunConfig, StageConfig, StageTwoConfig, merge, parse_config
 from distkgd.display import Display
 from distkgd.distributed.checkpoint import list_steps
@@ -131,7 +132,7 @@ CASES: dict[str, Case] = {
 
 def observe(student: dict[str, Any], folder: Path, curve: list[float]) -> dict[str, Any]:
     """Everything that can be seen of a small training run, by aspect."""
-    with mock.patch.object(train, "RowOptimizer", wraps=train.RowOptimizer) as optimizers:
+    with mock.patch.object(job_module, "RowOptimizer", wraps=job_module.RowOptimizer) as optimizers:
         job = toy_job({"keep": 99, "student": student}, Ranks(), folder)
     if job.validate is not None:
         left = iter(curve)
@@ -329,7 +330,7 @@ def engines_of(folder: Path, options: dict[str, Any]) -> list[int]:
 
     if "zero" in options["engine"]:
         options = {"engine": {"name": "deepspeed", **options["engine"]}}
-    with mock.patch.object(train, "DeepSpeedDense", engine):
+    with mock.patch.object(job_module, "DeepSpeedDense", engine):
         run_toy(folder, options)
     return made
 

@@ -17,10 +17,11 @@ from distkgd import train
 from distkgd.distributed.checkpoint import list_steps, load_rows, read_meta
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError, DivergedError
+from distkgd.job import Job, Progress, schedule_scale, step_name
 from distkgd.methods.base import Update
 from distkgd.methods.scratch import Scratch
 from distkgd.scenes import Scene
-from distkgd.train import Job, Progress, schedule_scale, step_name, train_stage
+from distkgd.train import train_stage
 from tests.launches import family, finish, rank_process, small_config, small_data, start, steps_saved, wait_for
 from tests.ranks import run_on_ranks
 from tests.toys import toy_job

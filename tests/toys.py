@@ -11,11 +11,12 @@ from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers
+from distkgd.job import Job, Progress
 from distkgd.model import Model, new_model
 from distkgd.plan import Run, Stage, build_job
 from distkgd.scorers import build_scorer
 from distkgd.tracking import open_tracking
-from distkgd.train import Job, Progress, train_step
+from distkgd.train import train_step
 
 
 def toy_graph(entities: int = 41, relations: int = 5, triples: int = 400, seed: int = 0) -> Graph:

@@ -21,8 +21,9 @@ from distkgd.distributed.checkpoint_writer import State, Writer
 from distkgd.distributed.model_files import Rows, seal
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
+from distkgd.job import Job, Progress, load_group, step_name, write
 from distkgd.tracking import NoStageTracking
-from distkgd.train import Job, Progress, load_group, step_name, train_stage, write
+from distkgd.train import train_stage
 from tests.distributed.checkpoints import Alone, flip_last_bit, no_damage, on_ranks, save, small, truncate, value_of
 from tests.ranks import run_on_ranks
 from tests.toys import toy_job

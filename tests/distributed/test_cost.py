@@ -9,8 +9,9 @@ from distkgd.config import LossConfig
 from distkgd.distributed.cost import Shape, Speaker, choose, human, memory, traffic
 from distkgd.distributed.ranks import Ranks
 from distkgd.exchange import announcement, choose_move, shape_of
+from distkgd.job import Progress
 from distkgd.methods import METHODS
-from distkgd.train import Progress, train_step
+from distkgd.train import train_step
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 

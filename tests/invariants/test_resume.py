@@ -21,9 +21,10 @@ from distkgd.distributed.checkpoint import list_steps, read_meta
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import Stopped
 from distkgd.evaluate import metrics
+from distkgd.job import Job
 from distkgd.methods import METHODS
 from distkgd.plan import run_plan
-from distkgd.train import Job, train_stage
+from distkgd.train import train_stage
 from tests.launches import (
     distil,
     finish,

@@ -7,8 +7,9 @@ import torch
 
 from distkgd.config import BkdConfig
 from distkgd.distributed.ranks import Ranks
+from distkgd.job import Progress
 from distkgd.methods import Bkd, HardSettings
-from distkgd.train import Progress, train_step
+from distkgd.train import train_step
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
 from tests.toys import toy_graph, toy_job
 

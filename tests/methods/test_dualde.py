@@ -10,12 +10,13 @@ from torch import Tensor
 from distkgd.config import DualdeConfig, LossConfig, parse_config
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, UnsupportedError
+from distkgd.job import Job, Progress
 from distkgd.losses import hard_loss
 from distkgd.methods import HardSettings, Update
 from distkgd.methods.dualde import DualDE
 from distkgd.model import View
 from distkgd.scenes import SceneBuilder
-from distkgd.train import Job, Progress, train_step
+from distkgd.train import train_step
 from tests.jobs import (
     Asked,
     NaiveModel,

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from distkgd.distributed.ranks import Ranks
+from distkgd.job import Progress
 from distkgd.methods import HardSettings, Scratch
-from distkgd.train import Progress, train_step
+from distkgd.train import train_step
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job, train_some

@@ -1,0 +1,181 @@
+"""A stage ready to be trained, what its loop has to remember, and how both are written to disk and read back."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from distkgd.config import EngineConfig, StageConfig
+from distkgd.display import Display
+from distkgd.distributed.checkpoint import latest, load_rows, load_tensors, read_meta
+from distkgd.distributed.checkpoint_writer import State, Writer
+from distkgd.distributed.deepspeed_engine import DeepSpeedDense
+from distkgd.distributed.dense import Dense, DenseOptimizer
+from distkgd.distributed.model_files import Rows
+from distkgd.distributed.optim import RowOptimizer
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import CheckpointError
+from distkgd.methods import Method
+from distkgd.scenes import Lookahead, SceneBuilder
+from distkgd.tracking import StageTracking
+
+
+@dataclass
+class Progress:
+    """All the loop has to remember across a restart, beside tensors."""
+
+    step: int = 0
+    epoch: int = 0
+    best_mrr: float = -1.0
+    best_step: int = -1
+    stale: int = 0
+    plateau_scale: float = 1.0
+    plateau_stale: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    done: bool = False
+    log_sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last logged row
+    log_count: int = 0
+
+
+@dataclass
+class Job:
+    """A stage ready to be trained.
+
+    digest: identifies config, data and teachers; a checkpoint of another digest is refused.
+    validate: -> validation metrics (with "mrr"), or None when there is nothing to validate on.
+    """
+
+    name: str
+    config: StageConfig
+    method: Method
+    scenes: SceneBuilder
+    ranks: Ranks
+    folder: Path
+    digest: str
+    keep: int
+    validate: Callable[[], dict[str, float]] | None
+    tracking: StageTracking
+    display: Display
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    rows: dict[str, RowOptimizer] = field(default_factory=dict)
+    dense: dict[str, Dense] = field(default_factory=dict)
+    writer: Writer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
+        config, method = self.config.optimizer, self.method
+        for group, model in method.trained.items():
+            model.relation.requires_grad_(True)
+            seed = self.scenes.sampler.seed
+            self.rows[group] = RowOptimizer(config.name, model.entity, lr=config.lr, offload=config.offload, seed=seed)
+            self.dense[group] = self._dense({"relation": model.relation}, config.relation_lr or config.lr)
+        if method.evaluators:
+            for tensor in method.evaluators.values():
+                tensor.requires_grad_(True)
+            self.dense["evaluators"] = self._dense(method.evaluators, method.evaluator_lr)
+        self.lookahead = Lookahead(self.scenes, self.config.accumulate)
+        self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
+
+    def _dense(self, tensors: Mapping[str, torch.Tensor], lr: float) -> Dense:
+        name = self.config.optimizer.name
+        if self.engine.name == "deepspeed":
+            return DeepSpeedDense(name, tensors, lr=lr, ranks=self.ranks, zero=self.engine.zero)
+        return DenseOptimizer(name, tensors, lr=lr)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of this stage's checkpoints."""
+        return self.folder / "checkpoint"
+
+
+def last_epoch(job: Job) -> int:
+    """The epoch after which the stage ends at the latest, as of the method's present phase."""
+    return job.method.last_epoch(job.config.epochs)
+
+
+def schedule_scale(job: Job, progress: Progress) -> float:
+    """Factor on the learning rate at this step."""
+    schedule = job.config.schedule
+    share = min(1.0, progress.step / (job.config.epochs * job.scenes.sampler.steps_per_epoch))
+    match schedule.name:
+        case "linear":
+            return 1.0 + (schedule.final - 1.0) * share
+        case "cosine":
+            return schedule.final + (1.0 - schedule.final) * 0.5 * (1.0 + math.cos(math.pi * share))
+        case "plateau":
+            return progress.plateau_scale
+    return 1.0
+
+
+def step_name(step: int) -> str:
+    """Folder name of the checkpoint of `step`."""
+    return f"step_{step:010d}"
+
+
+def write(job: Job, progress: Progress) -> None:
+    """Start a checkpoint of everything the loop needs; the best step and the newest ones are kept."""
+    settle(job)  # first, because publishing this one may remove the one that is registered now
+    state = State({}, {}, {"digest": job.digest, "progress": vars(progress), "method": job.method.state()})
+    state.meta["optimizer_steps"] = {group: one.steps for group, one in job.dense.items()}
+    for group, optimizer in job.rows.items():
+        table = optimizer.table
+        rows = {"weight": table.weight, **optimizer.state}
+        state.rows |= {f"{group}.entity.{k}": Rows(v, table.lo, table.total) for k, v in rows.items()}
+    for group, dense in job.dense.items():
+        kinds = dense.state()
+        for name, tensor in dense.tensors.items():
+            state.tensors[f"{group}.{name}"] = tensor.detach()
+            state.tensors |= {f"{group}.{name}.{k}": v for k, v in kinds.get(name, {}).items()}
+    protect = [progress.best_step] if progress.best_step >= 0 else []
+    job.writer.save(progress.step, state, protect=protect)
+
+
+def settle(job: Job) -> None:
+    """Wait until the checkpoint that is being written, if any, is published, and register it."""
+    path = job.writer.wait()
+    if path is not None and job.ranks.first:
+        digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+        job.tracking.checkpoint(path, int(path.name.removeprefix("step_")), digest)
+
+
+def restore(job: Job) -> Progress:
+    """Load the newest undamaged checkpoint into the job, or start fresh."""
+    path = latest(job.checkpoints, job.ranks, job.display.warn)
+    if path is None:
+        return Progress()
+    meta = read_meta(path)["meta"]
+    if meta["digest"] != job.digest:
+        raise CheckpointError(
+            f"{path} belongs to another config, data set or teacher than stage {job.name} has now; "
+            "use another --out, or go back to the plan.yaml beside it."
+        )
+    for group in job.dense:
+        load_group(job, group, path)
+    job.method.restore(meta["method"])
+    progress = Progress(**meta["progress"])
+    if not progress.done:
+        job.display.line(f"{job.name}: resumed at step {progress.step}")
+    return progress
+
+
+def load_group(job: Job, group: str, path: Path) -> None:
+    """Rows, replicated tensors and optimiser state of one group from a checkpoint, in place."""
+    settle(job)  # it may be the one that is being written
+    steps = read_meta(path)["meta"]["optimizer_steps"][group]
+    if group in job.rows:
+        optimizer = job.rows[group]
+        table = optimizer.table
+        optimizer.steps = steps
+        for key, value in {"weight": table.weight, **optimizer.state}.items():
+            value.copy_(load_rows(path, f"{group}.entity.{key}", table.lo, table.hi))
+    stored = load_tensors(path)
+    tensors, state = {}, {}
+    for name in job.dense[group].tensors:
+        prefix = f"{group}.{name}"
+        tensors[name] = stored[prefix]
+        state[name] = {k.removeprefix(f"{prefix}."): v for k, v in stored.items() if k.startswith(f"{prefix}.")}
+    job.dense[group].load(tensors, state, steps)
