@@ -67,14 +67,16 @@ def _count(scenes: SceneBuilder, part: Batch) -> tuple[float, float, float]:
     return anchors, with_candidates, touched
 
 
-def choose_move(scenes: SceneBuilder, method: Method, config: StageConfig) -> Move:
-    """The configured move, or the one that sends fewer bytes for the first batch."""
+def settle_move(scenes: SceneBuilder, method: Method, config: StageConfig) -> str:
+    """Give `scenes` the configured move, or the one that sends less for the first batch; the line that says so."""
     if config.move != "auto":
-        return config.move
-    if scenes.ranks.world == 1:
-        # Nobody to send to: what needs the fewest copies.
-        return "rows" if scenes.grouped else "queries"
-    return "queries" if choose(shape_of(scenes, method, config)) == "queries" else "rows"
+        scenes.move = config.move
+    shape = shape_of(scenes, method, config)
+    if config.move == "auto":
+        # With nobody to send to, what needs the fewest copies.
+        alone: Move = "rows" if scenes.grouped else "queries"
+        scenes.move = alone if shape.world == 1 else choose(shape)
+    return announcement(scenes, shape, config)
 
 
 def expected_memory(scenes: SceneBuilder, shape: Shape) -> dict[str, float]:
@@ -82,9 +84,8 @@ def expected_memory(scenes: SceneBuilder, shape: Shape) -> dict[str, float]:
     return memory(shape, scenes.move, lambda numbers: numbers_at_once(numbers, scenes.ranks.device))
 
 
-def announcement(scenes: SceneBuilder, method: Method, config: StageConfig) -> str:
+def announcement(scenes: SceneBuilder, shape: Shape, config: StageConfig) -> str:
     """One line: what travels, its expected bytes, and the expected memory, per rank."""
-    shape = shape_of(scenes, method, config)
     held = expected_memory(scenes, shape)
     holds = f"memory per rank {human(sum(held.values()))} ({_listed(held)})"
     if shape.world == 1:

@@ -27,7 +27,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError, DistkgdError, Stopped, UnsupportedError
 from distkgd.evaluate import breakdown, metrics, protocol, ranks_of
-from distkgd.exchange import announcement, choose_move
+from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.relations import relation_categories
@@ -268,8 +268,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
         label_shares=known_labels,
     )
-    scenes.move = choose_move(scenes, method, config)
-    run.display.line(f"{stage.name}: {announcement(scenes, method, config)}")
+    run.display.line(f"{stage.name}: {settle_move(scenes, method, config)}")
     can_validate = config.validate_every and len(graph.valid)
     job = Job(
         name=stage.name,

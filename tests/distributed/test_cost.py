@@ -8,7 +8,7 @@ import pytest
 from distkgd.config import LossConfig
 from distkgd.distributed.cost import Shape, Speaker, choose, human, memory, traffic
 from distkgd.distributed.ranks import Ranks
-from distkgd.exchange import announcement, choose_move, shape_of
+from distkgd.exchange import settle_move, shape_of
 from distkgd.job import Progress
 from distkgd.methods import METHODS
 from distkgd.train import train_step
@@ -146,7 +146,6 @@ def test_the_cheaper_move_is_taken_unless_one_is_named() -> None:
 
 def chosen_on_ranks(ranks: Ranks, config: dict[str, Any]) -> str:
     job = toy_job(config, ranks, Path("/nonexistent"), toy_graph(entities=2000, triples=2000))
-    assert choose_move(job.scenes, job.method, job.config) == job.scenes.move
     return job.scenes.move
 
 
@@ -162,7 +161,7 @@ def test_the_announcement_names_the_move_its_bytes_and_the_memory() -> None:
 
 def announced_on_ranks(ranks: Ranks, config: dict[str, Any]) -> str:
     job = toy_job(config, ranks, Path("/nonexistent"), toy_graph(entities=300, triples=2000))
-    return announcement(job.scenes, job.method, job.config)
+    return settle_move(job.scenes, job.method, job.config)
 
 
 def test_memory_is_the_shards_and_one_block_of_scores() -> None:

@@ -157,6 +157,22 @@ def alone(kind: str, case: RowsCase, block_numbers: int | None) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("kind", ALONE)
+def test_the_second_derivative_is_the_same_in_blocks(kind: str) -> None:
+    case = rows_case(6, 11)
+
+    def second(block_numbers: int | None) -> tuple[Tensor, ...]:
+        queries, rows = case.queries.clone().requires_grad_(), case.candidates.clone().requires_grad_()
+        layout = Layout(Ranks(), counts=[len(queries)], num_candidates=len(rows), block_numbers=block_numbers)
+        got = reduce(ALONE[kind], Field(layout, dot, queries, rows))["x"]
+        first = torch.autograd.grad(got.square().sum(), (queries, rows), create_graph=True)
+        return torch.autograd.grad(sum(g.pow(3).sum() for g in first), (queries, rows))
+
+    for whole, blocked in zip(second(None), second(13), strict=True):
+        torch.testing.assert_close(whole, blocked)
+        assert whole.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ALONE)
 def test_each_kind_of_partial_alone_is_the_same_in_blocks(kind: str) -> None:
     case = rows_case(6, 11)
     for whole, blocked in zip(alone(kind, case, None), alone(kind, case, 13), strict=True):
