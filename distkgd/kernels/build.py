@@ -1,0 +1,68 @@
+"""C++ sources of this folder as loaded libraries: compiled on first use for this very processor, kept on disk.
+
+DISTKGD_KERNELS=off does without them. They are kept in $XDG_CACHE_HOME/distkgd or ~/.cache/distkgd.
+"""
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch  # first: its OpenMP runtime is the one the libraries resolve their calls to
+
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The library made of `name`.cpp, or None where there is no C++ compiler or it was switched off."""
+    if os.environ.get("DISTKGD_KERNELS", "on").lower() in ("off", "0", "false", "no"):
+        return None
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if compiler is None:
+        return None
+    source = Path(__file__).with_name(f"{name}.cpp")
+    made = _folder() / f"{name}-{_digest(source, compiler)}.so"
+    if not made.exists():
+        _compile(compiler, source, made)
+    return ctypes.CDLL(str(made))
+
+
+def _folder() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distkgd"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _digest(source: Path, compiler: str) -> str:
+    # A cache on a shared home serves machines of several kinds.
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = [source.read_text(encoding="utf-8"), " ".join(_FLAGS), version, *processor, torch.__version__]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, source: Path, made: Path) -> None:
+    # One process compiles, those of the same machine that came later wait for it.
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+            compiled, linked = Path(folder, "code.o"), Path(folder, "code.so")
+            # Linked without an OpenMP runtime: a second one beside torch's would fight it for the cores.
+            for command in (
+                [compiler, *_FLAGS, "-fopenmp", "-c", str(source), "-o", str(compiled)],
+                [compiler, "-shared", str(compiled), "-o", str(linked), "-lrt"],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise RuntimeError(f"{' '.join(command)} failed; DISTKGD_KERNELS=off does without:\n{done.stderr}")
+            linked.replace(made)
