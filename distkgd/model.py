@@ -1,6 +1,5 @@
 """A model is an entity table, a relation table and a scorer; a view is what one batch sees of it."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,8 +14,9 @@ from distkgd.graph.filters import Queries
 from distkgd.random import Stream
 from distkgd.scenes import Scene
 from distkgd.scorers import Init, Scorer
+from distkgd.scorers.base import Candidates
 
-Meet = Callable[[Tensor, Tensor], Tensor]
+Meet = Callable[[Tensor, Candidates], Tensor]
 
 _INIT_ROWS = 1 << 14  # rows initialised at a time, to bound the counters' memory
 
@@ -138,11 +138,13 @@ class View:
             self.model, self.scene = model, scene
             self.opened: OpenRows = model.entity.open(scene.route, grad=grad)
             shape = scene.candidates
-            sizes = [n, n] if shape is None or not scene.looked_up else [n, n, math.prod(shape)]
-            self.anchor, self.answer, *looked_up = self.opened.lookup(sizes)
-            candidates = looked_up[0] if looked_up else self.opened.candidates()
-            if shape is not None:
-                candidates = candidates.reshape(*shape, candidates.shape[-1])
+            candidates: Candidates
+            if shape is not None and scene.looked_up:
+                (self.anchor, self.answer), candidates = self.opened.lookup_and_list([n, n], shape)
+            else:
+                self.anchor, self.answer = self.opened.lookup([n, n])
+                candidates = self.opened.candidates()
+                candidates = candidates if shape is None else candidates.reshape(*shape, candidates.shape[-1])
             self.relation = F.embedding(model.relation_ids(queries), model.relation)
             anchor = _drop(self.anchor, dropout, scene, Stream.ENTITY_DROPOUT)
             relation = _drop(self.relation, relation_dropout, scene, Stream.RELATION_DROPOUT)
@@ -156,8 +158,8 @@ class View:
 
 
 def _meet_bf16(scorer: Scorer) -> Meet:
-    def meet(queries: Tensor, rows: Tensor) -> Tensor:
-        return scorer.meet(queries.bfloat16(), rows.bfloat16()).to(queries.dtype)
+    def meet(queries: Tensor, rows: Candidates) -> Tensor:
+        return scorer.meet(queries.bfloat16(), rows.to(torch.bfloat16)).to(queries.dtype)
 
     return meet
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from distkgd import random
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
+from distkgd.kernels import rows as kernels
 from distkgd.random import Stream
 
 ADAGRAD_EPS = 1e-10
@@ -83,7 +84,7 @@ class RowOptimizer:
         self.steps += 1
         with torch.no_grad():
             for touched, grad in self.gradients():
-                self._update(touched, grad.mul_(clip) if clip != 1.0 else grad, self.lr * scale)
+                self._update(touched, grad, self.lr * scale, clip)
         self.clear()
 
     def clear(self) -> None:
@@ -126,8 +127,14 @@ class RowOptimizer:
             if opened.shard is not None and opened.shard.grad is not total:
                 opened.shard.grad = None
 
-    def _update(self, touched: Tensor | None, grad: Tensor, lr: float) -> None:
+    def _update(self, touched: Tensor | None, grad: Tensor, lr: float, clip: float) -> None:
         weight, dtype = self.table.weight, self.table.dtype
+        if kernels.available(weight, grad, *self.state.values()):
+            numbers = {"lr": lr, "clip": clip, "eps": ADAM_EPS if self.name == "adam" else ADAGRAD_EPS}
+            kernels.update(self.name, weight, touched, grad, self.state, **numbers, betas=ADAM_BETAS, step=self.steps)
+            return
+        if clip != 1.0:
+            grad.mul_(clip)
         at_once = max(1, UPDATE_NUMBERS // max(1, self.table.dim))
         for lo in range(0, len(grad), at_once):
             hi = min(lo + at_once, len(grad))

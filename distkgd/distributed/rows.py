@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
+from distkgd.scorers.base import Candidates, plain
 
 # Scores of a field that are kept for backward, and the size of the blocks that are computed again beyond that. On a CPU
 # a block belongs into the cache: on 2e7 scores and more, computing them twice there was measured to be 1.6 times faster
@@ -167,12 +168,14 @@ class Layout:
 class Field:
     """One number per (query, candidate), computed block by block: a model's scores, a cosine, a norm ratio.
 
-    meet: (queries [..., Q, a], rows [..., n, b]) -> [..., Q, n].
+    meet: (queries [..., Q, a], rows [..., n, b], copied or listed) -> [..., Q, n].
     queries: [Q, a] of this rank, moved to the candidates when the first ask is answered.
-    rows: [N, b], or [groups, N, b]; narrower numbers than the queries' are widened block by block.
+    rows: [N, b], or [groups, N, b], copied or listed; narrower numbers than the queries' are widened block by block.
     """
 
-    def __init__(self, layout: Layout, meet: Callable[[Tensor, Tensor], Tensor], queries: Tensor, rows: Tensor) -> None:
+    def __init__(
+        self, layout: Layout, meet: Callable[[Tensor, Candidates], Tensor], queries: Tensor, rows: Candidates
+    ) -> None:
         self.layout = layout
         self.meet = meet
         self.queries = queries
@@ -180,7 +183,7 @@ class Field:
         self.moved: Tensor | None = None
         self._whole: Tensor | None = None
 
-    def block(self, queries: Tensor, rows: Tensor, start: int, stop: int) -> Tensor:
+    def block(self, queries: Tensor, rows: Candidates, start: int, stop: int) -> Tensor:
         """[..., Q, stop - start]: the numbers of candidates start … stop - 1, NEVER where a pair does not count."""
         scores = self.meet(queries, rows.to(queries.dtype))
         with torch.no_grad():
@@ -230,7 +233,7 @@ def answer(asks: Mapping[str, Ask]) -> dict[str, Any]:
         columns = run.columns([f.whole() for f in run.fields], [*extra, *run.parameters])
         columns = columns.reshape(len(columns), -1)
     else:
-        tensors = [*run.rows, *queries, *extra, *run.parameters]
+        tensors = [*map(plain, run.rows), *queries, *extra, *run.parameters]
         pieces: Tensor = _Blocked.apply(run, blocks, *tensors)  # type: ignore[no-untyped-call]
         columns = _merge(run.kinds, pieces)
     merged = _merge(run.kinds, layout.home(columns))

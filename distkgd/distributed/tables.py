@@ -7,13 +7,14 @@ into one leaf per table; after backward that leaf's gradient is exactly what the
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
+from distkgd.kernels.rows import add, take
+from distkgd.scorers.base import Listed
 
 T = TypeVar("T")
 
@@ -115,7 +116,18 @@ class OpenRows:
     def lookup(self, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         """[size, dim] each: the rows of the ids given to `plan_route`, in consecutive runs of `sizes`."""
         # One look-up of all and a split: the backward of each look-up fills a table of its own with zeros.
-        found: tuple[Tensor, ...] = _rows(self._answer, self.route.inverse).split(list(sizes))
+        rows, _ = self._looked_up(sum(sizes))
+        found: tuple[Tensor, ...] = rows.split(list(sizes))
+        return found
+
+    def lookup_and_list(self, sizes: Sequence[int], shape: Sequence[int]) -> tuple[tuple[Tensor, ...], Listed]:
+        """As `lookup`, and the ids after those, [prod(shape)], as candidates of that shape."""
+        rows, table = self._looked_up(sum(sizes))
+        index = self.route.inverse[len(rows) :].reshape(*shape)
+        return rows.split(list(sizes)), Listed(table, index)
+
+    def _looked_up(self, num: int) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = _Looked.apply(self._answer, self.route.inverse[:num])  # type: ignore[no-untyped-call]
         return found
 
     def candidates(self) -> Tensor:
@@ -130,7 +142,7 @@ class OpenRows:
         if self.shard is None or self.shard.grad is None:
             return None if self.leaf.grad is None else (self.route.touched, self.leaf.grad)
         if self.leaf.grad is not None:
-            self.shard.grad.index_add_(0, self.route.touched, self.leaf.grad.to(self.shard.dtype))
+            add(self.shard.grad, self.route.touched, self.leaf.grad.to(self.shard.dtype))
             self.leaf.grad = None
         return None, self.shard.grad
 
@@ -156,7 +168,7 @@ class ShardedTable:
 
     def open(self, route: Route, *, grad: bool) -> OpenRows:
         """The rows of `route`; with `grad` they collect a gradient."""
-        leaf = self.weight.index_select(0, route.touched).to(self.dtype).requires_grad_(grad)
+        leaf = take(self.weight, route.touched).to(self.dtype).requires_grad_(grad)
         shard = self.weight.detach().requires_grad_(grad) if route.candidates is None else None
         rows = OpenRows(leaf, shard, route, self.ranks)
         if grad:
@@ -164,6 +176,35 @@ class ShardedTable:
         return rows
 
 
+class _Looked(torch.autograd.Function):
+    """(rows [n, dim] of a table, the table): in backward the gradient of the few joins that of the table in place.
+
+    The table's gradient must belong to nobody else: it may only be used for `Listed` candidates, and whatever scores
+    those makes a gradient of its own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(ids)
+        ctx.shape = table.shape
+        return take(table, ids), table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        (ids,) = ctx.saved_tensors
+        rows, table = grads
+        if rows is None:
+            return table, None
+        if torch.is_grad_enabled():
+            start = rows.new_zeros(ctx.shape) if table is None else table
+            return start.index_add(0, ids, rows), None
+        if table is None:
+            table = rows.new_empty(ctx.shape).zero_()
+        add(table, ids, rows.contiguous())
+        return table, None
+
+
 def _rows(table: Tensor, ids: Tensor) -> Tensor:
-    # The second derivative of an embedding of no rows cannot be taken; that of a slice can.
-    return F.embedding(ids, table) if len(ids) else table[:0]
+    rows: Tensor = _Looked.apply(table, ids)[0]  # type: ignore[no-untyped-call]
+    return rows

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch  # first: its OpenMP runtime is the one the libraries resolve their calls to
 
-_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
 
 @functools.cache
@@ -31,6 +31,15 @@ def library(name: str) -> ctypes.CDLL | None:
     if not made.exists():
         _compile(compiler, source, made)
     return ctypes.CDLL(str(made))
+
+
+def address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
+    """Where a contiguous tensor begins, as an argument of a library's function."""
+    if tensor is None:
+        return None
+    if not tensor.is_contiguous():
+        raise AssertionError("a kernel was given a tensor that is not contiguous")
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def _folder() -> Path:

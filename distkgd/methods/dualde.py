@@ -29,6 +29,7 @@ from distkgd.losses import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
 from distkgd.methods.base import HardSettings, Method, Update
 from distkgd.model import Model, View
 from distkgd.scenes import Scene
+from distkgd.scorers.base import Candidates, plain
 
 _SMALLEST_NORM = 1e-6  # of an entity row, in the length ratio of Eq. 5
 
@@ -295,14 +296,14 @@ def _log_norm(rows: Tensor) -> Tensor:
     return torch.log(torch.linalg.vector_norm(rows, dim=-1).clamp(min=_SMALLEST_NORM))
 
 
-def _meet_cosine(queries: Tensor, rows: Tensor) -> Tensor:
-    return queries @ F.normalize(rows, dim=-1, eps=_SMALLEST_NORM).transpose(-1, -2)
+def _meet_cosine(queries: Tensor, rows: Candidates) -> Tensor:
+    return queries @ F.normalize(plain(rows), dim=-1, eps=_SMALLEST_NORM).transpose(-1, -2)
 
 
-def _meet_ratio(queries: Tensor, rows: Tensor) -> Tensor:
+def _meet_ratio(queries: Tensor, rows: Candidates) -> Tensor:
     # exp(sign * (log |anchor| - log |candidate|)), sign = -1 where the candidate is the head.
     # The product gives autograd a result of its own: fields are written over where a pair does not count.
-    return 1.0 * torch.exp(queries[..., 1:] - queries[..., :1] * _log_norm(rows).unsqueeze(-2))
+    return 1.0 * torch.exp(queries[..., 1:] - queries[..., :1] * _log_norm(plain(rows)).unsqueeze(-2))
 
 
 def _same(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd.errors import ConfigError, UnsupportedError
@@ -17,6 +18,35 @@ class Init:
 
     kind: Literal["normal", "uniform"]
     scale: float
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Candidates that are rows of a table, without a copy of them.
+
+    table: [m, dim]. index: [N] int64, the rows that all queries meet, or [groups, N], those of each group of queries.
+    """
+
+    table: Tensor
+    index: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the table."""
+        return self.table.dtype
+
+    def to(self, dtype: torch.dtype) -> "Listed":
+        """The same rows in another precision."""
+        return self if dtype == self.table.dtype else Listed(self.table.to(dtype), self.index)
+
+
+# Rows [..., N, dim] that queries meet.
+Candidates = Tensor | Listed
+
+
+def plain(candidates: Candidates) -> Tensor:
+    """`[..., N, dim]`: the rows themselves."""
+    return F.embedding(candidates.index, candidates.table) if isinstance(candidates, Listed) else candidates
 
 
 class Scorer(ABC):
@@ -75,8 +105,8 @@ class Scorer(ABC):
         """`[..., query_size]` what of (r, t) meets head candidates."""
 
     @abstractmethod
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
-        """`[..., Q, N]` scores of queries `[..., Q, query_size]` against candidates `[..., N, dim]`.
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+        """`[..., Q, N]` scores of queries `[..., Q, query_size]` against candidates `[..., N, dim]`, copied or listed.
 
         One operation for both directions, so head and tail queries can be concatenated. Neither needs a
         `[..., Q, N, dim]` tensor.

@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from distkgd.scorers.base import Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.base import Candidates, Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.tiles import inner
 
 
 class ComplEx(Scorer):
@@ -39,8 +40,8 @@ class ComplEx(Scorer):
         (t_re, t_im), (r_re, r_im) = split_pairs(t), split_pairs(r)
         return join_pairs(t_re * r_re + t_im * r_im, t_im * r_re - t_re * r_im)
 
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
-        return q @ c.mT
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+        return inner(q, c)
 
     def entity_init(self) -> Init:
         return Init("normal", 0.1)

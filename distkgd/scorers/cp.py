@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.base import Candidates, Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.tiles import inner
 
 
 class CP(Scorer):
@@ -42,8 +43,8 @@ class CP(Scorer):
         wanted = split_pairs(t)[1] * r
         return join_pairs(wanted, torch.zeros_like(wanted))
 
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
-        return q @ c.mT
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+        return inner(q, c)
 
     def entity_init(self) -> Init:
         return Init("normal", 0.1)

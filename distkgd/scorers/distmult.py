@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.base import Candidates, Init, Scorer
+from distkgd.scorers.tiles import inner
 
 
 class DistMult(Scorer):
@@ -35,8 +36,8 @@ class DistMult(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return t * r
 
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
-        return q @ c.mT
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+        return inner(q, c)
 
     def entity_init(self) -> Init:
         return Init("normal", 0.1)

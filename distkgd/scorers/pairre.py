@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Init, Scorer, split_pairs
+from distkgd.scorers.base import Candidates, Init, Listed, Scorer, split_pairs
 from distkgd.scorers.tiles import ScaledManhattan, pair_sums
 
 
@@ -47,9 +47,9 @@ class PairRE(Scorer):
         for_head, for_tail = split_pairs(r)
         return _side_by_side(unit(t) * for_tail, for_head)
 
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
-        a, b = q[..., : self.dim], q[..., self.dim :]
-        return self.margin - pair_sums(ScaledManhattan(), (a, b), (unit(c),))
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+        rows = Listed(unit(c.table), c.index) if isinstance(c, Listed) else unit(c)
+        return self.margin - pair_sums(ScaledManhattan(), q, rows)
 
     def entity_init(self) -> Init:
         return Init("uniform", (self.margin + 2.0) / self.dim)

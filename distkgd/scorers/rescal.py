@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.base import Candidates, Init, Scorer
+from distkgd.scorers.tiles import inner
 
 
 class Rescal(Scorer):
@@ -36,8 +37,8 @@ class Rescal(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return (self._matrix(r) @ t.unsqueeze(-1)).squeeze(-1)
 
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
-        return q @ c.mT
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+        return inner(q, c)
 
     def entity_init(self) -> Init:
         return Init("normal", 0.1)

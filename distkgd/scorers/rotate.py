@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.base import Candidates, Init, Scorer, join_pairs, split_pairs
 from distkgd.scorers.tiles import Modulus, pair_sums
 
 
@@ -49,8 +49,8 @@ class RotatE(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return self.tail_query(t, -r)
 
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
-        return self.margin - pair_sums(Modulus(), split_pairs(q), split_pairs(c))
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+        return self.margin - pair_sums(Modulus(), q, c)
 
     def entity_init(self) -> Init:
         """The authors' code: half-width (margin + 2) / number of complex coordinates."""

@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from distkgd.scorers.base import Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.base import Candidates, Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.tiles import inner
 
 
 class SimplE(Scorer):
@@ -41,8 +42,8 @@ class SimplE(Scorer):
         (t_head, t_tail), (forth, back) = split_pairs(t), split_pairs(r)
         return 0.5 * join_pairs(forth * t_tail, back * t_head)
 
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
-        return q @ c.mT
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+        return inner(q, c)
 
     def entity_init(self) -> Init:
         return Init("normal", 0.1)

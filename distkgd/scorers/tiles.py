@@ -1,8 +1,9 @@
 """Sums over coordinates that no matrix product can give, in bounded memory.
 
 L1, RotatE and PairRE need Σ_k φ(q_k, c_k) for every (query, candidate) pair. Broadcasting that is a
-`[Q, N, k]` tensor, 40 GB for an ordinary batch. Here the pairs are cut into tiles that fit a cache; a tile is
-summed and forgotten, and backward visits the tiles again. Memory is O(Q·N) for the result plus one tile.
+`[Q, N, k]` tensor, 40 GB for an ordinary batch. Compiled kernels (kernels/pairs.py) sum it pair by pair. Where
+there is none, the pairs are cut into tiles that fit a cache; a tile is summed and forgotten, and backward
+visits the tiles again. Memory is O(Q·N) for the result plus one tile.
 
 Why not `torch.cdist(p=1)`: it has no formula for RotatE and PairRE, no second derivative (MetaSD needs one),
 its CUDA backward allocates the very `[N, Q, k]` buffer that must not exist, and on one CPU core it was
@@ -14,11 +15,14 @@ the shapes and the kind of device only, never on the number of threads.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from distkgd.kernels import pairs
+from distkgd.scorers.base import Candidates, Listed, plain, split_pairs
 
 Parts = tuple[Tensor, ...]
 
@@ -28,10 +32,23 @@ _CPU_TILE = 2**18
 _DEVICE_TILE = 2**24
 # Enough queries to reuse each candidate row while it is in cache.
 _TILE_QUERIES = 16
+# With fewer queries per list of candidates, copying the listed rows costs more than what a matrix product saves.
+FEW_QUERIES = 4
 
 
 class Term(ABC):
-    """φ, summed over coordinates, on one tile: query parts `[B, Q, 1, k]`, candidate parts `[B, 1, N, k]`."""
+    """φ, summed over coordinates. `kind` is its kernel; the rest works on one tile of the parts of queries
+    `[B, Q, 1, k]` and candidates `[B, 1, N, k]`."""
+
+    kind: ClassVar[pairs.Kind]
+
+    def query_parts(self, q: Tensor) -> Parts:
+        """`[..., Q, k]` each, of queries `[..., Q, width]`."""
+        return (q,)
+
+    def candidate_parts(self, c: Tensor) -> Parts:
+        """`[..., N, k]` each, of candidates `[..., N, dim]`."""
+        return (c,)
 
     @abstractmethod
     def value(self, q: Parts, c: Parts) -> Tensor:
@@ -45,8 +62,35 @@ class Term(ABC):
         """
 
 
+class Dot(Term):
+    """Σ q c."""
+
+    kind = "dot"
+
+    def value(self, q: Parts, c: Parts) -> Tensor:
+        return (q[0] * c[0]).sum(-1)
+
+    def pull(self, q: Parts, c: Parts, g: Tensor) -> tuple[Parts, Parts]:
+        return ((c[0] * g).sum(2),), ((q[0] * g).sum(1),)
+
+
+class Square(Term):
+    """Σ (q − c)²."""
+
+    kind = "square"
+
+    def value(self, q: Parts, c: Parts) -> Tensor:
+        return (q[0] - c[0]).square_().sum(-1)
+
+    def pull(self, q: Parts, c: Parts, g: Tensor) -> tuple[Parts, Parts]:
+        pulled = 2.0 * (q[0] - c[0]) * g
+        return (pulled.sum(2),), (-pulled.sum(1),)
+
+
 class Manhattan(Term):
     """Σ |q − c|. The gradient at q = c is 0."""
+
+    kind = "manhattan"
 
     def value(self, q: Parts, c: Parts) -> Tensor:
         return (q[0] - c[0]).abs_().sum(-1)
@@ -57,7 +101,12 @@ class Manhattan(Term):
 
 
 class ScaledManhattan(Term):
-    """Σ |a − b·c| with query parts (a, b). The gradient where a = b·c is 0."""
+    """Σ |a − b·c| with queries (a, b) side by side. The gradient where a = b·c is 0."""
+
+    kind = "scaled_manhattan"
+
+    def query_parts(self, q: Tensor) -> Parts:
+        return q.tensor_split(2, -1)
 
     def value(self, q: Parts, c: Parts) -> Tensor:
         return torch.addcmul(q[0], q[1], c[0], value=-1).abs_().sum(-1)
@@ -68,7 +117,15 @@ class ScaledManhattan(Term):
 
 
 class Modulus(Term):
-    """Σ |q − c| over complex numbers, parts (re, im). The gradient at q = c is 0."""
+    """Σ |q − c| over complex numbers, stored (re, im, re, im, …). The gradient at q = c is 0."""
+
+    kind = "modulus"
+
+    def query_parts(self, q: Tensor) -> Parts:
+        return split_pairs(q)
+
+    def candidate_parts(self, c: Tensor) -> Parts:
+        return split_pairs(c)
 
     def value(self, q: Parts, c: Parts) -> Tensor:
         re, im = q[0] - c[0], q[1] - c[1]
@@ -83,29 +140,80 @@ class Modulus(Term):
         return (re.sum(2), im.sum(2)), (-re.sum(1), -im.sum(1))
 
 
-def pair_sums(term: Term, q: Parts, c: Parts) -> Tensor:
-    """`[..., Q, N]` Σ_k φ of queries (parts `[..., Q, k]`) and candidates (parts `[..., N, k]`).
+def pair_sums(term: Term, q: Tensor, c: Candidates) -> Tensor:
+    """`[..., Q, N]` Σ_k φ of queries `[..., Q, width]` and candidates `[..., N, dim]`.
 
     Leading dimensions broadcast. Half precision is summed in float32 and rounded once, at the end.
     """
-    lead = torch.broadcast_shapes(q[0].shape[:-2], c[0].shape[:-2])
-    num_queries, num_candidates = q[0].shape[-2], c[0].shape[-2]
-    if c[0].shape[:-2].numel() == 1:
+    dtype = torch.promote_types(q.dtype, c.dtype)
+    q, c = q.to(torch.promote_types(dtype, torch.float32)), c.to(torch.promote_types(dtype, torch.float32))
+    if not pairs.available(q.device, q.dtype):
+        return _tiled(term, q, plain(c)).to(dtype)
+    return _compiled(term, q, c).to(dtype)
+
+
+def inner(q: Tensor, c: Candidates) -> Tensor:
+    """`[..., Q, N]` inner products of queries `[..., Q, dim]` and candidates `[..., N, dim]`."""
+    if isinstance(c, Listed) and q.shape[-2] < FEW_QUERIES and pairs.available(q.device, q.dtype):
+        return _compiled(Dot(), q, c)
+    return q @ plain(c).mT
+
+
+def _compiled(term: Term, q: Tensor, c: Candidates) -> Tensor:
+    if isinstance(c, Listed):
+        index = c.index.reshape(-1, c.index.shape[-1]).contiguous()
+        grouped = q.reshape(len(index), q.shape[-2], q.shape[-1]).contiguous()
+        listed = _Compiled.apply(term, index.shape[1], grouped, c.table.contiguous(), index)  # type: ignore[no-untyped-call]
+        return cast(Tensor, listed).reshape(*q.shape[:-1], index.shape[1])
+    lead = torch.broadcast_shapes(q.shape[:-2], c.shape[:-2])
+    queries, candidates = q.shape[-2], c.shape[-2]
+    if c.shape[:-2].numel() == 1:
         # All queries meet the same candidates: one long list of queries instead of a batch of short ones.
-        flat_q = tuple(part.reshape(1, -1, part.shape[-1]) for part in q)
-        flat_c = tuple(part.reshape(1, -1, part.shape[-1]) for part in c)
+        grouped = q.reshape(1, -1, q.shape[-1])
     else:
-        flat_q = tuple(part.expand(*lead, *part.shape[-2:]).reshape(lead.numel(), *part.shape[-2:]) for part in q)
-        flat_c = tuple(part.expand(*lead, *part.shape[-2:]).reshape(lead.numel(), *part.shape[-2:]) for part in c)
-    dtype = torch.promote_types(q[0].dtype, c[0].dtype)
-    working = torch.promote_types(dtype, torch.float32)
-    parts = [part.to(working).contiguous() for part in flat_q + flat_c]
-    sums = cast(Tensor, _PairSums.apply(term, len(q), *parts))  # type: ignore[no-untyped-call]
-    return sums.to(dtype).reshape(*lead, num_queries, num_candidates)
+        grouped = q.expand(*lead, *q.shape[-2:]).reshape(lead.numel(), *q.shape[-2:])
+        c = c.expand(*lead, *c.shape[-2:])
+    table = c.reshape(-1, c.shape[-1]).contiguous()
+    sums = cast(Tensor, _Compiled.apply(term, candidates, grouped.contiguous(), table, None))  # type: ignore[no-untyped-call]
+    return sums.reshape(*lead, queries, candidates)
+
+
+class _Compiled(torch.autograd.Function):
+    """`[G, Q, N]` of queries `[G, Q, width]` and rows of a table `[m, dim]`: those `[G, N]` listed, or all in order."""
+
+    @staticmethod
+    def forward(ctx: Any, term: Term, candidates: int, q: Tensor, table: Tensor, index: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, table, index)
+        ctx.term = term
+        return pairs.forward(term.kind, q, table, index, candidates)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        q, table, index = ctx.saved_tensors
+        if torch.is_grad_enabled():  # second derivatives are wanted: by the formula in plain torch
+            rows = table.reshape(len(q), -1, table.shape[-1]) if index is None else plain(Listed(table, index))
+            found = torch.autograd.grad(_tiled(ctx.term, q, rows), (q, table), grads[0], create_graph=True)
+        else:
+            found = pairs.backward(ctx.term.kind, q, table, index, grads[0])
+        return None, None, *found, None
+
+
+def _tiled(term: Term, q: Tensor, c: Tensor) -> Tensor:
+    lead = torch.broadcast_shapes(q.shape[:-2], c.shape[:-2])
+    queries, candidates = q.shape[-2], c.shape[-2]
+    shared = c.shape[:-2].numel() == 1
+    query_parts, candidate_parts = term.query_parts(q), term.candidate_parts(c)
+    if not shared:
+        query_parts = tuple(part.expand(*lead, *part.shape[-2:]) for part in query_parts)
+        candidate_parts = tuple(part.expand(*lead, *part.shape[-2:]) for part in candidate_parts)
+    groups = 1 if shared else lead.numel()
+    parts = [part.reshape(groups, -1, part.shape[-1]).contiguous() for part in query_parts + candidate_parts]
+    sums = cast(Tensor, _PairSums.apply(term, len(query_parts), *parts))  # type: ignore[no-untyped-call]
+    return sums.reshape(*lead, queries, candidates)
 
 
 class _PairSums(torch.autograd.Function):
-    """`pair_sums` on parts `[B, Q, k]` and `[B, N, k]` of one dtype."""
+    """`_tiled` on parts `[B, Q, k]` and `[B, N, k]` of one dtype."""
 
     @staticmethod
     def forward(ctx: Any, term: Term, num_query_parts: int, *parts: Tensor) -> Tensor:

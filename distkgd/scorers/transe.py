@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Init, Scorer
-from distkgd.scorers.tiles import Manhattan, pair_sums
+from distkgd.scorers.base import Candidates, Init, Listed, Scorer, plain
+from distkgd.scorers.tiles import FEW_QUERIES, Manhattan, Square, pair_sums
 
 
 class TransE(Scorer):
@@ -42,10 +42,10 @@ class TransE(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return t - r
 
-    def meet(self, q: Tensor, c: Tensor) -> Tensor:
+    def meet(self, q: Tensor, c: Candidates) -> Tensor:
         if self.norm == 2:
             return self.margin - euclidean(q, c)
-        return self.margin - pair_sums(Manhattan(), (q,), (c,))
+        return self.margin - pair_sums(Manhattan(), q, c)
 
     def entity_init(self) -> Init:
         """RotatE's code: half-width (margin + 2) / dim, which puts an L1 distance near the margin.
@@ -60,13 +60,17 @@ class TransE(Scorer):
         return self.entity_init()
 
 
-def euclidean(q: Tensor, c: Tensor) -> Tensor:
+def euclidean(q: Tensor, c: Candidates) -> Tensor:
     """`[..., Q, N]` ‖q − c‖ from norms and one matrix product.
 
     |q|² + |c|² − 2q·c loses the difference of near points: in float32 a distance of 0 would come out near
     3e-4·|q|. So float32 is computed in float64 (error 1e-8·|q|, and TF32 cannot interfere) and rounded at the
-    end, half precision in float32; float64 stays as it is. The gradient at distance 0 is 0.
+    end, half precision in float32; float64 stays as it is. The gradient at distance 0 is 0. Few queries that meet
+    listed candidates are subtracted coordinate by coordinate.
     """
+    if isinstance(c, Listed) and q.shape[-2] < FEW_QUERIES:
+        return pair_sums(Square(), q, c).clamp_min(1e-30).sqrt()
+    c = plain(c)
     dtype = torch.promote_types(q.dtype, c.dtype)
     half = dtype in (torch.float16, torch.bfloat16)
     working, floor = (torch.float32, 1e-12) if half else (torch.float64, 1e-30)

@@ -1,0 +1,394 @@
+// Sums over coordinates of (query, candidate) pairs, and their gradients, without a [queries, candidates, coordinates]
+// tensor and without a copy of the candidates: those are rows of a table, named by an index.
+//
+// Shapes: q [groups, queries, width], table [rows, dim], index [groups, candidates] (none: row g * candidates + j),
+// out and grad [groups, queries, candidates]. Width is dim, or twice that where a query has two parts.
+//
+// Whatever the number of threads, every sum runs in the same order: forward splits pairs among threads, backward
+// coordinates.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <omp.h>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int64_t kBlock = 64;  // queries and candidates of a forward tile: rows of both stay in the second-level cache
+
+template <class T> struct Vec;
+template <> struct Vec<float> {
+    typedef float type __attribute__((vector_size(64)));
+    typedef int32_t bits __attribute__((vector_size(64)));
+    static constexpr int lanes = 16;
+    static constexpr int32_t sign = INT32_MIN;
+};
+template <> struct Vec<double> {
+    typedef double type __attribute__((vector_size(64)));
+    typedef int64_t bits __attribute__((vector_size(64)));
+    static constexpr int lanes = 8;
+    static constexpr int64_t sign = INT64_MIN;
+};
+template <class T> using V = typename Vec<T>::type;
+template <class T> using B = typename Vec<T>::bits;
+
+template <class T> INLINE V<T> load(const T* p) { V<T> v; std::memcpy(&v, p, sizeof v); return v; }
+template <class T> INLINE void store(T* p, V<T> v) { std::memcpy(p, &v, sizeof v); }
+template <class T> INLINE V<T> magnitude(V<T> v) { return (V<T>)((B<T>)v & ~Vec<T>::sign); }
+// g with the sign of v; 0 where v is 0.
+template <class T> INLINE V<T> signed_by(V<T> g, V<T> v) {
+    V<T> s = (V<T>)((B<T>)g ^ ((B<T>)v & Vec<T>::sign));
+    return v != 0 ? s : V<T>{};
+}
+template <class T> INLINE T total(V<T> v) {
+    T sum = 0;
+    for (int l = 0; l < Vec<T>::lanes; ++l) sum += v[l];
+    return sum;
+}
+// 1 / sqrt(x), x at least the smallest normal number; NaN stays NaN.
+INLINE V<float> inverse_root(V<float> x) {
+    x = x < std::numeric_limits<float>::min() ? V<float>{} + std::numeric_limits<float>::min() : x;
+#ifdef __AVX512F__
+    V<float> y = (V<float>)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)x);
+    return y * (1.5f - (0.5f * x * y) * y);
+#else
+    V<float> y;
+    for (int l = 0; l < 16; ++l) y[l] = 1.0f / std::sqrt(x[l]);
+    return y;
+#endif
+}
+INLINE V<double> inverse_root(V<double> x) {
+    x = x < std::numeric_limits<double>::min() ? V<double>{} + std::numeric_limits<double>::min() : x;
+    V<double> y;
+    for (int l = 0; l < 8; ++l) y[l] = 1.0 / std::sqrt(x[l]);
+    return y;
+}
+INLINE V<float> swap_pairs(V<float> v) {
+    return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
+INLINE V<double> swap_pairs(V<double> v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6); }
+
+// What is summed. add: one vector of coordinates into `sum`. pull: gradients of the query's vector(s) and the
+// candidate's for upstream gradient g. The *_one functions do the same for the `unit` coordinates that start at k.
+
+template <class T> struct Dot {  // q c
+    static constexpr int parts = 1, unit = 1;
+    static constexpr T scale = 1;
+    INLINE void add(V<T>& sum, V<T> q, V<T>, V<T> c) { sum += q * c; }
+    INLINE void pull(V<T> g, V<T> q, V<T>, V<T> c, V<T>& dq, V<T>&, V<T>& dc) { dq += g * c; dc += g * q; }
+    INLINE T one(const T* q, const T* c, int64_t k, int64_t) { return q[k] * c[k]; }
+    INLINE void pull_one(T g, const T* q, const T* c, int64_t k, int64_t, T* dq, T* dc) {
+        dq[k] += g * c[k];
+        dc[k] += g * q[k];
+    }
+};
+
+template <class T> struct Square {  // (q - c)^2
+    static constexpr int parts = 1, unit = 1;
+    static constexpr T scale = 1;
+    INLINE void add(V<T>& sum, V<T> q, V<T>, V<T> c) { V<T> v = q - c; sum += v * v; }
+    INLINE void pull(V<T> g, V<T> q, V<T>, V<T> c, V<T>& dq, V<T>&, V<T>& dc) {
+        V<T> t = (q - c) * (g + g);
+        dq += t;
+        dc -= t;
+    }
+    INLINE T one(const T* q, const T* c, int64_t k, int64_t) { return (q[k] - c[k]) * (q[k] - c[k]); }
+    INLINE void pull_one(T g, const T* q, const T* c, int64_t k, int64_t, T* dq, T* dc) {
+        T t = 2 * g * (q[k] - c[k]);
+        dq[k] += t;
+        dc[k] -= t;
+    }
+};
+
+template <class T> T sign_times(T g, T v) { return v > 0 ? g : v < 0 ? -g : T(0); }
+
+template <class T> struct Manhattan {  // |q - c|
+    static constexpr int parts = 1, unit = 1;
+    static constexpr T scale = 1;
+    INLINE void add(V<T>& sum, V<T> q, V<T>, V<T> c) { sum += magnitude<T>(q - c); }
+    INLINE void pull(V<T> g, V<T> q, V<T>, V<T> c, V<T>& dq, V<T>&, V<T>& dc) {
+        V<T> t = signed_by<T>(g, q - c);
+        dq += t;
+        dc -= t;
+    }
+    INLINE T one(const T* q, const T* c, int64_t k, int64_t) { return std::abs(q[k] - c[k]); }
+    INLINE void pull_one(T g, const T* q, const T* c, int64_t k, int64_t, T* dq, T* dc) {
+        T t = sign_times(g, q[k] - c[k]);
+        dq[k] += t;
+        dc[k] -= t;
+    }
+};
+
+template <class T> struct ScaledManhattan {  // |a - b c|, the query is (a, b)
+    static constexpr int parts = 2, unit = 1;
+    static constexpr T scale = 1;
+    INLINE void add(V<T>& sum, V<T> a, V<T> b, V<T> c) { sum += magnitude<T>(a - b * c); }
+    INLINE void pull(V<T> g, V<T> a, V<T> b, V<T> c, V<T>& da, V<T>& db, V<T>& dc) {
+        V<T> t = signed_by<T>(g, a - b * c);
+        da += t;
+        db -= t * c;
+        dc -= t * b;
+    }
+    INLINE T one(const T* q, const T* c, int64_t k, int64_t d) { return std::abs(q[k] - q[d + k] * c[k]); }
+    INLINE void pull_one(T g, const T* q, const T* c, int64_t k, int64_t d, T* dq, T* dc) {
+        T t = sign_times(g, q[k] - q[d + k] * c[k]);
+        dq[k] += t;
+        dq[d + k] -= t * c[k];
+        dc[k] -= t * q[d + k];
+    }
+};
+
+template <class T> struct Modulus {  // |q - c| of complex numbers, stored (re, im, re, im, ...)
+    static constexpr int parts = 1, unit = 2;
+    static constexpr T scale = T(0.5);  // a vector has each modulus twice
+    INLINE void add(V<T>& sum, V<T> q, V<T>, V<T> c) {
+        V<T> v = q - c, s = v * v;
+        s += swap_pairs(s);
+        sum += s * inverse_root(s);
+    }
+    INLINE void pull(V<T> g, V<T> q, V<T>, V<T> c, V<T>& dq, V<T>&, V<T>& dc) {
+        V<T> v = q - c, s = v * v;
+        s += swap_pairs(s);
+        V<T> t = v * (inverse_root(s) * g);
+        dq += t;
+        dc -= t;
+    }
+    INLINE T one(const T* q, const T* c, int64_t k, int64_t) {
+        T re = q[k] - c[k], im = q[k + 1] - c[k + 1];
+        return std::sqrt(re * re + im * im);
+    }
+    INLINE void pull_one(T g, const T* q, const T* c, int64_t k, int64_t, T* dq, T* dc) {
+        T re = q[k] - c[k], im = q[k + 1] - c[k + 1], s = re * re + im * im;
+        T w = g / std::sqrt(std::max(s, std::numeric_limits<T>::min()));
+        dq[k] += re * w;
+        dc[k] -= re * w;
+        dq[k + 1] += im * w;
+        dc[k + 1] -= im * w;
+    }
+};
+
+template <class T> struct Task {
+    const T* q;
+    const T* table;
+    const int64_t* index;
+    int64_t groups, queries, candidates, dim, width;
+
+    const T* query(int64_t g, int64_t i) const { return q + (g * queries + i) * width; }
+    int64_t row(int64_t g, int64_t j) const { return index ? index[g * candidates + j] : g * candidates + j; }
+};
+
+// out[i, j] of NQ queries and NC candidates.
+template <class P, class T, int NQ, int NC>
+INLINE void tile(const T* const* q, const T* const* c, int64_t d, T* const* out) {
+    constexpr int L = Vec<T>::lanes;
+    V<T> sum[NQ][NC] = {};
+    int64_t k = 0;
+    for (; k + L <= d; k += L) {
+        V<T> a[NQ], b[NQ];
+        for (int i = 0; i < NQ; ++i) {
+            a[i] = load<T>(q[i] + k);
+            b[i] = P::parts == 2 ? load<T>(q[i] + d + k) : a[i];
+        }
+        for (int j = 0; j < NC; ++j) {
+            V<T> x = load<T>(c[j] + k);
+            for (int i = 0; i < NQ; ++i) P::add(sum[i][j], a[i], b[i], x);
+        }
+    }
+    for (int i = 0; i < NQ; ++i)
+        for (int j = 0; j < NC; ++j) {
+            T value = total<T>(sum[i][j]) * P::scale;
+            for (int64_t m = k; m < d; m += P::unit) value += P::one(q[i], c[j], m, d);
+            out[i][j] = value;
+        }
+}
+
+template <class P, class T, int NQ>
+INLINE void strip_of_tiles(const Task<T>& t, int64_t g, int64_t i, int64_t j0, int64_t j1, T* out) {
+    const T *q[NQ], *c[4];
+    T* to[NQ];
+    for (int a = 0; a < NQ; ++a) q[a] = t.query(g, i + a);
+    int64_t j = j0;
+    for (; j + 4 <= j1; j += 4) {
+        for (int b = 0; b < 4; ++b) c[b] = t.table + t.row(g, j + b) * t.dim;
+        if (NQ == 1 && t.index && j + 8 <= j1)  // rows lie anywhere: ask for the next ones early
+            for (int b = 0; b < 4; ++b) {
+                const T* next = t.table + t.row(g, j + 4 + b) * t.dim;
+                for (int64_t k = 0; k < t.dim; k += 64 / (int64_t)sizeof(T)) __builtin_prefetch(next + k);
+            }
+        for (int a = 0; a < NQ; ++a) to[a] = out + (g * t.queries + i + a) * t.candidates + j;
+        tile<P, T, NQ, 4>(q, c, t.dim, to);
+    }
+    for (; j < j1; ++j) {
+        c[0] = t.table + t.row(g, j) * t.dim;
+        for (int a = 0; a < NQ; ++a) to[a] = out + (g * t.queries + i + a) * t.candidates + j;
+        tile<P, T, NQ, 1>(q, c, t.dim, to);
+    }
+}
+
+template <class P, class T> void forward(const Task<T>& t, T* out) {
+    const int64_t query_blocks = (t.queries + kBlock - 1) / kBlock, blocks = (t.candidates + kBlock - 1) / kBlock;
+#pragma omp parallel for collapse(3) schedule(static)
+    for (int64_t g = 0; g < t.groups; ++g)
+        for (int64_t b = 0; b < blocks; ++b)
+            for (int64_t a = 0; a < query_blocks; ++a) {
+                const int64_t i1 = std::min(t.queries, (a + 1) * kBlock);
+                const int64_t j0 = b * kBlock, j1 = std::min(t.candidates, j0 + kBlock);
+                int64_t i = a * kBlock;
+                for (; i + 4 <= i1; i += 4) strip_of_tiles<P, T, 4>(t, g, i, j0, j1, out);
+                for (; i < i1; ++i) strip_of_tiles<P, T, 1>(t, g, i, j0, j1, out);
+            }
+}
+
+// Gradients of W vectors of coordinates from k on; sums over a block of queries stay in `local`.
+template <class P, class T, int W>
+void pull_strip(const Task<T>& t, const T* grad, T* dq, T* dtable, int64_t k, T* local) {
+    constexpr int L = Vec<T>::lanes;
+    const int64_t d = t.dim;
+    for (int64_t g = 0; g < t.groups; ++g)
+        for (int64_t i0 = 0; i0 < t.queries; i0 += kBlock)
+            for (int64_t j0 = 0; j0 < t.candidates; j0 += 4 * kBlock) {
+                const int64_t n = std::min(kBlock, t.queries - i0), j1 = std::min(t.candidates, j0 + 4 * kBlock);
+                std::fill(local, local + n * W * L * P::parts, T(0));
+                const T* upstream = grad + (g * t.queries + i0) * t.candidates;
+                for (int64_t j = j0; j < j1; ++j) {
+                    const int64_t row = t.row(g, j);
+                    V<T> c[W], dc[W] = {}, none{};
+                    for (int w = 0; w < W; ++w) c[w] = load<T>(t.table + row * d + k + w * L);
+                    for (int64_t i = 0; i < n; ++i) {
+                        const T* q = t.query(g, i0 + i) + k;
+                        const V<T> u = V<T>{} + upstream[i * t.candidates + j];
+                        T* mine = local + i * W * L * P::parts;
+                        for (int w = 0; w < W; ++w) {
+                            V<T> first = load<T>(mine + w * L);
+                            if (P::parts == 2) {
+                                V<T> second = load<T>(mine + (W + w) * L);
+                                P::pull(u, load<T>(q + w * L), load<T>(q + d + w * L), c[w], first, second, dc[w]);
+                                store<T>(mine + (W + w) * L, second);
+                            } else {
+                                P::pull(u, load<T>(q + w * L), none, c[w], first, none, dc[w]);
+                            }
+                            store<T>(mine + w * L, first);
+                        }
+                    }
+                    T* to = dtable + row * d + k;
+                    for (int w = 0; w < W; ++w) store<T>(to + w * L, load<T>(to + w * L) + dc[w]);
+                }
+                for (int64_t i = 0; i < n; ++i)
+                    for (int p = 0; p < P::parts; ++p) {
+                        T* to = dq + (g * t.queries + i0 + i) * t.width + p * d + k;
+                        const T* from = local + (i * P::parts + p) * W * L;
+                        for (int w = 0; w < W; ++w) store<T>(to + w * L, load<T>(to + w * L) + load<T>(from + w * L));
+                    }
+            }
+}
+
+// Gradients of coordinates k0 … k1 - 1 where a group has too few queries to keep a candidate's sums in registers.
+template <class P, class T>
+void pull_few(const Task<T>& t, const T* grad, T* dq, T* dtable, int64_t k0, int64_t k1) {
+    constexpr int L = Vec<T>::lanes;
+    const int64_t d = t.dim;
+    for (int64_t g = 0; g < t.groups; ++g)
+        for (int64_t j = 0; j < t.candidates; ++j) {
+            const T* c = t.table + t.row(g, j) * d;
+            T* dc = dtable + t.row(g, j) * d;
+            if (j + 2 < t.candidates) {
+                const int64_t next = t.row(g, j + 2) * d;
+                for (int64_t k = k0; k < k1; k += L) {
+                    __builtin_prefetch(t.table + next + k);
+                    __builtin_prefetch(dtable + next + k, 1);
+                }
+            }
+            for (int64_t i = 0; i < t.queries; ++i) {
+                const T* q = t.query(g, i);
+                T* to = dq + (g * t.queries + i) * t.width;
+                const V<T> u = V<T>{} + grad[(g * t.queries + i) * t.candidates + j];
+                for (int64_t k = k0; k < k1; k += L) {
+                    V<T> first = load<T>(to + k), other = load<T>(dc + k), second{}, b{};
+                    if (P::parts == 2) {
+                        second = load<T>(to + d + k);
+                        b = load<T>(q + d + k);
+                    }
+                    P::pull(u, load<T>(q + k), b, load<T>(c + k), first, second, other);
+                    store<T>(to + k, first);
+                    store<T>(dc + k, other);
+                    if (P::parts == 2) store<T>(to + d + k, second);
+                }
+            }
+        }
+}
+
+// Gradients of the coordinates from k on that do not fill a vector.
+template <class P, class T> void pull_rest(const Task<T>& t, const T* grad, T* dq, T* dtable, int64_t k) {
+    for (int64_t g = 0; g < t.groups; ++g)
+        for (int64_t i = 0; i < t.queries; ++i)
+            for (int64_t j = 0; j < t.candidates; ++j) {
+                const int64_t row = t.row(g, j);
+                const T u = grad[(g * t.queries + i) * t.candidates + j];
+                for (int64_t m = k; m < t.dim; m += P::unit)
+                    P::pull_one(u, t.query(g, i), t.table + row * t.dim, m, t.dim,
+                                dq + (g * t.queries + i) * t.width, dtable + row * t.dim);
+            }
+}
+
+template <class P, class T> void backward(const Task<T>& t, const T* grad, T* dq, T* dtable) {
+    constexpr int L = Vec<T>::lanes;
+    const int64_t vectors = t.dim / L;
+    const bool few = t.queries < 4;
+#pragma omp parallel
+    {
+        const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
+        const int64_t v0 = vectors * me / threads, v1 = vectors * (me + 1) / threads;
+        if (few) {
+            if (v1 > v0) pull_few<P, T>(t, grad, dq, dtable, v0 * L, v1 * L);
+        } else {
+            std::vector<T> local(kBlock * 4 * L * P::parts);
+            int64_t v = v0;
+            for (; v + 4 <= v1; v += 4) pull_strip<P, T, 4>(t, grad, dq, dtable, v * L, local.data());
+            for (; v + 2 <= v1; v += 2) pull_strip<P, T, 2>(t, grad, dq, dtable, v * L, local.data());
+            for (; v < v1; ++v) pull_strip<P, T, 1>(t, grad, dq, dtable, v * L, local.data());
+        }
+        if (me == threads - 1 && vectors * L < t.dim) pull_rest<P, T>(t, grad, dq, dtable, vectors * L);
+    }
+}
+
+template <class T, template <class> class P>
+int run(const Task<T>& t, const T* grad, T* out, T* dq, T* dtable) {
+    if (out) forward<P<T>, T>(t, out);
+    if (dq) backward<P<T>, T>(t, grad, dq, dtable);
+    return 0;
+}
+
+// 0, or 1 for a kind that does not exist.
+template <class T> int pairs(int kind, Task<T> t, const T* grad, T* out, T* dq, T* dtable) {
+    switch (kind) {
+        case 0: return run<T, Dot>(t, grad, out, dq, dtable);
+        case 1: return run<T, Square>(t, grad, out, dq, dtable);
+        case 2: return run<T, Manhattan>(t, grad, out, dq, dtable);
+        case 3: return run<T, ScaledManhattan>(t, grad, out, dq, dtable);
+        case 4: return run<T, Modulus>(t, grad, out, dq, dtable);
+    }
+    return 1;
+}
+
+}  // namespace
+
+// out: sums, or null. dq, dtable: gradients for `grad`, added to what is there, or null.
+extern "C" int pairs_float32(int kind, const float* q, const float* table, const int64_t* index, int64_t groups,
+                             int64_t queries, int64_t candidates, int64_t dim, int64_t width, const float* grad,
+                             float* out, float* dq, float* dtable) {
+    return pairs<float>(kind, {q, table, index, groups, queries, candidates, dim, width}, grad, out, dq, dtable);
+}
+
+extern "C" int pairs_float64(int kind, const double* q, const double* table, const int64_t* index, int64_t groups,
+                             int64_t queries, int64_t candidates, int64_t dim, int64_t width, const double* grad,
+                             double* out, double* dq, double* dtable) {
+    return pairs<double>(kind, {q, table, index, groups, queries, candidates, dim, width}, grad, out, dq, dtable);
+}

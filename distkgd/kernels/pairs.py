@@ -1,0 +1,45 @@
+"""Σ_k φ(q_k, c_k) of (query, candidate) pairs on a CPU, and its gradients: pairs.cpp with tensors.
+
+Shapes as there: q [groups, queries, width], table [rows, dim], index [groups, candidates] int64 or None, sums and
+their gradient [groups, queries, candidates]. All contiguous, of one dtype, float32 or float64.
+"""
+
+import ctypes
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distkgd.kernels.build import address, library
+
+Kind = Literal["dot", "square", "manhattan", "scaled_manhattan", "modulus"]
+KINDS: tuple[Kind, ...] = ("dot", "square", "manhattan", "scaled_manhattan", "modulus")
+_NAMES = {torch.float32: "pairs_float32", torch.float64: "pairs_float64"}
+
+
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels can work on such tensors here."""
+    return device.type == "cpu" and dtype in _NAMES and library("pairs") is not None
+
+
+def forward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int) -> Tensor:
+    """[groups, queries, candidates]: the sums."""
+    out = q.new_empty(q.shape[0], q.shape[1], candidates)
+    _run(kind, q, table, index, candidates, out=out)
+    return out
+
+
+def backward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of q and of the table for `grad`; a row that the index names often has its gradients added up."""
+    dq, dtable = torch.empty_like(q).zero_(), torch.empty_like(table).zero_()  # zeros() clears on one thread
+    _run(kind, q, table, index, grad.shape[2], grad=grad.contiguous(), dq=dq, dtable=dtable)
+    return dq, dtable
+
+
+def _run(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int, **more: Tensor) -> None:
+    call = getattr(library("pairs"), _NAMES[q.dtype])
+    sizes = [q.shape[0], q.shape[1], candidates, table.shape[1], q.shape[2]]
+    rest = [address(more.get(name)) for name in ("grad", "out", "dq", "dtable")]
+    where = [address(x) for x in (q, table, index)]
+    if call(KINDS.index(kind), *where, *(ctypes.c_int64(n) for n in sizes), *rest):
+        raise AssertionError(kind)
