@@ -18,94 +18,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from foundation import ROOT, save
 
-from distkgd.config import parse_config
-from distkgd.display import Display
+from distkgd.bench.jobs import bare_job, random_triples
+from distkgd.bench.machine import status_bytes
 from distkgd.distributed.cost import Shape, Speaker, choose
 from distkgd.distributed.cost import memory as memory_of
 from distkgd.distributed.cost import traffic as traffic_of
-from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.exchange import expected_memory, shape_of
-from distkgd.graph import power_law_graph
-from distkgd.graph.filters import KnownAnswers
-from distkgd.graph.sampling import Balanced, Sampler
-from distkgd.job import Job, Progress
-from distkgd.methods import build_method
-from distkgd.model import Model, new_model
-from distkgd.scenes import SceneBuilder
-from distkgd.scorers import build_scorer
-from distkgd.tracking import open_tracking
+from distkgd.job import Progress
 from distkgd.train import train_step
 
 RELATIONS = 50
 app = typer.Typer(help=__doc__)
-
-
-def bare_job(
-    stage: Mapping[str, Any], entities: int, triples: int, ranks: Ranks, teacher_dim: int = 0, skew: float = 0.0
-) -> Job:
-    """A job on random triples, without names or files: what a step costs, and nothing else.
-
-    stage: a student's config, as in YAML. teacher_dim: of an untrained teacher with the student's scorer.
-    skew: of a power-law graph, made once per node; 0: uniform triples.
-    """
-    taught = {"teacher": "untrained"} if teacher_dim else {}
-    config = parse_config({**taught, "student": dict(stage)}, "benchmark").student
-    if skew:
-        train = shared_graph(ranks, lambda: power_law_graph(entities, triples, RELATIONS, skew=skew, seed=0)).train
-    else:
-        generator = torch.Generator().manual_seed(0)
-        sizes = torch.tensor([entities, RELATIONS, entities])
-        train = (torch.rand(triples, 3, generator=generator, dtype=torch.float64) * sizes).long()
-
-    def fresh(dim: int, seed: int) -> Model:
-        scorer = build_scorer(config.scorer, dim, config.margin, config.norm)
-        rows = torch.bfloat16 if config.row_dtype == "bfloat16" else None
-        options = {"reciprocal": config.reciprocal, "seed": seed, "row_dtype": rows}
-        return new_model(scorer, entities, RELATIONS, ranks, **options)
-
-    method = build_method(config, fresh(config.dim, 0), [fresh(teacher_dim, 1)] if teacher_dim else [])
-    negatives = config.negatives
-    size, parts = config.batch_size, config.accumulate
-    balanced = Balanced(train, ranks.bounds(entities), size, parts, seed=0) if config.balanced else None
-    sides = negatives.sides
-    sampler = Sampler(train, entities, RELATIONS, batch_size=size, sides=sides, seed=0, balanced=balanced)
-    scenes = SceneBuilder(
-        sampler,
-        KnownAnswers(train[:0], entities),
-        ranks,
-        kind=negatives.kind,
-        num=negatives.num,
-        chunk=negatives.chunk,
-        filtered=negatives.filtered,
-        label_shares=False,
-        move=config.move if config.move != "auto" else "rows" if negatives.kind in ("chunk", "triple") else "queries",
-    )
-    folder = Path(tempfile.gettempdir()) / "distkgd-benchmark"
-    tracking = open_tracking(run_folder=folder, name="benchmark", uri=None, enabled=False, active=False)
-    return Job(
-        name="student",
-        config=config,
-        method=method,
-        scenes=scenes,
-        ranks=ranks,
-        folder=folder,
-        digest="",
-        keep=2,
-        validate=None,
-        tracking=tracking.stage("student", {}, {}),
-        display=Display(False),
-    )
-
-
-def peak() -> int:
-    """VmHWM of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def child(cases: Sequence[Mapping[str, Any]], world: int, threads: int) -> list[list[dict[str, Any]]]:
@@ -132,9 +59,10 @@ def measure(cases: str, out: Path) -> None:
 
 def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     """`steps` steps of a bare job after `warm` ones: their seconds, peak memory, and bytes sent."""
-    about = {key: case[key] for key in ("teacher_dim", "skew") if key in case}
-    job = bare_job(case["stage"], case["entities"], case["triples"], ranks, **about)
-    ready = peak()
+    entities = case["entities"]
+    train = random_triples(entities, case["triples"], RELATIONS, ranks, case.get("skew", 0.0))
+    job = bare_job(case["stage"], train, entities, RELATIONS, ranks, case.get("teacher_dim", 0))
+    ready = status_bytes("VmHWM")
     progress, seconds, warm = Progress(), [], case.get("warm", 1)
     for step in range(warm + case["steps"]):
         if step == warm:
@@ -153,7 +81,7 @@ def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     return {
         "seconds": seconds[warm:],
         "triples_per_second": job.config.batch_size / statistics.median(seconds[warm:]),
-        "peak": peak(),
+        "peak": status_bytes("VmHWM"),
         "peak_before_steps": ready,
         "sent": sent,
         "model": model,
@@ -200,6 +128,8 @@ REGIMES = {
 }
 DISTIL = {
     "kl": ({"method": "bkd"}, "softmax"),
+    "reverse kl": ({"method": "bkd", "distill": {"divergence": "reverse_kl"}}, "softmax"),
+    "js": ({"method": "bkd", "distill": {"divergence": "js"}}, "softmax"),
     "huber (dualde stage 1)": ({"method": "dualde", "distill": {"stage_two": None}}, "softplus"),
     "huber (dualde stage 2)": ({"method": "dualde", "distill": {"stage_one": False}}, "self_adversarial"),
 }

@@ -7,8 +7,6 @@ All of them resume: finished stages are not trained again.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -16,33 +14,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
 import typer
 
+from distkgd.bench.data import write_triples
+from distkgd.bench.machine import machine, status_bytes
 from distkgd.evaluate import metrics
 from distkgd.graph import Graph, load_graph
 from distkgd.graph.filters import KnownAnswers, both_sides
-from distkgd.plan import git_sha
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 KEPT = ("name", "method", "scorer", "dim", "bytes", "seconds", "steps", "triples_per_second", "valid", "test")
 app = typer.Typer(help=__doc__)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0].split(":", 1)[1].strip() if names else cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": git_sha(),
-    }
 
 
 def distill(folder: Path, *arguments: str) -> dict[str, Any]:
@@ -114,27 +98,11 @@ def reading(triples: int = 10_000_000, entities: int = 2_000_000) -> None:
     """Seconds and peak memory of reading WN18RR and a generated folder, each in a fresh process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "generated"
-        folder.mkdir()
-        generate(folder, triples, entities)
+        write_triples(folder, triples, entities)
         found = {source: read_in_process(source) for source in ("wn18rr", str(folder))}
     content = {"wn18rr": found["wn18rr"], f"{triples} triples": found[str(folder)]}
     save("reading", content)
     print(json.dumps(content, indent=2))
-
-
-def generate(folder: Path, triples: int, entities: int) -> None:
-    """A train file of random triples and small valid and test files."""
-    generator = np.random.default_rng(0)
-    for split, number in (("train", triples), ("valid", 1000), ("test", 1000)):
-        columns = {
-            "h": pl.Series(generator.integers(0, entities, number)),
-            "r": pl.Series(generator.integers(0, 500, number)),
-            "t": pl.Series(generator.integers(0, entities, number)),
-        }
-        frame = pl.DataFrame(
-            {key: pl.select(pl.format(key + "{}", column)).to_series() for key, column in columns.items()}
-        )
-        frame.write_csv(folder / f"{split}.tsv", separator="\t", include_header=False)
 
 
 def read_in_process(source: str) -> dict[str, float]:
@@ -150,9 +118,7 @@ def read_one(source: str) -> None:
     load_graph(source)
     seconds = time.monotonic() - started
     # VmHWM, not ru_maxrss: that one starts at the size of the process that forked us.
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"seconds": seconds, "peak_gb": peak / 2**20}))
+    print(json.dumps({"seconds": seconds, "peak_gb": status_bytes("VmHWM") / 2**30}))
 
 
 if __name__ == "__main__":

@@ -125,11 +125,18 @@ class NoDistillConfig(Frozen):
 
 
 class BkdConfig(Frozen):
-    """Score-distribution distillation: hard_weight * hard loss + weight * T^2 KL(teacher || student)."""
+    """Score-distribution distillation: hard_weight * hard loss + weight * T^2 divergence of the softmaxes.
+
+    divergence: kl is KL(teacher || student), which makes the student cover all that the teacher deems likely;
+        reverse_kl is KL(student || teacher), which makes it keep to that; js is the Jensen-Shannon divergence, between
+        the two and bounded by log 2, for a second pass over the candidates. An ablation changes this one word; mind
+        that the gradients differ in size, so `weight` wants to be tuned with it.
+    """
 
     weight: Weight = 1.0
     hard_weight: Weight = 1.0
     temperature: Rate = 1.0
+    divergence: Literal["kl", "reverse_kl", "js"] = "kl"
 
 
 class StageTwoConfig(Frozen):

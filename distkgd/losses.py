@@ -1,18 +1,20 @@
 """Hard and soft losses over score rows, written once for any world size; each asks for one number per query, [Q].
 
-A step puts all its asks together and has them answered in one pass over the candidates (`rows.answer`).
+A step puts all its asks together and has them answered in one pass over the candidates (`rows.answer`); the
+Jensen-Shannon divergence alone answers a pass of its own before.
 
 Notation: z the scores of a query's candidates, z+ that of its own answer, N(q) its other candidates; "all candidates"
 means N(q) and the answer. A batch loss is the mean over the global batch's queries (`batch_mean`).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.rows import Ask, LogSumExp, Partial, SoftmaxMean, Sum, present
+from distkgd.distributed.rows import Ask, LogSumExp, Partial, SoftmaxMean, Sum, answer, present
 from distkgd.errors import UnsupportedError
 from distkgd.model import View
 from distkgd.scenes import Scene
@@ -28,19 +30,27 @@ def batch_mean(per_query: Tensor, scene: Scene) -> Tensor:
 class Travel:
     """What one query costs on the wire beside the models' own queries.
 
-    columns: partial sums that go home. per_query: numbers that travel with the query. widths: numbers of further
-    fields' queries, (how many, whether they take a gradient).
+    columns: partial sums that go home. per_query: numbers that travel with the query and take a gradient, constants:
+    such that take none. widths: numbers of further fields' queries, (how many, whether they take a gradient).
     """
 
     columns: int = 0
     per_query: int = 0
     widths: tuple[tuple[int, bool], ...] = ()
+    constants: int = 0
 
     def __add__(self, other: "Travel") -> "Travel":
-        return Travel(self.columns + other.columns, self.per_query + other.per_query, self.widths + other.widths)
+        return Travel(
+            self.columns + other.columns,
+            self.per_query + other.per_query,
+            self.widths + other.widths,
+            self.constants + other.constants,
+        )
 
 
 KL_TRAVEL = Travel(columns=3)
+# Two log-sum-exps come home and go out again, the frozen teacher's without a gradient; then one sum.
+JS_TRAVEL = Travel(columns=3, per_query=1, constants=1)
 
 
 def hard_travel(name: str, *, label_smoothing: float = 0.0) -> Travel:
@@ -85,7 +95,7 @@ def hard_loss(
             out["count"] = Sum(present(z.detach()))
         return out
 
-    def finish(got: dict[str, Tensor]) -> Tensor:
+    def finish(got: dict[str, Tensor], positive: Tensor, share: Tensor | None = None) -> Tensor:
         match name:
             case "softmax":
                 loss = torch.logaddexp(positive, got["lse"]) - positive
@@ -103,7 +113,8 @@ def hard_loss(
             loss = loss + label_smoothing * (positive - (positive + got["scores"]) / (1.0 + got["count"]))
         return loss * share if share is not None and name != "bce" else loss
 
-    return Ask(partials, [view.negatives], finish, (positive,) if name == "margin" else ())
+    own = (positive,) if share is None else (positive, share)
+    return Ask(partials, [view.negatives], finish, (positive,) if name == "margin" else (), own)
 
 
 def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, stop_teacher: bool = False) -> Ask:
@@ -121,17 +132,81 @@ def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, sto
             zs, zt = zs / temperature, zt / temperature
         return {"gap": SoftmaxMean(zt, zt - zs), "student": LogSumExp(zs)}
 
-    def finish(got: dict[str, Tensor]) -> Tensor:
-        own_s, own_t = student.positive / temperature, teacher.positive / temperature
-        own_t = own_t.detach() if stop_teacher else own_t
+    def finish(got: dict[str, Tensor], own_s: Tensor, own_t: Tensor, share: Tensor | None = None) -> Tensor:
         lse_s = torch.logaddexp(own_s, got["student"])
         lse_t = torch.logaddexp(own_t, got["gap.lse"])
         gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
         divergence = temperature**2 * (gap - lse_t + lse_s)
-        share = student.scene.label_share
-        return divergence if share is None else divergence * share.to(divergence.dtype)
+        return divergence if share is None else divergence * share
 
-    return Ask(partials, [student.negatives, teacher.negatives], finish)
+    own_t = teacher.positive.detach() if stop_teacher else teacher.positive
+    own = student.positive / temperature, own_t / temperature, *_share(student)
+    return Ask(partials, [student.negatives, teacher.negatives], finish, own=own)
+
+
+def js_divergence(student: View, teacher: View, temperature: float = 1.0) -> Ask:
+    """Asks for [Q]: T^2 (KL(teacher || m) + KL(student || m)) / 2, m the mean of the two softmaxes over all candidates
+    at temperature T: the Jensen-Shannon divergence (Lin 1991), symmetric and at most T^2 log 2.
+
+    m mixes normalised shares, so both log-sum-exps must be known before anything can be summed: a first pass, answered
+    here, brings them home, and they travel out again with the asks of the second. The student's takes a gradient.
+    """
+
+    def logs(zs: Tensor, zt: Tensor) -> dict[str, Partial]:
+        return {"student": LogSumExp(zs / temperature), "teacher": LogSumExp(zt / temperature)}
+
+    fields = [student.negatives, teacher.negatives]
+    own_s, own_t = student.positive / temperature, teacher.positive / temperature
+    got = answer({"": Ask(logs, fields)})[""]
+    lse_s, lse_t = torch.logaddexp(own_s, got["student"]), torch.logaddexp(own_t, got["teacher"])
+    if not own_t.requires_grad:
+        lse_t = lse_t.detach()  # both came home in one tensor: a frozen teacher's would ask for a gradient too
+
+    def partials(zs: Tensor, zt: Tensor, lse_s: Tensor, lse_t: Tensor) -> dict[str, Partial]:
+        return {"sum": Sum(_js_terms(zs / temperature - lse_s, zt / temperature - lse_t))}
+
+    def finish(got: dict[str, Tensor], log_s: Tensor, log_t: Tensor, share: Tensor | None = None) -> Tensor:
+        divergence = temperature**2 * (got["sum"] + _js_terms(log_s, log_t))
+        return divergence if share is None else divergence * share
+
+    return Ask(partials, fields, finish, (lse_s, lse_t), (own_s - lse_s, own_t - lse_t, *_share(student)))
+
+
+def _js_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    # (p log(p / m) + q log(q / m)) / 2 of each candidate, m = (p + q) / 2. p / m is 2 sigmoid(log p - log q): log m =
+    # logaddexp(log p, log q) - log 2 without the difference of two large numbers. No term is negative, and where a
+    # pair does not count both shares and all of this are 0.
+    gap = log_p - log_q
+    first = torch.exp(log_p) * (F.logsigmoid(gap) + math.log(2.0))
+    second = torch.exp(log_q) * (F.logsigmoid(-gap) + math.log(2.0))
+    return 0.5 * (first + second)
+
+
+def _share(view: View) -> tuple[Tensor, ...]:
+    # With k-vs-all labels the answers of a query share its divergence.
+    share = view.scene.label_share
+    return () if share is None else (share.to(view.positive.dtype),)
+
+
+def divergence(name: str, student: View, teacher: View, temperature: float = 1.0) -> Ask:
+    """Asks for [Q]: T^2 times a divergence of the softmaxes over all candidates at temperature T.
+
+    kl: KL(teacher || student). reverse_kl: KL(student || teacher). js: see `js_divergence`.
+    """
+    match name:
+        case "kl":
+            return kl_divergence(student, teacher, temperature)
+        case "reverse_kl":
+            return kl_divergence(teacher, student, temperature)
+        case "js":
+            return js_divergence(student, teacher, temperature)
+        case _:
+            raise AssertionError(name)
+
+
+def divergence_travel(name: str) -> Travel:
+    """Of `divergence`, both passes together."""
+    return JS_TRAVEL if name == "js" else KL_TRAVEL
 
 
 def huber(difference: Tensor, delta: float = 1.0) -> Tensor:

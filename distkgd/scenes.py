@@ -139,7 +139,11 @@ class SceneBuilder:
             ids = torch.arange(self.sampler.num_entities, device=part.triples.device)
         excluded = excluded_from_shared(met.queries, ids, lo, hi, known)
         number = hi - lo if ids is None else len(ids)
-        layout = Layout(self.ranks, counts=counts, num_candidates=number, excluded=excluded)
+        # What all ranks know of each other's lists: the largest shard, or all that were drawn.
+        most = (
+            max(b - a for a, b in pairwise(self.cuts)) if ids is None else self.num if self.kind == "batch" else number
+        )
+        layout = Layout(self.ranks, counts=counts, num_candidates=number, most_candidates=most, excluded=excluded)
         return ids, None if ids is None else ids - lo, layout
 
     def _grouped(self, met: Batch) -> Tensor:

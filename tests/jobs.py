@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.dense import DenseOptimizer, reduce_gradients
+from distkgd.distributed.dense import DenseOptimizer, begin_reducing
 from distkgd.distributed.optim import RowOptimizer, clip_factor
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rows import (
@@ -324,7 +324,7 @@ def optimise_on_ranks(
             table.open(route, grad=True).lookup([len(ids[cut])])[0].backward(gradient[cut])
         if step.get("small") is not None:
             small.grad = step["small"] * (ranks.rank + 1) / sum(range(1, ranks.world + 1))
-        reduce_gradients([dense], ranks)
+        begin_reducing([dense], ranks, torch.zeros(0))()
         clips.append(clip_factor([optimizer], [small], step.get("limit", 0.0), ranks))
         optimizer.step(step.get("scale", 1.0), clips[-1])
         dense.step(step.get("scale", 1.0), clips[-1])

@@ -1,6 +1,7 @@
-"""Runs a function on W real gloo ranks. The processes are started once per test session and kept.
+"""Runs a function on W real ranks, joined as users' are. The processes are started once per test session and kept.
 
-The function must be importable (not a lambda, not nested): it is called as fn(ranks, **kwargs) on every rank.
+The function must be importable (not a lambda, not nested): it is called as fn(ranks, **kwargs) on every rank. Its rows
+and sums travel through shared memory, or with `run_over_gloo` as between machines.
 """
 
 import os
@@ -26,6 +27,15 @@ def run_on_ranks(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]
     if world not in _pools:
         _pools[world] = _Pool(world)
     return _pools[world].run(fn, kwargs)
+
+
+def run_over_gloo(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
+    """`run_on_ranks` of ranks that share no memory."""
+    return run_on_ranks(world, _over_gloo, call=fn, arguments=kwargs)
+
+
+def _over_gloo(ranks: Ranks, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    return call(Ranks(ranks.rank, ranks.world), **arguments)
 
 
 def close_pools() -> None:

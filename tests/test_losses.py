@@ -1,14 +1,21 @@
 """Every loss against its formula, written with explicit candidate lists and one query at a time."""
 
+import math
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
+from distkgd.config import BkdConfig
+from distkgd.distributed import rows
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.rows import Field, Layout
 from distkgd.errors import UnsupportedError
-from distkgd.losses import batch_mean, hard_loss, huber, kl_divergence, regulariser
+from distkgd.losses import batch_mean, divergence, hard_loss, huber, js_divergence, kl_divergence, regulariser
 from distkgd.model import View
 from distkgd.scenes import SceneBuilder
 from tests.jobs import (
@@ -269,22 +276,142 @@ def test_the_kl_divergence_is_that_of_the_two_softmaxes_over_all_candidates(
         assert_same_gradients(teacher, naive_t)
 
 
+def naive_js(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    p, q = (torch.exp(z / temperature) / torch.exp(z / temperature).sum() for z in (teacher, student))
+    m = [(p[i] + q[i]) / 2 for i in range(len(p))]
+    halves = [sum(x[i] * torch.log(x[i] / m[i]) for i in range(len(p))) / 2 for x in (p, q)]
+    return temperature**2 * (halves[0] + halves[1])
+
+
+def naive_reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return naive_kl(teacher, student, temperature)
+
+
+NAIVE_DIVERGENCES = {"kl": naive_kl, "reverse_kl": naive_reverse_kl, "js": naive_js}
+EVERY_DIVERGENCE = pytest.mark.parametrize("name", NAIVE_DIVERGENCES)
+
+
+def naive_divergence(name: str, student: NaiveModel, teacher: NaiveModel, queries: list[Asked], t: float) -> Tensor:
+    found = [
+        NAIVE_DIVERGENCES[name](candidate_scores(student, q), candidate_scores(teacher, q), t)
+        if q.negatives
+        else 0.0 * student.own(q)
+        for q in queries
+    ]
+    return torch.stack(found)
+
+
+def test_every_divergence_of_the_config_has_a_formula_here() -> None:
+    choices = BkdConfig.model_fields["divergence"].annotation
+    assert choices is not None and set(choices.__args__) == NAIVE_DIVERGENCES.keys()
+
+
+@EVERY_REGIME
+@pytest.mark.parametrize("temperature", [0.6, 3.0])
+@pytest.mark.parametrize("blocked", [False, True], ids=["whole", "blocked"])
+@EVERY_DIVERGENCE
+def test_a_divergence_and_both_its_gradients_are_those_of_the_formula(
+    name: str, blocked: bool, temperature: float, regime: dict[str, Any]
+) -> None:
+    scenes = toy_scenes(GRAPH, **regime)
+    student, teacher = toy_model(GRAPH, "complex", 4, reciprocal=False), toy_model(GRAPH, "distmult", 7, seed=5)
+    naive_s, naive_t = NaiveModel(student), NaiveModel(teacher)
+    at_once = (lambda numbers, device: 40) if blocked else rows.numbers_at_once
+    with patch.object(rows, "numbers_at_once", at_once):
+        scene = whole_scene(scenes)
+        assert (len(scene.layout.blocks(len(scene.batch.queries.anchor))) > 1) == blocked
+        found = asked(divergence(name, View(student, scene, grad=True), View(teacher, scene, grad=True), temperature))
+        (found * weights_for(found)).sum().backward()
+    expected = naive_divergence(name, naive_s, naive_t, spelled_out(scenes, STEP), temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    assert found.min() > 0
+    (expected * weights_for(expected)).sum().backward()
+    assert_same_gradients(student, naive_s)
+    assert_same_gradients(teacher, naive_t)
+
+
+@EVERY_DIVERGENCE
+def test_k_vs_all_labels_divide_the_divergence_of_a_query_by_its_number_of_answers(name: str) -> None:
+    shared, alone = (toy_scenes(GRAPH, kind="all", filtered=True, labels=labels) for labels in (True, False))
+    student, teacher = toy_model(GRAPH), toy_model(GRAPH, seed=1)
+    number = torch.tensor([len(q.known) for q in spelled_out(shared, STEP)], dtype=torch.float64)
+    scenes = [whole_scene(s) for s in (shared, alone)]
+    views = [[View(m, scene, grad=False) for m in (student, teacher)] for scene in scenes]
+    found, plain = (asked(divergence(name, *both, 2.0)) for both in views)
+    assert number.max() > 1
+    torch.testing.assert_close(found, plain / number)
+
+
+def scores_alone(models: list[Tensor], excluded: tuple[Tensor, Tensor] | None = None) -> list[Any]:
+    """Views of which only scores are known, [Q, 1 + N] of each model, the answer's first."""
+    number = models[0].shape[1] - 1
+    layout = Layout(Ranks(), num_candidates=number, excluded=excluded)
+    one_hot = torch.eye(number, dtype=models[0].dtype)
+    fields = [Field(layout, lambda queries, rows: queries @ rows.mT, x[:, 1:], one_hot) for x in models]
+    scene = SimpleNamespace(label_share=None)
+    return [
+        SimpleNamespace(positive=x[:, 0], negatives=field, scene=scene) for x, field in zip(models, fields, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
+@pytest.mark.parametrize(("large", "small"), [(1e4, 1e-3), (1e-3, 1e4), (300.0, 300.0)])
+@EVERY_DIVERGENCE
+def test_a_divergence_of_far_apart_scores_is_finite_in_float32_and_that_of_float64(
+    name: str, large: float, small: float, temperature: float
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    draws = [torch.randn(6, 9, generator=generator, dtype=torch.float64) * scale for scale in (large, small)]
+    # Query 1 has lost two candidates, query 4 all of them.
+    query = torch.tensor([4, 1, 4, 4, 1, 4, 4, 4, 4, 4])
+    candidate = torch.tensor([0, 1, 1, 2, 2, 3, 4, 5, 6, 7])
+    shown = torch.ones(6, 9, dtype=torch.bool)
+    shown[query, candidate + 1] = False
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        student, teacher = (x.float().to(dtype).requires_grad_() for x in draws)
+        order = torch.sort(candidate, stable=True).indices
+        excluded = query[order], candidate[order]
+        value = asked(divergence(name, *scores_alone([student, teacher], excluded), temperature))
+        value.sum().backward()
+        found[dtype] = value.detach().double(), student.grad.double(), teacher.grad.double()
+    for single, double in zip(*found.values(), strict=True):
+        assert single.isfinite().all()
+        torch.testing.assert_close(single, double, rtol=1e-3, atol=1e-3 * temperature)
+    value, *gradients = found[torch.float32]
+    # The two KL subtract log-sum-exps as large as the scores; no term of js is larger than 1.
+    rounding = 1e-6 * temperature * (1.0 if name == "js" else max(large, small))
+    assert value[4].abs() < rounding * max(1.0, temperature) and all(g[4].abs().max() < 1e-5 for g in gradients)
+    assert all(g[1][~shown[1]].abs().max() == 0 for g in gradients)
+    if name == "js":
+        assert value.min() > -1e-6 and value.max() <= temperature**2 * math.log(2.0) * (1 + 1e-6)
+
+
+def test_softmaxes_that_share_nothing_have_the_largest_js_divergence_and_it_is_symmetric() -> None:
+    pair = [torch.tensor([[50.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 50.0]])]
+    there, back = (asked(js_divergence(*scores_alone(models))) for models in (pair, pair[::-1]))
+    torch.testing.assert_close(there, torch.tensor([math.log(2.0)]))
+    assert torch.equal(there, back)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_a_model_does_not_diverge_from_itself(temperature: float) -> None:
+@EVERY_DIVERGENCE
+def test_a_model_does_not_diverge_from_itself(name: str, temperature: float) -> None:
     model = toy_model(GRAPH)
     scene = whole_scene(toy_scenes(GRAPH, kind="batch", filtered=True))
-    found = asked(kl_divergence(View(model, scene, grad=True), View(model, scene, grad=False), temperature))
+    found = asked(divergence(name, View(model, scene, grad=True), View(model, scene, grad=False), temperature))
     torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-12)
     found.sum().backward()
     assert entity_gradient(model).abs().max() < 1e-12
 
 
-def test_queries_without_negatives_do_not_diverge() -> None:
+@EVERY_DIVERGENCE
+def test_queries_without_negatives_do_not_diverge(name: str) -> None:
     scenes = toy_scenes(GRAPH, kind="triple", num=1, filtered=True, batch_size=40)
     empty = torch.tensor([not q.negatives for q in spelled_out(scenes, STEP)])
     student, teacher = toy_model(GRAPH), toy_model(GRAPH, seed=1)
     scene = whole_scene(scenes)
-    found = asked(kl_divergence(View(student, scene, grad=True), View(teacher, scene, grad=True), 3.0))
+    found = asked(divergence(name, View(student, scene, grad=True), View(teacher, scene, grad=True), 3.0))
     assert empty.any() and found[empty].abs().max() < 1e-12 and found[~empty].min() > 0
     found[empty].sum().backward()
     assert entity_gradient(student).abs().max() < 1e-12 and entity_gradient(teacher).abs().max() < 1e-12

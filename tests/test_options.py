@@ -110,6 +110,7 @@ CASES: dict[str, Case] = {
     "bkd.weight": Case([0.5, 1.0], context=BKD),
     "bkd.hard_weight": Case([0.0, 0.5, 1.0], context=BKD),
     "bkd.temperature": Case([1.0, 4.0], context=BKD),
+    "bkd.divergence": Case(["kl", "reverse_kl", "js"], context=BKD),
     "dualde.evaluation": Case([False, True], context=DUALDE),
     "dualde.structure": Case([False, True], context=DUALDE),
     "dualde.delta": Case([0.1, 1.0], context=DUALDE),

@@ -41,7 +41,7 @@ class Shape:
     anchors: distinct rows of anchors and answers that other ranks own.
     with_candidates: the same with the candidates, were they looked up.
     touched: distinct rows of the own shard that one part touches (all: the whole shard).
-    columns, per_query, widths: see `losses.Travel`. dense: numbers in replicated tensors that learn.
+    columns, per_query, widths, constants: see `losses.Travel`. dense: numbers in replicated tensors that learn.
     fixed: whether batches are balanced. clipped: whether gradients are. parts: into which the batch is cut.
     """
 
@@ -62,6 +62,7 @@ class Shape:
     fixed: bool = False
     clipped: bool = False
     parts: int = 1
+    constants: int = 0
 
 
 def traffic(shape: Shape, move: str) -> dict[str, float]:
@@ -77,7 +78,8 @@ def traffic(shape: Shape, move: str) -> dict[str, float]:
     if shape.clipped:
         found["control"] = 2.0 * others / shape.world * 8
     if move == "queries":
-        widths = [(s.query, s.learns) for s in shape.speakers] + list(shape.widths) + [(shape.per_query, True)]
+        widths = [(s.query, s.learns) for s in shape.speakers] + list(shape.widths)
+        widths += [(shape.per_query, True), (shape.constants, False)]
         numbers = sum(width * (2 if learns else 1) for width, learns in widths)
         found["queries"] = others * shape.queries * numbers * w
         found["partials"] = 2.0 * others * shape.queries * shape.columns * w

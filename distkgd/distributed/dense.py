@@ -33,7 +33,7 @@ class Dense(Protocol):
     def step(self, scale: float, clip: float = 1.0, *, reduced: bool = True) -> None:
         """Apply and clear the gradients times `clip`, at the learning rate times `scale`.
 
-        reduced: `reduce_gradients` has already summed them over ranks. All ranks call this together.
+        reduced: `begin_reducing` has already summed them over ranks. All ranks call this together.
         """
 
     def clear(self) -> None:
@@ -73,7 +73,7 @@ class DenseOptimizer:
     def step(self, scale: float, clip: float = 1.0, *, reduced: bool = True) -> None:
         """See `Dense.step`; the gradients must be summed over ranks."""
         if not reduced:
-            raise AssertionError("DenseOptimizer does not sum over ranks: call reduce_gradients first")
+            raise AssertionError("DenseOptimizer does not sum over ranks: call begin_reducing first")
         self.steps += 1
         with torch.no_grad():
             for key, tensor in self.tensors.items():
@@ -106,15 +106,11 @@ class DenseOptimizer:
         """See `Dense.close`; nothing is held."""
 
 
-def reduce_gradients(dense: Sequence[Dense], ranks: Ranks) -> None:
-    """Sum the gradients of all groups over ranks, in one bucket; a tensor without one has zeros."""
-    begin_reducing(dense, ranks, torch.zeros(0, device=ranks.device))()
-
-
 def begin_reducing(dense: Sequence[Dense], ranks: Ranks, more: Tensor) -> Callable[[], Tensor]:
-    """`reduce_gradients` and the sum of `more` [n] in the same bucket, on its way while other work is done.
+    """Sum the gradients of all groups, and `more` [n], over ranks in one bucket, on its way while other work is done.
 
-    The result waits for it, puts the gradients in place and returns the sum of `more`.
+    The result waits for it, puts the gradients in place and returns the sum of `more`. A tensor without a gradient has
+    one of zeros.
     """
     if ranks.world == 1:
         return lambda: more

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distkgd.distributed.rendezvous import meet
+from distkgd.distributed.shared_memory import SharedMemory, connect
 from distkgd.errors import ConfigError
 
-# A peer that died closes its socket and ends the others at once; one that hangs is given up after this.
+# A peer that died ends the others at once; one that hangs is given up after this.
 PEER_TIMEOUT = timedelta(seconds=45)
 
 
@@ -25,12 +26,20 @@ class Ranks:
 
     traffic: payload bytes this rank has handed to collectives, by kind (ids, rows, queries, partials, dense, control);
         what stays on the rank is not counted, an all-reduce counts as its ring does: 2 (world - 1) / world of its size.
+    shared: what carries rows and sums where all ranks are CPUs of one machine; gloo or NCCL carries the rest.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        shared: SharedMemory | None = None,
+    ) -> None:
         self.rank = rank
         self.world = world
         self.device = torch.device(device)
+        self.shared = shared
         self.traffic: Counter[str] = Counter()
 
     def sent(self, kind: str, num_bytes: float) -> None:
@@ -72,6 +81,8 @@ class Ranks:
         if self.world == 1:
             return lambda: tensor
         self.sent(kind, 2 * tensor.numel() * tensor.element_size() * (self.world - 1) / self.world)
+        if self.shared is not None:
+            return self.shared.begin_all_reduce(tensor)
         work = dist.all_reduce(tensor, async_op=True)
 
         def arrived() -> Tensor:
@@ -96,8 +107,10 @@ class Ranks:
         """`exchange` without gradient, on its way while other work is done; the result waits for it."""
         out = rows.new_empty((sum(receive), *rows.shape[1:]))
         kept = rows.contiguous()
-        work = dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True)
         self._sent_rows(kept, send, kind)
+        if self.shared is not None:
+            return self.shared.begin_exchange(out, kept, receive, send)
+        work = dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True)
 
         def arrived() -> Tensor:
             work.wait()
@@ -161,13 +174,18 @@ def join_ranks(device_name: str = "auto") -> Ranks:
     store = meet(base, rank, world, PEER_TIMEOUT)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PEER_TIMEOUT)
-    return Ranks(rank, world, device)
+    ranks = Ranks(rank, world, device)
+    if device.type == "cpu":
+        ranks.shared = connect(rank, world, ranks.gather_objects, PEER_TIMEOUT)
+    return ranks
 
 
 def leave_ranks(ranks: Ranks) -> None:
     """Shut the process group down; gloo's threads need the short sleep or may abort the interpreter at exit."""
     if ranks.world > 1 and dist.is_initialized():
         dist.barrier()
+        if ranks.shared is not None:
+            ranks.shared.close()
         dist.destroy_process_group()
         gc.collect()
         time.sleep(0.05)

@@ -94,6 +94,7 @@ class Layout:
         ranks: Ranks,
         *,
         num_candidates: int,
+        most_candidates: int | None = None,
         counts: Sequence[int] | None = None,
         groups: int | None = None,
         excluded: tuple[Tensor, Tensor] | None = None,
@@ -101,7 +102,7 @@ class Layout:
         block_numbers: int | None = None,
     ) -> None:
         """
-        num_candidates: N of this rank, or of each group.
+        num_candidates: N of this rank, or of each group. most_candidates: an upper bound that all ranks share.
         counts: queries of each rank when they travel; None: they stay.
         groups: number of groups met on this rank (those of all ranks when queries travel), or None.
         excluded: ([p] query, [p] candidate), sorted by candidate: pairs that do not count (without groups).
@@ -111,6 +112,7 @@ class Layout:
         self.counts = counts
         self.groups = groups
         self.num_candidates = num_candidates
+        self.most_candidates = num_candidates if most_candidates is None else most_candidates
         self._excluded = excluded
         self._mask = mask
         self._block_numbers = block_numbers
@@ -143,6 +145,41 @@ class Layout:
         pieces = -(-self.num_candidates // width)
         cuts = [self.num_candidates * i // pieces for i in range(pieces + 1)]
         return list(pairwise(cuts))
+
+    def query_blocks(self, blocks: int, queries: int) -> list[tuple["Layout", Tensor]]:
+        """The layout of each of `blocks` parts of this rank's `queries` (without groups), and which of the queries met
+        here belong to it: ([met in the part] positions, ascending)."""
+        counts = [queries] if self.counts is None else list(self.counts)
+        device = self.ranks.device
+        starts = torch.tensor([0, *counts], device=device).cumsum(0).tolist()
+        found, place = [], torch.zeros(sum(counts), dtype=torch.int64, device=device)
+        part = torch.zeros_like(place)
+        for i in range(blocks):
+            cuts = [(n * i // blocks, n * (i + 1) // blocks) for n in counts]
+            pieces = [torch.arange(at + lo, at + hi, device=device) for at, (lo, hi) in zip(starts, cuts, strict=False)]
+            met = torch.cat(pieces)
+            part[met], place[met] = i, torch.arange(len(met), device=device)
+            found.append(([hi - lo for lo, hi in cuts], met))
+        excluded: list[tuple[Tensor, Tensor] | None] = [None] * blocks
+        if self._excluded is not None:
+            query, candidate = self._excluded
+            order = torch.sort(part[query], stable=True).indices
+            sizes = torch.bincount(part[query], minlength=blocks).tolist()
+            pairs = zip(place[query[order]].split(sizes), candidate[order].split(sizes), strict=True)
+            excluded = list(pairs)
+        return [
+            (
+                Layout(
+                    self.ranks,
+                    num_candidates=self.num_candidates,
+                    counts=None if self.counts is None else sizes,
+                    excluded=pairs,
+                    block_numbers=max(1, len(met) * self.num_candidates),
+                ),
+                met,
+            )
+            for (sizes, met), pairs in zip(found, excluded, strict=True)
+        ]
 
     def leave_out(self, scores: Tensor, start: int, stop: int) -> None:
         """Write NEVER, in place, over the pairs of candidates start … stop - 1 that do not count."""
@@ -205,15 +242,17 @@ class Ask:
 
     partials: (block of each field [..., Q, n], each per_query as [..., Q, 1], each parameter) -> {name: Partial}.
         It must be pure: in blocked mode it runs again in backward.
-    finish: {name: [Q]} of this rank's queries -> the loss, or whatever is made of them.
+    finish: ({name: [Q]} of this rank's queries, each own) -> the loss, or whatever is made of them.
     per_query: [Q] numbers of this rank's queries needed beside the scores.
+    own: [Q] numbers of this rank's queries that only finish needs; they stay here.
     parameters: other tensors that partials uses and that may need a gradient.
     """
 
     partials: Callable[..., Mapping[str, Partial]]
     fields: Sequence[Field]
-    finish: Callable[[dict[str, Tensor]], Any] = lambda got: got
+    finish: Callable[..., Any] = lambda got: got
     per_query: Sequence[Tensor] = ()
+    own: Sequence[Tensor] = ()
     parameters: Sequence[Tensor] = ()
 
 
@@ -296,7 +335,7 @@ class _Pass:
             if kind is SoftmaxMean:
                 got[i][f"{name}.lse"] = columns.pop(0)
             got[i][name] = columns.pop(0)
-        return [ask.finish(found) for ask, found in zip(self.asks, got, strict=True)]
+        return [ask.finish(found, *ask.own) for ask, found in zip(self.asks, got, strict=True)]
 
 
 class _Blocked(torch.autograd.Function):

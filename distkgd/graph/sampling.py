@@ -88,17 +88,14 @@ class Balanced:
     visited equally often, so that a triple's frequency is inversely proportional to how many triples share its pair.
 
     cuts: [world + 1] first entity of each shard. parts: into which a batch is cut, each of them balanced.
+    batch_size: a multiple of parts x world x world (`plan.check_balanced` refuses others).
     """
 
     def __init__(self, train: Tensor, cuts: list[int], batch_size: int, parts: int, seed: int) -> None:
         world = len(cuts) - 1
         self.world, self.parts = world, parts
         self.per_pair, rest = divmod(batch_size, parts * world * world)
-        if rest or not self.per_pair:
-            raise ConfigError(
-                f"balanced: batch_size {batch_size} must be a multiple of {parts * world * world} "
-                f"(accumulate {parts} x {world} x {world} pairs of shards)."
-            )
+        assert self.per_pair and not rest, batch_size
         edges = torch.tensor(cuts[1:-1], device=train.device)
         shards = torch.searchsorted(edges, train[:, [0, 2]].contiguous(), right=True)
         pair = shards[:, 0] * world + shards[:, 1]

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 #include <omp.h>
+#include <type_traits>
 #include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -290,39 +291,58 @@ void pull_strip(const Task<T>& t, const T* grad, T* dq, T* dtable, int64_t k, T*
             }
 }
 
-// Gradients of coordinates k0 … k1 - 1 where a group has too few queries to keep a candidate's sums in registers.
+// The pairs (group, candidate) by table row: those of row r are order[offsets[r]] … order[offsets[r + 1] - 1].
+struct ByRow {
+    std::vector<int64_t> offsets, order;
+
+    ByRow(const int64_t* index, int64_t pairs, int64_t rows) : offsets(rows + 1, 0), order(pairs) {
+        for (int64_t p = 0; p < pairs; ++p) ++offsets[(index ? index[p] : p) + 1];
+        for (int64_t r = 0; r < rows; ++r) offsets[r + 1] += offsets[r];
+        std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
+        for (int64_t p = 0; p < pairs; ++p) order[next[index ? index[p] : p]++] = p;
+    }
+};
+
+// Gradients of coordinates k0 … k1 - 1 where groups are small: row by row, so that each is read and written once.
+// Writes all rows of dtable.
 template <class P, class T>
-void pull_few(const Task<T>& t, const T* grad, T* dq, T* dtable, int64_t k0, int64_t k1) {
+void pull_rows(const Task<T>& t, const ByRow& by_row, const T* grad, T* dq, T* dtable, int64_t k0, int64_t k1) {
     constexpr int L = Vec<T>::lanes;
-    const int64_t d = t.dim;
-    for (int64_t g = 0; g < t.groups; ++g)
-        for (int64_t j = 0; j < t.candidates; ++j) {
-            const T* c = t.table + t.row(g, j) * d;
-            T* dc = dtable + t.row(g, j) * d;
-            if (j + 2 < t.candidates) {
-                const int64_t next = t.row(g, j + 2) * d;
-                for (int64_t k = k0; k < k1; k += L) {
-                    __builtin_prefetch(t.table + next + k);
-                    __builtin_prefetch(dtable + next + k, 1);
-                }
-            }
-            for (int64_t i = 0; i < t.queries; ++i) {
-                const T* q = t.query(g, i);
-                T* to = dq + (g * t.queries + i) * t.width;
-                const V<T> u = V<T>{} + grad[(g * t.queries + i) * t.candidates + j];
-                for (int64_t k = k0; k < k1; k += L) {
-                    V<T> first = load<T>(to + k), other = load<T>(dc + k), second{}, b{};
-                    if (P::parts == 2) {
-                        second = load<T>(to + d + k);
-                        b = load<T>(q + d + k);
+    const int64_t d = t.dim, rows = (int64_t)by_row.offsets.size() - 1;
+    for (int64_t r = 0; r < rows; ++r) {
+        const T* c = t.table + r * d;
+        T* dc = dtable + r * d;
+        if (r + 2 < rows)
+            for (int64_t k = k0; k < k1; k += 64 / (int64_t)sizeof(T)) __builtin_prefetch(c + 2 * d + k);
+        int64_t k = k0;
+        const auto strip = [&](auto width) __attribute__((always_inline)) {
+            constexpr int W = decltype(width)::value;
+            V<T> x[W], dx[W] = {};
+            for (int w = 0; w < W; ++w) x[w] = load<T>(c + k + w * L);
+            for (int64_t p = by_row.offsets[r]; p < by_row.offsets[r + 1]; ++p) {
+                const int64_t g = by_row.order[p] / t.candidates, j = by_row.order[p] % t.candidates;
+                for (int64_t i = g * t.queries; i < (g + 1) * t.queries; ++i) {
+                    const V<T> u = V<T>{} + grad[i * t.candidates + j];
+                    const T* q = t.q + i * t.width + k;
+                    T* to = dq + i * t.width + k;
+                    for (int w = 0; w < W; ++w) {
+                        V<T> first = load<T>(to + w * L), second{}, b{};
+                        if (P::parts == 2) {
+                            second = load<T>(to + d + w * L);
+                            b = load<T>(q + d + w * L);
+                        }
+                        P::pull(u, load<T>(q + w * L), b, x[w], first, second, dx[w]);
+                        store<T>(to + w * L, first);
+                        if (P::parts == 2) store<T>(to + d + w * L, second);
                     }
-                    P::pull(u, load<T>(q + k), b, load<T>(c + k), first, second, other);
-                    store<T>(to + k, first);
-                    store<T>(dc + k, other);
-                    if (P::parts == 2) store<T>(to + d + k, second);
                 }
             }
-        }
+            for (int w = 0; w < W; ++w) store<T>(dc + k + w * L, dx[w]);
+            k += W * L;
+        };
+        while (k + 8 * L <= k1) strip(std::integral_constant<int, 8>{});
+        while (k < k1) strip(std::integral_constant<int, 1>{});
+    }
 }
 
 // Gradients of the coordinates from k on that do not fill a vector.
@@ -338,16 +358,26 @@ template <class P, class T> void pull_rest(const Task<T>& t, const T* grad, T* d
             }
 }
 
-template <class P, class T> void backward(const Task<T>& t, const T* grad, T* dq, T* dtable) {
+template <class T> void clear(T* to, int64_t n) {
+    constexpr int64_t piece = 1 << 16;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += piece) std::memset(to + i, 0, sizeof(T) * std::min(piece, n - i));
+}
+
+template <class P, class T> void backward(const Task<T>& t, int64_t rows, const T* grad, T* dq, T* dtable) {
     constexpr int L = Vec<T>::lanes;
     const int64_t vectors = t.dim / L;
-    const bool few = t.queries < 4;
+    // Where rows of a table are listed for few queries each, going through the table once beats going through the lists.
+    const bool by_rows = t.queries < 4;
+    const ByRow by_row(t.index, by_rows ? t.groups * t.candidates : 0, by_rows ? rows : 0);
+    if (!by_rows) clear(dtable, rows * t.dim);
+    else for (int64_t r = 0; r < rows; ++r) std::fill(dtable + r * t.dim + vectors * L, dtable + (r + 1) * t.dim, T(0));
 #pragma omp parallel
     {
         const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
         const int64_t v0 = vectors * me / threads, v1 = vectors * (me + 1) / threads;
-        if (few) {
-            if (v1 > v0) pull_few<P, T>(t, grad, dq, dtable, v0 * L, v1 * L);
+        if (by_rows) {
+            if (v1 > v0) pull_rows<P, T>(t, by_row, grad, dq, dtable, v0 * L, v1 * L);
         } else {
             std::vector<T> local(kBlock * 4 * L * P::parts);
             int64_t v = v0;
@@ -360,35 +390,38 @@ template <class P, class T> void backward(const Task<T>& t, const T* grad, T* dq
 }
 
 template <class T, template <class> class P>
-int run(const Task<T>& t, const T* grad, T* out, T* dq, T* dtable) {
+int run(const Task<T>& t, int64_t rows, const T* grad, T* out, T* dq, T* dtable) {
     if (out) forward<P<T>, T>(t, out);
-    if (dq) backward<P<T>, T>(t, grad, dq, dtable);
+    if (dtable) {  // an empty dq has no address
+        clear(dq, t.groups * t.queries * t.width);
+        backward<P<T>, T>(t, rows, grad, dq, dtable);
+    }
     return 0;
 }
 
 // 0, or 1 for a kind that does not exist.
-template <class T> int pairs(int kind, Task<T> t, const T* grad, T* out, T* dq, T* dtable) {
+template <class T> int pairs(int kind, Task<T> t, int64_t rows, const T* grad, T* out, T* dq, T* dtable) {
     switch (kind) {
-        case 0: return run<T, Dot>(t, grad, out, dq, dtable);
-        case 1: return run<T, Square>(t, grad, out, dq, dtable);
-        case 2: return run<T, Manhattan>(t, grad, out, dq, dtable);
-        case 3: return run<T, ScaledManhattan>(t, grad, out, dq, dtable);
-        case 4: return run<T, Modulus>(t, grad, out, dq, dtable);
+        case 0: return run<T, Dot>(t, rows, grad, out, dq, dtable);
+        case 1: return run<T, Square>(t, rows, grad, out, dq, dtable);
+        case 2: return run<T, Manhattan>(t, rows, grad, out, dq, dtable);
+        case 3: return run<T, ScaledManhattan>(t, rows, grad, out, dq, dtable);
+        case 4: return run<T, Modulus>(t, rows, grad, out, dq, dtable);
     }
     return 1;
 }
 
 }  // namespace
 
-// out: sums, or null. dq, dtable: gradients for `grad`, added to what is there, or null.
+// rows: of the table. out: sums, or null. dq, dtable: gradients for `grad`, or null. All are written over.
 extern "C" int pairs_float32(int kind, const float* q, const float* table, const int64_t* index, int64_t groups,
-                             int64_t queries, int64_t candidates, int64_t dim, int64_t width, const float* grad,
-                             float* out, float* dq, float* dtable) {
-    return pairs<float>(kind, {q, table, index, groups, queries, candidates, dim, width}, grad, out, dq, dtable);
+                             int64_t queries, int64_t candidates, int64_t dim, int64_t width, int64_t rows,
+                             const float* grad, float* out, float* dq, float* dtable) {
+    return pairs<float>(kind, {q, table, index, groups, queries, candidates, dim, width}, rows, grad, out, dq, dtable);
 }
 
 extern "C" int pairs_float64(int kind, const double* q, const double* table, const int64_t* index, int64_t groups,
-                             int64_t queries, int64_t candidates, int64_t dim, int64_t width, const double* grad,
-                             double* out, double* dq, double* dtable) {
-    return pairs<double>(kind, {q, table, index, groups, queries, candidates, dim, width}, grad, out, dq, dtable);
+                             int64_t queries, int64_t candidates, int64_t dim, int64_t width, int64_t rows,
+                             const double* grad, double* out, double* dq, double* dtable) {
+    return pairs<double>(kind, {q, table, index, groups, queries, candidates, dim, width}, rows, grad, out, dq, dtable);
 }

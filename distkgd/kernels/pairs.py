@@ -31,14 +31,14 @@ def forward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidat
 
 def backward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of q and of the table for `grad`; a row that the index names often has its gradients added up."""
-    dq, dtable = torch.empty_like(q).zero_(), torch.empty_like(table).zero_()  # zeros() clears on one thread
+    dq, dtable = torch.empty_like(q), torch.empty_like(table)
     _run(kind, q, table, index, grad.shape[2], grad=grad.contiguous(), dq=dq, dtable=dtable)
     return dq, dtable
 
 
 def _run(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int, **more: Tensor) -> None:
     call = getattr(library("pairs"), _NAMES[q.dtype])
-    sizes = [q.shape[0], q.shape[1], candidates, table.shape[1], q.shape[2]]
+    sizes = [q.shape[0], q.shape[1], candidates, table.shape[1], q.shape[2], table.shape[0]]
     rest = [address(more.get(name)) for name in ("grad", "out", "dq", "dtable")]
     where = [address(x) for x in (q, table, index)]
     if call(KINDS.index(kind), *where, *(ctypes.c_int64(n) for n in sizes), *rest):

@@ -2,21 +2,22 @@
 
 Differs from the paper: DualDE only says "minimizing the KL divergence of the triple score distributions"; ours is
 T^2 KL(teacher || student) of each query's softmax over the batch's candidates and its answer, added to the hard loss.
+`divergence` puts KL(student || teacher) or the Jensen-Shannon divergence in its place.
 
 Differs from the authors' code: none was released; IterDE's repository takes the softmax over a batch's triples.
 """
 
 from collections.abc import Iterator
 
-from distkgd.distributed.rows import answer
-from distkgd.losses import KL_TRAVEL, Travel, batch_mean, kl_divergence
+from distkgd.distributed.query_blocks import answer_means
+from distkgd.losses import Travel, divergence, divergence_travel
 from distkgd.methods.base import HardSettings, Method, Update
 from distkgd.model import Model
 from distkgd.scenes import Scene
 
 
 class Bkd(Method):
-    """hard_weight * hard loss + weight * T^2 KL(teacher || student); the teacher is frozen."""
+    """hard_weight * hard loss + weight * T^2 divergence(teacher, student); the teacher is frozen."""
 
     name = "bkd"
 
@@ -29,26 +30,28 @@ class Bkd(Method):
         weight: float,
         hard_weight: float,
         temperature: float,
+        divergence: str,
     ) -> None:
         super().__init__(student, hard)
         self.teacher = teacher
         self.weight = weight
         self.hard_weight = hard_weight
         self.temperature = temperature
+        self.divergence = divergence
 
     def updates(self, scene: Scene) -> Iterator[Update]:
         view = self.view(self.student, scene, grad=True)
         teacher = self.view(self.teacher, scene, grad=False)
-        asks = {"soft": kl_divergence(view, teacher, self.temperature)}
+        # The hard loss joins the last pass, so that js costs one pass more and not two.
+        asks = {"soft": divergence(self.divergence, view, teacher, self.temperature)}
         if self.hard_weight:
             asks["hard"] = self.hard_ask(view)
-        got = answer(asks)
         weights = {"soft": self.weight, "hard": self.hard_weight}
-        terms = {name: weights[name] * batch_mean(loss, scene) for name, loss in got.items()}
+        terms = answer_means(asks, weights, scene.batch.num_queries)
         yield Update(frozenset({"student"}), terms | self.penalty(view))
 
     def travel(self) -> Travel:
-        return KL_TRAVEL + (self.hard_travel() if self.hard_weight else Travel())
+        return divergence_travel(self.divergence) + (self.hard_travel() if self.hard_weight else Travel())
 
     def speakers(self) -> list[tuple[Model, bool]]:
         return [(self.student, True), (self.teacher, False)]

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from distkgd.distributed.rows import answer
-from distkgd.losses import Travel, batch_mean
+from distkgd.distributed.query_blocks import answer_means
+from distkgd.losses import Travel
 from distkgd.methods.base import Method, Update
 from distkgd.scenes import Scene
 
@@ -15,9 +15,8 @@ class Scratch(Method):
 
     def updates(self, scene: Scene) -> Iterator[Update]:
         view = self.view(self.student, scene, grad=True)
-        got = answer({"hard": self.hard_ask(view)})
-        terms = {"hard": batch_mean(got["hard"], scene)} | self.penalty(view)
-        yield Update(frozenset({"student"}), terms)
+        terms = answer_means({"hard": self.hard_ask(view)}, {"hard": 1.0}, scene.batch.num_queries)
+        yield Update(frozenset({"student"}), terms | self.penalty(view))
 
     def travel(self) -> Travel:
         return self.hard_travel()

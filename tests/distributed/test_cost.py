@@ -1,11 +1,14 @@
 """The cost model against the payloads that were handed to collectives."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from distkgd.config import LossConfig
+from distkgd.distributed import rows
 from distkgd.distributed.cost import Shape, Speaker, choose, human, memory, traffic
 from distkgd.distributed.ranks import Ranks
 from distkgd.exchange import settle_move, shape_of
@@ -25,7 +28,7 @@ MOVES = {"triple": ("rows", "queries", "nothing"), "chunk": ("rows", "queries", 
 MOVES |= {"batch": ("rows", "queries", "nothing"), "all": ("rows", "queries")}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "scratch": [{}],
-    "bkd": [{}],
+    "bkd": [{}, {"divergence": "reverse_kl"}, {"divergence": "js"}],
     "dualde": [
         {"stage_two": None},
         {"stage_one": False},
@@ -60,8 +63,14 @@ def config_of(method: str, options: dict[str, Any], loss: str, regime: str, move
     return {"student": stage | {"loss": {"name": loss}, "move": move} | more}
 
 
-def assert_as_expected(world: int, cases: list[dict[str, Any]]) -> None:
-    ranks = run_on_ranks(world, count_on_ranks, cases=cases)
+def count_in_blocks(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, dict[str, float]]]:
+    """`count_on_ranks` with scores that are computed in blocks, again in backward."""
+    with patch.object(rows, "numbers_at_once", lambda _numbers, _device: 1000):
+        return count_on_ranks(ranks, cases)
+
+
+def assert_as_expected(world: int, cases: list[dict[str, Any]], count: Callable[..., Any] = count_on_ranks) -> None:
+    ranks = run_on_ranks(world, count, cases=cases)
     for i, config in enumerate(cases):
         where = f"{world} ranks, {config['student']}"
         expected = ranks[0][i]["expected"]
@@ -72,7 +81,9 @@ def assert_as_expected(world: int, cases: list[dict[str, Any]]) -> None:
             # Each kind by itself, so that one error cannot hide another; the loss terms are guessed at, and the ids
             # of a batch in parts are those of two batches.
             guessed = kind == "dense" or (kind == "ids" and "accumulate" in config["student"])
-            assert sent[kind] == pytest.approx(value, rel=0.02, abs=100 if guessed else 1), (kind, where)
+            exact = kind in ("queries", "partials")
+            close = {"rel": 1e-9} if exact else {"rel": 0.02, "abs": 100 if guessed else 1}
+            assert sent[kind] == pytest.approx(value, **close), (kind, where)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -87,6 +98,20 @@ def test_every_loss_and_move_sends_what_the_model_says(world: int, regime: str, 
         if not (method == "dualde" and loss == "margin")
     ]
     assert_as_expected(world, cases)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_queries_travel_once_however_many_passes_and_blocks_meet_them(world: int) -> None:
+    """The second pass of js takes nothing along but what the first one brought home."""
+    js = {"divergence": "js"}
+    cases = [config_of("bkd", options, "softmax", "all", "queries") for options in ({}, js, js | {"hard_weight": 0.0})]
+    cases += [config_of("bkd", js, loss, "batch", "queries", accumulate=3) for loss in ("softmax", "margin")]
+    assert_as_expected(world, cases)
+    assert_as_expected(world, cases, count_in_blocks)
+    sent = [found["sent"] for found in run_on_ranks(world, count_on_ranks, cases=cases[:2])[0]]
+    queries = 2 * TRIPLES // world
+    assert sent[1]["queries"] - sent[0]["queries"] == 3 * 4 * (world - 1) * queries
+    assert sent[1]["partials"] == sent[0]["partials"]
 
 
 def test_smoothing_clipping_parts_and_balance_send_what_the_model_says() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.deepspeed_engine import DeepSpeedDense, check_supported
-from distkgd.distributed.dense import Dense, DenseOptimizer, reduce_gradients
+from distkgd.distributed.dense import Dense, DenseOptimizer, begin_reducing
 from distkgd.distributed.optim import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError, DivergedError, UnsupportedError
@@ -91,7 +91,7 @@ def train(
             disturb(dense, step)
         early = reduced or not dense.sums_ranks
         if early:
-            reduce_gradients([dense], ranks)
+            begin_reducing([dense], ranks, torch.zeros(0))()
         dense.step(1.0 / (1 + 0.1 * step), 0.01 if step % 3 else 0.02, reduced=early)
     after = saved(dense)
     dense.close()
@@ -121,7 +121,7 @@ def train_two(ranks: Ranks, engine: int | str) -> list[dict[str, Any]]:
         for dense in (student, teacher):
             backward(dense.tensors, ranks)
         if not student.sums_ranks:
-            reduce_gradients(stepping, ranks)
+            begin_reducing(stepping, ranks, torch.zeros(0))()
         for dense in stepping:
             dense.step(1.0, 0.01, reduced=not student.sums_ranks)
         teacher.clear()
@@ -143,7 +143,7 @@ def learn_to_learn(ranks: Ranks, engine: int | str) -> dict[str, Tensor]:
         (gradient,) = torch.autograd.grad(first, weight, create_graph=True)
         ((x.flip(0) @ (weight - 0.01 * gradient).T - y).square().sum() / ROWS).backward()
         if not dense.sums_ranks:
-            reduce_gradients([dense], ranks)
+            begin_reducing([dense], ranks, torch.zeros(0))()
         dense.step(1.0, reduced=not dense.sums_ranks)
     found = values(dense)
     dense.close()
@@ -286,7 +286,7 @@ def test_a_tensor_without_gradient_has_one_of_zeros_on_any_number_of_ranks(name:
 
 def test_gradients_that_were_not_summed_are_refused_by_the_engine_that_cannot_sum() -> None:
     dense = DenseOptimizer("sgd", start(), lr=LR)
-    with pytest.raises(AssertionError, match="reduce_gradients"):
+    with pytest.raises(AssertionError, match="begin_reducing"):
         dense.step(1.0, reduced=False)
 
 

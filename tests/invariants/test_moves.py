@@ -22,8 +22,10 @@ from tests.toys import toy_graph, toy_job, train_some
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("scratch", {}),
     ("bkd", {"temperature": 2.0}),
+    ("bkd", {"temperature": 2.0, "divergence": "js"}),
     ("dualde", {"stage_two": {"start": 2, "epochs": 9}}),
 ]
+METHOD_IDS = ["-".join([method, *filter(None, [options.get("divergence")])]) for method, options in METHODS]
 
 
 def train_in_blocks(ranks: Ranks, config: dict[str, Any], steps: int, numbers: int) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def train_in_blocks(ranks: Ranks, config: dict[str, Any], steps: int, numbers: i
         return train_some(ranks, config, steps)
 
 
-@pytest.mark.parametrize(("method", "options"), METHODS, ids=[m for m, _ in METHODS])
+@pytest.mark.parametrize(("method", "options"), METHODS, ids=METHOD_IDS)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_rows_or_queries_may_travel_and_train_the_same_rows(method: str, options: dict[str, Any], regime: str) -> None:
     def config(move: str) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def test_rows_or_queries_may_travel_and_train_the_same_rows(method: str, options
             assert_same(one, run_on_ranks(world, train_some, config=config(move), steps=12), rows=1e-9, losses=1e-9)
 
 
-@pytest.mark.parametrize(("method", "options"), METHODS, ids=[m for m, _ in METHODS])
+@pytest.mark.parametrize(("method", "options"), METHODS, ids=METHOD_IDS)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("world", [1, 2])
 def test_blocks_computed_again_train_the_same_rows(

@@ -18,7 +18,7 @@ EVERY = {"kind": "all"}
 REGIMES = {"triple": SAMPLED, "chunk": CHUNKED, "batch": SHARED, "all": EVERY}
 METHOD_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "scratch": [{}],
-    "bkd": [{"temperature": 2.0}],
+    "bkd": [{"temperature": 2.0}, {"temperature": 2.0, "divergence": "js"}],
     "dualde": [
         {"stage_two": {"start": 2, "epochs": 9}},
         {"stage_two": {"start": 2, "epochs": 9}, "soft": "kl", "stop_opposite": True},
@@ -47,7 +47,9 @@ CASES = [(m, o, r) for m, variants in METHOD_OPTIONS.items() for o in variants f
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "regime"), CASES, ids=[f"{m}-{o.get('soft', '')}-{r}" for m, o, r in CASES]
+    ("method", "options", "regime"),
+    CASES,
+    ids=[f"{m}-{o.get('soft', o.get('divergence', ''))}-{r}" for m, o, r in CASES],
 )
 def test_any_number_of_ranks_trains_the_same_rows_in_float64(method: str, options: dict[str, Any], regime: str) -> None:
     config = {"dtype": "float64", "student": student(method, options, REGIMES[regime])}

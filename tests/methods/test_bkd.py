@@ -1,16 +1,23 @@
 """The basic distillation baseline against its formula."""
 
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 
-from distkgd.config import BkdConfig
+from distkgd import losses
+from distkgd.config import BkdConfig, parse_config
+from distkgd.distributed import query_blocks, rows
 from distkgd.distributed.ranks import Ranks
-from distkgd.job import Progress
+from distkgd.errors import ConfigError
+from distkgd.job import Job, Progress
 from distkgd.methods import Bkd, HardSettings
 from distkgd.train import train_step
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
+from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 
 GRAPH = toy_graph(entities=15, relations=3, triples=130)
@@ -23,25 +30,44 @@ def settings(**more: Any) -> HardSettings:
     return HardSettings(**(plain | more))
 
 
+def naive_kl(p: Tensor, q: Tensor) -> Tensor:
+    return sum((a * (torch.log(a) - torch.log(b)) for a, b in zip(p, q, strict=True)), torch.tensor(0.0))
+
+
+NAIVE = {
+    "kl": naive_kl,
+    "reverse_kl": lambda p, q: naive_kl(q, p),
+    "js": lambda p, q: (naive_kl(p, (p + q) / 2) + naive_kl(q, (p + q) / 2)) / 2,
+}
+EVERY_DIVERGENCE = pytest.mark.parametrize("divergence", NAIVE)
+
+
+def naive_terms(student: NaiveModel, teacher: NaiveModel, queries: list[Any], options: dict[str, Any]) -> Any:
+    """{name: mean over queries} of the soft and, unless it weighs nothing, the hard term."""
+    temperature, hard_weight = options["temperature"], options["hard_weight"]
+    soft, hard = [], []
+    for query in queries:
+        everyone = [query.answer, *query.negatives]
+        z, theirs = student.scores(query, everyone), teacher.scores(query, everyone)
+        p, q = (torch.exp(x / temperature) / torch.exp(x / temperature).sum() for x in (theirs, z))
+        soft.append(options["weight"] * temperature**2 * NAIVE[options["divergence"]](p, q))
+        hard.append(hard_weight * (torch.log(torch.exp(z).sum()) - z[0]))
+    return {"soft": torch.stack(soft).mean()} | ({"hard": torch.stack(hard).mean()} if hard_weight else {})
+
+
 @pytest.mark.parametrize("kind", ["all", "batch", "chunk", "triple"])
 @pytest.mark.parametrize(("weight", "hard_weight", "temperature"), [(1.0, 1.0, 1.0), (0.7, 0.3, 3.0), (2.0, 0.0, 0.5)])
+@EVERY_DIVERGENCE
 def test_the_student_learns_the_teachers_softened_distribution_beside_the_labels(
-    kind: str, weight: float, hard_weight: float, temperature: float
+    divergence: str, kind: str, weight: float, hard_weight: float, temperature: float
 ) -> None:
     student, teacher = toy_model(GRAPH, "transe", 5, reciprocal=False, margin=3.0), toy_model(GRAPH, seed=6)
     naive, naive_teacher = NaiveModel(student), NaiveModel(teacher)
     scenes = toy_scenes(GRAPH, kind=kind, filtered=True)
-    options = {"weight": weight, "hard_weight": hard_weight, "temperature": temperature}
+    options = {"weight": weight, "hard_weight": hard_weight, "temperature": temperature, "divergence": divergence}
     method = Bkd(student, settings(), teacher, **options)
     (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
-    soft, hard = [], []
-    for query in spelled_out(scenes, STEP):
-        everyone = [query.answer, *query.negatives]
-        z, theirs = naive.scores(query, everyone), naive_teacher.scores(query, everyone)
-        p, q = (torch.exp(x / temperature) / torch.exp(x / temperature).sum() for x in (theirs, z))
-        soft.append(weight * temperature**2 * sum(a * (torch.log(a) - torch.log(b)) for a, b in zip(p, q, strict=True)))
-        hard.append(hard_weight * (torch.log(torch.exp(z).sum()) - z[0]))
-    expected = {"soft": torch.stack(soft).mean()} | ({"hard": torch.stack(hard).mean()} if hard_weight else {})
+    expected = naive_terms(naive, naive_teacher, spelled_out(scenes, STEP), options)
     assert update.groups == {"student"} and update.terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(update.terms[name], value)
@@ -51,10 +77,104 @@ def test_the_student_learns_the_teachers_softened_distribution_beside_the_labels
     assert teacher.entity.opened == [] and teacher.relation.grad is None
 
 
-def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it() -> None:
+# -- on ranks -------------------------------------------------------------------------------------------------------
+
+REGIMES: dict[str, dict[str, Any]] = {
+    "all": {"kind": "all", "filtered": True},
+    "batch": {"kind": "batch", "num": 20},
+    "chunk": {"kind": "chunk", "num": 9, "chunk": 2, "sides": "uniform"},
+    "triple": {"kind": "triple", "num": 5, "filtered": True},
+}
+
+
+def plain_sgd(divergence: str, regime: str, **more: Any) -> dict[str, Any]:
+    """One step of it is the gradient, negated."""
+    distill = {"weight": 0.7, "hard_weight": 0.3, "temperature": 3.0, "divergence": divergence}
+    stage = {"scorer": "complex", "dim": 6, "method": "bkd", "distill": distill, "negatives": REGIMES[regime]}
+    stage |= {"init_scale": 0.8, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 1.0}}
+    return {"dtype": "float64", "student": stage | more}
+
+
+def tables(job: Job) -> list[Tensor]:
+    student = job.method.student
+    return [student.entity.weight.detach().clone(), student.relation.detach().clone()]
+
+
+def one_step(ranks: Ranks, config: dict[str, Any], at_once: int | None) -> dict[str, Any]:
+    """Losses and this rank's share of the gradients of step 0, computed in blocks of `at_once` numbers."""
+    job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
+    before = tables(job)
+    limit = rows.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
+    with patch.object(rows, "numbers_at_once", limit):
+        losses = train_step(job, Progress(), 0)[0]
+    job.lookahead.drop()
+    entity, relation = (was - now for was, now in zip(before, tables(job), strict=True))
+    return {"losses": losses, "entity": entity, "relation": relation}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@EVERY_DIVERGENCE
+def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(divergence: str, regime: str) -> None:
+    config = plain_sgd(divergence, regime)
+    job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
+    assert isinstance(job.method, Bkd)
+    student, teacher = NaiveModel(job.method.student), NaiveModel(job.method.teacher)
+    expected = naive_terms(student, teacher, spelled_out(job.scenes, 0), config["student"]["distill"])
+    sum(expected.values()).backward()
+    assert student.entity.grad is not None and student.entity.grad.abs().max() > 1e-3
+    for world in (1, 2, 3):
+        for move in ("rows", "queries"):
+            for at_once in (None, 20):
+                moved = config | {"student": config["student"] | {"move": move}}
+                found = run_on_ranks(world, one_step, config=moved, at_once=at_once)
+                for name, value in expected.items():
+                    assert found[0]["losses"][name] == pytest.approx(float(value.detach()), rel=1e-9)
+                entity = torch.cat([one["entity"] for one in found])
+                torch.testing.assert_close(entity, student.entity.grad, rtol=1e-9, atol=1e-11)
+                for one in found:
+                    torch.testing.assert_close(one["relation"], student.relation.grad, rtol=1e-9, atol=1e-11)
+
+
+@EVERY_DIVERGENCE
+@pytest.mark.parametrize("regime", ["batch", "triple"])
+def test_a_rank_without_triples_or_candidates_takes_part_in_every_pass(divergence: str, regime: str) -> None:
+    negatives = REGIMES[regime] | {"num": 1}
+    for move in ("rows", "queries"):
+        config = plain_sgd(divergence, regime, batch_size=2, negatives=negatives, move=move)
+        (one,) = run_on_ranks(1, one_step, config=config, at_once=None)
+        many = run_on_ranks(3, one_step, config=config, at_once=None)
+        assert many[0]["losses"] == pytest.approx(one["losses"], rel=1e-9)
+        torch.testing.assert_close(torch.cat([x["entity"] for x in many]), one["entity"], rtol=1e-9, atol=1e-11)
+
+
+# -- the method -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hard_weight", [0.0, 1.0])
+@pytest.mark.parametrize(("divergence", "passes"), [("kl", 1), ("reverse_kl", 1), ("js", 2)])
+def test_the_hard_loss_costs_no_pass_of_its_own(divergence: str, passes: int, hard_weight: float) -> None:
+    student, teacher = toy_model(GRAPH), toy_model(GRAPH, seed=6)
+    scenes = toy_scenes(GRAPH, kind="all")
+    options = {"weight": 1.0, "hard_weight": hard_weight, "temperature": 2.0, "divergence": divergence}
+    with (
+        patch.object(query_blocks, "answer", wraps=rows.answer) as last,
+        patch.object(losses, "answer", wraps=rows.answer) as first,
+    ):
+        list(Bkd(student, settings(), teacher, **options).updates(scenes.scene(*scenes.parts(STEP, 1))))
+    assert last.call_count + first.call_count == passes
+
+
+def test_a_divergence_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    student = {"method": "bkd", "distill": {"divergence": "jensen"}}
+    with pytest.raises(ConfigError, match=r"divergence: .*'kl', 'reverse_kl' or 'js' \(given: 'jensen'\)"):
+        parse_config({"teacher": "somewhere", "student": student}, "test")
+
+
+@EVERY_DIVERGENCE
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(divergence: str) -> None:
     model = toy_model(GRAPH)
     scenes = toy_scenes(GRAPH, kind="all")
-    method = Bkd(model, settings(), model, weight=1.0, hard_weight=0.0, temperature=2.0)
+    method = Bkd(model, settings(), model, weight=1.0, hard_weight=0.0, temperature=2.0, divergence=divergence)
     (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
     assert abs(float(update.terms["soft"].detach())) < 1e-12
 
@@ -72,7 +192,7 @@ def test_the_teacher_rests_bit_for_bit_while_the_student_learns(tmp_path: Any) -
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-OTHER_OPTIONS = {"weight": 0.5, "hard_weight": 0.5, "temperature": 2.0}
+OTHER_OPTIONS = {"weight": 0.5, "hard_weight": 0.5, "temperature": 2.0, "divergence": "js"}
 
 
 @pytest.mark.parametrize("option", OTHER_OPTIONS)

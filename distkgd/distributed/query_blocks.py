@@ -1,0 +1,119 @@
+"""Query block by query block: loss and gradient in one visit, where all scores at once would be too many.
+
+A block of queries meets all candidates; its losses are finished, their gradient is taken, and its scores are forgotten
+before the next block comes. So nothing is computed twice: a bilinear score costs three products, not the four of
+`rows.answer`, which has to see all candidates before it knows any gradient. What makes this possible is that the
+weight of every loss is known in advance. Ranks go through their blocks together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distkgd.distributed.rows import BLOCK_NUMBERS, DEVICE_NUMBERS, Ask, Field, Layout, answer, numbers_at_once
+from distkgd.scorers.base import plain
+
+# Scores of a block; with fewer queries than this, matrix products lose more than what the second visit costs.
+_NUMBERS = {"cpu": 4 * BLOCK_NUMBERS["cpu"]}
+_FEWEST_QUERIES = 32
+
+
+def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_queries: int) -> dict[str, Tensor]:
+    """[] each: weight * sum of the ask's losses over this rank's queries / num_queries.
+
+    num_queries: of the global batch, so that the shares of all ranks add up to its weighted mean.
+    Each ask's `finish` must make [Q] and may use no [Q] tensors but its `own`. The gradients of the terms must be
+    equal: they are to be added up, as the training loop does; second derivatives are not to be had of large batches.
+    """
+    fields = list({id(f): f for ask in asks.values() for f in ask.fields}.values())
+    blocks = _number_of_blocks(fields[0])
+    if blocks == 1 or not torch.is_grad_enabled():
+        return {name: weights[name] * got.sum() / num_queries for name, got in answer(asks).items()}
+    batch = _Batch(list(asks.values()), fields, blocks, [weights[name] / num_queries for name in asks])
+    terms: Tensor = _Visit.apply(batch, *batch.tensors())  # type: ignore[no-untyped-call]
+    return dict(zip(asks, terms.unbind(), strict=True))
+
+
+def _number_of_blocks(field: Field) -> int:
+    layout, device = field.layout, field.layout.ranks.device
+    if layout.groups is not None:
+        return 1
+    met = len(field.queries) if layout.counts is None else sum(layout.counts)
+    candidates = max(1, layout.most_candidates)
+    if numbers_at_once(met * candidates, device) >= met * candidates:
+        return 1
+    queries = _NUMBERS.get(device.type, DEVICE_NUMBERS) // candidates
+    return 1 if queries < _FEWEST_QUERIES else -(-met // queries)
+
+
+class _Batch:
+    """The asks of a step with their tensors laid side by side, and how to cut them.
+
+    rows, sources, numbers: [N, b] tables; [Q, a] queries of each field (or [met, a] if they have moved already); what
+    the asks need beside them.
+    """
+
+    def __init__(self, asks: Sequence[Ask], fields: Sequence[Field], blocks: int, weights: Sequence[float]) -> None:
+        self.asks, self.fields, self.blocks, self.weights = asks, fields, blocks, weights
+        self.layout = fields[0].layout
+        self.rows = list({id(f.rows): plain(f.rows) for f in fields}.values())
+        order = list(dict.fromkeys(id(f.rows) for f in fields))
+        self._rows_of = [order.index(id(f.rows)) for f in fields]
+        self.sources = [f.queries if f.moved is None else f.moved for f in fields]
+        self.numbers = [x for ask in asks for x in (*ask.per_query, *ask.own, *ask.parameters)]
+
+    def tensors(self) -> list[Tensor]:
+        """All that may take a gradient."""
+        return [*self.rows, *self.sources, *self.numbers]
+
+    def terms(self, index: int, layout: Layout, met: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """[asks]: the terms of block `index`, whose queries are those at `met` of all that are met here."""
+        n, m = len(self.rows), len(self.sources)
+        rows, sources, numbers = tensors[:n], tensors[n : n + m], list(tensors[n + m :])
+        cut = {}
+        for field, source, which in zip(self.fields, sources, self._rows_of, strict=True):
+            mine = self._own(source, index) if field.moved is None else source.index_select(0, met)
+            cut[id(field)] = Field(layout, field.meet, mine, rows[which])
+            cut[id(field)].moved = None if field.moved is None else mine
+        asks = {}
+        for i, ask in enumerate(self.asks):
+            per_query = [self._own(numbers.pop(0), index) for _ in ask.per_query]
+            own = [self._own(numbers.pop(0), index) for _ in ask.own]
+            parameters = [numbers.pop(0) for _ in ask.parameters]
+            fields = [cut[id(field)] for field in ask.fields]
+            asks[str(i)] = replace(ask, fields=fields, per_query=per_query, own=own, parameters=parameters)
+        got = answer(asks)
+        return torch.stack([w * loss.sum() for w, loss in zip(self.weights, got.values(), strict=True)])
+
+    def _own(self, x: Tensor, index: int) -> Tensor:
+        return x[len(x) * index // self.blocks : len(x) * (index + 1) // self.blocks]
+
+
+class _Visit(torch.autograd.Function):
+    """[asks] terms; gradients are taken in forward and handed out in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: _Batch, *tensors: Tensor) -> Tensor:
+        leaves = [x.detach().requires_grad_(need) for x, need in zip(tensors, ctx.needs_input_grad[1:], strict=True)]
+        total = torch.zeros(())
+        for index, (layout, met) in enumerate(batch.layout.query_blocks(batch.blocks, len(batch.fields[0].queries))):
+            with torch.enable_grad():
+                terms = batch.terms(index, layout, met, leaves)
+                terms.sum().backward()
+            total = total.to(terms) + terms.detach()
+        ctx.found = [x.grad for x in leaves]
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        scale = grads[0]
+        if not bool((scale == scale[0]).all()):
+            raise AssertionError("the terms of one visit are to be added up, not weighted")
+        found, ctx.found = ctx.found, None
+        if scale[0] != 1:
+            found = [None if x is None else x.mul_(scale[0]) for x in found]
+        return None, *found
