@@ -12,6 +12,7 @@ from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import ConfigError, DistkgdError, Stopped
+from distkgd.kernels.memory import keep_freed_memory
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -35,6 +36,7 @@ def refuse(error: DistkgdError) -> NoReturn:
 
 def launch(body: Callable[[Ranks, Display], None], device: str = "auto", threads: int = 0) -> None:
     """Join the ranks, run `body`, leave; user errors become one line and exit code 2, a stop 128 + its signal."""
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     display = terminal()
