@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rows import DEVICE_NUMBERS, Count, Field, Layout, Partial, reduce
+from distkgd.distributed.rows import DEVICE_NUMBERS, Count, Field, Layout, Partial, Sum, reduce
 from distkgd.distributed.tables import plan_route
 from distkgd.graph.filters import KnownAnswers, both_sides
 from distkgd.graph.sampling import excluded_from_shared
+from distkgd.kernels import scores as kernels
 from distkgd.model import Model
 
 Ties = Literal["realistic", "optimistic", "pessimistic"]
@@ -85,6 +86,11 @@ def _ranks_at_once(
     field = Field(layout, model.scorer.meet, model.project(mine, anchor, relation), opened.candidates())
 
     def partials(z: Tensor, high: Tensor, low: Tensor) -> dict[str, Partial]:
+        if kernels.available(z):
+            numbers = kernels.count(z, high.squeeze(-1), low.squeeze(-1))
+            return {
+                name: Sum(n.double().unsqueeze(-1)) for name, n in zip(("better", "no_worse"), numbers, strict=True)
+            }
         return {"better": Count(z > high), "no_worse": Count(z >= low)}
 
     got = reduce(partials, field, per_query=(own + tolerance, own - tolerance))

@@ -13,11 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distkgd.distributed.rows import BLOCK_NUMBERS, DEVICE_NUMBERS, Ask, Field, Layout, answer, numbers_at_once
-from distkgd.scorers.base import plain
+from distkgd.distributed.rows import (
+    BLOCK_NUMBERS,
+    DEVICE_NUMBERS,
+    Ask,
+    Field,
+    Layout,
+    answer,
+    numbers_at_once,
+    only_logsumexp,
+)
+from distkgd.kernels.scores import available
+from distkgd.scorers.base import Candidates, Collecting, plain
 
-# Scores of a block; with fewer queries than this, matrix products lose more than what the second visit costs.
+# Scores of a block; with fewer queries than this, matrix products lose more than what the second visit costs. Where the
+# gradient takes the place of the scores, more of them fit into the same memory.
 _NUMBERS = {"cpu": 4 * BLOCK_NUMBERS["cpu"]}
+_NUMBERS_IN_PLACE = {"cpu": 20 * BLOCK_NUMBERS["cpu"]}
 _FEWEST_QUERIES = 32
 
 
@@ -29,7 +41,7 @@ def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_quer
     equal: they are to be added up, as the training loop does; second derivatives are not to be had of large batches.
     """
     fields = list({id(f): f for ask in asks.values() for f in ask.fields}.values())
-    blocks = _number_of_blocks(fields[0])
+    blocks = _number_of_blocks(fields[0], _NUMBERS_IN_PLACE if _in_place(list(asks.values())) else _NUMBERS)
     if blocks == 1 or not torch.is_grad_enabled():
         return {name: weights[name] * got.sum() / num_queries for name, got in answer(asks).items()}
     batch = _Batch(list(asks.values()), fields, blocks, [weights[name] / num_queries for name in asks])
@@ -37,7 +49,18 @@ def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_quer
     return dict(zip(asks, terms.unbind(), strict=True))
 
 
-def _number_of_blocks(field: Field) -> int:
+def _in_place(asks: Sequence[Ask]) -> bool:
+    # What is asked of one number tells what will be asked of all.
+    ask = asks[0]
+    if len(asks) > 1 or len(ask.fields) > 1 or not available(ask.fields[0].queries.new_zeros(1, 1)):
+        return False
+    with torch.no_grad():
+        scores = [f.queries.new_zeros(1, 1) for f in ask.fields]
+        numbers = [x.new_zeros(1, 1) for x in ask.per_query]
+        return only_logsumexp(ask.partials(*scores, *numbers, *ask.parameters), scores)
+
+
+def _number_of_blocks(field: Field, numbers: Mapping[str, int]) -> int:
     layout, device = field.layout, field.layout.ranks.device
     if layout.groups is not None:
         return 1
@@ -45,7 +68,7 @@ def _number_of_blocks(field: Field) -> int:
     candidates = max(1, layout.most_candidates)
     if numbers_at_once(met * candidates, device) >= met * candidates:
         return 1
-    queries = _NUMBERS.get(device.type, DEVICE_NUMBERS) // candidates
+    queries = numbers.get(device.type, DEVICE_NUMBERS) // candidates
     return 1 if queries < _FEWEST_QUERIES else -(-met // queries)
 
 
@@ -69,10 +92,14 @@ class _Batch:
         """All that may take a gradient."""
         return [*self.rows, *self.sources, *self.numbers]
 
-    def terms(self, index: int, layout: Layout, met: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """[asks]: the terms of block `index`, whose queries are those at `met` of all that are met here."""
-        n, m = len(self.rows), len(self.sources)
-        rows, sources, numbers = tensors[:n], tensors[n : n + m], list(tensors[n + m :])
+    def terms(
+        self, index: int, layout: Layout, met: Tensor, rows: Sequence[Candidates], tensors: Sequence[Tensor]
+    ) -> Tensor:
+        """[asks]: the terms of block `index`, whose queries are those at `met` of all that are met here.
+
+        rows, tensors: in place of those of `tensors()`.
+        """
+        sources, numbers = tensors[: len(self.sources)], list(tensors[len(self.sources) :])
         cut = {}
         for field, source, which in zip(self.fields, sources, self._rows_of, strict=True):
             mine = self._own(source, index) if field.moved is None else source.index_select(0, met)
@@ -85,7 +112,7 @@ class _Batch:
             parameters = [numbers.pop(0) for _ in ask.parameters]
             fields = [cut[id(field)] for field in ask.fields]
             asks[str(i)] = replace(ask, fields=fields, per_query=per_query, own=own, parameters=parameters)
-        got = answer(asks)
+        got = answer(asks, forget=True)
         return torch.stack([w * loss.sum() for w, loss in zip(self.weights, got.values(), strict=True)])
 
     def _own(self, x: Tensor, index: int) -> Tensor:
@@ -97,14 +124,18 @@ class _Visit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, batch: _Batch, *tensors: Tensor) -> Tensor:
-        leaves = [x.detach().requires_grad_(need) for x, need in zip(tensors, ctx.needs_input_grad[1:], strict=True)]
+        needed, n = ctx.needs_input_grad[1:], len(batch.rows)
+        rows = [x.detach() for x in tensors[:n]]
+        collected = [torch.zeros_like(x) if need else None for x, need in zip(rows, needed, strict=False)]
+        met_here = [x if grad is None else Collecting(x, grad) for x, grad in zip(rows, collected, strict=True)]
+        leaves = [x.detach().requires_grad_(need) for x, need in zip(tensors[n:], needed[n:], strict=True)]
         total = torch.zeros(())
         for index, (layout, met) in enumerate(batch.layout.query_blocks(batch.blocks, len(batch.fields[0].queries))):
             with torch.enable_grad():
-                terms = batch.terms(index, layout, met, leaves)
+                terms = batch.terms(index, layout, met, met_here, leaves)
                 terms.sum().backward()
             total = total.to(terms) + terms.detach()
-        ctx.found = [x.grad for x in leaves]
+        ctx.found = [*collected, *(x.grad for x in leaves)]
         return total
 
     @staticmethod

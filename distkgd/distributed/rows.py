@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
+from distkgd.kernels import scores as kernels
 from distkgd.scorers.base import Candidates, plain
 
 # Scores of a field that are kept for backward, and the size of the blocks that are computed again beyond that. On a CPU
@@ -256,9 +257,12 @@ class Ask:
     parameters: Sequence[Tensor] = ()
 
 
-def answer(asks: Mapping[str, Ask]) -> dict[str, Any]:
-    """What each ask's `finish` makes of its sums over all candidates of all ranks; one pass over the candidates."""
-    run = _Pass(list(asks.values()))
+def answer(asks: Mapping[str, Ask], *, forget: bool = False) -> dict[str, Any]:
+    """What each ask's `finish` makes of its sums over all candidates of all ranks; one pass over the candidates.
+
+    forget: nobody will use these fields again, so that their scores may be written over in backward.
+    """
+    run = _Pass(list(asks.values()), forget)
     layout = run.fields[0].layout
     met = [*(f for f in run.fields if f.moved is None)]
     extra = [x.unsqueeze(-1) for x in run.per_query]
@@ -293,8 +297,9 @@ class _Pass:
     kinds: (which ask, name of its partial, kind) in the order of the columns; known once a block has been computed.
     """
 
-    def __init__(self, asks: Sequence[Ask]) -> None:
+    def __init__(self, asks: Sequence[Ask], forget: bool = False) -> None:
         self.asks = asks
+        self.forget = forget
         self.fields = _distinct([f for ask in asks for f in ask.fields])
         self.per_query = [x for ask in asks for x in ask.per_query]
         self.parameters = [x for ask in asks for x in ask.parameters]
@@ -311,9 +316,11 @@ class _Pass:
         for i, ask in enumerate(self.asks):
             mine = [scores[next(j for j, f in enumerate(self.fields) if f is field)] for field in ask.fields]
             mine += [per_query.pop(0) for _ in ask.per_query] + [parameters.pop(0) for _ in ask.parameters]
-            for name, partial in ask.partials(*mine).items():
+            found = ask.partials(*mine)
+            last = self.forget and only_logsumexp(found, mine) and len(self.asks) == 1
+            for name, partial in found.items():
                 kinds.append((i, name, type(partial)))
-                columns += _columns(partial)
+                columns += _columns(partial, last)
         self.kinds = kinds
         wide = columns[0].dtype
         for column in columns:
@@ -394,15 +401,21 @@ def _distinct(items: Sequence[Any]) -> list[Any]:
     return list({id(item): item for item in items}.values())
 
 
-def _columns(partial: Partial) -> list[Tensor]:
-    # The [Q] numbers that stand for one block of one partial.
+def only_logsumexp(found: Mapping[str, Partial], scores: Sequence[Tensor]) -> bool:
+    """Whether all that is asked of these scores is the log-sum-exp of the scores themselves."""
+    (first, *more) = found.values()
+    return not more and isinstance(first, LogSumExp) and first.logit is scores[0]
+
+
+def _columns(partial: Partial, last: bool = False) -> list[Tensor]:
+    # The [Q] numbers that stand for one block of one partial. last: nothing else needs its scores.
     match partial:
         case Sum(value):
             return [value.sum(-1)]
         case Count(value):
             return [value.sum(-1).double()]
         case LogSumExp(logit):
-            return [_logsumexp(logit)]
+            return [kernels.logsumexp(logit) if last and kernels.available(logit) else _logsumexp(logit)]
         case SoftmaxMean(logit, value):
             total = _logsumexp(logit)
             return [total, (torch.exp(logit - total.unsqueeze(-1)) * value).sum(-1)]

@@ -392,7 +392,7 @@ template <class P, class T> void backward(const Task<T>& t, int64_t rows, const 
 template <class T, template <class> class P>
 int run(const Task<T>& t, int64_t rows, const T* grad, T* out, T* dq, T* dtable) {
     if (out) forward<P<T>, T>(t, out);
-    if (dtable) {  // an empty dq has no address
+    if (dq || dtable) {  // an empty tensor has no address
         clear(dq, t.groups * t.queries * t.width);
         backward<P<T>, T>(t, rows, grad, dq, dtable);
     }

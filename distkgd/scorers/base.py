@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,13 +40,51 @@ class Listed:
         return self if dtype == self.table.dtype else Listed(self.table.to(dtype), self.index)
 
 
+@dataclass(frozen=True)
+class Collecting:
+    """Candidates whose gradient is added to `grad`, in place, by whatever scores them; autograd does not see them.
+
+    table, grad: [N, dim], without gradient.
+    """
+
+    table: Tensor
+    grad: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the table."""
+        return self.table.dtype
+
+    def to(self, dtype: torch.dtype) -> "Collecting | Tensor":
+        """The same rows in another precision."""
+        return self if dtype == self.table.dtype else plain(self).to(dtype)
+
+
 # Rows [..., N, dim] that queries meet.
-Candidates = Tensor | Listed
+Candidates = Tensor | Listed | Collecting
 
 
 def plain(candidates: Candidates) -> Tensor:
     """`[..., N, dim]`: the rows themselves."""
-    return F.embedding(candidates.index, candidates.table) if isinstance(candidates, Listed) else candidates
+    if isinstance(candidates, Listed):
+        return F.embedding(candidates.index, candidates.table)
+    if isinstance(candidates, Collecting):
+        rows: Tensor = _Collected.apply(candidates.table.detach().requires_grad_(), candidates.grad)  # type: ignore[no-untyped-call]
+        return rows
+    return candidates
+
+
+class _Collected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, grad: Tensor) -> Tensor:
+        ctx.grad = grad
+        return table.view_as(table)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        ctx.grad.add_(grads[0])
+        return None, None
 
 
 class Scorer(ABC):

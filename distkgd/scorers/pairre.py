@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Listed, Scorer, split_pairs
+from distkgd.scorers.base import Candidates, Init, Listed, Scorer, plain, split_pairs
 from distkgd.scorers.tiles import ScaledManhattan, pair_sums
 
 
@@ -48,7 +48,7 @@ class PairRE(Scorer):
         return _side_by_side(unit(t) * for_tail, for_head)
 
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
-        rows = Listed(unit(c.table), c.index) if isinstance(c, Listed) else unit(c)
+        rows = Listed(unit(c.table), c.index) if isinstance(c, Listed) else unit(plain(c))
         return self.margin - pair_sums(ScaledManhattan(), q, rows)
 
     def entity_init(self) -> Init:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from distkgd.kernels import pairs
-from distkgd.scorers.base import Candidates, Listed, plain, split_pairs
+from distkgd.scorers.base import Candidates, Collecting, Listed, plain, split_pairs
 
 Parts = tuple[Tensor, ...]
 
@@ -156,7 +156,26 @@ def inner(q: Tensor, c: Candidates) -> Tensor:
     """`[..., Q, N]` inner products of queries `[..., Q, dim]` and candidates `[..., N, dim]`."""
     if isinstance(c, Listed) and q.shape[-2] < FEW_QUERIES and pairs.available(q.device, q.dtype):
         return _compiled(Dot(), q, c)
+    if isinstance(c, Collecting) and q.dim() == 2:
+        return cast(Tensor, _Product.apply(q, c.table, c.grad))  # type: ignore[no-untyped-call]
     return q @ plain(c).mT
+
+
+class _Product(torch.autograd.Function):
+    """`[Q, N]` inner products; the gradient of the candidates is added where it is collected, by the product itself."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, table: Tensor, collected: Tensor) -> Tensor:
+        ctx.save_for_backward(q, table)
+        ctx.collected = collected
+        return q @ table.T
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        q, table = ctx.saved_tensors
+        ctx.collected.addmm_(grads[0].T, q)
+        return grads[0] @ table, None, None
 
 
 def _compiled(term: Term, q: Tensor, c: Candidates) -> Tensor:
@@ -165,6 +184,7 @@ def _compiled(term: Term, q: Tensor, c: Candidates) -> Tensor:
         grouped = q.reshape(len(index), q.shape[-2], q.shape[-1]).contiguous()
         listed = _Compiled.apply(term, index.shape[1], grouped, c.table.contiguous(), index)  # type: ignore[no-untyped-call]
         return cast(Tensor, listed).reshape(*q.shape[:-1], index.shape[1])
+    c = plain(c)
     lead = torch.broadcast_shapes(q.shape[:-2], c.shape[:-2])
     queries, candidates = q.shape[-2], c.shape[-2]
     if c.shape[:-2].numel() == 1:

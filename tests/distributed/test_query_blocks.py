@@ -14,6 +14,7 @@ from distkgd.distributed import query_blocks
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rows import Ask, Field, Layout, Sum
 from distkgd.job import Progress
+from distkgd.scorers.base import Candidates, plain
 from distkgd.train import train_step
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
@@ -82,11 +83,15 @@ def test_losses_gradients_and_bytes_are_those_of_all_queries_at_once(name: str, 
                 torch.testing.assert_close(other[table], one[table], rtol=1e-10, atol=1e-12)
 
 
+def dot(queries: Tensor, candidates: Candidates) -> Tensor:
+    return queries @ plain(candidates).mT
+
+
 def ask(queries: int, candidates: int, seen: list[int]) -> tuple[Ask, Tensor]:
     """An ask that notes how many scores it is shown at once, and the queries."""
     source = torch.randn(queries, 4, dtype=torch.float64, requires_grad=True)
     rows = torch.randn(candidates, 4, dtype=torch.float64, requires_grad=True)
-    field = Field(Layout(Ranks(), counts=[queries], num_candidates=candidates), lambda q, c: q @ c.mT, source, rows)
+    field = Field(Layout(Ranks(), counts=[queries], num_candidates=candidates), dot, source, rows)
 
     def partials(z: Tensor) -> dict[str, Any]:
         seen.append(z.numel())
@@ -107,7 +112,7 @@ def test_a_large_batch_is_cut_so_that_few_scores_exist_at_once() -> None:
 def test_a_small_batch_and_one_of_too_many_candidates_are_not_cut() -> None:
     for queries, candidates in ((10, 100), (40, 1_000_000)):
         big, _ = ask(queries, candidates, [])
-        assert query_blocks._number_of_blocks(big.fields[0]) == 1
+        assert query_blocks._number_of_blocks(big.fields[0], query_blocks._NUMBERS) == 1
 
 
 def test_terms_that_are_weighted_differently_afterwards_are_refused() -> None:

@@ -130,18 +130,23 @@ def test_what_was_begun_together_may_be_finished_in_any_order_and_at_any_time(wo
 
 
 def test_a_rank_that_has_gone_to_sleep_is_woken() -> None:
-    """It would look by itself only after 20 ms, some 18 after the message has come."""
+    """By itself it would look only after 20 ms, some 18 after the message has come."""
+    counts = [[0, 0], [1, 0]]
 
-    def body(rank: int, gather: Gather) -> float:
+    def body(rank: int, gather: Gather) -> list[float]:
         ranks, seconds = ranks_of(rank, 2, gather), []
         for _ in range(15):
+            gather(None)
             time.sleep(0.002 * rank)
-            sent = time.monotonic()
-            latest = max(ranks.gather(torch.tensor([sent], dtype=torch.float64), [1, 1], "queries").tolist())
-            seconds.append(time.monotonic() - latest)
-        return statistics.median(seconds)
+            seconds.append(time.monotonic())
+            arrived = begin(ranks, counts)
+            if rank == 0:
+                arrived()
+                seconds[-1] = time.monotonic()
+        return seconds
 
-    assert max(on_threads(2, body)) < 0.01
+    heard, said = on_threads(2, body)
+    assert statistics.median(one - other for one, other in zip(heard, said, strict=True)) < 0.01
 
 
 def test_a_message_that_nobody_asks_for_does_not_stand_in_the_way() -> None:

@@ -23,7 +23,13 @@ SHAPES = [
     (2, 67, 261, 18, 40, True),
     (5, 1, 1, 2, 1, True),
 ]
-EMPTY = [(0, 3, 4, 20, 5, True), (2, 0, 4, 20, 5, True), (2, 3, 0, 20, 5, True), (0, 1, 4, 20, 5, True)]
+EMPTY = [
+    (0, 3, 4, 20, 5, True),
+    (2, 0, 4, 20, 5, True),
+    (2, 3, 0, 20, 5, True),
+    (0, 1, 4, 20, 5, True),
+    (2, 3, 0, 20, 0, False),
+]
 
 
 def naive(kind: str, q: Tensor, c: Tensor) -> Tensor:
@@ -58,6 +64,12 @@ def case(kind: str, shape: tuple[int, int, int, int, int, bool], dtype: torch.dt
     return q, table, torch.empty(0) if index is None else index, grad
 
 
+def _soil_memory() -> None:
+    """What is not written must not pass for zeros by chance."""
+    for size in (8, 64, 512, 4096):
+        torch.full((size,), 7.0, dtype=torch.float64)
+
+
 def rows_of(table: Tensor, index: Tensor | None, groups: int) -> Tensor:
     return table.reshape(groups, -1, table.shape[1]) if index is None else table[index]
 
@@ -74,6 +86,7 @@ def test_sums_and_gradients_are_those_of_the_formula(
     leaves = [x.clone().requires_grad_() for x in (q, table)]
     expected = naive(kind, leaves[0], rows_of(leaves[1], index, shape[0]))
     gradients = torch.autograd.grad(expected, leaves, grad)
+    _soil_memory()
     found = pairs.forward(kind, q, table, index, shape[2])
     for mine, theirs in zip((found, *pairs.backward(kind, q, table, index, grad)), (expected, *gradients), strict=True):
         scale = float(theirs.detach().abs().max()) if theirs.numel() else 1.0

@@ -1,0 +1,103 @@
+// What is made of a block of scores z [rows, n], row by row, in one or two visits.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+constexpr int L = 16;
+
+INLINE V load(const float* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
+
+// exp to 2 units in the last place; 0 below the smallest normal number, NaN stays NaN. For x <= 88.
+INLINE V exponential(V x) {
+    const V lowest = V{} - 87.3f;
+    const V y = x < lowest ? lowest : x;
+    // The sum with 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
+    const V shifted = y * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
+    const V r = (y - k * 0.693359375f) + k * 2.12194440e-4f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const V power = (V)(((I)shifted + (127 - 0x4b400000)) << 23);
+    return x < lowest ? V{} : p * power;
+}
+
+float largest(const float* z, int64_t n) {
+    float top = -std::numeric_limits<float>::infinity();
+    V lanes = V{} + top;
+    int64_t i = 0;
+    for (; i + L <= n; i += L) {
+        const V x = load(z + i);
+        lanes = x > lanes ? x : lanes;
+    }
+    for (int l = 0; l < L; ++l) top = std::max(top, lanes[l]);
+    for (; i < n; ++i) top = std::max(top, z[i]);
+    return top;
+}
+
+}  // namespace
+
+// lse [rows]: log of the sum of exp(z). Rows must not be empty.
+extern "C" void logsumexp_float32(const float* z, int64_t rows, int64_t n, float* lse) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* from = z + row * n;
+        const float top = largest(from, n);
+        double total = 0;
+        int64_t i = 0;
+        while (i + L <= n) {  // short sums in single precision, long ones in double
+            V sum{};
+            for (const int64_t end = std::min(n, i + 64 * L); i + L <= end; i += L) sum += exponential(load(from + i) - top);
+            for (int l = 0; l < L; ++l) total += sum[l];
+        }
+        for (; i < n; ++i) total += std::exp(from[i] - top);
+        lse[row] = top + (float)std::log(total);
+    }
+}
+
+// z becomes grad * exp(z - lse): the gradient of logsumexp for upstream gradients [rows], in place of the scores.
+extern "C" void logsumexp_pull_float32(float* z, int64_t rows, int64_t n, const float* lse, const float* grad) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        float* to = z + row * n;
+        const float shift = lse[row], g = grad[row];
+        int64_t i = 0;
+        for (; i + L <= n; i += L) store(to + i, exponential(load(to + i) - shift) * g);
+        for (; i < n; ++i) to[i] = std::exp(to[i] - shift) * g;
+    }
+}
+
+// better, no_worse [rows]: how many scores are above high, and how many are at least low.
+extern "C" void count_float32(const float* z, int64_t rows, int64_t n, const float* high, const float* low,
+                              int64_t* better, int64_t* no_worse) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* from = z + row * n;
+        const float above = high[row], from_low = low[row];
+        int64_t more = 0, least = 0, i = 0;
+        while (i + L <= n) {
+            I first{}, second{};
+            for (const int64_t end = std::min(n, i + (int64_t(1) << 24)); i + L <= end; i += L) {
+                const V x = load(from + i);
+                first -= (I)(x > above);
+                second -= (I)(x >= from_low);
+            }
+            for (int l = 0; l < L; ++l) more += first[l], least += second[l];
+        }
+        for (; i < n; ++i) more += from[i] > above, least += from[i] >= from_low;
+        better[row] = more;
+        no_worse[row] = least;
+    }
+}

@@ -1,0 +1,52 @@
+"""What is made of scores by compiled code, against torch in double precision."""
+
+import pytest
+import torch
+
+from distkgd.kernels import scores
+
+SHAPES = pytest.mark.parametrize("shape", [(1, 1), (3, 15), (5, 16), (7, 1041), (2, 3, 40), (2, 40_003)])
+
+
+@pytest.fixture(autouse=True)
+def _needs_kernels() -> None:
+    if not scores.available(torch.zeros(1, 1)):
+        pytest.skip("no C++ compiler here")
+
+
+@SHAPES
+@pytest.mark.parametrize("scale", [0.01, 3.0, 300.0])
+def test_log_sum_exp_and_its_gradient(shape: tuple[int, ...], scale: float) -> None:
+    generator = torch.Generator().manual_seed(len(shape))
+    z = torch.randn(shape, generator=generator) * scale
+    z[..., 0] = -1e30 if shape[-1] > 1 else z[..., 0]
+    exact = z.double().requires_grad_()
+    grad = torch.randn(shape[:-1], generator=generator)
+    expected = torch.logsumexp(exact, -1)
+    expected.backward(grad.double())
+    leaf = z.clone().requires_grad_()
+    found = scores.logsumexp(leaf * 1.0)
+    found.backward(grad)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=2e-6)
+    # A score of 300 is known to 3e-5 itself.
+    torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=2e-6 + 3e-7 * scale, atol=1e-7)
+
+
+def test_a_score_that_is_not_a_number_is_not_hidden() -> None:
+    for place in (3, 20, 33):
+        z = torch.zeros(1, 34)
+        z[0, place] = torch.nan
+        assert scores.logsumexp(z).isnan().all()
+
+
+@SHAPES
+def test_scores_above_and_at_least_two_bounds_are_counted(shape: tuple[int, ...]) -> None:
+    z = torch.randint(0, 5, shape).float()
+    high, low = torch.full(shape[:-1], 3.0), torch.full(shape[:-1], 2.0)
+    better, no_worse = scores.count(z, high, low)
+    assert torch.equal(better, (z > 3).sum(-1)) and torch.equal(no_worse, (z >= 2).sum(-1))
+
+
+def test_double_precision_and_strange_layouts_are_left_to_torch() -> None:
+    for z in (torch.zeros(3, 4).double(), torch.zeros(4, 3).T, torch.zeros(3, 0), torch.zeros(3, 4).bfloat16()):
+        assert not scores.available(z)
