@@ -6,6 +6,7 @@ calls them.
 """
 
 import importlib
+import os
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ def available(device: torch.device) -> bool:
     if isinstance(triton, _Absent) or device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def chosen(device: torch.device) -> bool:
+    """Whether scorers use the kernels on `device`: on request only, for they have not been run on a GPU yet."""
+    return os.environ.get("DISTKGD_KERNELS", "").lower() == "triton" and available(device)
 
 
 def refuse_second_order() -> None:

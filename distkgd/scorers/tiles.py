@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from distkgd.kernels import pairs
+from distkgd.kernels import gpu, gpu_distances, pairs
 from distkgd.scorers.base import Candidates, Collecting, Listed, plain, split_pairs
 
 Parts = tuple[Tensor, ...]
@@ -147,14 +147,18 @@ def pair_sums(term: Term, q: Tensor, c: Candidates) -> Tensor:
     """
     dtype = torch.promote_types(q.dtype, c.dtype)
     q, c = q.to(torch.promote_types(dtype, torch.float32)), c.to(torch.promote_types(dtype, torch.float32))
-    if not pairs.available(q.device, q.dtype):
+    if not _has_kernels(q):
         return _tiled(term, q, plain(c)).to(dtype)
     return _compiled(term, q, c).to(dtype)
 
 
+def _has_kernels(q: Tensor) -> bool:
+    return pairs.available(q.device, q.dtype) or gpu.chosen(q.device)
+
+
 def inner(q: Tensor, c: Candidates) -> Tensor:
     """`[..., Q, N]` inner products of queries `[..., Q, dim]` and candidates `[..., N, dim]`."""
-    if isinstance(c, Listed) and q.shape[-2] < FEW_QUERIES and pairs.available(q.device, q.dtype):
+    if isinstance(c, Listed) and q.shape[-2] < FEW_QUERIES and _has_kernels(q):
         return _compiled(Dot(), q, c)
     if isinstance(c, Collecting) and q.dim() == 2:
         return cast(Tensor, _Product.apply(q, c.table, c.grad))  # type: ignore[no-untyped-call]
@@ -205,7 +209,9 @@ class _Compiled(torch.autograd.Function):
     def forward(ctx: Any, term: Term, candidates: int, q: Tensor, table: Tensor, index: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, table, index)
         ctx.term = term
-        return pairs.forward(term.kind, q, table, index, candidates)
+        on = gpu_distances if q.is_cuda else pairs
+        sums: Tensor = on.forward(term.kind, q, table, index, candidates)
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -214,7 +220,8 @@ class _Compiled(torch.autograd.Function):
             rows = table.reshape(len(q), -1, table.shape[-1]) if index is None else plain(Listed(table, index))
             found = torch.autograd.grad(_tiled(ctx.term, q, rows), (q, table), grads[0], create_graph=True)
         else:
-            found = pairs.backward(ctx.term.kind, q, table, index, grads[0])
+            on = gpu_distances if q.is_cuda else pairs
+            found = on.backward(ctx.term.kind, q, table, index, grads[0])
         return None, None, *found, None
 
 
