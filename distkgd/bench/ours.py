@@ -1,0 +1,197 @@
+"""Our side of every task. `ARMS`: name -> a function that prepares one and returns its round.
+
+A round does some work and says {"seconds": per unit of the task, …}. Preparing includes one round that is not timed, so
+that compiled kernels and buffers are there.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distkgd.bench.data import graph_of
+from distkgd.bench.jobs import bare_job
+from distkgd.bench.roofline import measure_ceilings
+from distkgd.distributed.checkpoint_writer import State, Writer
+from distkgd.distributed.model_files import Rows
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.rows import answer
+from distkgd.evaluate import ranks_of
+from distkgd.graph.filters import KnownAnswers, Queries
+from distkgd.graph.readers import read_folder
+from distkgd.job import Job, Progress
+from distkgd.methods.base import Method
+from distkgd.model import Model, new_model
+from distkgd.predict import top_k
+from distkgd.scorers import build_scorer
+from distkgd.train import train_step
+
+Options = Mapping[str, Any]
+Round = Callable[[], dict[str, float]]
+
+
+def train(options: Options) -> Round:
+    """Steps of the training loop, per positive triple. stage: as in YAML; steps: of a round."""
+    job, progress = _job(options), Progress()
+    steps, size = options["steps"], job.config.batch_size
+
+    def run() -> dict[str, float]:
+        started = time.perf_counter()
+        for _ in range(steps):
+            train_step(job, progress, 0)
+            progress.step += 1
+        return {"seconds": (time.perf_counter() - started) / (steps * size)}
+
+    run()
+    return run
+
+
+def distil_apart(options: Options) -> Round:
+    """A student's direct step and its teacher's forward pass on the same scene, per positive triple.
+
+    The forward pass asks the teacher for its own loss: all scores and their sum, as a teacher's share of a
+    distillation step, and no gradient.
+    """
+    direct = {key: value for key, value in options["stage"].items() if key != "method"}
+    job, teacher = _job({**options, "stage": direct}), _job({**options, "stage": direct | {"dim": options["teacher"]}})
+    steps, size, progress = options["steps"], job.config.batch_size, Progress()
+
+    def run() -> dict[str, float]:
+        seconds = 0.0
+        for _ in range(steps):
+            scene = teacher.scenes.scene(teacher.scenes.parts(progress.step, 1)[0])
+            started = time.perf_counter()
+            with torch.no_grad():
+                method: Method = teacher.method
+                answer({"hard": method.hard_ask(method.view(method.student, scene, grad=False))})
+            train_step(job, progress, 0)
+            seconds += time.perf_counter() - started
+            progress.step += 1
+        return {"seconds": seconds / (steps * size)}
+
+    run()
+    return run
+
+
+def evaluate(options: Options) -> Round:
+    """Filtered ranks of test triples, per query (two of a triple)."""
+    graph, ranks = graph_of(options["source"]), Ranks()
+    model = _model(options)
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    triples = graph.test[: options["triples"]]
+
+    def run() -> dict[str, float]:
+        started = time.perf_counter()
+        ranks_of(model, triples, known, ranks)
+        return {"seconds": (time.perf_counter() - started) / (2 * len(triples))}
+
+    run()
+    return run
+
+
+def sample(options: Options) -> Round:
+    """Scenes of one pass over the training triples, which includes what to look up where; per positive triple."""
+    job = _job(options)
+    first = itertools.count()
+    steps = len(graph_of(options["source"]).train) // job.config.batch_size
+
+    def run() -> dict[str, float]:
+        epoch = next(first)
+        started = time.perf_counter()
+        for step in range(epoch * steps, (epoch + 1) * steps):
+            job.scenes.scene(job.scenes.parts(step, 1)[0])
+        return {"seconds": (time.perf_counter() - started) / (steps * job.config.batch_size)}
+
+    run()
+    return run
+
+
+def load(options: Options) -> Round:
+    """Reading a folder of text into integers and vocabularies, per triple."""
+
+    def run() -> dict[str, float]:
+        started = time.perf_counter()
+        graph = read_folder(Path(options["folder"]))
+        return {"seconds": (time.perf_counter() - started) / len(graph.train)}
+
+    return run
+
+
+def checkpoint(options: Options) -> Round:
+    """A checkpoint of table and state until it is durable, checked and published, per byte.
+
+    blocked: seconds per byte until training may go on.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="distkgd-bench-")
+    tables = checkpoint_tensors(options)
+    size, step = sum(x.nbytes for x in tables.values()), itertools.count(1)
+    writer = Writer(Path(folder.name), Ranks(), keep=1)
+
+    def run() -> dict[str, float]:
+        state = State({name: Rows(x, 0, len(x)) for name, x in tables.items()})
+        started = time.perf_counter()
+        writer.save(next(step), state)
+        blocked = time.perf_counter() - started
+        writer.wait()
+        seconds = time.perf_counter() - started
+        assert folder.name  # it lives as long as the round does
+        return {"seconds": seconds / size, "blocked": blocked / size}
+
+    run()
+    return run
+
+
+def serve(options: Options) -> Round:
+    """The ten best tails of one query at a time, per query."""
+    graph, model = graph_of(options["source"]), _model(options)
+    columns = [graph.test[i : i + 1].unbind(1) for i in range(options["queries"])]
+    queries = [Queries(head, relation, torch.zeros_like(head), tail) for head, relation, tail in columns]
+
+    def run() -> dict[str, float]:
+        started = time.perf_counter()
+        for query in queries:
+            top_k(model, query, 10)
+        return {"seconds": (time.perf_counter() - started) / len(queries)}
+
+    run()
+    return run
+
+
+def checkpoint_tensors(options: Options) -> dict[str, Tensor]:
+    """A table and its Adagrad state."""
+    shape = options["entities"], options["dim"]
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name in ("weight", "weight.sum")}
+
+
+def _job(options: Options) -> Job:
+    graph = graph_of(options["source"])
+    taught = options.get("teacher", 0) if options["stage"].get("method", "scratch") != "scratch" else 0
+    return bare_job(options["stage"], graph.train, graph.num_entities, graph.num_relations, Ranks(), taught)
+
+
+def _model(options: Options) -> Model:
+    graph, scorer = graph_of(options["source"]), build_scorer(options["scorer"], options["dim"])
+    return new_model(scorer, graph.num_entities, graph.num_relations, Ranks(), reciprocal=False, seed=0)
+
+
+def ceilings(options: Options) -> Round:
+    """What this machine reaches at best (see roofline.py)."""
+    return lambda: vars(measure_ceilings(options["numbers"])).copy()
+
+
+ARMS: Mapping[str, Callable[[Options], Round]] = {
+    "train": train,
+    "distil_apart": distil_apart,
+    "evaluate": evaluate,
+    "sample": sample,
+    "load": load,
+    "checkpoint": checkpoint,
+    "serve": serve,
+    "ceilings": ceilings,
+}

@@ -1,0 +1,56 @@
+"""How fast we are beside published packages, in one run, as ratios, and beside what this machine could do.
+
+python launch/bench.py --quick --json bench.json        # all tasks, small, within 5 minutes on 2 cores
+python launch/bench.py [--task train/transe --task load]  # in full, into benchmarks/results/bench.json
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from distkgd.bench.results import TOLERANCE, fallen, notes, read_rows, table
+from distkgd.bench.run import measure, save_list, save_merged
+from distkgd.bench.tasks import FULL, QUICK, all_tasks
+from distkgd.display import Display
+from distkgd.errors import DistkgdError
+from distkgd.launching import refuse
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "bench.json"
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, at most 5 minutes on 2 cores.")] = False,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write these rows here, and nowhere else.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task or the beginning of several; repeatable.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Only name the tasks.")] = False,
+    compare: Annotated[Path | None, typer.Option(help="Older results: exit 1 if a ratio has fallen.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Share of the older ratio that is still good.")] = TOLERANCE,
+    threads: Annotated[int, typer.Option(min=1, help="Of every implementation.")] = os.cpu_count() or 1,
+) -> None:
+    """Measure, print the table, write JSON; compare ratios with older ones if asked."""
+    scale, console = QUICK if quick else FULL, Console(width=None if sys.stdout.isatty() else 140)
+    if list_:
+        console.print("\n".join(all_tasks(scale, "")), highlight=False)
+        return
+    try:
+        older = [] if compare is None else read_rows(compare)
+        rows = measure(task or [], scale, Display(True), threads)
+        if json_ is not None:
+            save_list(json_, rows)
+        elif not quick:
+            save_merged(RESULTS, rows, scale)
+    except DistkgdError as error:
+        refuse(error)
+    console.print(table(rows))
+    console.print("\n".join(notes(rows)), markup=False, highlight=False)
+    if worse := fallen(older, rows, tolerance):
+        console.print("\n".join(["slower than before:", *worse]), markup=False, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
