@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.base import Candidates, Init, Scorer, complex_product, conjugate
 from distkgd.scorers.tiles import inner
 
 
@@ -33,12 +33,10 @@ class ComplEx(Scorer):
         return (self.tail_query(h, r) * t).sum(-1)
 
     def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
-        (h_re, h_im), (r_re, r_im) = split_pairs(h), split_pairs(r)
-        return join_pairs(h_re * r_re - h_im * r_im, h_re * r_im + h_im * r_re)
+        return complex_product(h, r)
 
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
-        (t_re, t_im), (r_re, r_im) = split_pairs(t), split_pairs(r)
-        return join_pairs(t_re * r_re + t_im * r_im, t_im * r_re - t_re * r_im)
+        return complex_product(t, conjugate(r))
 
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)

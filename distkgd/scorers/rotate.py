@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Scorer, join_pairs, split_pairs
+from distkgd.scorers.base import Candidates, Init, Scorer, as_complex, complex_product, join_pairs, split_pairs
 from distkgd.scorers.tiles import Modulus, pair_sums
 
 
@@ -37,14 +37,15 @@ class RotatE(Scorer):
         return "coordinates"
 
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        apart = torch.stack(split_pairs(self.tail_query(h, r) - t), dim=-1)
+        apart = self.tail_query(h, r) - t
+        if apart.dtype in (torch.float32, torch.float64):
+            return self.margin - as_complex(apart).abs().sum(-1)
         # vector_norm, not hypot: its gradient at 0 is 0, where hypot gives NaN.
-        moduli: Tensor = torch.linalg.vector_norm(apart, dim=-1)
+        moduli: Tensor = torch.linalg.vector_norm(torch.stack(split_pairs(apart), dim=-1), dim=-1)
         return self.margin - moduli.sum(-1)
 
     def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
-        (re, im), cos, sin = split_pairs(h), r.cos(), r.sin()
-        return join_pairs(re * cos - im * sin, re * sin + im * cos)
+        return complex_product(h, join_pairs(r.cos(), r.sin()))
 
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return self.tail_query(t, -r)
