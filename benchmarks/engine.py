@@ -29,6 +29,7 @@ from distkgd.distributed.cost import traffic as traffic_of
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.exchange import expected_memory, shape_of
 from distkgd.job import Progress
+from distkgd.kernels.memory import keep_freed_memory
 from distkgd.train import train_step
 
 RELATIONS = 50
@@ -51,6 +52,7 @@ def child(cases: Sequence[Mapping[str, Any]], world: int, threads: int) -> list[
 @app.command(hidden=True)
 def measure(cases: str, out: Path) -> None:
     """One process of a measurement."""
+    keep_freed_memory()
     ranks = join_ranks("cpu")
     found = [measure_case(case, ranks) for case in json.loads(cases)]
     (out / f"{ranks.rank}.json").write_text(json.dumps(found))

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from distkgd.bench.machine import forget_peak, status_bytes
+from distkgd.kernels.memory import keep_freed_memory
 
 FAMILIES = {
     "ours": "distkgd.bench.ours",
@@ -31,6 +32,8 @@ class Server:
     """Prepared arms by name."""
 
     def __init__(self, family: str) -> None:
+        if family == "ours":
+            keep_freed_memory()  # as our launchers do
         self._arms = import_module(FAMILIES[family]).ARMS
         self._rounds: dict[str, Callable[[], dict[str, float]]] = {}
 

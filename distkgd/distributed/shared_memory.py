@@ -29,8 +29,6 @@ RING_BYTES = 1 << 20
 TOTAL_BYTES = 1 << 27  # of all rings; many ranks have smaller ones, but none below a page
 SPIN_NANOSECONDS = 50_000
 SLICE_NANOSECONDS = 200_000_000  # between two chances for Python's signal handlers
-# Up to here every rank sends all it has to every other and sums alone: nobody waits twice, at the price of more bytes.
-WHOLE_BYTES = 1 << 18
 
 
 class PeerError(RuntimeError):
@@ -68,7 +66,7 @@ class SharedMemory:
     def begin_all_reduce(self, tensor: Tensor) -> Callable[[], Tensor]:
         """`tensor` summed over ranks in place, in the order of the ranks; the result waits for it."""
         flat, rank, world = tensor.detach().reshape(-1), self._rank, self._world
-        whole = flat.nbytes * (world - 1) <= WHOLE_BYTES
+        whole = world == 2  # as many bytes as two halves each way, and nobody waits twice
         pieces = [flat] * world if whole else list(flat.tensor_split(world))
         parts = list(flat.new_empty((world, len(pieces[rank]))).unbind())
         nothing = flat[:0]
