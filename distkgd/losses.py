@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.rows import Ask, LogSumExp, Partial, SoftmaxMean, Sum, answer, present
+from distkgd.distributed.rows import Ask, LogSumExp, Partial, SoftmaxGap, SoftmaxMean, Sum, answer, present
 from distkgd.errors import UnsupportedError
 from distkgd.model import View
 from distkgd.scenes import Scene
@@ -130,10 +130,10 @@ def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, sto
         zt = zt.detach() if stop_teacher else zt
         if temperature != 1.0:
             zs, zt = zs / temperature, zt / temperature
-        return {"gap": SoftmaxMean(zt, zt - zs), "student": LogSumExp(zs)}
+        return {"gap": SoftmaxGap(zs, zt)}
 
     def finish(got: dict[str, Tensor], own_s: Tensor, own_t: Tensor, share: Tensor | None = None) -> Tensor:
-        lse_s = torch.logaddexp(own_s, got["student"])
+        lse_s = torch.logaddexp(own_s, got["gap.student"])
         lse_t = torch.logaddexp(own_t, got["gap.lse"])
         gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
         divergence = temperature**2 * (gap - lse_t + lse_s)

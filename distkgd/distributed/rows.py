@@ -80,7 +80,16 @@ class Max:
     value: Tensor
 
 
-Partial = Sum | Count | LogSumExp | SoftmaxMean | Max
+@dataclass(frozen=True)
+class SoftmaxGap:
+    """Mean over candidates of `teacher` - `student` [Q, N] under softmax(`teacher`); gives `name`, and the log-sum-exps
+    of both, `name.lse` (the teacher's) and `name.student`."""
+
+    student: Tensor
+    teacher: Tensor
+
+
+Partial = Sum | Count | LogSumExp | SoftmaxMean | SoftmaxGap | Max
 
 
 class Layout:
@@ -313,14 +322,17 @@ class _Pass:
         """[k, ..., Q] from the block of each distinct field, each ask's per_query numbers, each ask's parameters."""
         per_query, parameters = list(extra[: len(self.per_query)]), list(extra[len(self.per_query) :])
         kinds, columns = [], []
+        known: dict[int, tuple[Tensor, Tensor]] = {}
         for i, ask in enumerate(self.asks):
             mine = [scores[next(j for j, f in enumerate(self.fields) if f is field)] for field in ask.fields]
             mine += [per_query.pop(0) for _ in ask.per_query] + [parameters.pop(0) for _ in ask.parameters]
             found = ask.partials(*mine)
-            last = self.forget and only_logsumexp(found, mine) and len(self.asks) == 1
+            others = [field for other in self.asks if other is not ask for field in other.fields]
+            alone = [z for z, field in zip(mine, ask.fields, strict=False) if all(field is not f for f in others)]
+            last = self.forget and len(found) == 1 and (only_logsumexp(found, alone) or only_gap(found, alone))
             for name, partial in found.items():
                 kinds.append((i, name, type(partial)))
-                columns += _columns(partial, last)
+                columns += _columns(partial, last, known)
         self.kinds = kinds
         wide = columns[0].dtype
         for column in columns:
@@ -339,9 +351,11 @@ class _Pass:
         got: list[dict[str, Tensor]] = [{} for _ in self.asks]
         columns = list(merged)
         for i, name, kind in self.kinds:
-            if kind is SoftmaxMean:
+            if kind in (SoftmaxMean, SoftmaxGap):
                 got[i][f"{name}.lse"] = columns.pop(0)
             got[i][name] = columns.pop(0)
+            if kind is SoftmaxGap:
+                got[i][f"{name}.student"] = columns.pop(0)
         return [ask.finish(found, *ask.own) for ask, found in zip(self.asks, got, strict=True)]
 
 
@@ -404,30 +418,48 @@ def _distinct(items: Sequence[Any]) -> list[Any]:
 def only_logsumexp(found: Mapping[str, Partial], scores: Sequence[Tensor]) -> bool:
     """Whether all that is asked of these scores is the log-sum-exp of the scores themselves."""
     (first, *more) = found.values()
-    return not more and isinstance(first, LogSumExp) and first.logit is scores[0]
+    return not more and isinstance(first, LogSumExp) and any(first.logit is z for z in scores)
 
 
-def _columns(partial: Partial, last: bool = False) -> list[Tensor]:
-    # The [Q] numbers that stand for one block of one partial. last: nothing else needs its scores.
+def only_gap(found: Mapping[str, Partial], alone: Sequence[Tensor]) -> bool:
+    """Whether all that is asked is a gap, and the teacher's scores in it are among those that nobody else needs."""
+    (first, *more) = found.values()
+    return not more and isinstance(first, SoftmaxGap) and any(first.teacher is z for z in alone)
+
+
+def _columns(partial: Partial, last: bool, known: dict[int, tuple[Tensor, Tensor]]) -> list[Tensor]:
+    # The [Q] numbers that stand for one block of one partial. last: nothing else needs its scores (of a gap: the
+    # teacher's). known: (logits, their log-sum-exp) that were computed already, by the identity of the logits.
     match partial:
         case Sum(value):
             return [value.sum(-1)]
         case Count(value):
             return [value.sum(-1).double()]
         case LogSumExp(logit):
-            return [kernels.logsumexp(logit) if last and kernels.available(logit) else _logsumexp(logit)]
+            if id(logit) not in known:
+                known[id(logit)] = logit, _logsumexp(logit, last)
+            return [known[id(logit)][1]]
         case SoftmaxMean(logit, value):
             total = _logsumexp(logit)
             return [total, (torch.exp(logit - total.unsqueeze(-1)) * value).sum(-1)]
+        case SoftmaxGap(student, teacher):
+            if not teacher.requires_grad and kernels.available(student) and kernels.available(teacher):
+                found = kernels.softmax_gap(student, teacher, last)
+            else:
+                total = _logsumexp(teacher)
+                mean = (torch.exp(teacher - total.unsqueeze(-1)) * (teacher - student)).sum(-1)
+                found = total, mean, _logsumexp(student)
+            known[id(student)] = student, found[2]
+            return list(found)
         case Max(value):
             return [value.amax(-1) if value.shape[-1] else value.sum(-1) + NEVER]
 
 
-def _logsumexp(logit: Tensor) -> Tensor:
+def _logsumexp(logit: Tensor, last: bool = False) -> Tensor:
     if logit.shape[-1] == 0:
         # A sum, not a constant: a rank without candidates has to take part in the exchanges of backward.
         return logit.sum(-1) + NEVER
-    return torch.logsumexp(logit, -1)
+    return kernels.logsumexp(logit, last) if kernels.available(logit) else torch.logsumexp(logit, -1)
 
 
 def _merge(kinds: Sequence[tuple[int, str, type[Partial]]], parts: Tensor) -> Tensor:
@@ -440,6 +472,10 @@ def _merge(kinds: Sequence[tuple[int, str, type[Partial]]], parts: Tensor) -> Te
         if kind is SoftmaxMean:
             weight = torch.softmax(column, 0)
             out += [torch.logsumexp(column, 0), (weight * parts[:, len(out) + 1]).sum(0)]
+        elif kind is SoftmaxGap:
+            weight = torch.softmax(column, 0)
+            out += [torch.logsumexp(column, 0), (weight * parts[:, len(out) + 1]).sum(0)]
+            out += [torch.logsumexp(parts[:, len(out)], 0)]
         elif kind is LogSumExp:
             out.append(torch.logsumexp(column, 0))
         elif kind is Max:

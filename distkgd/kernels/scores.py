@@ -20,12 +20,21 @@ def available(z: Tensor) -> bool:
     )
 
 
-def logsumexp(z: Tensor) -> Tensor:
-    """[...]: log of the sum of exp(z) of scores [..., n]; its gradient takes the place of the scores.
+def logsumexp(z: Tensor, overwrite: bool = False) -> Tensor:
+    """[...]: log of the sum of exp(z) of scores [..., n].
 
-    So nothing else may need these scores in backward.
+    overwrite: the gradient takes the place of the scores; nothing else may need them in backward.
     """
-    found: Tensor = _LogSumExp.apply(z)  # type: ignore[no-untyped-call]
+    found: Tensor = _LogSumExp.apply(z, overwrite)  # type: ignore[no-untyped-call]
+    return found
+
+
+def softmax_gap(student: Tensor, teacher: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """[...] each: the teacher's log-sum-exp, the mean of teacher - student under softmax(teacher), the student's lse.
+
+    Scores [..., n]; only the student's take a gradient. overwrite: their gradient takes the place of the teacher's.
+    """
+    found: tuple[Tensor, Tensor, Tensor] = _SoftmaxGap.apply(student, teacher, overwrite)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -39,20 +48,46 @@ def count(z: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
 
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, overwrite: bool) -> Tensor:
         lse = z.new_empty(z.shape[:-1])
         _call("logsumexp", z, address(lse))
-        ctx.z, ctx.lse = z.detach(), lse
+        ctx.overwrite = overwrite
+        ctx.save_for_backward(z, lse)
         return lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        z: Tensor = ctx.z
-        ctx.z = None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        z, lse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return grads[0].unsqueeze(-1) * torch.softmax(z, -1), None
         grad = grads[0].contiguous()
-        _call("logsumexp_pull", z, address(ctx.lse), address(grad))
-        return z
+        out = z.detach() if ctx.overwrite else torch.empty_like(z)
+        _call("logsumexp_pull", z, address(lse), address(grad), address(out))
+        return out, None
+
+
+class _SoftmaxGap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, overwrite: bool) -> tuple[Tensor, Tensor, Tensor]:
+        lse_t, gap, lse_z = (student.new_empty(student.shape[:-1]) for _ in range(3))
+        _call("softmax_gap", student, address(teacher), address(lse_t), address(gap), address(lse_z))
+        ctx.overwrite = overwrite
+        ctx.save_for_backward(student, teacher, lse_t, lse_z)
+        ctx.mark_non_differentiable(lse_t)
+        return lse_t, gap, lse_z
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        student, teacher, lse_t, lse_z = ctx.saved_tensors
+        _, gap, lse = grads
+        if torch.is_grad_enabled():
+            pulled = lse.unsqueeze(-1) * torch.softmax(student, -1) - gap.unsqueeze(-1) * torch.softmax(teacher, -1)
+            return pulled, None, None
+        gap, lse = gap.contiguous(), lse.contiguous()
+        out = teacher if ctx.overwrite else torch.empty_like(student)
+        rest = [address(x) for x in (teacher, lse_t, lse_z, gap, lse, out)]
+        _call("softmax_gap_pull", student, *rest)
+        return out, None, None
 
 
 def _call(what: str, z: Tensor, *rest: Any) -> None:

@@ -46,9 +46,9 @@ CASES = {
 }
 
 
-def step(ranks: Ranks, config: dict[str, Any], block: int | None) -> dict[str, Any]:
+def step(ranks: Ranks, config: dict[str, Any], block: int | None, dtype: str = "float64") -> dict[str, Any]:
     """Losses, gradients and traffic of step 0 with `block` scores at once, and how often a pass was answered."""
-    job = toy_job({"dtype": "float64", "student": config}, ranks, Path("/nonexistent"), GRAPH)
+    job = toy_job({"dtype": dtype, "student": config}, ranks, Path("/nonexistent"), GRAPH)
     student = job.method.student
     before = [x.detach().clone() for x in (student.entity.weight, student.relation)]
     ranks.traffic = Counter()
@@ -56,6 +56,7 @@ def step(ranks: Ranks, config: dict[str, Any], block: int | None) -> dict[str, A
         if block is not None:
             changed.enter_context(patch.object(query_blocks, "numbers_at_once", lambda numbers, device: 1))
             changed.enter_context(patch.dict(query_blocks._NUMBERS, {"cpu": block}))
+            changed.enter_context(patch.dict(query_blocks._NUMBERS_IN_PLACE, {"cpu": block}))
             changed.enter_context(patch.object(query_blocks, "_FEWEST_QUERIES", 1))
         answer = changed.enter_context(patch.object(query_blocks, "answer", wraps=query_blocks.answer))
         losses = train_step(job, Progress(), 0)[0]
@@ -81,6 +82,18 @@ def test_losses_gradients_and_bytes_are_those_of_all_queries_at_once(name: str, 
             for table in ("entity", "relation"):
                 assert one[table].abs().max() > 1e-4
                 torch.testing.assert_close(other[table], one[table], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["softmax", "kl", "reverse_kl", "js", "batch-shared", "k-vs-all kl", "coordinates"])
+def test_in_single_precision_compiled_code_takes_the_same_step(name: str) -> None:
+    for config in (CASES[name], CASES[name] | {"scorer": "complex", "loss": {"name": "bce"}}):
+        for world in (1, 2):
+            exact = run_on_ranks(world, step, config=config, block=None)
+            found = run_on_ranks(world, step, config=config, block=100, dtype="float32")
+            for one, other in zip(exact, found, strict=True):
+                assert other["losses"] == pytest.approx(one["losses"], rel=1e-5)
+                for table in ("entity", "relation"):
+                    torch.testing.assert_close(other[table].double(), one[table], rtol=1e-4, atol=1e-5)
 
 
 def dot(queries: Tensor, candidates: Candidates) -> Tensor:

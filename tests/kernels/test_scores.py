@@ -50,3 +50,40 @@ def test_scores_above_and_at_least_two_bounds_are_counted(shape: tuple[int, ...]
 def test_double_precision_and_strange_layouts_are_left_to_torch() -> None:
     for z in (torch.zeros(3, 4).double(), torch.zeros(4, 3).T, torch.zeros(3, 0), torch.zeros(3, 4).bfloat16()):
         assert not scores.available(z)
+
+
+@SHAPES
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_gap_between_two_softmaxes_and_its_gradient(shape: tuple[int, ...], overwrite: bool) -> None:
+    generator = torch.Generator().manual_seed(len(shape))
+    z, t = (torch.randn(shape, generator=generator) * 3 for _ in range(2))
+    if shape[-1] > 2:
+        z[..., 1] = t[..., 1] = -1e30
+    upstream = torch.randn(2, *shape[:-1], generator=generator)
+    exact = z.double().requires_grad_()
+    share = torch.softmax(t.double(), -1)
+    expected = [(share * (t.double() - exact)).sum(-1), torch.logsumexp(exact, -1)]
+    sum((x * u).sum() for x, u in zip(expected, upstream.double(), strict=True)).backward()
+    leaf, teacher = z.clone().requires_grad_(), t.clone()
+    lse_t, gap, lse_z = scores.softmax_gap(leaf * 1.0, teacher, overwrite)
+    ((gap * upstream[0]).sum() + (lse_z * upstream[1]).sum()).backward()
+    assert torch.equal(teacher, t) != overwrite
+    torch.testing.assert_close(lse_t.double(), torch.logsumexp(t.double(), -1), rtol=2e-7, atol=2e-6)
+    for mine, theirs in zip((gap, lse_z), expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=3e-6, atol=2e-6)
+    torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_second_derivatives_are_those_of_the_formula() -> None:
+    z, t = torch.randn(3, 20, requires_grad=True), torch.randn(3, 20)
+    results = []
+    for compiled in (True, False):
+        if compiled:
+            _, gap, lse = scores.softmax_gap(z, t)
+            total = (gap * lse + scores.logsumexp(z).square()).sum()
+        else:
+            lse = torch.logsumexp(z, -1)
+            total = ((torch.softmax(t, -1) * (t - z)).sum(-1) * lse + lse.square()).sum()
+        (first,) = torch.autograd.grad(total, z, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), z)[0])
+    torch.testing.assert_close(*results)
