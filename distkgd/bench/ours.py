@@ -25,6 +25,7 @@ from distkgd.evaluate import ranks_of
 from distkgd.graph.filters import KnownAnswers, Queries
 from distkgd.graph.readers import read_folder
 from distkgd.job import Job, Progress
+from distkgd.kernels.build import library
 from distkgd.methods.base import Method
 from distkgd.model import Model, new_model
 from distkgd.predict import top_k
@@ -113,6 +114,7 @@ def sample(options: Options) -> Round:
 
 def load(options: Options) -> Round:
     """Reading a folder of text into integers and vocabularies, per triple."""
+    library("names")  # compiled once per machine, not once per reading
 
     def run() -> dict[str, float]:
         started = time.perf_counter()

@@ -4,7 +4,8 @@ A data set is a folder with `train`, `valid` and `test`, each as .txt, .tsv or .
 header, `head<TAB>relation<TAB>tail`. A .csv whose first line has no tab and three comma-separated fields is
 read as RFC 4180. `names.tsv` and `relation_names.tsv` (plain or .gz) may give labels: name, label, and more.
 
-Files are checked as arrays of byte positions and parsed by polars; Python code looks at single lines only
+A file is checked and turned into numbers in one pass (kernels/names.cpp). Without a compiler, and where that pass
+stumbles, files are checked as arrays of byte positions and parsed by polars; Python code looks at single lines only
 once a check has found that one of them is wrong.
 """
 
@@ -17,14 +18,17 @@ import io
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
+from torch import Tensor
 
 from distkgd.errors import DataError
-from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble, shorten, sorted_unique
+from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, shorten, sorted_unique
+from distkgd.kernels.names import NameTables
 
 ENDINGS = (".txt", ".tsv", ".csv", ".txt.gz", ".tsv.gz", ".csv.gz")
 LABEL_ENDINGS = (".tsv", ".tsv.gz")
@@ -32,15 +36,9 @@ _BLOCK = 64 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class _Split:
-    """One file as columns of strings. Blank lines and line breaks in fields are refused: rows are lines."""
-
-    path: Path
-    frame: pl.DataFrame
-
-    def where(self, row: int) -> str:
-        return f"{self.path}, line {row + 1}"
+# What a file becomes: numbers [n, 3] in order of appearance, or else columns of strings. Blank lines and line breaks in
+# fields are refused: rows are lines.
+_Parsed = Tensor | pl.DataFrame
 
 
 def read_folder(folder: str | Path, name: str | None = None, checksums: Mapping[str, str] | None = None) -> Graph:
@@ -55,28 +53,27 @@ def read_folder(folder: str | Path, name: str | None = None, checksums: Mapping[
     if files["train"] is None:
         looked_for = f"looked for train, valid and test ending in {' '.join(ENDINGS)}"
         raise DataError(f"{folder} is no data set: {looked_for}; train is missing; there {_listed(present)}")
+    paths = {split: path for split, path in files.items() if path is not None}
+    warnings = [f"{split}: no such file in {folder}; the split is empty" for split in SPLITS if split not in paths]
     digest = hashlib.sha256()
-    splits: dict[str, _Split] = {}
-    warnings: list[str] = []
-    for split, path in files.items():
-        if path is None:
-            warnings.append(f"{split}: no such file in {folder}; the split is empty")
-            continue
-        data = _read_bytes(path)
-        digest.update(data)
-        _check_sum(data, path, (checksums or {}).get(split))
-        splits[split] = _parse_triples(data, path)
-    entities = sorted_unique([s.frame[column] for s in splits.values() for column in ("head", "tail")])
-    relations = sorted_unique([s.frame["relation"] for s in splits.values()])
-    _refuse_blank_fields(splits, entities, relations)
-    _refuse_new_relations(splits)
+    parsed: dict[str, _Parsed] = {}
+    with ThreadPoolExecutor(1) as beside, NameTables.open() as tables:
+        for split, path in paths.items():
+            data = _read_bytes(path)
+            _check_sum(data, path, (checksums or {}).get(split))
+            beside.submit(digest.update, data)  # one after the other, while the same bytes are parsed
+            parsed[split] = _parse_triples(data, path, tables)
+            del data
+        rows, entities, relations = _number(parsed, tables)
+    _refuse_blank_fields(paths, rows, entities, relations)
+    _refuse_new_relations(paths, rows, relations)
     entity_labels, relation_labels = (
         _read_labels(_pick(folder, present, stem, LABEL_ENDINGS), names, warnings)
         for names, stem in ((entities, "names"), (relations, "relation_names"))
     )
-    return assemble(
+    return assemble_rows(
         name or folder.resolve().name,
-        {split: found.frame for split, found in splits.items()},
+        rows,
         Vocabulary(entities, entity_labels),
         Vocabulary(relations, relation_labels),
         digest.hexdigest(),
@@ -125,14 +122,13 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path}: the file cannot be read ({reason}); check the file and its rights") from error
-    while b"\r\n" in data:  # more than once where an editor has turned CRLF into CRCRLF
+    while b"\r" in data and b"\r\n" in data:  # more than once where an editor has turned CRLF into CRCRLF
         data = data.replace(b"\r\n", b"\n")
     return data.removesuffix(b"\r")
 
 
 def _check_sum(data: bytes, path: Path, expected: str | None) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if expected is not None and found != expected:
+    if expected is not None and (found := hashlib.sha256(data).hexdigest()) != expected:
         raise DataError(
             f"{path}: the sha256 of its content is {found}, expected {expected}: not the published file; "
             "remove it, or give its folder another name to read it as a data set of your own"
@@ -174,18 +170,58 @@ def _blocks(data: bytes) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _parse_triples(data: bytes, path: Path) -> _Split:
+def _parse_triples(data: bytes, path: Path, tables: NameTables | None) -> _Parsed:
+    start = len(_BOM) if data.startswith(_BOM) else 0
+    separator, quoted = _separator(data, start, path)
+    # polars drops a second byte-order mark.
+    if tables is not None and not quoted and not data.startswith(_BOM, start):
+        rows = tables.read(data, start, separator)
+        if rows is not None:
+            return rows
     text = _clean_text(data, path)
-    separator = "\t"
+    if quoted:
+        frame = _parse_quoted(text, path)
+    else:
+        for first, end in _blocks(text):
+            _check_columns(text, first, end, path, separator)
+        frame = _read_columns(text, path, separator, COLUMNS)
+    if tables is None:
+        return frame
+    plain = frame.write_csv(include_header=False, separator="\t", quote_style="never").encode()
+    rows = tables.read(plain, 0, "\t")
+    if rows is None:
+        raise MemoryError(f"{path}: no memory for a table of its names")
+    return rows
+
+
+def _separator(data: bytes, start: int, path: Path) -> tuple[str, bool]:
+    """What stands between fields, and whether they need a reader of quotes."""
     if ".csv" in path.suffixes[-2:]:
-        first_line = text.partition(b"\n")[0]
+        end = data.find(b"\n", start)
+        first_line = data[start : end if end >= 0 else len(data)]
         if b"\t" not in first_line and re.sub(rb'"[^"]*"', b"", first_line).count(b",") == 2:
-            separator = ","
-    if separator == "," and (b'"' in text or b"\t" in text):
-        return _parse_quoted(text, path)
-    for start, end in _blocks(text):
-        _check_columns(text, start, end, path, separator)
-    return _Split(path, _read_columns(text, path, separator, COLUMNS))
+            return ",", b'"' in data or b"\t" in data
+    return "\t", False
+
+
+def _number(parsed: Mapping[str, _Parsed], tables: NameTables | None) -> tuple[dict[str, Tensor], pl.Series, pl.Series]:
+    """Ids [n, 3] of each split by sorted names; the names of entities; those of relations."""
+    rows = {split: part for split, part in parsed.items() if isinstance(part, Tensor)}
+    if tables is not None:
+        entities, relations = map(_names, tables.sort(rows.values()))
+        return rows, entities, relations
+    frames = {split: part for split, part in parsed.items() if isinstance(part, pl.DataFrame)}
+    entities = sorted_unique([frame[column] for frame in frames.values() for column in ("head", "tail")])
+    relations = sorted_unique([frame["relation"] for frame in frames.values()])
+    return {split: encode(frame, entities, relations) for split, frame in frames.items()}, entities, relations
+
+
+def _names(lines: bytes) -> pl.Series:
+    # The header keeps polars from taking a byte-order mark off the first name.
+    text, schema = b"name\n" + lines, {"name": pl.String}
+    names = pl.read_csv(text, separator="\0", quote_char=None, schema=schema)["name"].rechunk()
+    assert len(names) == lines.count(b"\n"), "polars saw other names than we did"
+    return names
 
 
 def _read_columns(text: bytes, path: Path, separator: str, columns: tuple[str, ...]) -> pl.DataFrame:
@@ -230,7 +266,7 @@ def _check_fields(fields: list[str], where: str, separator: str) -> None:
             raise DataError(f"{where}: the {column} is empty in {shorten(line)!r}; fill it or remove the line")
 
 
-def _parse_quoted(text: bytes, path: Path) -> _Split:
+def _parse_quoted(text: bytes, path: Path) -> pl.DataFrame:
     """Quoted commas need Python's csv module, which is many times slower than the arrays above."""
     rows: list[list[str]] = []
     try:
@@ -242,28 +278,34 @@ def _parse_quoted(text: bytes, path: Path) -> _Split:
             rows.append(fields)
     except csv.Error as error:
         raise DataError(f'{path}, line {len(rows) + 1}: {error}; close the quotes, write " as ""') from error
-    return _Split(path, pl.DataFrame(rows, schema=COLUMNS, orient="row"))
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
 
 
-def _refuse_blank_fields(splits: Mapping[str, _Split], entities: pl.Series, relations: pl.Series) -> None:
+def _refuse_blank_fields(
+    paths: Mapping[str, Path], rows: Mapping[str, Tensor], entities: pl.Series, relations: pl.Series
+) -> None:
     """Looks among the distinct names, which are fewer than the fields; the line is found only if need be."""
-    names = pl.concat([entities, relations])
-    blank = names.filter(names.str.strip_chars() == "")
-    for split in splits.values() if len(blank) else ():
-        rows = split.frame.select(pl.any_horizontal(pl.all().is_in(blank.implode()))).to_series().arg_true()
-        if len(rows):
-            _check_fields(list(split.frame.row(rows[0])), split.where(rows[0]), "\t")
+    blank, blank_relation = (torch.from_numpy((x.str.strip_chars() == "").to_numpy()) for x in (entities, relations))
+    if not (blank.any() or blank_relation.any()):
+        return
+    for split, (head, relation, tail) in ((split, found.unbind(1)) for split, found in rows.items()):
+        lines = (blank[head] | blank_relation[relation] | blank[tail]).nonzero()
+        if len(lines):
+            line = int(lines[0])
+            names = entities[int(head[line])], relations[int(relation[line])], entities[int(tail[line])]
+            _check_fields(list(names), f"{paths[split]}, line {line + 1}", "\t")
 
 
-def _refuse_new_relations(splits: Mapping[str, _Split]) -> None:
-    known = splits["train"].frame["relation"].unique()
-    for split in splits.values():
-        rows = (~split.frame["relation"].is_in(known.implode())).arg_true()
-        if len(rows):
-            relation = shorten(split.frame["relation"][rows[0]])
+def _refuse_new_relations(paths: Mapping[str, Path], rows: Mapping[str, Tensor], relations: pl.Series) -> None:
+    new = torch.ones(len(relations), dtype=torch.bool)
+    new[rows["train"][:, 1]] = False
+    for split, path in paths.items():
+        if split != "train" and len(lines := new[rows[split][:, 1]].nonzero()):
+            line = int(lines[0])
+            relation = shorten(relations[int(rows[split][line, 1])])
             raise DataError(
-                f"{split.where(rows[0])}: train has no triple with the relation {relation!r}, so nothing can "
-                f"be learnt about it; add some there, or remove all {len(rows):,} lines with such relations"
+                f"{path}, line {line + 1}: train has no triple with the relation {relation!r}, so nothing can "
+                f"be learnt about it; add some there, or remove all {len(lines):,} lines with such relations"
             )
 
 

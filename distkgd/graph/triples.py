@@ -23,6 +23,7 @@ SPLITS = ("train", "valid", "test")
 _SPELLING_LENGTH = 120
 _SPELLING_SCANNED = 200_000
 _SPELLING_COMPARED = 300
+_MOST_KEYS = 2**63 - 1  # possible triples that are told apart by one number
 
 
 class _Columns(NamedTuple):
@@ -215,45 +216,59 @@ def assemble(
 
     splits: train, valid and test, each a frame of the string columns head, relation, tail; none = empty.
     """
-    empty = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
-    ids = {split: _encode(splits.get(split, empty), entities, relations) for split in SPLITS}
-    notes = list(warnings)
+    rows = {split: encode(frame, entities.names, relations.names) for split, frame in splits.items()}
+    return assemble_rows(name, rows, entities, relations, sha256, warnings)
+
+
+def assemble_rows(
+    name: str,
+    splits: Mapping[str, torch.Tensor],
+    entities: Vocabulary,
+    relations: Vocabulary,
+    sha256: str,
+    warnings: tuple[str, ...] = (),
+) -> Graph:
+    """`assemble` of triples whose words are ids already, int64 [n, 3] by split; what is missing is empty."""
+    rows = {split: splits.get(split, torch.empty(0, 3, dtype=torch.int64)) for split in SPLITS}
+    keys, notes = {}, list(warnings)
     for split in SPLITS:
-        before = len(ids[split])
-        ids[split] = ids[split].unique(maintain_order=True)
-        if dropped := before - len(ids[split]):
+        before, keys[split] = len(rows[split]), _keys(rows[split], len(entities), len(relations))
+        if dropped := before - keys[split].n_unique():
+            first = keys[split].is_first_distinct()
+            rows[split], keys[split] = rows[split][torch.from_numpy(first.to_numpy())], keys[split].filter(first)
             notes.append(f"{split}: {dropped:,} of {before:,} triples were there twice; the repeats were dropped")
-    train = ids["train"]
-    seen = np.zeros(len(entities), dtype=bool)
-    seen[train["head"].to_numpy()] = True
-    seen[train["tail"].to_numpy()] = True
+    seen = torch.zeros(len(entities), dtype=torch.bool)
+    seen[rows["train"][:, 0]] = True
+    seen[rows["train"][:, 2]] = True
     for split in SPLITS[1:]:
-        rows = ids[split]
-        unseen = int((~(seen[rows["head"].to_numpy()] & seen[rows["tail"].to_numpy()])).sum())
-        if unseen:
-            notes.append(f"{split}: {unseen:,} of {len(rows):,} triples hold an entity that train lacks; they are kept")
-        if known := len(rows.join(train, on=list(COLUMNS), how="semi")):
-            notes.append(f"{split}: {known:,} of {len(rows):,} triples are in train too; they are kept")
-    tensors = {split: _tensor(ids[split]) for split in SPLITS}
-    return Graph(name, tensors["train"], tensors["valid"], tensors["test"], entities, relations, sha256, tuple(notes))
+        head, _, tail = rows[split].unbind(1)
+        if unseen := int((~(seen[head] & seen[tail])).sum()):
+            notes.append(f"{split}: {unseen:,} of {len(head):,} triples hold an entity that train lacks; they are kept")
+        # A set of the held-out triples is small; one of the training triples would take as long as reading them.
+        if known := int(keys["train"].is_in(keys[split].implode()).sum()):
+            notes.append(f"{split}: {known:,} of {len(head):,} triples are in train too; they are kept")
+    return Graph(name, rows["train"], rows["valid"], rows["test"], entities, relations, sha256, tuple(notes))
 
 
-def _encode(frame: pl.DataFrame, entities: Vocabulary, relations: Vocabulary) -> pl.DataFrame:
-    """A join beats a cast to Enum by a third at 2 M names, and needs no global table of strings."""
-
-    def column(name: str, vocabulary: Vocabulary) -> pl.Series:
-        rows = pl.DataFrame({name: vocabulary.names, "id": pl.int_range(len(vocabulary), dtype=pl.UInt32, eager=True)})
-        return frame.select(name).join(rows, on=name, how="left", maintain_order="left")["id"].rename(name)
-
-    encoded = pl.DataFrame([column("head", entities), column("relation", relations), column("tail", entities)])
-    assert not any(encoded.null_count().row(0)), "the vocabularies were built from these very frames"
-    return encoded
+def _keys(rows: torch.Tensor, num_entities: int, num_relations: int) -> pl.Series:
+    """[n] one value per triple [n, 3], the same for the same triple: a number where they are few enough."""
+    if num_entities**2 * num_relations > _MOST_KEYS:
+        return pl.DataFrame(rows.numpy(), schema=COLUMNS).to_struct()
+    head, relation, tail = rows.unbind(1)
+    return pl.Series(head.mul(num_relations).add_(relation).mul_(num_entities).add_(tail).numpy())
 
 
-def _tensor(frame: pl.DataFrame) -> torch.Tensor:
+def encode(frame: pl.DataFrame, entities: pl.Series, relations: pl.Series) -> torch.Tensor:
+    """int64 [n, 3]: where the words of the columns head, relation, tail stand among the names.
+
+    A join beats a cast to Enum by a third at 2 M names, and needs no global table of strings.
+    """
     triples = np.empty((len(frame), 3), dtype=np.int64)
-    for index, column in enumerate(COLUMNS):
-        triples[:, index] = frame[column].to_numpy()
+    for index, (column, names) in enumerate(zip(COLUMNS, (entities, relations, entities), strict=True)):
+        rows = pl.DataFrame({column: names, "id": pl.int_range(len(names), dtype=pl.UInt32, eager=True)})
+        found = frame.select(column).join(rows, on=column, how="left", maintain_order="left")["id"]
+        assert not found.null_count(), "the vocabularies were built from these very frames"
+        triples[:, index] = found.to_numpy()
     return torch.from_numpy(triples)
 
 

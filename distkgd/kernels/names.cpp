@@ -79,7 +79,7 @@ struct Table {
         names.insert(names.end(), (const char*)before, (const char*)before + head);
         names.insert(names.end(), text, text + n);
         slots[i] = {hash, at};
-        if (2 * where.size() > slots.size()) grow();
+        if (4 * where.size() > 3 * slots.size()) grow();
         return (int64_t)id;
     }
 
@@ -109,9 +109,11 @@ struct Table {
         std::vector<Item> items;
         items.reserve(where.size());
         for (const uint64_t at : where) {
+            uint8_t first[8] = {};
+            std::memcpy(first, name(at) + shared, std::min<uint64_t>(8, length(at) - shared));
             uint64_t key = 0;
-            std::memcpy(&key, name(at) + shared, std::min<uint64_t>(8, length(at) - shared));
-            items.push_back({__builtin_bswap64(key), at});
+            for (const uint8_t byte : first) key = key << 8 | byte;
+            items.push_back({key, at});
         }
         std::sort(items.begin(), items.end(), [&](const Item& a, const Item& b) {
             if (a.key != b.key) return a.key < b.key;

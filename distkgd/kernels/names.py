@@ -27,8 +27,11 @@ class NameTables:
     @classmethod
     @contextmanager
     def open(cls) -> Iterator[Self | None]:
-        """Empty tables, or None where nothing can be compiled."""
-        code = library("names")
+        """Empty tables, or None where nothing can be compiled or kept."""
+        try:
+            code = library("names")
+        except OSError:  # of a home that cannot be written to, say: a graph can be read all the same
+            code = None
         if code is None:
             yield None
             return
@@ -44,8 +47,8 @@ class NameTables:
         None: some line is not UTF-8 without NUL and carriage return, in three fields none of which is empty. The
         tables then hold what was read before that line, so they are of no more use. Line ends at the end do not count.
         """
-        begin = ctypes.c_char_p(text)
-        begin = ctypes.c_void_p((ctypes.cast(begin, ctypes.c_void_p).value or 0) + start)
+        whole = ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p)
+        begin = ctypes.c_void_p((whole.value or 0) + start)
         size = ctypes.c_int64(len(text) - start)
         lines = self._code.names_lines(begin, ctypes.byref(size))
         rows = torch.empty(lines, 3, dtype=torch.int64)
