@@ -18,7 +18,7 @@ from distkgd.scorers.base import Candidates
 
 Meet = Callable[[Tensor, Candidates], Tensor]
 
-_INIT_ROWS = 1 << 14  # rows initialised at a time, to bound the counters' memory
+_INIT_NUMBERS = 1 << 17  # initialised at a time: a dozen temporaries of 8 bytes for each
 
 
 class Model:
@@ -104,8 +104,9 @@ def _fresh(
     lo: int, hi: int, dim: int, init: Init, seed: int, stream: Stream, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     out = torch.empty(hi - lo, dim, device=device, dtype=dtype)
-    for start in range(lo, hi, _INIT_ROWS):
-        stop = min(start + _INIT_ROWS, hi)
+    rows = max(1, _INIT_NUMBERS // dim)
+    for start in range(lo, hi, rows):
+        stop = min(start + rows, hi)
         index = torch.arange(start * dim, stop * dim, device=device)
         if init.kind == "normal":
             values = random.normal(seed, stream, 0, index) * init.scale

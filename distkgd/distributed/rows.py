@@ -372,7 +372,15 @@ class _Blocked(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         n = len(run.rows)
         rows, rest = tensors[:n], tensors[n:]
-        return torch.stack([run.block(lo, hi, [r[..., lo:hi, :] for r in rows], rest) for lo, hi in blocks])
+        # All columns get their memory at once: small tensors that stay, made between large ones that go, leave gaps
+        # into which the next large one does not fit.
+        every = None
+        for i, (lo, hi) in enumerate(blocks):
+            columns = run.block(lo, hi, [r[..., lo:hi, :] for r in rows], rest)
+            if every is None:
+                every = columns.new_empty(len(blocks), *columns.shape)
+            every[i] = columns
+        return every
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -398,7 +406,10 @@ class _Blocked(torch.autograd.Function):
                 if piece is None:
                     continue
                 if i >= n:
-                    totals[i] = piece if totals[i] is None else totals[i] + piece
+                    if totals[i] is None:
+                        totals[i] = piece if again else piece.clone()
+                    else:
+                        totals[i] = totals[i] + piece if again else totals[i].add_(piece)
                 elif again:
                     pieces[i].append(piece)
                 else:
