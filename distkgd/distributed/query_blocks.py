@@ -29,7 +29,7 @@ from distkgd.scorers.base import Candidates, Collecting, plain
 # Scores of a block; with fewer queries than this, matrix products lose more than what the second visit costs. Where the
 # gradient takes the place of the scores, more of them fit into the same memory.
 _NUMBERS = {"cpu": 4 * BLOCK_NUMBERS["cpu"]}
-_NUMBERS_IN_PLACE = {"cpu": 20 * BLOCK_NUMBERS["cpu"]}
+_NUMBERS_IN_PLACE = {"cpu": 12 * BLOCK_NUMBERS["cpu"]}
 _FEWEST_QUERIES = 32
 
 

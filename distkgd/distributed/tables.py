@@ -62,7 +62,7 @@ def planning(
     """
     counts = None
     if fixed is None:
-        unique, inverse = torch.unique(ids, return_inverse=True)
+        unique, inverse = distinct(ids, total)
     else:
         unique, (inverse, counts) = ids, fixed
     receive, send, requested = [len(unique)], [len(unique)], unique
@@ -84,9 +84,23 @@ def planning(
     if nobody_else and (candidates is None or not len(candidates)):
         return Route(inverse, send, receive, None, unique, candidates)
     here = requested if candidates is None else torch.cat([requested, candidates])
-    touched, position = torch.unique(here, return_inverse=True)
+    touched, position = distinct(here, ranks.share(total)[1] - ranks.share(total)[0])
     where = None if candidates is None else position[len(requested) :]
     return Route(inverse, send, receive, position[: len(requested)], touched, where)
+
+
+def distinct(ids: Tensor, below: int) -> tuple[Tensor, Tensor]:
+    """([u] ascending, [n] where each of `ids` is among them) of ids [n] in [0, below).
+
+    Many ids of few are found by ticking them off instead of sorting them.
+    """
+    if below > 4 * len(ids):
+        unique, inverse = torch.unique(ids, return_inverse=True)
+        return unique, inverse
+    place = ids.new_zeros(below).index_fill_(0, ids, 1)
+    unique = place.nonzero().squeeze(1)
+    place[unique] = torch.arange(len(unique), device=ids.device)
+    return unique, place[ids]
 
 
 def drain(steps: Generator[None, None, T]) -> T:
