@@ -374,13 +374,14 @@ class _Blocked(torch.autograd.Function):
         rows, rest = tensors[:n], tensors[n:]
         # All columns get their memory at once: small tensors that stay, made between large ones that go, leave gaps
         # into which the next large one does not fit.
-        every = None
+        every: Any = None
         for i, (lo, hi) in enumerate(blocks):
             columns = run.block(lo, hi, [r[..., lo:hi, :] for r in rows], rest)
             if every is None:
                 every = columns.new_empty(len(blocks), *columns.shape)
             every[i] = columns
-        return every
+        found: Tensor = every
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
