@@ -177,6 +177,22 @@ class Scorer(ABC):
         """
         return torch.arange(self.crop(dim).relation_size)
 
+    def relation_columns(self, kept: Tensor) -> Tensor:
+        """`[relation_size]` bool: columns of a relation row that belong to the entity columns `kept`, `[dim]` bool.
+
+        Entity columns stay or go `dim_multiple` at a time. Where those that go are 0, in relations too, the scores are
+        those of the model made of the rest.
+        """
+        coordinates = kept[:: self.dim_multiple]
+        return coordinates.repeat_interleave(self.relation_size // len(coordinates))
+
+    def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
+        """`[..., relation_size]` what of (h, t) meets relations by inner product, where the formula is linear in r."""
+        raise UnsupportedError(
+            f"{self.name}: its score is not an inner product with the relation, so relations cannot be predicted by "
+            "one; use distmult, complex, simple, cp or rescal."
+        )
+
     def constants(self) -> dict[str, str | int | float]:
         """Everything the formula needs besides the tables, ready for JSON; `from_constants` reads it back."""
         result: dict[str, str | int | float] = {"name": self.name, "dim": self.dim}

@@ -38,6 +38,9 @@ class ComplEx(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return complex_product(t, conjugate(r))
 
+    def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
+        return complex_product(conjugate(h), t)
+
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 

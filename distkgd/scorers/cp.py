@@ -43,6 +43,9 @@ class CP(Scorer):
         wanted = split_pairs(t)[1] * r
         return join_pairs(wanted, torch.zeros_like(wanted))
 
+    def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
+        return split_pairs(h)[0] * split_pairs(t)[1]
+
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 

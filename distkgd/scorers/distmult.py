@@ -36,6 +36,9 @@ class DistMult(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return t * r
 
+    def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
+        return h * t
+
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 

@@ -37,6 +37,12 @@ class Rescal(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return (self._matrix(r) @ t.unsqueeze(-1)).squeeze(-1)
 
+    def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
+        return (h.unsqueeze(-1) * t.unsqueeze(-2)).flatten(-2)
+
+    def relation_columns(self, kept: Tensor) -> Tensor:
+        return (kept.unsqueeze(1) & kept).flatten()
+
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 

@@ -42,6 +42,10 @@ class SimplE(Scorer):
         (t_head, t_tail), (forth, back) = split_pairs(t), split_pairs(r)
         return 0.5 * join_pairs(forth * t_tail, back * t_head)
 
+    def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
+        (h_head, h_tail), (t_head, t_tail) = split_pairs(h), split_pairs(t)
+        return 0.5 * join_pairs(h_head * t_tail, t_head * h_tail)
+
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 

@@ -417,3 +417,30 @@ def test_the_candidate_form_says_how_meet_computes(name: str, norm: int | None) 
             for part in (kept, 1 - kept)
         ]
         torch.testing.assert_close(scorer.meet(q, c), scorer.margin - sum(shares))
+
+
+# --- Relations as candidates, and columns that go -----------------------------------------------------------
+
+
+@EVERY_CASE
+def test_a_relation_meets_what_head_and_tail_make_of_it(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    h, r, t = triples(scorer, 5)
+    if scorer.candidate_form != "dot":
+        with pytest.raises(UnsupportedError, match=f"{name}: .*relations cannot be predicted"):
+            scorer.relation_query(h, t)
+        return
+    torch.testing.assert_close((scorer.relation_query(h, t) * r).sum(-1), scorer.score(h, r, t))
+
+
+@EVERY_CASE
+def test_columns_that_are_0_everywhere_might_as_well_not_be_there(name: str, norm: int | None) -> None:
+    scorer = build_scorer(name, DIM, norm=norm)
+    h, r, t = triples(scorer, 5)
+    kept = torch.tensor([0, 1, 0, 1], dtype=torch.bool).repeat_interleave(2)
+    columns = scorer.relation_columns(kept)
+    small = scorer.crop(4)
+    assert columns.shape == (scorer.relation_size,) and int(columns.sum()) == small.relation_size
+    torch.testing.assert_close(
+        small.score(h[:, kept], r[:, columns], t[:, kept]), scorer.score(h * kept, r * columns, t * kept)
+    )
