@@ -1,5 +1,6 @@
 """What travels between ranks in a stage: its first batch is looked at, the cheaper way is taken, and it is said."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from distkgd.distributed.cost import Shape, Speaker, choose, human, memory, traf
 from distkgd.distributed.optim import state_numbers
 from distkgd.distributed.rows import numbers_at_once
 from distkgd.graph.sampling import Batch
-from distkgd.methods import Method
+from distkgd.methods import FurtherScenes, Method
+from distkgd.model import Model
 from distkgd.scenes import Move, SceneBuilder
 
 TERMS = 4  # loss terms of a usual method; they cost a few bytes
@@ -18,13 +20,19 @@ TERMS = 4  # loss terms of a usual method; they cost a few bytes
 
 def shape_of(scenes: SceneBuilder, method: Method[Any], config: StageConfig, step: int = 0) -> Shape:
     """The shape of one step, its distinct ids counted in the batch of `step`; means over ranks, the same on each."""
+    whole = FurtherScenes(scenes, method.speakers(), method.travel())
+    also = [_shape(one, method, config, 1, step) for one in method.further_scenes()]
+    return replace(_shape(whole, method, config, config.accumulate, step), also=also)
+
+
+def _shape(part: FurtherScenes, method: Method[Any], config: StageConfig, accumulate: int, step: int) -> Shape:
+    scenes, travel = part.scenes, part.travel
     ranks, sampler = scenes.ranks, scenes.sampler
-    parts = scenes.parts(step, config.accumulate)
+    parts = scenes.parts(step, accumulate)
     counted = torch.tensor([_count(scenes, part) for part in parts], dtype=torch.float64, device=ranks.device)
     sums = torch.cat([counted[:, :2].sum(0), counted[:, 2:].amax(0)])
     anchors, with_candidates, touched = (ranks.all_reduce(sums) / ranks.world).tolist()
-    travel = method.travel()
-    learning = [model for model, learns in method.speakers() if learns]
+    learning = {id(model.relation): model.relation for model, learns in part.speakers if learns}
     return Shape(
         world=ranks.world,
         entities=sampler.num_entities,
@@ -33,12 +41,13 @@ def shape_of(scenes: SceneBuilder, method: Method[Any], config: StageConfig, ste
         anchors=anchors,
         with_candidates=with_candidates,
         touched=touched,
-        speakers=_speakers(method, config),
+        speakers=_speakers(part.speakers, method, config),
         columns=travel.columns,
         per_query=travel.per_query,
         widths=travel.widths,
         constants=travel.constants,
-        dense=sum(m.relation.numel() for m in learning) + sum(t.numel() for t in method.evaluators.values()),
+        updates=travel.updates,
+        dense=sum(t.numel() for t in [*learning.values(), *method.evaluators.values()]) + travel.dense,
         terms=TERMS,
         number_bytes=method.student.relation.element_size(),
         fixed=sampler.balanced is not None,
@@ -79,6 +88,8 @@ def settle_move(scenes: SceneBuilder, method: Method[Any], config: StageConfig) 
         # With nobody to send to, what needs the fewest copies.
         alone: Move = "rows" if scenes.grouped else "queries"
         scenes.move = alone if shape.world == 1 else choose(shape)
+    for one in method.further_scenes():
+        one.scenes.move = scenes.move
     return announcement(scenes, shape, config)
 
 
@@ -104,13 +115,17 @@ def announcement(scenes: SceneBuilder, shape: Shape, config: StageConfig) -> str
     )
 
 
-def _speakers(method: Method[Any], config: StageConfig) -> list[Speaker]:
-    trained = list(method.trained.values())
-    found = []
-    for model, learns in method.speakers():
-        scorer, table = model.scorer, model.entity
-        numbers = state_numbers(config.optimizer.name, scorer.dim) if any(model is t for t in trained) else 0
-        found.append(Speaker(scorer.dim, scorer.query_size, learns, table.weight.element_size(), numbers))
+def _speakers(models: list[tuple[Model, bool]], method: Method[Any], config: StageConfig) -> list[Speaker]:
+    # A model that speaks again travels again, but it is in memory once.
+    found, seen = [], set()
+    trained = [(group, id(model)) for group, model in method.trained.items()]
+    for model, learns in models:
+        scorer, first = model.scorer, id(model) not in seen
+        groups = [group for group, one in trained if one == id(model) and first]
+        numbers = sum(state_numbers(method.recipe(group, config.optimizer).name, scorer.dim) for group in groups)
+        row_bytes = model.entity.weight.element_size() if first else 0
+        found.append(Speaker(scorer.dim, scorer.query_size, learns, row_bytes, numbers))
+        seen.add(id(model))
     return found
 
 

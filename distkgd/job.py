@@ -68,24 +68,32 @@ class Job:
 
     def __post_init__(self) -> None:
         self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
-        config, method = self.config.optimizer, self.method
+        method = self.method
         for group, model in method.trained.items():
+            config = method.recipe(group, self.config.optimizer)
             model.relation.requires_grad_(True)
             seed = self.scenes.sampler.seed
             self.rows[group] = RowOptimizer(config.name, model.entity, lr=config.lr, offload=config.offload, seed=seed)
-            self.dense[group] = self._dense({"relation": model.relation}, config.relation_lr or config.lr)
+            tensors = {"relation": model.relation}
+            self.dense[group] = self._dense(config.name, tensors, config.relation_lr or config.lr)
         if method.evaluators:
             for tensor in method.evaluators.values():
                 tensor.requires_grad_(True)
-            self.dense["evaluators"] = self._dense(method.evaluators, method.evaluator_lr)
+            name = self.config.optimizer.name
+            self.dense["evaluators"] = self._dense(name, method.evaluators, method.evaluator_lr)
         self.lookahead = Lookahead(self.scenes, self.config.accumulate)
         self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
 
-    def _dense(self, tensors: Mapping[str, torch.Tensor], lr: float) -> Dense:
-        name = self.config.optimizer.name
+    def _dense(self, name: str, tensors: Mapping[str, torch.Tensor], lr: float) -> Dense:
         if self.engine.name == "deepspeed":
             return DeepSpeedDense(name, tensors, lr=lr, ranks=self.ranks, zero=self.engine.zero)
         return DenseOptimizer(name, tensors, lr=lr)
+
+    def row_tensors(self, group: str) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of a group's entity rows; of groups that share a table the first one has the rows."""
+        optimizer = self.rows[group]
+        first = next(other for other, one in self.rows.items() if one.table is optimizer.table)
+        return ({"weight": optimizer.table.weight} if group == first else {}) | optimizer.state
 
     @property
     def checkpoints(self) -> Path:
@@ -124,13 +132,15 @@ def write(job: Job, progress: Progress) -> None:
     state.meta["optimizer_steps"] = {group: one.steps for group, one in job.dense.items()}
     for group, optimizer in job.rows.items():
         table = optimizer.table
-        rows = {"weight": table.weight, **optimizer.state}
-        state.rows |= {f"{group}.entity.{k}": Rows(v, table.lo, table.total) for k, v in rows.items()}
+        state.rows |= {f"{group}.entity.{k}": Rows(v, table.lo, table.total) for k, v in job.row_tensors(group).items()}
     for group, dense in job.dense.items():
         kinds = dense.state()
         for name, tensor in dense.tensors.items():
             state.tensors[f"{group}.{name}"] = tensor.detach()
             state.tensors |= {f"{group}.{name}.{k}": v for k, v in kinds.get(name, {}).items()}
+    rows, tensors = job.method.kept()
+    state.rows |= {f"method.{k}": v for k, v in rows.items()}
+    state.tensors |= {f"method.{k}": v for k, v in tensors.items()}
     protect = [progress.best_step] if progress.best_step >= 0 else []
     job.writer.save(progress.step, state, protect=protect)
 
@@ -156,6 +166,12 @@ def restore(job: Job) -> Progress:
         )
     for group in job.dense:
         load_group(job, group, path)
+    rows, tensors = job.method.kept()
+    for key, kept in rows.items():
+        kept.tensor.copy_(load_rows(path, f"method.{key}", kept.lo, kept.lo + len(kept.tensor)))
+    stored = load_tensors(path) if tensors else {}
+    for key, tensor in tensors.items():
+        tensor.copy_(stored[f"method.{key}"])
     job.method.restore(meta["method"])
     progress = Progress(**meta["progress"])
     if not progress.done:
@@ -171,7 +187,7 @@ def load_group(job: Job, group: str, path: Path) -> None:
         optimizer = job.rows[group]
         table = optimizer.table
         optimizer.steps = steps
-        for key, value in {"weight": table.weight, **optimizer.state}.items():
+        for key, value in job.row_tensors(group).items():
             value.copy_(load_rows(path, f"{group}.entity.{key}", table.lo, table.hi))
     stored = load_tensors(path)
     tensors, state = {}, {}

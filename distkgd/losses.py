@@ -32,12 +32,15 @@ class Travel:
 
     columns: partial sums that go home. per_query: numbers that travel with the query and take a gradient, constants:
     such that take none. widths: numbers of further fields' queries, (how many, whether they take a gradient).
+    Per step: dense, numbers summed over ranks beside the gradients of one update; updates, steps beside the first.
     """
 
     columns: int = 0
     per_query: int = 0
     widths: tuple[tuple[int, bool], ...] = ()
     constants: int = 0
+    dense: int = 0
+    updates: int = 0
 
     def __add__(self, other: "Travel") -> "Travel":
         return Travel(
@@ -45,6 +48,8 @@ class Travel:
             self.per_query + other.per_query,
             self.widths + other.widths,
             self.constants + other.constants,
+            self.dense + other.dense,
+            self.updates + other.updates,
         )
 
 
@@ -117,10 +122,17 @@ def hard_loss(
     return Ask(partials, [view.negatives], finish, (positive,) if name == "margin" else (), own)
 
 
-def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, stop_teacher: bool = False) -> Ask:
+def kl_divergence(
+    student: View,
+    teacher: View,
+    temperature: float = 1.0,
+    *,
+    stop_teacher: bool = False,
+    stop_student: bool = False,
+) -> Ask:
     """Asks for [Q]: T^2 KL(teacher || student) of softmaxes over all candidates at temperature T (Hinton et al. 2015).
 
-    stop_teacher: no gradient reaches a teacher that is learning itself.
+    stop_teacher, stop_student: no gradient reaches that side, though it is learning itself.
 
     With k-vs-all labels a query's answers share its divergence, as they share its hard loss.
     KL = sum p_t (z_t - z_s) / T - lse_t + lse_s: three numbers per query, and no scores leave their shard.
@@ -128,6 +140,7 @@ def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, sto
 
     def partials(zs: Tensor, zt: Tensor) -> dict[str, Partial]:
         zt = zt.detach() if stop_teacher else zt
+        zs = zs.detach() if stop_student else zs
         if temperature != 1.0:
             zs, zt = zs / temperature, zt / temperature
         return {"gap": SoftmaxGap(zs, zt)}
@@ -140,8 +153,24 @@ def kl_divergence(student: View, teacher: View, temperature: float = 1.0, *, sto
         return divergence if share is None else divergence * share
 
     own_t = teacher.positive.detach() if stop_teacher else teacher.positive
-    own = student.positive / temperature, own_t / temperature, *_share(student)
+    own_s = student.positive.detach() if stop_student else student.positive
+    own = own_s / temperature, own_t / temperature, *_share(student)
     return Ask(partials, [student.negatives, teacher.negatives], finish, own=own)
+
+
+def relation_loss(view: View) -> Tensor:
+    """[Q]: cross-entropy of each query's relation among all relations, given both of its ends (Chen et al. 2021).
+
+    With reciprocal relations those of the other direction compete too, as in their code. Relations are replicated, so
+    nothing travels; for scorers that have a `relation_query`.
+    """
+    model, queries = view.model, view.scene.batch.queries
+    head, tail = view.anchor, view.answer
+    if not model.reciprocal:
+        asks_head = (queries.side == 1).unsqueeze(1)
+        head, tail = torch.where(asks_head, tail, head), torch.where(asks_head, head, tail)
+    scores = model.scorer.relation_query(head, tail) @ view.relations.T
+    return F.cross_entropy(scores, model.relation_ids(queries), reduction="none")
 
 
 def js_divergence(student: View, teacher: View, temperature: float = 1.0) -> Ask:

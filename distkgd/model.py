@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd import random
+from distkgd.distributed.pruning import Mask
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rows import Field
 from distkgd.distributed.tables import OpenRows, ShardedTable
@@ -26,14 +27,24 @@ class Model:
 
     relation: [num_relations or twice that, scorer.relation_size], replicated on every rank.
     reciprocal: head queries are tail queries of relation r + num_relations.
+    mask: what of the tables its views see; None: all of it.
     """
 
-    def __init__(self, scorer: Scorer, entity: ShardedTable, relation: Tensor, num_relations: int, reciprocal: bool):
+    def __init__(
+        self,
+        scorer: Scorer,
+        entity: ShardedTable,
+        relation: Tensor,
+        num_relations: int,
+        reciprocal: bool,
+        mask: Mask | None = None,
+    ):
         self.scorer = scorer
         self.entity = entity
         self.relation = relation
         self.num_relations = num_relations
         self.reciprocal = reciprocal
+        self.mask = mask
 
     @property
     def num_parameters(self) -> int:
@@ -119,7 +130,8 @@ def _fresh(
 class View:
     """The embeddings and scores of one model for one scene.
 
-    anchor, relation, answer: [Q, ·] rows before dropout. positive: [Q] scores of the queries' own answers.
+    anchor, relation, answer: [Q, ·] rows before dropout. asked: anchor and relation after it.
+    relations: the whole relation table. positive: [Q] scores of the queries' own answers.
     negatives: the scores of the other candidates, as a Field.
     """
 
@@ -137,7 +149,11 @@ class View:
             queries = scene.batch.queries
             n = len(queries.anchor)
             self.model, self.scene = model, scene
-            self.opened: OpenRows = model.entity.open(scene.route, grad=grad)
+            mask = model.mask
+            self.opened: OpenRows = model.entity.open(
+                scene.route, grad=grad, mask=None if mask is None else mask.entity
+            )
+            self.relations = model.relation if mask is None else model.relation * mask.relation
             shape = scene.candidates
             candidates: Candidates
             if shape is not None and scene.looked_up:
@@ -146,9 +162,10 @@ class View:
                 self.anchor, self.answer = self.opened.lookup([n, n])
                 candidates = self.opened.candidates()
                 candidates = candidates if shape is None else candidates.reshape(*shape, candidates.shape[-1])
-            self.relation = F.embedding(model.relation_ids(queries), model.relation)
+            self.relation = F.embedding(model.relation_ids(queries), self.relations)
             anchor = _drop(self.anchor, dropout, scene, Stream.ENTITY_DROPOUT)
             relation = _drop(self.relation, relation_dropout, scene, Stream.RELATION_DROPOUT)
+            self.asked = anchor, relation
             self.positive = model.answer_scores(queries, anchor, relation, self.answer)
             meet = _meet_bf16(model.scorer) if bf16 else model.scorer.meet
             self.negatives = Field(scene.layout, meet, model.project(queries, anchor, relation), candidates)

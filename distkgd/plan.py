@@ -33,7 +33,7 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.relations import relation_categories
 from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.job import Job, Progress
-from distkgd.methods import NoSettings, Setup, build_method
+from distkgd.methods import METHODS, NoSettings, Setup, build_method
 from distkgd.model import Model, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
 from distkgd.report import write_atomic, write_report
@@ -229,6 +229,8 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
     config, graph, ranks = stage.config, run.graph, run.ranks
     seed = stage_seed(run.config.seed, stage.name)
     train = graph.train.to(ranks.device)
+    held_out = METHODS[config.method].hold_out(config.distill, train, seed)
+    train, held_out = train[~held_out], train[held_out]
     scenes = build_scenes(run, config, train, config.batch_size, seed)
     student = fresh_model(run, config, config.dim, seed)
     setup = Setup(
@@ -237,6 +239,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         train=train,
         fresh=lambda dim, name: fresh_model(run, config, dim, stage_seed(run.config.seed, f"{stage.name}.{name}")),
         scenes=lambda triples, batch_size: build_scenes(run, config, triples, batch_size, seed),
+        held_out=held_out,
     )
     method = build_method(config, student, teachers, setup)
     run.display.line(f"{stage.name}: {settle_move(scenes, method, config)}")
@@ -332,7 +335,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
         "name": stage.name,
         "method": config.method,
         "scorer": config.scorer,
-        "dim": config.dim,
+        "dim": student.scorer.dim,
         "bytes": bytes_on_disk(folder),
         "num_parameters": student.num_parameters,
         "teachers": list(stage.teachers),

@@ -43,6 +43,7 @@ class Shape:
     touched: distinct rows of the own shard that one part touches (all: the whole shard).
     columns, per_query, widths, constants: see `losses.Travel`. dense: numbers in replicated tensors that learn.
     fixed: whether batches are balanced. clipped: whether gradients are. parts: into which the batch is cut.
+    updates: beside the first. also: further scenes of the step, whose replicated tensors are counted here.
     """
 
     world: int
@@ -63,6 +64,8 @@ class Shape:
     clipped: bool = False
     parts: int = 1
     constants: int = 0
+    updates: int = 0
+    also: Sequence["Shape"] = ()
 
 
 def traffic(shape: Shape, move: str) -> dict[str, float]:
@@ -73,16 +76,19 @@ def traffic(shape: Shape, move: str) -> dict[str, float]:
     found = {
         "ids": 8.0 * needed + (0.0 if shape.fixed else 8.0 * others * shape.parts),
         "rows": needed * row_numbers * w,
-        "dense": 2.0 * others / shape.world * (shape.dense + shape.terms + 1) * w,
+        "dense": 2.0 * others / shape.world * (shape.dense + shape.terms + 1 + 2 * shape.updates) * w,
     }
     if shape.clipped:
-        found["control"] = 2.0 * others / shape.world * 8
+        found["control"] = 2.0 * others / shape.world * 8 * (1 + shape.updates)
     if move == "queries":
         widths = [(s.query, s.learns) for s in shape.speakers] + list(shape.widths)
         widths += [(shape.per_query, True), (shape.constants, False)]
         numbers = sum(width * (2 if learns else 1) for width, learns in widths)
         found["queries"] = others * shape.queries * numbers * w
         found["partials"] = 2.0 * others * shape.queries * shape.columns * w
+    for other in shape.also:
+        sent = traffic(other, move)
+        found |= {kind: found[kind] + sent[kind] for kind in ("ids", "rows", "queries", "partials") if kind in sent}
     return found
 
 

@@ -22,10 +22,14 @@ _DIGIT = 16  # bits per round
 
 @dataclass(frozen=True)
 class Mask:
-    """What stays of a model: entity [rows of this shard, dim] bool, relation [rows, relation_size] bool."""
+    """What stays of a model: entity [rows of this shard, dim] bool, relation [rows, relation_size] bool.
+
+    columns: [dim] bool, where whole columns go.
+    """
 
     entity: Tensor
     relation: Tensor
+    columns: Tensor | None = None
 
 
 def num_pruned(rate: float, total: int) -> int:
@@ -64,7 +68,7 @@ def largest(
             return Mask(_largest_of_rows(entity, rate), _largest_of_rows(relation, rate))
         case "column":
             kept = _largest_columns(entity, rate, ranks, unit)
-            return Mask(kept.expand_as(entity).clone(), relation_columns(kept).expand_as(relation).clone())
+            return Mask(kept.expand_as(entity).clone(), relation_columns(kept).expand_as(relation).clone(), kept)
 
 
 def nth_magnitude(parts: Sequence[Tensor], place: Callable[[int], int], ranks: Ranks) -> float:

@@ -118,13 +118,18 @@ class OpenRows:
 
     leaf: [m, dim] the touched rows, in the precision of the computation; collects their gradient.
     shard: [rows, dim] the shard itself, collecting a gradient of its own, when every row is a candidate; else None.
+    mask: [rows, dim] bool, which numbers of the shard's rows are seen; the others are 0, and so is their gradient.
     """
 
-    def __init__(self, leaf: Tensor, shard: Tensor | None, route: Route, ranks: Ranks) -> None:
+    def __init__(
+        self, leaf: Tensor, shard: Tensor | None, route: Route, ranks: Ranks, mask: Tensor | None = None
+    ) -> None:
         self.leaf = leaf
         self.shard = shard
         self.route = route
-        asked = leaf if route.requested is None else _rows(leaf, route.requested)
+        self._seen = leaf if mask is None else leaf * mask[route.touched]
+        self._shard = shard if mask is None or shard is None else shard * mask
+        asked = self._seen if route.requested is None else _rows(self._seen, route.requested)
         self._answer = ranks.exchange(asked, route.send, route.receive, "rows")
 
     def lookup(self, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -146,10 +151,10 @@ class OpenRows:
 
     def candidates(self) -> Tensor:
         """[k, dim]: this rank's candidate rows."""
-        if self.shard is not None:
-            return self.shard
+        if self._shard is not None:
+            return self._shard
         assert self.route.candidates is not None
-        return _rows(self.leaf, self.route.candidates)
+        return _rows(self._seen, self.route.candidates)
 
     def gradient(self) -> tuple[Tensor | None, Tensor] | None:
         """(local rows or None for all of them, their gradient) that backward left here, or None if it left none."""
@@ -180,11 +185,11 @@ class ShardedTable:
         self.ranks = ranks
         self.opened: list[OpenRows] = []
 
-    def open(self, route: Route, *, grad: bool) -> OpenRows:
-        """The rows of `route`; with `grad` they collect a gradient."""
+    def open(self, route: Route, *, grad: bool, mask: Tensor | None = None) -> OpenRows:
+        """The rows of `route`, as far as `mask` ([rows, dim] bool) lets them be seen; with `grad` they collect one."""
         leaf = take(self.weight, route.touched).to(self.dtype).requires_grad_(grad)
         shard = self.weight.detach().requires_grad_(grad) if route.candidates is None else None
-        rows = OpenRows(leaf, shard, route, self.ranks)
+        rows = OpenRows(leaf, shard, route, self.ranks, mask)
         if grad:
             self.opened.append(rows)
         return rows

@@ -4,18 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distkgd.errors import ConfigError
-from distkgd.methods.base import HardSettings, Method, NoSettings, Setup, Update
+from distkgd.methods.base import FurtherScenes, HardSettings, Method, NoSettings, Setup, Update
 from distkgd.methods.bkd import Bkd
 from distkgd.methods.dualde import DualDE
+from distkgd.methods.metasd import MetaSD
 from distkgd.methods.scratch import Scratch
 from distkgd.model import Model
 
 if TYPE_CHECKING:
     from distkgd.config import StageConfig
 
-__all__ = ["METHODS", "HardSettings", "Method", "NoSettings", "Setup", "Update", "build_method"]
+__all__ = ["METHODS", "FurtherScenes", "HardSettings", "Method", "NoSettings", "Setup", "Update", "build_method"]
 
-METHODS: Mapping[str, type[Method[Any]]] = {"scratch": Scratch, "bkd": Bkd, "dualde": DualDE}
+METHODS: Mapping[str, type[Method[Any]]] = {"scratch": Scratch, "bkd": Bkd, "dualde": DualDE, "metasd": MetaSD}
 
 
 def build_method(

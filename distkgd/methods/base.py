@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
+from distkgd.distributed.model_files import Rows
 from distkgd.distributed.rows import Ask
 from distkgd.losses import Travel, batch_mean, hard_loss, hard_travel, regulariser
 from distkgd.model import Model, View
@@ -14,7 +16,7 @@ from distkgd.scenes import Scene, SceneBuilder
 from distkgd.settings import Frozen
 
 if TYPE_CHECKING:
-    from distkgd.config import StageConfig  # which knows the methods
+    from distkgd.config import OptimizerConfig, StageConfig  # which knows the methods
 
 S = TypeVar("S", bound=Frozen)
 
@@ -51,6 +53,7 @@ class Setup:
     train: [n, 3] int64 training triples, the same on all ranks.
     fresh: (dim, name) -> a fresh model like the student, of another dim; the name gives it numbers of its own.
     scenes: ([n, 3] triples, batch size) -> builder of scenes over other triples, candidates as in training.
+    held_out: [m, 3] int64 triples of the training split that the method keeps for itself (see `Method.hold_out`).
     """
 
     steps_per_epoch: int
@@ -58,6 +61,16 @@ class Setup:
     train: Tensor
     fresh: Callable[[int, str], Model]
     scenes: Callable[[Tensor, int], SceneBuilder]
+    held_out: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class FurtherScenes:
+    """One scene more per step: its builder, the models whose queries travel (and whether they learn), and `travel`."""
+
+    scenes: SceneBuilder
+    speakers: list[tuple[Model, bool]]
+    travel: Travel
 
 
 class NoSettings(Frozen):
@@ -95,6 +108,11 @@ class Method(ABC, Generic[S]):
     def check(cls, stage: "StageConfig") -> None:
         """ValueError for a combination of options that this method cannot do; `stage.distill` is a `Settings`."""
 
+    @classmethod
+    def hold_out(cls, settings: S, train: Tensor, seed: int) -> Tensor:
+        """[n] bool: which of the training triples [n, 3] batches are not to hold, the same on all ranks."""
+        return torch.zeros(len(train), dtype=torch.bool, device=train.device)
+
     @property
     def product(self) -> Model:
         """The model that is validated, and in the end saved."""
@@ -117,6 +135,14 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def travel(self) -> Travel:
         """What a query costs on the wire, beside the models' own queries, in the method's present phase."""
+
+    def further_scenes(self) -> "list[FurtherScenes]":
+        """What a step does with other scenes than those of its batch."""
+        return []
+
+    def recipe(self, group: str, stage: "OptimizerConfig") -> "OptimizerConfig":
+        """The optimiser of a group; default: the stage's."""
+        return stage
 
     def speakers(self) -> list[tuple[Model, bool]]:
         """The models whose queries travel in the present phase, and whether they learn."""
@@ -143,6 +169,10 @@ class Method(ABC, Generic[S]):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up where `state` was saved."""
+
+    def kept(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
+        """Sharded and replicated tensors that a checkpoint must hold beside models; a restart fills them in place."""
+        return {}, {}
 
     def view(self, model: Model, scene: Scene, *, grad: bool) -> View:
         """The view of a model that learns (with dropout) or only speaks (without)."""

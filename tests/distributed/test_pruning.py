@@ -75,7 +75,13 @@ def test_the_share_that_goes_is_the_rate_rounded_down() -> None:
     mask = largest(entity, relation, 0.9, "global", Ranks(), 2, lambda kept: kept)
     total = entity.numel() + relation.numel()
     assert int(mask.entity.sum() + mask.relation.sum()) == total - math.floor(0.9 * total)
-    assert [num_pruned(r, n) for r, n in ((0.29, 100), (0.3, 10), (0.999, 10), (0.0, 5), (0.57, 100))] == [29, 3, 9, 0, 57]
+    assert [num_pruned(r, n) for r, n in ((0.29, 100), (0.3, 10), (0.999, 10), (0.0, 5), (0.57, 100))] == [
+        29,
+        3,
+        9,
+        0,
+        57,
+    ]
 
 
 def test_equal_magnitudes_stay_together() -> None:

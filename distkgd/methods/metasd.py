@@ -1,0 +1,303 @@
+"""MetaSD (Li et al., "Self-Distillation with Meta Learning for Knowledge Graph Completion", Findings of EMNLP 2022).
+
+S, the pruned model, is T, the source model, seen through a mask: the weights are shared. A step is two updates:
+T learns from how S, taught by it, does on a quiz (Eq. 4-6); then both learn from the batch and each other (Eq. 7-11).
+
+Differs from the paper:
+- Algorithm 1 prunes T anew in every iteration, which would undo Eq. 7 unless weights are shared; so they are, and Eq. 7
+  and 11 are one simultaneous step. `prune.every` says how often the mask is made anew; the text says once per epoch.
+- In Eq. 4 theta_S is a constant, masked copy: Eq. 6 reaches T through the scores it lends to the KL term alone. Its
+  gradient needs no second derivatives of tables: by the chain rule it is that of -lambda times the slope of L_KD along
+  the quiz gradient, and of a KL divergence that is a covariance of scores under a softmax (`divergence_slope`).
+- Eq. 5 is meant at theta'_S, and Eq. 10's cross-entropy is T's own, as Eq. 8 has it.
+- KL divergences are of softmaxes at a temperature, times its square; both directions may be weighed.
+- The regulariser joins L_S and L_T. Relation prediction (Chen et al. 2021) joins the cross-entropies of Eq. 7 and 11.
+- What is validated and saved is pruned anew, at the final rate: it is what would be served.
+Differs from the authors' code:
+- It ranks masked queries against unmasked candidates; here both sides are pruned. It selects on test, we on valid.
+- Its quiz set is the first 2% of the rows and stays in training; ours is drawn and held out.
+- It makes an extra step of T alone before each batch, leaks 1e-8 through the mask, and leaves T^2 out:
+  its divergences are kl: 0.333, reverse_kl: 0.111, teacher_kl: 0.111, teacher_reverse_kl: 0.333 at temperature 3.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+
+from distkgd import random
+from distkgd.distributed.model_files import Rows
+from distkgd.distributed.pruning import Mask, Scope
+from distkgd.distributed.query_blocks import answer_means
+from distkgd.distributed.rows import Ask
+from distkgd.errors import UnsupportedError
+from distkgd.losses import KL_TRAVEL, Travel, batch_mean, kl_divergence, relation_loss
+from distkgd.meta import divergence_slope, gradient_of, model_like
+from distkgd.methods.base import FurtherScenes, HardSettings, Method, Setup, Update
+from distkgd.model import Model, View
+from distkgd.pruned import mask_of, pruned, seen_through
+from distkgd.random import Stream
+from distkgd.scenes import Scene
+from distkgd.scorers import SCORERS, Scorer, build_scorer
+from distkgd.settings import Count, Frozen, Positive, Rate, Share, Weight, no_flag
+
+if TYPE_CHECKING:
+    from distkgd.config import OptimizerConfig, StageConfig
+
+Part = Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=1)]
+
+
+class PruneConfig(Frozen):
+    """Magnitude pruning (sec. 2.1 of MetaSD): numbers of least magnitude are masked, and may come back.
+
+    rate: share that goes; 0: no pruning. scope: over both tables together ("global"), each "table", each "row", or
+    whole columns of the entity table by their norm ("column"): then the finished model has as many fewer.
+    ramp: epochs over which the rate rises to its final value, fast first (Zhu & Gupta 2017, Eq. 1); 0: it stands.
+    every: steps between two prunings; 0: one at the start of every epoch.
+    """
+
+    rate: Share = 0.9
+    scope: Scope = "global"
+    ramp: Count = 0
+    every: Count = 0
+
+
+class MetasdConfig(Frozen):
+    """MetaSD (Li et al., EMNLP 2022). `dim` is that of the source model.
+
+    alpha, beta: share of the labels, against that of the other model, in the losses of S (Eq. 3) and T (Eq. 10).
+    kl, reverse_kl: weights of KL(S || T) and KL(T || S) in what S learns from T (the paper: 1 and 0, Eq. 2);
+    teacher_kl, teacher_reverse_kl: the same two in what T learns from S (Eq. 9).
+    temperature: of the softmaxes in them.
+    relation_weight: of the cross-entropy of the relation, given head and tail; bilinear scorers only.
+    meta: T learns from the quiz (Eq. 4-6); off: no quiz set is held out. virtual_lr: lambda of Eq. 4.
+    meta_lr, meta_optimizer: mu of Eq. 6, and its optimiser (the equation: sgd; the experiments: adagrad).
+    quiz: share of the training triples that is held out as quiz set. quiz_batch: of which this many make one quiz.
+    """
+
+    prune: PruneConfig = PruneConfig()
+    alpha: Part = 0.5
+    beta: Part = 0.5
+    kl: Weight = 1.0
+    reverse_kl: Weight = 0.0
+    teacher_kl: Weight = 1.0
+    teacher_reverse_kl: Weight = 0.0
+    temperature: Rate = 3.0
+    relation_weight: Weight = 0.0
+    meta: bool = True
+    virtual_lr: Rate = 0.1
+    meta_lr: Rate = 1e-4
+    meta_optimizer: Literal["sgd", "adagrad"] = "adagrad"
+    quiz: Share = 0.02
+    quiz_batch: Positive = 500
+
+    @model_validator(mode="after")
+    def _has_labels_and_a_way_to_the_teacher(self) -> "MetasdConfig":
+        if not self.alpha and not self.beta:
+            raise ValueError("alpha: 0 and beta: 0 leave nothing to learn from the labels; raise one of them")
+        if self.meta and (self.alpha == 1 or not (self.kl or self.reverse_kl)):
+            raise ValueError(
+                "meta: true reaches the source model through what the pruned one learns from it: set alpha below 1 and "
+                "kl or reverse_kl above 0, or meta: false"
+            )
+        if self.meta and not self.quiz:
+            raise ValueError("meta: true needs a quiz set: set quiz above 0, or meta: false")
+        return self
+
+
+class MetaSD(Method[MetasdConfig]):
+    """The student is T; S is seen through `mask`. Group "student" takes mutual steps, group "meta" quiz steps."""
+
+    name = "metasd"
+    Settings = MetasdConfig
+    num_teachers = range(1)
+
+    def __init__(
+        self,
+        student: Model,
+        hard: HardSettings,
+        teachers: Sequence[Model],
+        settings: MetasdConfig,
+        setup: Setup | None = None,
+    ) -> None:
+        super().__init__(student, hard, teachers, settings, setup)
+        self.mask = Mask(*(torch.ones_like(x, dtype=torch.bool) for x in (student.entity.weight, student.relation)))
+        self.small = seen_through(student, self.mask)
+        self.pruned_at = -1
+        self._quiz = []
+        if settings.meta:
+            quiz = self.setup.held_out
+            self._quiz = [self.setup.scenes(quiz, min(settings.quiz_batch, len(quiz)))]
+
+    @classmethod
+    def check(cls, stage: "StageConfig") -> None:
+        how: MetasdConfig = stage.distill
+        if stage.accumulate > 1:
+            raise UnsupportedError(
+                f"metasd cannot cut its batch (accumulate: {stage.accumulate}): its virtual step needs all of it"
+            )
+        kind = SCORERS.get(stage.scorer)
+        if how.relation_weight and kind is not None and kind.relation_query is Scorer.relation_query:
+            raise UnsupportedError(f"metasd.relation_weight needs a bilinear scorer, not {stage.scorer}; set it to 0")
+        if not how.meta:
+            return
+        if stage.balanced or stage.negatives.labels == "known":
+            raise UnsupportedError(
+                "metasd with meta: true holds triples out of training, which neither balanced: true nor labels: known "
+                "allow for; use meta: false, or leave them out"
+            )
+        if kind is not None:
+            form = build_scorer(stage.scorer, kind.dim_multiple, stage.margin, stage.norm).candidate_form
+            if form != "dot":
+                raise UnsupportedError(
+                    f"metasd with meta: true needs a bilinear scorer, not {stage.scorer}; use meta: false"
+                )
+
+    @classmethod
+    def hold_out(cls, settings: MetasdConfig, train: Tensor, seed: int) -> Tensor:
+        out = torch.zeros(len(train), dtype=torch.bool, device=train.device)
+        if settings.meta:
+            drawn = random.bits(seed, Stream.QUIZ, 0, torch.arange(len(train), device=train.device))
+            out[torch.sort(drawn, stable=True).indices[: math.ceil(settings.quiz * len(train))]] = True
+        return out
+
+    @property
+    def product(self) -> Model:
+        how = self.settings.prune
+        return pruned(self.student, mask_of(self.student, how.rate, how.scope)) if how.rate else self.student
+
+    @property
+    def trained(self) -> Mapping[str, Model]:
+        return {"student": self.student} | ({"meta": self.student} if self.settings.meta else {})
+
+    def recipe(self, group: str, stage: "OptimizerConfig") -> "OptimizerConfig":
+        if group != "meta":
+            return stage
+        how = self.settings
+        return stage.model_copy(update={"name": how.meta_optimizer, "lr": how.meta_lr, "relation_lr": None})
+
+    def state(self) -> dict[str, int]:
+        return {"pruned_at": self.pruned_at}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self.pruned_at = state["pruned_at"]
+
+    def kept(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
+        table = self.student.entity
+        return {"entity_mask": Rows(self.mask.entity, table.lo, table.total)}, {"relation_mask": self.mask.relation}
+
+    def updates(self, scene: Scene) -> Iterator[Update]:
+        self.prune(scene.batch.step)
+        for quiz in self._quiz:
+            yield Update(frozenset({"meta"}), {"quiz": self._meta(scene, quiz.scene(*quiz.parts(scene.batch.step, 1)))})
+        small, source = self.view(self.small, scene, grad=True), self.view(self.student, scene, grad=True)
+        asks, weights = self._asks(small, source)
+        more, further = self._asks(small, source, teacher=True)
+        terms = answer_means(asks | more, weights | further, scene.batch.num_queries) | self.penalty(small)
+        terms |= {f"teacher_{name}": value for name, value in self.penalty(source).items()}
+        how = self.settings
+        if how.relation_weight:
+            for name, view, part in (("relation", small, how.alpha), ("teacher_relation", source, how.beta)):
+                terms[name] = part * how.relation_weight * batch_mean(relation_loss(view), scene)
+        yield Update(frozenset({"student"}), terms)
+
+    def prune(self, step: int) -> None:
+        """Make the mask anew if that is due at `step`; all ranks call it."""
+        how = self.settings.prune
+        if not how.rate:
+            return
+        per_epoch = self.setup.steps_per_epoch
+        due = step - step % (how.every or per_epoch)
+        if due == self.pruned_at:
+            return
+        missing = max(0.0, 1.0 - due / (how.ramp * per_epoch)) if how.ramp else 0.0
+        found = mask_of(self.student, how.rate * (1.0 - missing**3), how.scope)
+        self.mask.entity.copy_(found.entity)
+        self.mask.relation.copy_(found.relation)
+        self.pruned_at = due
+
+    def travel(self) -> Travel:
+        how = self.settings
+        mutual = self._learns(how.alpha, how.kl, how.reverse_kl)
+        found = mutual + self._learns(how.beta, how.teacher_kl, how.teacher_reverse_kl)
+        if not how.meta:
+            return found
+        slope = Travel((6 if how.kl else 0) + (2 if how.reverse_kl else 0))
+        # S's queries meet the quiz gradient's rows too; the relation table is summed over ranks thrice more.
+        again = Travel(widths=((self.student.scorer.query_size, False),), dense=3 * self.student.relation.numel())
+        return found + mutual + slope + again + Travel(updates=1)
+
+    def speakers(self) -> list[tuple[Model, bool]]:
+        small, source = self.small, self.student
+        mutual = [(small, True), (source, True)]
+        if not self.settings.meta:
+            return mutual
+        # The virtual step; then S, the direction in which the quiz pulls it, and T.
+        return [*mutual, (small, True), (source, False), (small, False), (small, False), (source, True)]
+
+    def further_scenes(self) -> list[FurtherScenes]:
+        return [FurtherScenes(quiz, [(self.student, True)], self.hard_travel()) for quiz in self._quiz]
+
+    def _learns(self, labels: float, kl: float, reverse_kl: float) -> Travel:
+        each = [self.hard_travel()] if labels else []
+        return sum(each + [KL_TRAVEL for weight in (kl, reverse_kl) if weight and labels < 1], Travel())
+
+    def _asks(self, small: View, source: View, teacher: bool = False) -> tuple[dict[str, Ask], dict[str, float]]:
+        # Eq. 1-3 for S, Eq. 8-10 for the teacher T; the other one's scores are constants.
+        how = self.settings
+        labels, kl, back = how.alpha, how.kl, how.reverse_kl
+        if teacher:
+            labels, kl, back = how.beta, how.teacher_kl, how.teacher_reverse_kl
+        weights = {"hard": labels, "kl": (1 - labels) * kl, "reverse_kl": (1 - labels) * back}
+        asks = {
+            "hard": lambda: self.hard_ask(source if teacher else small),
+            "kl": lambda: kl_divergence(source, small, how.temperature, stop_student=not teacher, stop_teacher=teacher),
+            "reverse_kl": lambda: kl_divergence(
+                small, source, how.temperature, stop_student=teacher, stop_teacher=not teacher
+            ),
+        }
+        tag = "teacher_" if teacher else ""
+        used = [name for name, weight in weights.items() if weight]
+        return {tag + name: asks[name]() for name in used}, {tag + name: weights[name] for name in used}
+
+    def _meta(self, scene: Scene, quiz: Scene) -> Tensor:
+        # [] the quiz loss of Eq. 5 (this rank's share), with the gradient of Eq. 6 towards T.
+        how, hard = self.settings, self.hard
+        virtual = self._virtual(scene)
+        loss = answer_means(
+            {"quiz": self.hard_ask(View(virtual, quiz, grad=True, bf16=hard.bf16))},
+            {"quiz": 1.0},
+            quiz.batch.num_queries,
+        )["quiz"]
+        loss.backward()
+        pull = gradient_of(virtual)
+        pull.entity.weight.mul_(self.mask.entity)
+        pull.relation.mul_(self.mask.relation)
+        small, way = (
+            View(model, scene, grad=False, dropout=hard.dropout, relation_dropout=hard.relation_dropout, bf16=hard.bf16)
+            for model in (self.small, pull)
+        )
+        source = View(self.student, scene, grad=True, bf16=hard.bf16)
+        weight = -how.virtual_lr * (1 - how.alpha)
+        ask = divergence_slope(small, way, source, how.temperature, how.kl, how.reverse_kl)
+        slope = answer_means({"": ask}, {"": weight}, scene.batch.num_queries)[""]
+        return slope - slope.detach() + loss.detach()
+
+    def _virtual(self, scene: Scene) -> Model:
+        # Eq. 4: theta'_S, on tables of its own; T's scores are constants.
+        student, mask = self.student, self.mask
+        table = student.entity
+        copy = model_like(student, table.weight, student.relation.detach().clone().requires_grad_(), mask)
+        view = self.view(copy, scene, grad=True)
+        asks, weights = self._asks(view, View(student, scene, grad=False, bf16=self.hard.bf16))
+        terms = answer_means(asks, weights, scene.batch.num_queries) | self.penalty(view)
+        torch.stack(list(terms.values())).sum().backward()
+        gradient = gradient_of(copy)
+        lr = self.settings.virtual_lr
+        with torch.no_grad():
+            weight = gradient.entity.weight.mul_(-lr).add_(table.weight * mask.entity)
+            relation = gradient.relation.mul_(-lr).add_(student.relation * mask.relation)
+        return model_like(student, weight, relation.requires_grad_())
