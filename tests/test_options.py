@@ -63,12 +63,13 @@ N3 = {"regulariser": {"name": "n3", "weight": 0.1}}
 LOWERED = {"epochs": 5, "schedule": {"name": "plateau", "patience": 1}}
 BKD = {"method": "bkd"}
 DUALDE = {"method": "dualde", "distill": {"stage_two": {"start": 1, "epochs": 2}}}
+METASD = {"method": "metasd", "distill": {"prune": {"rate": 0.5}}}
 BOTH = merge(DUALDE, {"distill": {"stage_one": False}})
 
 CASES: dict[str, Case] = {
     "scorer": Case(list(SCORERS), "rows"),
     "dim": Case([6, 8], "rows"),
-    "method": Case(["scratch", "bkd", "dualde"]),
+    "method": Case(["scratch", "bkd", "dualde", "metasd"]),
     "distill": Case([{"weight": 0.5}, {"weight": 2.0}], context=BKD),
     "margin": Case([None, 0.5, 3.0], context=FAR),
     "norm": Case([1, 2], context=FAR),
@@ -130,6 +131,24 @@ CASES: dict[str, Case] = {
     "dualde.stage_two.epochs": Case([1, 2], "steps", context=DUALDE),
     "dualde.stage_two.lr_scale": Case([0.1, 1.0], "rows", context=DUALDE),
     "dualde.stage_two.teacher_lr_scale": Case([0.1, 1.0], "teacher", context=DUALDE),
+    "metasd.prune.rate": Case([0.0, 0.5, 0.8], context=METASD),
+    "metasd.prune.scope": Case(["global", "table", "row", "column"], context=METASD),
+    "metasd.prune.ramp": Case([0, 1, 2], context=METASD),
+    "metasd.prune.every": Case([0, 1, 2], context=METASD),
+    "metasd.alpha": Case([0.0, 0.5], context=METASD),
+    "metasd.beta": Case([0.0, 0.5, 1.0], context=METASD),
+    "metasd.kl": Case([0.5, 1.0], context=METASD),
+    "metasd.reverse_kl": Case([0.0, 1.0], context=METASD),
+    "metasd.teacher_kl": Case([0.5, 1.0], context=METASD),
+    "metasd.teacher_reverse_kl": Case([0.0, 1.0], context=METASD),
+    "metasd.temperature": Case([1.0, 3.0], context=METASD),
+    "metasd.relation_weight": Case([0.0, 0.5], context=METASD),
+    "metasd.meta": Case([False, True], context=METASD),
+    "metasd.virtual_lr": Case([0.1, 1.0], context=METASD),
+    "metasd.meta_lr": Case([1e-4, 1e-2], "rows", context=METASD),
+    "metasd.meta_optimizer": Case(["sgd", "adagrad"], "rows", context=merge(METASD, {"distill": {"meta_lr": 0.1}})),
+    "metasd.quiz": Case([0.02, 0.1], context=METASD),
+    "metasd.quiz_batch": Case([3, 6], context=METASD),
 }
 
 
@@ -209,7 +228,7 @@ def test_dualde_whose_second_stage_starts_at_epoch_0_has_no_first_stage_or_is_re
     assert any(key.startswith("loss/teacher_") for key in losses[0])
 
 
-@pytest.mark.parametrize("context", [{}, BKD, DUALDE], ids=["scratch", "bkd", "dualde"])
+@pytest.mark.parametrize("context", [{}, BKD, DUALDE, METASD], ids=["scratch", "bkd", "dualde", "metasd"])
 def test_two_runs_of_one_config_differ_in_nothing(context: dict[str, Any], tmp_path: Path) -> None:
     stage = merge(BASE | {"dropout": 0.1}, context)
     first, second = (observe(stage, tmp_path / run, RISING) for run in ("first", "second"))

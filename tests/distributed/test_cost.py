@@ -1,6 +1,7 @@
 """The cost model against the payloads that were handed to collectives."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,6 +35,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"stage_one": False},
         {"stage_one": False, "structure": False, "soft": "kl"},
     ],
+    "metasd": [
+        {"prune": {"rate": 0.5}},
+        {"reverse_kl": 0.5, "quiz": 0.1, "quiz_batch": 40, "relation_weight": 1.0},
+        {"kl": 0.0, "reverse_kl": 0.5, "teacher_kl": 0.0},
+        {"meta": False, "alpha": 1.0},
+    ],
 }
 LOSSES = LossConfig.model_fields["name"].annotation.__args__
 TRIPLES = 72
@@ -49,7 +56,9 @@ def count_on_ranks(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, 
         train_step(job, progress, 0)
         expected = traffic(shape_of(job.scenes, job.method, job.config, step=1), job.scenes.move)
         # Ids travel a step ahead.
-        expected["ids"] = traffic(shape_of(job.scenes, job.method, job.config, step=2), job.scenes.move)["ids"]
+        shapes = [shape_of(job.scenes, job.method, job.config, step=step) for step in (1, 2)]
+        # ... but for those of further scenes.
+        expected["ids"] = traffic(replace(shapes[1], also=shapes[0].also), job.scenes.move)["ids"]
         progress.step = 1
         ranks.traffic.clear()
         train_step(job, progress, 0)

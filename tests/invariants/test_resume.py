@@ -45,6 +45,7 @@ REGIMES = {"triple": TRIPLE, "all": ALL}
 STUDENTS: dict[str, dict[str, Any]] = {
     "scratch": {},
     "bkd": {"method": "bkd", "distill": {"temperature": 2.0}},
+    "metasd": {"method": "metasd", "distill": {"prune": {"rate": 0.5, "every": 11, "ramp": 3}, "meta_lr": 0.05}},
     "dualde": {"method": "dualde", "patience": 2, "distill": {"stage_two": {"start": "plateau", "epochs": 2}}},
 }
 TIMES = {"triples_per_second", "sent_bytes_per_step", "peak_memory_bytes"}
