@@ -33,14 +33,14 @@ from distkgd.distributed.model_files import Rows
 from distkgd.distributed.pruning import Mask, Scope
 from distkgd.distributed.query_blocks import answer_means
 from distkgd.distributed.rows import Ask
-from distkgd.errors import UnsupportedError
+from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.losses import KL_TRAVEL, Travel, batch_mean, kl_divergence, relation_loss
 from distkgd.meta import divergence_slope, gradient_of, model_like
 from distkgd.methods.base import FurtherScenes, HardSettings, Method, Setup, Update
 from distkgd.model import Model, View
 from distkgd.pruned import mask_of, pruned, seen_through
 from distkgd.random import Stream
-from distkgd.scenes import Scene
+from distkgd.scenes import Scene, SceneBuilder
 from distkgd.scorers import SCORERS, Scorer, build_scorer
 from distkgd.settings import Count, Frozen, Positive, Rate, Share, Weight, no_flag
 
@@ -127,10 +127,7 @@ class MetaSD(Method[MetasdConfig]):
         self.mask = Mask(*(torch.ones_like(x, dtype=torch.bool) for x in (student.entity.weight, student.relation)))
         self.small = seen_through(student, self.mask)
         self.pruned_at = -1
-        self._quiz = []
-        if settings.meta:
-            quiz = self.setup.held_out
-            self._quiz = [self.setup.scenes(quiz, min(settings.quiz_batch, len(quiz)))]
+        self._quiz = [self._quiz_scenes()] if settings.meta else []
 
     @classmethod
     def check(cls, stage: "StageConfig") -> None:
@@ -240,6 +237,18 @@ class MetaSD(Method[MetasdConfig]):
 
     def further_scenes(self) -> list[FurtherScenes]:
         return [FurtherScenes(quiz, [(self.student, True)], self.hard_travel()) for quiz in self._quiz]
+
+    def _quiz_scenes(self) -> SceneBuilder:
+        triples = self.setup.held_out
+        size = min(self.settings.quiz_batch, len(triples))
+        scenes = self.setup.scenes(triples, size)
+        unit = scenes.chunk if scenes.kind == "chunk" else 1
+        if size < unit:
+            raise ConfigError(
+                f"distill.quiz and distill.quiz_batch make quizzes of {size} triples, fewer than negatives.chunk "
+                f"({unit}); raise them, or lower the chunk."
+            )
+        return self.setup.scenes(triples, size - size % unit) if size % unit else scenes
 
     def _learns(self, labels: float, kl: float, reverse_kl: float) -> Travel:
         each = [self.hard_travel()] if labels else []
