@@ -18,8 +18,9 @@ from typing import Any
 import polars as pl
 import torch
 
-from distkgd.distributed.model_files import Rows, atomic_folder, read_table, write_table
+from distkgd.distributed.model_files import TAGS, Rows, atomic_folder, read_table, write_table
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.sparse_files import read_sparse, smallest
 from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
 from distkgd.graph import Graph, Vocabulary
@@ -27,6 +28,7 @@ from distkgd.model import Model
 from distkgd.scorers import from_constants
 
 FORMAT = "distkgd-model/1"
+SPARSE = "distkgd-sparse/1"  # the same with tables as `sparse_files` writes them
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,13 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
         num_entities, num_relations = int(config["num_entities"]), int(config["num_relations"])
         reciprocal, files = bool(config["reciprocal"]), config["files"]
         lo, hi = ranks.share(num_entities)
-        entity = read_table(folder, files["entity"], "entity", lo, hi)
         rows = num_relations * (2 if reciprocal else 1)
-        relation = read_table(folder, files["relation"], "relation", 0, rows)
+        if config["format"] == SPARSE:
+            entity = read_sparse(folder / files["entity"][0], (num_entities, scorer.dim), lo, hi)
+            relation = read_sparse(folder / files["relation"][0], (rows, scorer.relation_size), 0, rows)
+        else:
+            entity = read_table(folder, files["entity"], "entity", lo, hi)
+            relation = read_table(folder, files["relation"], "relation", 0, rows)
         entities = _read_names(folder, "entities", "entity_labels", num_entities)
         relations = _read_names(folder, "relations", "relation_labels", num_relations)
     except (ModelError, DataError):
@@ -121,15 +127,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}/config.json cannot be read: {error}.") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") not in (FORMAT, SPARSE):
         given = config.get("format") if isinstance(config, dict) else config
-        raise ModelError(f"{folder}/config.json has format {given!r}; this version reads {FORMAT!r}.")
+        raise ModelError(f"{folder}/config.json has format {given!r}; this version reads {FORMAT!r} and {SPARSE!r}.")
     return config
 
 
 def bytes_on_disk(folder: Path) -> int:
     """Bytes of the table files of a model folder: what a student costs."""
     return sum(path.stat().st_size for path in find_model(folder).glob("*.safetensors"))
+
+
+def sparse_bytes(model: Model) -> int:
+    """Bytes of the table files that `export --format sparse` would write of a model; all ranks call it."""
+    table = model.entity
+    nonzeros = torch.count_nonzero(table.weight).reshape(1)
+    table.ranks.all_reduce(nonzeros)
+    sizes = [smallest(TAGS[table.weight.dtype], (table.total, table.dim), int(nonzeros))]
+    relation = model.relation.detach()
+    shape = len(relation), relation.shape[1]
+    return sum(size for _, size in [*sizes, smallest(TAGS[relation.dtype], shape, int(torch.count_nonzero(relation)))])
 
 
 def sha256_of(path: Path) -> str:

@@ -35,7 +35,7 @@ from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.job import Job, Progress
 from distkgd.methods import METHODS, NoSettings, Setup, build_method
 from distkgd.model import Model, new_model
-from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
+from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model, sparse_bytes
 from distkgd.report import write_atomic, write_report
 from distkgd.scenes import SceneBuilder
 from distkgd.scorers import build_scorer
@@ -337,6 +337,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
         "scorer": config.scorer,
         "dim": student.scorer.dim,
         "bytes": bytes_on_disk(folder),
+        "sparse_bytes": sparse_bytes(student),
         "num_parameters": student.num_parameters,
         "teachers": list(stage.teachers),
         "seconds": progress.seconds,

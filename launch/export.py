@@ -24,7 +24,10 @@ def main(
     def body(ranks: Ranks, display: Display) -> None:
         files = export_model(model, out, format_, ranks)
         size = sum(file.stat().st_size for file in files)
-        display.line(f"written: {out} ({', '.join(file.name for file in files)}; {size / 1e6:,.1f} MB)")
+        tables = sum(file.stat().st_size for file in files if file.suffix not in (".tsv", ".json"))
+        display.line(
+            f"written: {out} ({', '.join(file.name for file in files)}; {size / 1e6:,.1f} MB, tables {tables:,} bytes)"
+        )
 
     launch(body, device="cpu")
 

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distkgd.distributed.model_files import seal, write_tensors
+from distkgd.distributed.model_files import TAGS, seal, write_tensors
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.sparse_files import read_sparse, smallest, tensors_of, write_sparse
 from distkgd.errors import DistkgdError, ModelError, UnsupportedError
 from distkgd.export import FORMATS, export_model
-from distkgd.model_folder import load_model, save_model
+from distkgd.model_folder import bytes_on_disk, load_model, save_model, sparse_bytes
 from launch.export import main
 from tests.jobs import toy_model
 from tests.launches import ROOT
@@ -28,9 +29,18 @@ from tests.ranks import run_on_ranks
 from tests.toys import toy_graph
 
 ENTITIES, RELATIONS = 41, 5
+
+
+def sparse_table(folder: Path, name: str) -> Tensor:
+    """A table of a sparse export, which is a model folder."""
+    model = load_model(folder, Ranks()).model
+    return model.entity.weight if name == "entity" else model.relation
+
+
 READERS: dict[str, Callable[[Path, str], Tensor]] = {
     "safetensors": lambda folder, name: load_file(folder / f"{name}.safetensors")[name],
     "numpy": lambda folder, name: torch.from_numpy(np.load(folder / f"{name}.npy")),
+    "sparse": lambda folder, name: sparse_table(folder, name),
 }
 
 
@@ -249,6 +259,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.sparse_files import read_sparse, smallest, tensors_of, write_sparse
 from distkgd.export import export_model
 
 def peak():
@@ -293,3 +304,85 @@ def test_an_export_needs_little_memory(format_: str, large: Path) -> None:
     assert READERS[format_](large / format_, "entity").shape == (1_000_000, 100)
     shutil.rmtree(large / format_)
     assert float(done.stdout) < 64, "MB more than before"
+
+
+# --- Without zeros
+
+SHARES = {"dense": 0.999, "bitmap": 0.2, "csr": 0.004, "coo": 0.00001}
+
+
+def some(shape: tuple[int, int], share: float, dtype: torch.dtype) -> Tensor:
+    """Normal numbers, all but a share of them 0, some of these -0."""
+    generator = torch.Generator().manual_seed(1)
+    kept = torch.rand(shape, generator=generator) < share
+    kept[shape[0] // 2, 1] = True
+    values = torch.randn(shape, generator=generator)
+    return torch.where(kept, values, torch.where(values > 1, -0.0, 0.0)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("piece_bytes", [8, 80, 1 << 20])
+@pytest.mark.parametrize("layout", SHARES)
+def test_the_smallest_layout_is_written_counted_to_the_byte_and_read_back(
+    layout: str, piece_bytes: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    shape = (999, 301) if layout in ("csr", "coo") else (61, 7)
+    if piece_bytes == 8 and shape[0] > 61:
+        piece_bytes = 8008
+    table = some(shape, SHARES[layout], dtype)
+    content = table.view(torch.uint8).numpy().tobytes()
+    tag = TAGS[dtype]
+
+    def pieces() -> Iterator[bytes]:
+        yield from (content[at : at + piece_bytes] for at in range(0, len(content), piece_bytes))
+
+    size = write_sparse(tmp_path / "table", pieces, tag, shape)
+    nonzeros = int(torch.count_nonzero(table))
+    assert smallest(tag, shape, nonzeros) == (layout, size) and (tmp_path / "table").stat().st_size == size
+    others = [sum(n for *_, n in tensors_of(kind, tag, shape, nonzeros).values()) for kind in SHARES]  # type: ignore[arg-type]
+    assert abs(size - min(others)) < 400  # but for the header
+    read = read_sparse(tmp_path / "table", shape, 0, shape[0])
+    assert read.dtype == dtype and torch.equal(read, table)
+    assert torch.equal(read_sparse(tmp_path / "table", shape, 5, 40), table[5:40])
+    stored = load_file(tmp_path / "table")
+    assert stored.keys() == tensors_of(layout, tag, shape, nonzeros).keys()  # type: ignore[arg-type]
+    if layout == "csr":
+        starts = stored["starts"].long()
+        assert torch.equal(starts.diff(), torch.count_nonzero(table, 1)) and starts[0] == 0
+
+
+def test_a_sparse_export_is_a_model_that_ranks_like_the_whole_one_and_states_its_bytes(
+    stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = {
+        "entity": some((ENTITIES, 6), 0.1, torch.float32),
+        "relation": some((2 * RELATIONS, 6), 0.3, torch.float32),
+    }
+    resealed(stage / "model", tables)
+    main(stage, tmp_path / "out", "sparse")
+    found = load_model(tmp_path / "out", Ranks()).model
+    assert torch.equal(found.entity.weight, tables["entity"]) and torch.equal(found.relation, tables["relation"])
+    size = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert bytes_on_disk(tmp_path / "out") == sparse_bytes(found) == size < bytes_on_disk(stage)
+    assert f"tables {size:,} bytes" in " ".join(capsys.readouterr().err.split() + capsys.readouterr().out.split())
+    halves = run_on_ranks(2, part_of, folder=str(tmp_path / "out"))
+    assert torch.equal(torch.cat([entity for entity, _ in halves]), tables["entity"])
+    assert {count for _, count in halves} == {size}
+
+
+def part_of(ranks: Ranks, folder: str) -> tuple[Tensor, int]:
+    model = load_model(Path(folder), ranks).model
+    return model.entity.weight, sparse_bytes(model)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.001])
+def test_a_damaged_sparse_file_is_refused_by_name(share: float, tmp_path: Path) -> None:
+    table = some((400, 300), share, torch.float32)
+    content = table.view(torch.uint8).numpy().tobytes()
+    write_sparse(tmp_path / "table", lambda: [content], "F32", (400, 300))
+    for shape in ((400, 200), (100, 300)):
+        with pytest.raises(ModelError, match="table: missing, damaged, or no table of"):
+            read_sparse(tmp_path / "table", shape, 0, 1)
+    os.truncate(tmp_path / "table", (tmp_path / "table").stat().st_size - 1)
+    with pytest.raises(ModelError, match="table: missing, damaged"):
+        read_sparse(tmp_path / "table", (400, 300), 0, 1)

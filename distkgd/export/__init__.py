@@ -17,11 +17,12 @@ from distkgd.errors import ConfigError, ModelError, UnsupportedError
 from distkgd.export.numpy_format import write_numpy
 from distkgd.export.safetensors_format import write_safetensors
 from distkgd.export.source import Source, open_source
+from distkgd.export.sparse_format import write_sparse_tables
 from distkgd.model_folder import sha256_of
 
 Format = Callable[[Source, Path], dict[str, Any]]
 
-FORMATS: dict[str, Format] = {"safetensors": write_safetensors, "numpy": write_numpy}
+FORMATS: dict[str, Format] = {"safetensors": write_safetensors, "numpy": write_numpy, "sparse": write_sparse_tables}
 
 
 def export_model(model: Path, out: Path, format_: str, ranks: Ranks) -> list[Path]:
