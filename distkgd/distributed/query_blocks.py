@@ -21,16 +21,13 @@ from distkgd.distributed.rows import (
     Layout,
     answer,
     numbers_at_once,
-    only_logsumexp,
 )
-from distkgd.kernels.scores import available
 from distkgd.scorers.base import Candidates, Collecting, plain
 
-# Scores of a block; with fewer queries than this, matrix products lose more than what the second visit costs. Where the
-# gradient takes the place of the scores, more of them fit into the same memory.
-_NUMBERS = {"cpu": 4 * BLOCK_NUMBERS["cpu"]}
-_NUMBERS_IN_PLACE = {"cpu": 12 * BLOCK_NUMBERS["cpu"]}
-_FEWEST_QUERIES = 32
+# Scores of a block of each field; with fewer queries than this, matrix products lose more than what the second visit
+# costs.
+_NUMBERS = {"cpu": 10 * BLOCK_NUMBERS["cpu"]}
+_FEWEST_QUERIES = 64
 
 
 def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_queries: int) -> dict[str, Tensor]:
@@ -41,7 +38,7 @@ def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_quer
     equal: they are to be added up, as the training loop does; second derivatives are not to be had of large batches.
     """
     fields = list({id(f): f for ask in asks.values() for f in ask.fields}.values())
-    blocks = _number_of_blocks(fields[0], _NUMBERS_IN_PLACE if _in_place(list(asks.values())) else _NUMBERS)
+    blocks = _number_of_blocks(fields[0])
     if blocks == 1 or not torch.is_grad_enabled():
         return {name: weights[name] * got.sum() / num_queries for name, got in answer(asks).items()}
     batch = _Batch(list(asks.values()), fields, blocks, [weights[name] / num_queries for name in asks])
@@ -49,18 +46,7 @@ def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_quer
     return dict(zip(asks, terms.unbind(), strict=True))
 
 
-def _in_place(asks: Sequence[Ask]) -> bool:
-    # What is asked of one number tells what will be asked of all.
-    ask = asks[0]
-    if len(asks) > 1 or len(ask.fields) > 1 or not available(ask.fields[0].queries.new_zeros(1, 1)):
-        return False
-    with torch.no_grad():
-        scores = [f.queries.new_zeros(1, 1) for f in ask.fields]
-        numbers = [x.new_zeros(1, 1) for x in ask.per_query]
-        return only_logsumexp(ask.partials(*scores, *numbers, *ask.parameters), scores)
-
-
-def _number_of_blocks(field: Field, numbers: Mapping[str, int]) -> int:
+def _number_of_blocks(field: Field) -> int:
     layout, device = field.layout, field.layout.ranks.device
     if layout.groups is not None:
         return 1
@@ -68,7 +54,7 @@ def _number_of_blocks(field: Field, numbers: Mapping[str, int]) -> int:
     candidates = max(1, layout.most_candidates)
     if numbers_at_once(met * candidates, device) >= met * candidates:
         return 1
-    queries = numbers.get(device.type, DEVICE_NUMBERS) // candidates
+    queries = _NUMBERS.get(device.type, DEVICE_NUMBERS) // candidates
     return 1 if queries < _FEWEST_QUERIES else -(-met // queries)
 
 

@@ -36,6 +36,7 @@ def numbers_at_once(numbers: float, device: torch.device) -> float:
 
 # The score of a pair that does not count, in every field: exp of it is 0, and unlike -inf it makes no NaN in backward.
 NEVER = -1e30
+_WAITING = 32  # blocks whose columns are merged together
 
 
 def present(scores: Tensor) -> Tensor:
@@ -74,13 +75,6 @@ class SoftmaxMean:
 
 
 @dataclass(frozen=True)
-class Max:
-    """Largest `value` [Q, N]."""
-
-    value: Tensor
-
-
-@dataclass(frozen=True)
 class SoftmaxGap:
     """Mean over candidates of `teacher` - `student` [Q, N] under softmax(`teacher`); gives `name`, and the log-sum-exps
     of both, `name.lse` (the teacher's) and `name.student`."""
@@ -89,7 +83,7 @@ class SoftmaxGap:
     teacher: Tensor
 
 
-Partial = Sum | Count | LogSumExp | SoftmaxMean | SoftmaxGap | Max
+Partial = Sum | Count | LogSumExp | SoftmaxMean | SoftmaxGap
 
 
 class Layout:
@@ -286,8 +280,7 @@ def answer(asks: Mapping[str, Ask], *, forget: bool = False) -> dict[str, Any]:
         columns = columns.reshape(len(columns), -1)
     else:
         tensors = [*map(plain, run.rows), *queries, *extra, *run.parameters]
-        pieces: Tensor = _Blocked.apply(run, blocks, *tensors)  # type: ignore[no-untyped-call]
-        columns = _merge(run.kinds, pieces)
+        columns = _Blocked.apply(run, blocks, *tensors)  # type: ignore[no-untyped-call]
     merged = _merge(run.kinds, layout.home(columns))
     return dict(zip(asks, run.finish(merged), strict=True))
 
@@ -360,7 +353,7 @@ class _Pass:
 
 
 class _Blocked(torch.autograd.Function):
-    """[blocks, k, Q] columns of every block; backward computes the blocks again, one at a time.
+    """[k, Q] columns merged over all blocks; backward computes the blocks again, one at a time.
 
     The gradient of a row table is written block by block into one tensor of its size: beside it, nothing here grows
     with the number of candidates.
@@ -368,58 +361,61 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: _Pass, blocks: list[tuple[int, int]], *tensors: Tensor) -> Tensor:
-        ctx.run, ctx.blocks = run, blocks
-        ctx.save_for_backward(*tensors)
         n = len(run.rows)
         rows, rest = tensors[:n], tensors[n:]
-        # All columns get their memory at once: small tensors that stay, made between large ones that go, leave gaps
-        # into which the next large one does not fit.
-        every = None
+        # Found columns wait in a tensor made once: small ones that stay, made between large ones that go, would leave
+        # gaps into which the next large one does not fit.
+        waiting: Any = None
         for i, (lo, hi) in enumerate(blocks):
             columns = run.block(lo, hi, [r[..., lo:hi, :] for r in rows], rest)
-            if every is None:
-                every = columns.new_empty(len(blocks), *columns.shape)
-            every[i] = columns
-        return every
+            if waiting is None:
+                waiting = columns.new_empty(min(_WAITING, len(blocks)) + 1, *columns.shape)
+            at = i % _WAITING + 1
+            waiting[at] = columns
+            if at == _WAITING or i + 1 == len(blocks):
+                waiting[0] = _merge(run.kinds, waiting[(i < _WAITING) : at + 1])
+        merged: Tensor = waiting[0].clone()
+        ctx.run, ctx.blocks = run, blocks
+        ctx.save_for_backward(merged, *tensors)
+        return merged
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        tensors, run = ctx.saved_tensors, ctx.run
+        (merged, *tensors), run = ctx.saved_tensors, ctx.run
         need = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            return None, None, *_again(run, ctx.blocks, tensors, need, grads[0])
         n = len(run.rows)
-        again = torch.is_grad_enabled()  # second derivatives are wanted: stay in the graph
-        rest = (
-            tensors[n:] if again else [x.detach().requires_grad_(g) for x, g in zip(tensors[n:], need[n:], strict=True)]
-        )
-        totals: list[Any] = [None] * len(tensors)
-        pieces: list[list[Tensor]] = [[] for _ in range(n)]
-        for (lo, hi), grad in zip(ctx.blocks, grads[0], strict=True):
+        rest = [x.detach().requires_grad_(g) for x, g in zip(tensors[n:], need[n:], strict=True)]
+        totals: list[Tensor | None] = [None] * len(tensors)
+        for lo, hi in ctx.blocks:
             with torch.enable_grad():
-                cut = [r[..., lo:hi, :] for r in tensors[:n]]
-                if not again:
-                    cut = [r.detach().requires_grad_(g) for r, g in zip(cut, need, strict=False)]
+                cut = [r[..., lo:hi, :].detach().requires_grad_(g) for r, g in zip(tensors[:n], need, strict=False)]
                 columns = run.block(lo, hi, cut, rest)
             wanted = [x for x, g in zip([*cut, *rest], need, strict=True) if g]
-            found = iter(torch.autograd.grad(columns, wanted, grad, create_graph=again, allow_unused=True))
+            pulled = _unmerge(run.kinds, columns.detach(), merged, grads[0])
+            found = iter(torch.autograd.grad(columns, wanted, pulled, allow_unused=True))
             for i, g in enumerate(need):
                 piece = next(found) if g else None
                 if piece is None:
                     continue
-                if i >= n:
-                    if totals[i] is None:
-                        totals[i] = piece if again else piece.clone()
-                    else:
-                        totals[i] = totals[i] + piece if again else totals[i].add_(piece)
-                elif again:
-                    pieces[i].append(piece)
-                else:
-                    if totals[i] is None:
-                        totals[i] = torch.zeros_like(tensors[i])
-                    totals[i][..., lo:hi, :] = piece
-        for i, parts in enumerate(pieces):
-            if parts:
-                totals[i] = torch.cat(parts, -2)
+                total = totals[i]
+                if total is None:
+                    total = totals[i] = torch.zeros_like(tensors[i])
+                (total[..., lo:hi, :] if i < n else total).add_(piece)
         return None, None, *totals
+
+
+def _again(
+    run: _Pass, blocks: list[tuple[int, int]], tensors: Sequence[Tensor], need: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    # The gradients with a graph of their own, for second derivatives: all blocks at once.
+    n = len(run.rows)
+    rows, rest = tensors[:n], tensors[n:]
+    merged = _merge(run.kinds, torch.stack([run.block(a, b, [r[..., a:b, :] for r in rows], rest) for a, b in blocks]))
+    wanted = [x for x, g in zip(tensors, need, strict=True) if g]
+    found = iter(torch.autograd.grad(merged, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if g else None for g in need]
 
 
 def _distinct(items: Sequence[Any]) -> list[Any]:
@@ -462,8 +458,6 @@ def _columns(partial: Partial, last: bool, known: dict[int, tuple[Tensor, Tensor
                 found = total, mean, _logsumexp(student)
             known[id(student)] = student, found[2]
             return list(found)
-        case Max(value):
-            return [value.amax(-1) if value.shape[-1] else value.sum(-1) + NEVER]
 
 
 def _logsumexp(logit: Tensor, last: bool = False) -> Tensor:
@@ -489,8 +483,22 @@ def _merge(kinds: Sequence[tuple[int, str, type[Partial]]], parts: Tensor) -> Te
             out += [torch.logsumexp(parts[:, len(out)], 0)]
         elif kind is LogSumExp:
             out.append(torch.logsumexp(column, 0))
-        elif kind is Max:
-            out.append(column.amax(0))
         else:
             out.append(column.sum(0))
+    return torch.stack(out)
+
+
+def _unmerge(kinds: Sequence[tuple[int, str, type[Partial]]], part: Tensor, merged: Tensor, grad: Tensor) -> Tensor:
+    # The gradient [columns, Q] of one of the parts that were merged, given that of what they were merged to.
+    out: list[Tensor] = []
+    for _, _, kind in kinds:
+        i = len(out)
+        if kind in (SoftmaxMean, SoftmaxGap):
+            weight = torch.exp(part[i] - merged[i])
+            out += [weight * (grad[i] + grad[i + 1] * (part[i + 1] - merged[i + 1])), weight * grad[i + 1]]
+            i += 2
+        if kind in (LogSumExp, SoftmaxGap):
+            out.append(torch.exp(part[i] - merged[i]) * grad[i])
+        elif kind is not SoftmaxMean:
+            out.append(grad[i])
     return torch.stack(out)
