@@ -166,7 +166,7 @@ def sharded_table(spec: Spec, graph: Graph, ranks: Ranks) -> tuple[Callable[[int
     tracking = open_tracking(run_folder=folder, name="zero3", uri=None, enabled=False, active=False)
     known = KnownAnswers(graph.train, graph.num_entities)
     made = Run(config, graph, ranks, folder, tracking, Display(False), known, known)
-    job, _ = build_job(made, Stage("student", config.student, ()), "", tracking.stage("student", {}, {}), [])
+    job = build_job(made, Stage("student", config.student, ()), "", tracking.stage("student", {}, {}), [])
     progress = Progress()
 
     def step(number: int) -> float:

@@ -14,32 +14,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from distkgd.errors import ConfigError
+from distkgd.methods import METHODS
+from distkgd.settings import Count, Frozen, Positive, Rate, Real, Share, Weight, no_flag
 
-
-def _no_flag(value: Any) -> Any:
-    # YAML's true and false would pass for 1 and 0.
-    if isinstance(value, bool):
-        raise ValueError(f"a number is needed (given: {value})")
-    return value
-
-
-LARGEST = 2**31 - 1
 DEEPEST = 8  # steps in a dotted key
-Positive = Annotated[int, BeforeValidator(_no_flag), Field(ge=1, le=LARGEST)]
-Count = Annotated[int, BeforeValidator(_no_flag), Field(ge=0, le=LARGEST)]
-Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, lt=1)]
-Weight = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, BeforeValidator(_no_flag), Field(gt=0, allow_inf_nan=False)]
-Real = Annotated[float, BeforeValidator(_no_flag)]
-
-
-class Frozen(BaseModel):
-    """Base of all config nodes: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NegativesConfig(Frozen):
@@ -120,74 +110,10 @@ class ScheduleConfig(Frozen):
     patience: Positive = 2
 
 
-class NoDistillConfig(Frozen):
-    """Plain training has nothing to set."""
-
-
-class BkdConfig(Frozen):
-    """Score-distribution distillation: hard_weight * hard loss + weight * T^2 divergence of the softmaxes.
-
-    divergence: kl is KL(teacher || student), which makes the student cover all that the teacher deems likely;
-        reverse_kl is KL(student || teacher), which makes it keep to that; js is the Jensen-Shannon divergence, between
-        the two and bounded by log 2, for a second pass over the candidates. An ablation changes this one word; mind
-        that the gradients differ in size, so `weight` wants to be tuned with it.
-    """
-
-    weight: Weight = 1.0
-    hard_weight: Weight = 1.0
-    temperature: Rate = 1.0
-    divergence: Literal["kl", "reverse_kl", "js"] = "kl"
-
-
-class StageTwoConfig(Frozen):
-    """DualDE's second stage, in which the teacher learns too.
-
-    start: epoch at which it begins, or "plateau": when validation MRR has stopped rising (the stage's `patience`).
-    epochs: how many epochs it lasts at most.
-    lr_scale, teacher_lr_scale: factors on the stage's learning rate for student and teacher.
-    """
-
-    start: Positive | Literal["plateau"] = "plateau"
-    epochs: Positive = 10
-    lr_scale: Rate = 0.1
-    teacher_lr_scale: Rate = 0.1
-
-
-class DualdeConfig(Frozen):
-    """DualDE (Zhu et al., WSDM 2022).
-
-    evaluation: weigh each soft label by its learned quality (Eq. 8-9, 12-13); off: soft and hard weights are 1.
-    structure: add the embedding-structure distance to the score distance (Eq. 5-7).
-    delta: of the Huber distance. probabilities: compare sigmoid(score) instead of scores, as the authors' code does.
-    alpha, beta: initial slope and offset of the four soft-label evaluators; evaluator_lr: how fast they learn.
-    soft: "huber" per candidate (Eq. 4), or "kl": the distance of a query is the KL divergence over its candidates and
-        its weight is that of its positive triple - our listwise form, for softmax losses.
-    soft_weight: factor on the soft losses (the paper's is 1). stop_opposite: each model's loss leaves the other alone.
-    stage_one: off starts with both models learning. stage_two: null leaves the teacher frozen throughout.
-    """
-
-    evaluation: bool = True
-    structure: bool = True
-    delta: Rate = 1.0
-    probabilities: bool = False
-    alpha: Real = 1.0
-    beta: Real = 0.0
-    evaluator_lr: Rate = 0.01
-    soft: Literal["huber", "kl"] = "huber"
-    soft_weight: Weight = 1.0
-    temperature: Rate = 1.0
-    stop_opposite: bool = False
-    stage_one: bool = True
-    stage_two: StageTwoConfig | None = StageTwoConfig()
-
-    @model_validator(mode="after")
-    def _one_stage_at_least(self) -> "DualdeConfig":
-        if not self.stage_one and self.stage_two is None:
-            raise ValueError("stage_one: false and stage_two: null leave nothing to train; switch one of them on")
-        return self
-
-
-DISTILL_CONFIGS: dict[str, type[Frozen]] = {"scratch": NoDistillConfig, "bkd": BkdConfig, "dualde": DualdeConfig}
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+    return name
 
 
 class StageConfig(Frozen):
@@ -212,7 +138,7 @@ class StageConfig(Frozen):
 
     scorer: str = "complex"
     dim: Positive = 32
-    method: Literal["scratch", "bkd", "dualde"] = "scratch"
+    method: Annotated[str, AfterValidator(_known_method)] = "scratch"
     distill: Any = None
     margin: Real | None = None
     norm: Literal[1, 2] | None = None
@@ -238,7 +164,7 @@ class StageConfig(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StageConfig":
-        kind = DISTILL_CONFIGS[self.method]
+        kind = METHODS[self.method].Settings
         given = (
             self.distill.model_dump()
             if isinstance(self.distill, Frozen)
@@ -260,13 +186,11 @@ class StageConfig(Frozen):
             )
         if self.loss.label_smoothing and self.loss.name not in ("softmax", "bce"):
             raise ValueError(f"label_smoothing works with loss softmax or bce, not {self.loss.name}")
-        pointwise = isinstance(self.distill, DualdeConfig) and self.distill.soft == "huber"
-        if pointwise and (self.loss.label_smoothing or self.negatives.labels == "known"):
-            raise ValueError("dualde with soft: huber has no label_smoothing and no labels: known; use soft: kl")
         if self.schedule.name == "plateau" and not self.validate_every:
             raise ValueError("schedule plateau needs validations: set validate_every above 0")
         if self.regulariser.name == "none" and self.regulariser.weight:
             raise ValueError("regulariser.weight is set but regulariser.name is none; name n2, n3 or dura")
+        METHODS[self.method].check(self)
         return self
 
 
@@ -297,7 +221,7 @@ class EngineConfig(Frozen):
     """
 
     name: Literal["ddp", "deepspeed"] = "ddp"
-    zero: Annotated[int, BeforeValidator(_no_flag), Field(ge=0, le=3)] = 0
+    zero: Annotated[int, BeforeValidator(no_flag), Field(ge=0, le=3)] = 0
 
     @model_validator(mode="before")
     @classmethod

@@ -1,5 +1,7 @@
 """What travels between ranks in a stage: its first batch is looked at, the cheaper way is taken, and it is said."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from distkgd.scenes import Move, SceneBuilder
 TERMS = 4  # loss terms of a usual method; they cost a few bytes
 
 
-def shape_of(scenes: SceneBuilder, method: Method, config: StageConfig, step: int = 0) -> Shape:
+def shape_of(scenes: SceneBuilder, method: Method[Any], config: StageConfig, step: int = 0) -> Shape:
     """The shape of one step, its distinct ids counted in the batch of `step`; means over ranks, the same on each."""
     ranks, sampler = scenes.ranks, scenes.sampler
     parts = scenes.parts(step, config.accumulate)
@@ -68,7 +70,7 @@ def _count(scenes: SceneBuilder, part: Batch) -> tuple[float, float, float]:
     return anchors, with_candidates, touched
 
 
-def settle_move(scenes: SceneBuilder, method: Method, config: StageConfig) -> str:
+def settle_move(scenes: SceneBuilder, method: Method[Any], config: StageConfig) -> str:
     """Give `scenes` the configured move, or the one that sends less for the first batch; the line that says so."""
     if config.move != "auto":
         scenes.move = config.move
@@ -102,7 +104,7 @@ def announcement(scenes: SceneBuilder, shape: Shape, config: StageConfig) -> str
     )
 
 
-def _speakers(method: Method, config: StageConfig) -> list[Speaker]:
+def _speakers(method: Method[Any], config: StageConfig) -> list[Speaker]:
     trained = list(method.trained.values())
     found = []
     for model, learns in method.speakers():

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ class Job:
 
     name: str
     config: StageConfig
-    method: Method
+    method: Method[Any]
     scenes: SceneBuilder
     ranks: Ranks
     folder: Path

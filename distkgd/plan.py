@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 
-from distkgd.config import NoDistillConfig, RunConfig, StageConfig, resolved
+from distkgd.config import RunConfig, StageConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.deepspeed_engine import check_supported
 from distkgd.distributed.nodes import shared_answers
@@ -33,7 +33,7 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.relations import relation_categories
 from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.job import Job, Progress
-from distkgd.methods import build_method
+from distkgd.methods import NoSettings, Setup, build_method
 from distkgd.model import Model, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
 from distkgd.report import write_atomic, write_report
@@ -68,7 +68,7 @@ def build_plan(config: RunConfig) -> list[Stage]:
     if config.baseline is not False:
         alone = config.baseline
         if alone is True:
-            alone = config.student.model_copy(update={"method": "scratch", "distill": NoDistillConfig()})
+            alone = config.student.model_copy(update={"method": "scratch", "distill": NoSettings()})
         stages.append(Stage("direct", alone, ()))
     return stages
 
@@ -171,9 +171,9 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     status: Status = "FAILED"
     try:
         teachers = [load_teacher(run, name) for name in stage.teachers]
-        job, student = build_job(run, stage, digest, tracking, teachers)
+        job = build_job(run, stage, digest, tracking, teachers)
         progress = train_stage(job)
-        row = finish_stage(run, stage, student, progress, job)
+        row = finish_stage(run, stage, job.method.product, progress)
         if run.ranks.first:
             write_atomic(result, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
@@ -199,10 +199,6 @@ def check_stage(stage: Stage, graph: Graph, world: int = 1) -> None:
         )
     if config.regulariser.name == "dura" and scorer.candidate_form != "dot":
         raise UnsupportedError(f"{name}.regulariser dura is defined for bilinear scorers, not {scorer.name}; use n3.")
-    if config.method == "dualde" and config.loss.name == "margin":
-        raise UnsupportedError(
-            f"{name}: dualde weighs binary or softmax losses; loss margin has no two parts to weigh."
-        )
     if config.batch_size > len(graph.train):
         raise ConfigError(
             f"{name}.batch_size {config.batch_size} does not fit {len(graph.train)} training triples; choose less."
@@ -228,36 +224,69 @@ def check_balanced(name: str, config: StageConfig, world: int) -> None:
         )
 
 
-def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> tuple[Job, Model]:
-    """Everything `train_stage` needs, from config; the model is the student."""
+def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> Job:
+    """Everything `train_stage` needs, from config."""
     config, graph, ranks = stage.config, run.graph, run.ranks
-    scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
     seed = stage_seed(run.config.seed, stage.name)
-    student = new_model(
-        scorer,
-        graph.num_entities,
-        graph.num_relations,
-        ranks,
+    train = graph.train.to(ranks.device)
+    scenes = build_scenes(run, config, train, config.batch_size, seed)
+    student = fresh_model(run, config, config.dim, seed)
+    setup = Setup(
+        steps_per_epoch=scenes.sampler.steps_per_epoch,
+        epochs=config.epochs,
+        train=train,
+        fresh=lambda dim, name: fresh_model(run, config, dim, stage_seed(run.config.seed, f"{stage.name}.{name}")),
+        scenes=lambda triples, batch_size: build_scenes(run, config, triples, batch_size, seed),
+    )
+    method = build_method(config, student, teachers, setup)
+    run.display.line(f"{stage.name}: {settle_move(scenes, method, config)}")
+    can_validate = config.validate_every and len(graph.valid)
+    return Job(
+        name=stage.name,
+        config=config,
+        method=method,
+        scenes=scenes,
+        ranks=ranks,
+        folder=run.stage_folder(stage.name),
+        digest=digest,
+        keep=run.config.keep,
+        validate=(lambda: run.evaluate(method.product, "valid")[0]) if can_validate else None,
+        tracking=tracking,
+        display=run.display,
+        engine=run.config.engine,
+    )
+
+
+def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:
+    """An untrained model as `config` has it, of `dim` numbers per entity."""
+    return new_model(
+        build_scorer(config.scorer, dim, config.margin, config.norm),
+        run.graph.num_entities,
+        run.graph.num_relations,
+        run.ranks,
         reciprocal=config.reciprocal,
         seed=seed,
         init_scale=config.init_scale,
         dtype=run.dtype,
         row_dtype=torch.bfloat16 if config.row_dtype == "bfloat16" else None,
     )
-    method = build_method(config, student, teachers)
-    negatives = config.negatives
-    train, cuts = graph.train.to(ranks.device), ranks.bounds(graph.num_entities)
+
+
+def build_scenes(run: Run, config: StageConfig, triples: torch.Tensor, batch_size: int, seed: int) -> SceneBuilder:
+    """Batches of `batch_size` of `triples` ([n, 3] int64) and what each is compared with, as `config` has it."""
+    graph, ranks, negatives = run.graph, run.ranks, config.negatives
+    cuts = ranks.bounds(graph.num_entities)
     sampler = Sampler(
-        train,
+        triples,
         graph.num_entities,
         graph.num_relations,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         sides=negatives.sides,
         seed=seed,
-        balanced=Balanced(train, cuts, config.batch_size, config.accumulate, seed) if config.balanced else None,
+        balanced=Balanced(triples, cuts, batch_size, config.accumulate, seed) if config.balanced else None,
     )
     known_labels = negatives.labels == "known"
-    scenes = SceneBuilder(
+    return SceneBuilder(
         sampler,
         run.train_answers,
         ranks,
@@ -268,23 +297,6 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
         label_shares=known_labels,
     )
-    run.display.line(f"{stage.name}: {settle_move(scenes, method, config)}")
-    can_validate = config.validate_every and len(graph.valid)
-    job = Job(
-        name=stage.name,
-        config=config,
-        method=method,
-        scenes=scenes,
-        ranks=ranks,
-        folder=run.stage_folder(stage.name),
-        digest=digest,
-        keep=run.config.keep,
-        validate=(lambda: run.evaluate(student, "valid")[0]) if can_validate else None,
-        tracking=tracking,
-        display=run.display,
-        engine=run.config.engine,
-    )
-    return job, student
 
 
 def teacher_folder(run: Run, name: str) -> Path:
@@ -301,7 +313,7 @@ def load_teacher(run: Run, name: str) -> Model:
     return loaded.model
 
 
-def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress, job: Job) -> dict[str, Any]:
+def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> dict[str, Any]:
     """Save the model, evaluate it, and say what the stage was."""
     folder = run.stage_folder(stage.name)
     config = stage.config

@@ -8,21 +8,19 @@ import pytest
 import yaml
 
 from distkgd.config import (
-    BkdConfig,
-    DualdeConfig,
     LossConfig,
     NegativesConfig,
-    NoDistillConfig,
     OptimizerConfig,
     RunConfig,
     StageConfig,
-    StageTwoConfig,
     load_config,
     merge,
     parse_config,
     resolved,
 )
 from distkgd.errors import ConfigError
+from distkgd.methods import METHODS
+from distkgd.methods.dualde import DualdeConfig, StageTwoConfig
 
 TAUGHT = {"teacher": {"dim": 64}, "student": {"method": "dualde", "dim": 8}}
 
@@ -99,7 +97,7 @@ def test_an_override_reaches_below_an_option_the_file_does_not_have(tmp_path: Pa
 
 
 def test_a_method_brings_its_own_options() -> None:
-    kinds = {"scratch": NoDistillConfig, "bkd": BkdConfig, "dualde": DualdeConfig}
+    kinds = {name: method.Settings for name, method in METHODS.items()}
     for method, kind in kinds.items():
         teacher = {} if method == "scratch" else {"teacher": "a/path"}
         config = parse_config({**teacher, "student": {"method": method}}, "test")

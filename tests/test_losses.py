@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.config import BkdConfig
 from distkgd.distributed import rows
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rows import Field, Layout
 from distkgd.errors import UnsupportedError
 from distkgd.losses import batch_mean, divergence, hard_loss, huber, js_divergence, kl_divergence, regulariser
+from distkgd.methods.bkd import BkdConfig
 from distkgd.model import View
 from distkgd.scenes import SceneBuilder
 from tests.jobs import (

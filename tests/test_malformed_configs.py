@@ -3,22 +3,20 @@
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
 from distkgd.config import (
-    BkdConfig,
-    DualdeConfig,
-    NoDistillConfig,
     RunConfig,
     StageConfig,
-    StageTwoConfig,
     load_config,
 )
 from distkgd.errors import ConfigError
+from distkgd.methods import METHODS
+from distkgd.methods.dualde import StageTwoConfig
 from tests.launches import distil
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -26,7 +24,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "bkd": {"teacher": {"dim": 16}, "student": {"method": "bkd"}, "baseline": {"dim": 8}},
     "dualde": {"teacher": {"dim": 16}, "student": {"method": "dualde"}, "baseline": True},
 }
-METHOD_NODES = {"scratch": NoDistillConfig, "bkd": BkdConfig, "dualde": DualdeConfig}
+METHOD_NODES = {name: method.Settings for name, method in METHODS.items()}
 HUGE = 10**40
 WRONG: dict[str, list[Any]] = {
     # By what a field wants; each value is wrong for all fields of that kind.
@@ -68,7 +66,7 @@ def fields(node: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[
             yield here, "flag"
         elif kind is str:
             yield here, "text"
-        elif "Literal" in str(kind) and "None" not in str(kind) and "int" not in str(kind):
+        elif "Literal" in str(kind) and type(None) not in get_args(kind) and "int" not in str(kind):
             yield here, "choice"
 
 

@@ -16,12 +16,14 @@ from pydantic import BaseModel
 
 from distkgd import job as job_module
 from distkgd import plan
-from distkgd.config import DISTILL_CONFIGS, RunConfig, StageConfig, StageTwoConfig, merge, parse_config
+from distkgd.config import RunConfig, StageConfig, merge, parse_config
 from distkgd.display import Display
 from distkgd.distributed.checkpoint import list_steps
 from distkgd.distributed.dense import DenseOptimizer
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
+from distkgd.methods import METHODS
+from distkgd.methods.dualde import StageTwoConfig
 from distkgd.plan import run_plan
 from distkgd.scorers import SCORERS
 from distkgd.tracking import open_tracking
@@ -174,7 +176,7 @@ def digest(tensor: torch.Tensor) -> str:
 def with_option(case: Case, name: str, value: Any) -> dict[str, Any]:
     """The stage of a case with one option set."""
     path = name.split(".")
-    if path[0] in DISTILL_CONFIGS:
+    if path[0] in METHODS:
         path[0] = "distill"
     stage = merge(BASE, case.context)
     node = stage
@@ -400,8 +402,8 @@ def leaves(node: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def stage_options() -> dict[str, Any]:
     found = dict(leaves(StageConfig))
-    for method, node in DISTILL_CONFIGS.items():
-        found |= dict(leaves(node, f"{method}."))
+    for name, method in METHODS.items():
+        found |= dict(leaves(method.Settings, f"{name}."))
     return found | dict(leaves(StageTwoConfig, "dualde.stage_two."))
 
 
@@ -424,7 +426,7 @@ def test_every_run_option_has_a_case() -> None:
 
 def test_every_optional_node_is_walked() -> None:
     """A new `SomeConfig | None` must be added to `stage_options`, or its options would go unseen."""
-    nodes = [StageConfig, *DISTILL_CONFIGS.values()]
+    nodes = [StageConfig, *(method.Settings for method in METHODS.values())]
     optional = set()
     for node in nodes:
         for info in node.model_fields.values():

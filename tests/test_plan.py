@@ -18,13 +18,14 @@ import yaml
 from safetensors.numpy import load_file
 
 from distkgd import plan
-from distkgd.config import NoDistillConfig, RunConfig, load_config, merge, parse_config, resolved
+from distkgd.config import RunConfig, load_config, merge, parse_config, resolved
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError
 from distkgd.evaluate import metrics, ranks_of
 from distkgd.graph import Graph, Vocabulary, load_graph
 from distkgd.graph.filters import KnownAnswers
+from distkgd.methods import NoSettings
 from distkgd.model_folder import load_model
 from distkgd.plan import build_plan, run_plan
 from tests.launches import small_data
@@ -84,7 +85,7 @@ def test_every_teacher_comes_before_its_student(tree: dict[str, Any], stages: li
 
 def test_the_baseline_is_the_student_without_its_teacher() -> None:
     *_, student, direct = build_plan(parsed({**TAUGHT, "baseline": True}))
-    assert direct.config == student.config.model_copy(update={"method": "scratch", "distill": NoDistillConfig()})
+    assert direct.config == student.config.model_copy(update={"method": "scratch", "distill": NoSettings()})
 
 
 def test_a_baseline_mapping_changes_keys_of_the_student() -> None:

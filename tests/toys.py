@@ -64,9 +64,7 @@ def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
     teacher = toy_teacher(run) if taught else None
     stage = Stage("student", run.config.student, ("toy",) if taught else ())
-    return build_job(
-        run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=[teacher] if teacher else []
-    )[0]
+    return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=[teacher] if teacher else [])
 
 
 def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "/nonexistent") -> dict[str, Any]:

@@ -26,7 +26,6 @@ from distkgd.graph.filters import KnownAnswers, Queries
 from distkgd.graph.readers import read_folder
 from distkgd.job import Job, Progress
 from distkgd.kernels.build import library
-from distkgd.methods.base import Method
 from distkgd.model import Model, new_model
 from distkgd.predict import top_k
 from distkgd.scorers import build_scorer
@@ -68,7 +67,7 @@ def distil_apart(options: Options) -> Round:
             scene = teacher.scenes.scene(teacher.scenes.parts(progress.step, 1)[0])
             started = time.perf_counter()
             with torch.no_grad():
-                method: Method = teacher.method
+                method = teacher.method
                 answer({"hard": method.hard_ask(method.view(method.student, scene, grad=False))})
             train_step(job, progress, 0)
             seconds += time.perf_counter() - started

@@ -1,21 +1,26 @@
 """The training methods, by the name configs use."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from distkgd.config import BkdConfig, DualdeConfig, StageConfig
 from distkgd.errors import ConfigError
-from distkgd.methods.base import HardSettings, Method, Update
+from distkgd.methods.base import HardSettings, Method, NoSettings, Setup, Update
 from distkgd.methods.bkd import Bkd
 from distkgd.methods.dualde import DualDE
 from distkgd.methods.scratch import Scratch
 from distkgd.model import Model
 
-__all__ = ["METHODS", "Bkd", "DualDE", "HardSettings", "Method", "Scratch", "Update", "build_method"]
+if TYPE_CHECKING:
+    from distkgd.config import StageConfig
 
-METHODS: Mapping[str, type[Method]] = {"scratch": Scratch, "bkd": Bkd, "dualde": DualDE}
+__all__ = ["METHODS", "HardSettings", "Method", "NoSettings", "Setup", "Update", "build_method"]
+
+METHODS: Mapping[str, type[Method[Any]]] = {"scratch": Scratch, "bkd": Bkd, "dualde": DualDE}
 
 
-def build_method(stage: StageConfig, student: Model, teachers: list[Model]) -> Method:
+def build_method(
+    stage: "StageConfig", student: Model, teachers: Sequence[Model], setup: Setup | None = None
+) -> Method[Any]:
     """The method a stage's config describes."""
     hard = HardSettings(
         loss=stage.loss.name,
@@ -29,15 +34,15 @@ def build_method(stage: StageConfig, student: Model, teachers: list[Model]) -> M
         relation_dropout=stage.relation_dropout,
         bf16=stage.bf16,
     )
-    if len(teachers) != (stage.method != "scratch"):
-        raise ConfigError(f"method {stage.method} got {len(teachers)} teachers; scratch takes none, the others one.")
-    options = stage.distill
-    if isinstance(options, BkdConfig):
-        return Bkd(student, hard, teachers[0], **options.model_dump())
-    if isinstance(options, DualdeConfig):
-        two = options.stage_two
-        plan = None
-        if two is not None:
-            plan = (None if two.start == "plateau" else two.start, two.epochs, two.lr_scale, two.teacher_lr_scale)
-        return DualDE(student, hard, teachers[0], **options.model_dump(exclude={"stage_two"}), stage_two=plan)
-    return Scratch(student, hard)
+    kind = METHODS[stage.method]
+    check_teachers(stage.method, len(teachers))
+    return kind(student, hard, teachers, stage.distill, setup)
+
+
+def check_teachers(method: str, given: int) -> None:
+    """ConfigError unless `method` can have that many teachers."""
+    allowed = METHODS[method].num_teachers
+    if given not in allowed:
+        said = "no teacher" if allowed == range(1) else f"{allowed[0]} to {allowed[-1]} teachers"
+        said = "one teacher" if allowed == range(1, 2) else said
+        raise ConfigError(f"method {method} needs {said}, and got {given}.")

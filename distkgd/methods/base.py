@@ -1,16 +1,22 @@
 """What a method is: it yields updates, the loop does everything else (design 4.3)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
 from distkgd.distributed.rows import Ask
 from distkgd.losses import Travel, batch_mean, hard_loss, hard_travel, regulariser
 from distkgd.model import Model, View
-from distkgd.scenes import Scene
+from distkgd.scenes import Scene, SceneBuilder
+from distkgd.settings import Frozen
+
+if TYPE_CHECKING:
+    from distkgd.config import StageConfig  # which knows the methods
+
+S = TypeVar("S", bound=Frozen)
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,62 @@ class HardSettings:
     bf16: bool
 
 
-class Method(ABC):
+@dataclass(frozen=True)
+class Setup:
+    """What of its stage a method may need beside models.
+
+    steps_per_epoch, epochs: as configured; phases of a method may come on top.
+    train: [n, 3] int64 training triples, the same on all ranks.
+    fresh: (dim, name) -> a fresh model like the student, of another dim; the name gives it numbers of its own.
+    scenes: ([n, 3] triples, batch size) -> builder of scenes over other triples, candidates as in training.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    train: Tensor
+    fresh: Callable[[int, str], Model]
+    scenes: Callable[[Tensor, int], SceneBuilder]
+
+
+class NoSettings(Frozen):
+    """Nothing to set."""
+
+
+class Method(ABC, Generic[S]):
     """One way to train a student. Models in `trained` (group name -> model) get an optimiser; so do the tensors of
-    `evaluators` (name -> tensor), as group "evaluators"."""
+    `evaluators` (name -> tensor), as group "evaluators".
+
+    Settings: what `distill` holds in a stage's config. num_teachers: how many finished teachers it can have.
+    """
 
     name: ClassVar[str]
+    Settings: ClassVar[type[Frozen]] = NoSettings
+    num_teachers: ClassVar[range] = range(1, 2)
     evaluator_lr: float = 0.01
 
-    def __init__(self, student: Model, hard: HardSettings) -> None:
+    def __init__(
+        self, student: Model, hard: HardSettings, teachers: Sequence[Model], settings: S, setup: Setup | None = None
+    ) -> None:
         self.student = student
         self.hard = hard
+        self.teachers = list(teachers)
+        self.settings = settings
+        self._setup = setup
+
+    @property
+    def setup(self) -> Setup:
+        """Of the stage; methods that work without do not ask."""
+        assert self._setup is not None, f"method {self.name} needs a setup"
+        return self._setup
+
+    @classmethod
+    def check(cls, stage: "StageConfig") -> None:
+        """ValueError for a combination of options that this method cannot do; `stage.distill` is a `Settings`."""
+
+    @property
+    def product(self) -> Model:
+        """The model that is validated, and in the end saved."""
+        return self.student
 
     @property
     def trained(self) -> Mapping[str, Model]:
@@ -85,11 +137,11 @@ class Method(ABC):
         """Factor on the learning rate of a group in the present phase."""
         return 1.0
 
-    def state(self) -> dict[str, int]:
-        """What `restore` needs after a restart, beside models and evaluators."""
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs after a restart, beside models and evaluators; JSON-able."""
         return {}
 
-    def restore(self, state: Mapping[str, int]) -> None:  # noqa: B027 - most methods have nothing to restore
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take up where `state` was saved."""
 
     def view(self, model: Model, scene: Scene, *, grad: bool) -> View:

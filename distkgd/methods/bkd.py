@@ -8,50 +8,52 @@ Differs from the authors' code: none was released; IterDE's repository takes the
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 from distkgd.distributed.query_blocks import answer_means
 from distkgd.losses import Travel, divergence, divergence_travel
-from distkgd.methods.base import HardSettings, Method, Update
+from distkgd.methods.base import Method, Update
 from distkgd.model import Model
 from distkgd.scenes import Scene
+from distkgd.settings import Frozen, Rate, Weight
 
 
-class Bkd(Method):
+class BkdConfig(Frozen):
+    """Score-distribution distillation: hard_weight * hard loss + weight * T^2 divergence of the softmaxes.
+
+    divergence: kl is KL(teacher || student), which makes the student cover all that the teacher deems likely;
+        reverse_kl is KL(student || teacher), which makes it keep to that; js is the Jensen-Shannon divergence, between
+        the two and bounded by log 2, for a second pass over the candidates. An ablation changes this one word; mind
+        that the gradients differ in size, so `weight` wants to be tuned with it.
+    """
+
+    weight: Weight = 1.0
+    hard_weight: Weight = 1.0
+    temperature: Rate = 1.0
+    divergence: Literal["kl", "reverse_kl", "js"] = "kl"
+
+
+class Bkd(Method[BkdConfig]):
     """hard_weight * hard loss + weight * T^2 divergence(teacher, student); the teacher is frozen."""
 
     name = "bkd"
-
-    def __init__(
-        self,
-        student: Model,
-        hard: HardSettings,
-        teacher: Model,
-        *,
-        weight: float,
-        hard_weight: float,
-        temperature: float,
-        divergence: str,
-    ) -> None:
-        super().__init__(student, hard)
-        self.teacher = teacher
-        self.weight = weight
-        self.hard_weight = hard_weight
-        self.temperature = temperature
-        self.divergence = divergence
+    Settings = BkdConfig
 
     def updates(self, scene: Scene) -> Iterator[Update]:
+        how = self.settings
         view = self.view(self.student, scene, grad=True)
-        teacher = self.view(self.teacher, scene, grad=False)
+        teacher = self.view(self.teachers[0], scene, grad=False)
         # The hard loss joins the last pass, so that js costs one pass more and not two.
-        asks = {"soft": divergence(self.divergence, view, teacher, self.temperature)}
-        if self.hard_weight:
+        asks = {"soft": divergence(how.divergence, view, teacher, how.temperature)}
+        if how.hard_weight:
             asks["hard"] = self.hard_ask(view)
-        weights = {"soft": self.weight, "hard": self.hard_weight}
+        weights = {"soft": how.weight, "hard": how.hard_weight}
         terms = answer_means(asks, weights, scene.batch.num_queries)
         yield Update(frozenset({"student"}), terms | self.penalty(view))
 
     def travel(self) -> Travel:
-        return divergence_travel(self.divergence) + (self.hard_travel() if self.hard_weight else Travel())
+        hard = self.hard_travel() if self.settings.hard_weight else Travel()
+        return divergence_travel(self.settings.divergence) + hard
 
     def speakers(self) -> list[tuple[Model, bool]]:
-        return [(self.student, True), (self.teacher, False)]
+        return [(self.student, True), (self.teachers[0], False)]

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 
 from distkgd.distributed.query_blocks import answer_means
 from distkgd.losses import Travel
-from distkgd.methods.base import Method, Update
+from distkgd.methods.base import Method, NoSettings, Update
 from distkgd.scenes import Scene
 
 
-class Scratch(Method):
+class Scratch(Method[NoSettings]):
     """Hard labels only."""
 
     name = "scratch"
+    num_teachers = range(1)
 
     def updates(self, scene: Scene) -> Iterator[Update]:
         view = self.view(self.student, scene, grad=True)

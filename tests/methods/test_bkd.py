@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from distkgd import losses
-from distkgd.config import BkdConfig, parse_config
+from distkgd.config import parse_config
 from distkgd.distributed import query_blocks, rows
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.job import Job, Progress
-from distkgd.methods import Bkd, HardSettings
+from distkgd.methods import HardSettings
+from distkgd.methods.bkd import Bkd, BkdConfig
 from distkgd.train import train_step
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
 from tests.ranks import run_on_ranks
@@ -65,7 +66,7 @@ def test_the_student_learns_the_teachers_softened_distribution_beside_the_labels
     naive, naive_teacher = NaiveModel(student), NaiveModel(teacher)
     scenes = toy_scenes(GRAPH, kind=kind, filtered=True)
     options = {"weight": weight, "hard_weight": hard_weight, "temperature": temperature, "divergence": divergence}
-    method = Bkd(student, settings(), teacher, **options)
+    method = Bkd(student, settings(), [teacher], BkdConfig(**options))
     (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
     expected = naive_terms(naive, naive_teacher, spelled_out(scenes, STEP), options)
     assert update.groups == {"student"} and update.terms.keys() == expected.keys()
@@ -118,7 +119,7 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(d
     config = plain_sgd(divergence, regime)
     job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
     assert isinstance(job.method, Bkd)
-    student, teacher = NaiveModel(job.method.student), NaiveModel(job.method.teacher)
+    student, teacher = NaiveModel(job.method.student), NaiveModel(job.method.teachers[0])
     expected = naive_terms(student, teacher, spelled_out(job.scenes, 0), config["student"]["distill"])
     sum(expected.values()).backward()
     assert student.entity.grad is not None and student.entity.grad.abs().max() > 1e-3
@@ -160,7 +161,7 @@ def test_the_hard_loss_costs_no_pass_of_its_own(divergence: str, passes: int, ha
         patch.object(query_blocks, "answer", wraps=rows.answer) as last,
         patch.object(losses, "answer", wraps=rows.answer) as first,
     ):
-        list(Bkd(student, settings(), teacher, **options).updates(scenes.scene(*scenes.parts(STEP, 1))))
+        list(Bkd(student, settings(), [teacher], BkdConfig(**options)).updates(scenes.scene(*scenes.parts(STEP, 1))))
     assert last.call_count + first.call_count == passes
 
 
@@ -174,7 +175,8 @@ def test_a_divergence_that_does_not_exist_is_refused_with_those_that_do() -> Non
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(divergence: str) -> None:
     model = toy_model(GRAPH)
     scenes = toy_scenes(GRAPH, kind="all")
-    method = Bkd(model, settings(), model, weight=1.0, hard_weight=0.0, temperature=2.0, divergence=divergence)
+    options = BkdConfig(hard_weight=0.0, temperature=2.0, divergence=divergence)
+    method = Bkd(model, settings(), [model], options)
     (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
     assert abs(float(update.terms["soft"].detach())) < 1e-12
 
@@ -184,7 +186,7 @@ def test_the_teacher_rests_bit_for_bit_while_the_student_learns(tmp_path: Any) -
     job = toy_job({"student": student}, Ranks(), tmp_path, GRAPH)
     method = job.method
     assert isinstance(method, Bkd) and set(method.trained) == {"student"}
-    tables = [method.teacher.entity.weight, method.teacher.relation, method.student.entity.weight]
+    tables = [method.teachers[0].entity.weight, method.teachers[0].relation, method.student.entity.weight]
     before = [x.detach().clone() for x in tables]
     losses = [train_step(job, Progress(step=step), 0)[0]["soft"] for step in range(30)]
     same = [torch.equal(a, b) for a, b in zip(before, tables, strict=True)]

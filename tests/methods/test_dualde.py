@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.config import DualdeConfig, LossConfig, parse_config
+from distkgd.config import LossConfig, parse_config
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.job import Job, Progress
 from distkgd.losses import hard_loss
 from distkgd.methods import HardSettings, Update
-from distkgd.methods.dualde import DualDE
+from distkgd.methods.dualde import DualDE, DualdeConfig, StageTwoConfig
 from distkgd.model import View
 from distkgd.scenes import SceneBuilder
 from distkgd.train import train_step
@@ -52,9 +52,9 @@ class Setting:
         self.teacher = toy_model(GRAPH, "complex", 8, reciprocal=True, seed=4)
         settings = dict(loss=loss, temperature=ADVERSARIAL, margin=1.0, label_smoothing=0.0, regulariser="none")
         settings |= dict(weight=0.0, relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False) | (hard or {})
-        defaults = DualdeConfig().model_dump(exclude={"stage_two"})
-        plan = {"stage_two": (3, 4, 0.5, 0.25), "stage_one": stage == 1}
-        self.method = DualDE(self.student, HardSettings(**settings), self.teacher, **(defaults | plan | options))
+        two = StageTwoConfig(start=3, epochs=4, lr_scale=0.5, teacher_lr_scale=0.25)
+        chosen = DualdeConfig(**({"stage_two": two, "stage_one": stage == 1} | options))
+        self.method = DualDE(self.student, HardSettings(**settings), [self.teacher], chosen)
         with torch.no_grad():
             self.method.alpha.copy_(torch.tensor(ALPHA, dtype=torch.float64))
             self.method.beta.copy_(torch.tensor(BETA, dtype=torch.float64))
@@ -510,8 +510,8 @@ def test_the_regulariser_is_on_the_student_and_in_stage_two_on_the_teacher_too()
 
 
 def test_a_margin_loss_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="loss margin has no positive and negative part"):
-        Setting(loss="margin")
+    with pytest.raises(ConfigError, match="loss margin has no positive and negative part"):
+        parse_config({"teacher": "somewhere", "student": {"method": "dualde", "loss": {"name": "margin"}}}, "test")
 
 
 # -- every option changes something ---------------------------------------------------------------------------------
@@ -613,18 +613,19 @@ def test_the_groups_of_an_update_are_those_that_learn() -> None:
     assert set(Setting(stage_two=None).method.trained) == {"student"}
 
 
-def switched_at(stage_two: tuple[int | None, int, float, float] | None, plateau_at: int | None = None) -> list[int]:
+def switched_at(start: int | str | None, plateau_at: int | None = None) -> list[int]:
     """Epochs at whose end a method of six epochs says that it entered its next phase."""
-    method = Setting(stage_two=stage_two).method
+    two = None if start is None else StageTwoConfig(start=start, epochs=4)
+    method = Setting(stage_two=two).method
     return [epoch for epoch in range(1, 10) if method.advance(epoch, 6, plateau_at is not None and epoch >= plateau_at)]
 
 
 def test_the_second_stage_begins_when_told_and_once() -> None:
-    assert switched_at((3, 4, 1.0, 1.0)) == [3]
-    assert switched_at((3, 4, 1.0, 1.0), plateau_at=2) == [3]
-    assert switched_at((9, 4, 1.0, 1.0)) == [6]
-    assert switched_at((None, 4, 1.0, 1.0), plateau_at=2) == [2]
-    assert switched_at((None, 4, 1.0, 1.0)) == [6]
+    assert switched_at(3) == [3]
+    assert switched_at(3, plateau_at=2) == [3]
+    assert switched_at(9) == [6]
+    assert switched_at("plateau", plateau_at=2) == [2]
+    assert switched_at("plateau") == [6]
     assert switched_at(None, plateau_at=2) == []
 
 
@@ -637,7 +638,7 @@ def test_a_second_stage_that_starts_at_epoch_0_starts_there_or_is_refused(tmp_pa
 
 
 def test_the_second_stage_lasts_its_epochs_from_where_it_began() -> None:
-    method = Setting(stage_two=(3, 4, 0.5, 0.25)).method
+    method = Setting().method
     assert (method.stage, method.last_epoch(6)) == (1, 10)
     assert [method.lr_scale(group) for group in ("student", "teacher", "evaluators")] == [1.0, 1.0, 1.0]
     assert not method.advance(2, 6, False) and method.stage == 1

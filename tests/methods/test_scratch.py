@@ -7,7 +7,8 @@ import torch
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.job import Progress
-from distkgd.methods import HardSettings, Scratch
+from distkgd.methods import HardSettings, NoSettings
+from distkgd.methods.scratch import Scratch
 from distkgd.train import train_step
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
 from tests.ranks import run_on_ranks
@@ -28,7 +29,7 @@ def test_the_only_update_is_the_students_on_the_hard_loss_and_the_regulariser(re
     model = toy_model(GRAPH)
     naive = NaiveModel(model)
     scenes = toy_scenes(GRAPH, kind="batch", filtered=True)
-    method = Scratch(model, settings(regulariser=regulariser, weight=0.1))
+    method = Scratch(model, settings(regulariser=regulariser, weight=0.1), [], NoSettings())
     (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
     hard, penalty = [], []
     for query in spelled_out(scenes, STEP):
@@ -53,7 +54,7 @@ def test_each_option_of_the_view_changes_the_loss(option: str) -> None:
     scene = scenes.scene(*scenes.parts(STEP, 1))
     values = []
     for more in ({}, {option: True if option == "bf16" else 0.4}):
-        (update,) = Scratch(toy_model(GRAPH), settings(**more)).updates(scene)
+        (update,) = Scratch(toy_model(GRAPH), settings(**more), [], NoSettings()).updates(scene)
         values.append(float(update.terms["hard"].detach()))
     assert values[0] != values[1]
     assert values[0] == pytest.approx(values[1], rel=0.5)
@@ -61,7 +62,7 @@ def test_each_option_of_the_view_changes_the_loss(option: str) -> None:
 
 def test_dropout_keeps_the_mean_of_a_row_and_changes_with_the_step() -> None:
     scenes = toy_scenes(GRAPH, kind="all", batch_size=90)
-    method = Scratch(toy_model(GRAPH, dim=64), settings(dropout=0.25))
+    method = Scratch(toy_model(GRAPH, dim=64), settings(dropout=0.25), [], NoSettings())
     masks = []
     for step in (0, 1):
         view = method.view(method.student, scenes.scene(*scenes.parts(step, 1)), grad=True)
