@@ -13,8 +13,9 @@ from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers
 from distkgd.job import Job, Progress
 from distkgd.model import Model, new_model
-from distkgd.plan import Run, Stage, build_job
 from distkgd.scorers import build_scorer
+from distkgd.stage_job import Run, build_job
+from distkgd.stages import Stage
 from distkgd.tracking import open_tracking
 from distkgd.train import train_step
 
