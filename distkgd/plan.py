@@ -12,6 +12,7 @@ import json
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from distkgd.model_folder import bytes_on_disk, find_model, save_model
 from distkgd.report import write_atomic, write_report
 from distkgd.run_folder import prepare_folder
 from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, teacher_folder
-from distkgd.stages import Stage, build_plan, check_stage
+from distkgd.stages import Stage, build_plan, check_plan
 from distkgd.tracking import Status, open_tracking
 from distkgd.train import train_stage
 
@@ -45,11 +46,11 @@ def run_plan(
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
     stages = build_plan(config)
-    for stage in stages:
-        check_stage(stage, graph, ranks.world)
-        if config.engine.name == "deepspeed":
-            tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
-            check_supported(stage.config.optimizer.name, config.engine.zero, tensors)
+    check_plan(config, stages, graph, ranks.world)
+    if config.engine.name == "deepspeed":
+        tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
+        for one in (one for stage in stages for one in stage.configs):
+            check_supported(one.optimizer.name, config.engine.zero, tensors)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     track = config.mlflow
     tracking = open_tracking(
@@ -89,6 +90,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     """One stage's row of the report; trains it unless it is finished."""
     folder = run.stage_folder(stage.name)
     result = folder / "result.json"
+    stage, chosen = settled(run, stage)
     digest = stage_digest(run, stage)
     if result.exists():
         row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
@@ -102,7 +104,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         teachers = [load_teacher(run, name) for name in stage.teachers]
         job = build_job(run, stage, digest, tracking, teachers)
         progress = train_stage(job)
-        row = finish_stage(run, stage, job.method.product, progress)
+        row = finish_stage(run, stage, job.method.product, progress) | chosen
         if run.ranks.first:
             write_atomic(result, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
@@ -113,6 +115,32 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     scores = ", ".join(f"{split} MRR {row[split]['mrr']:.4f}" for split in run.splits)
     run.display.line(f"{stage.name}: done in {row['seconds']:.0f} s, {scores}")
     return row
+
+
+def settled(run: Run, stage: Stage) -> tuple[Stage, dict[str, Any]]:
+    """`stage` with its choice made, and what its row says of that; finished stages always settle it the same way.
+
+    The rule is that of DualDE sec. 4.1.3: the assistant whose directly trained model has the valid MRR nearest to the
+    mean of the teacher's and the direct student's.
+    """
+    choice = stage.choice
+    if choice is None:
+        return stage, {}
+    ends = {name: valid_mrr(run, name) for name in choice.between}
+    candidates = {name: valid_mrr(run, name) for name in choice.configs}
+    middle = sum(ends.values()) / 2
+    winner = min(candidates, key=lambda name: abs(candidates[name] - middle))
+    config = choice.configs[winner]
+    said = {"between": ends, "middle": middle, "candidates": candidates, "winner": winner, "dim": config.dim}
+    return replace(stage, config=config, choice=None), {"chosen": said}
+
+
+def valid_mrr(run: Run, name: str) -> float:
+    """Of a finished stage of this run as its result says, or of a model elsewhere, ranked now."""
+    result = run.stage_folder(name) / "result.json"
+    if result.exists():
+        return float(json.loads(result.read_text(encoding="utf-8"))["valid"]["mrr"])
+    return run.evaluate(load_teacher(run, name), "valid")[0]["mrr"]
 
 
 def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def prepare_folder(
     plan = {
         "config": resolved(config),
         "data_sha256": graph.sha256,
-        "stages": [{"name": s.name, "teachers": list(s.teachers), **s.config.model_dump(mode="json")} for s in stages],
+        "stages": [described(stage) for stage in stages],
     }
     if exists:
         refuse_other_plan(path, plan)
@@ -44,6 +44,15 @@ def prepare_folder(
     if ranks.first and not exists:
         write_atomic(path, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
     ranks.barrier()
+
+
+def described(stage: Stage) -> dict[str, Any]:
+    """A stage in plan.yaml."""
+    plain: dict[str, Any] = {"name": stage.name, "teachers": list(stage.teachers)}
+    if stage.choice is None:
+        return plain | stage.config.model_dump(mode="json")
+    configs = {name: config.model_dump(mode="json") for name, config in stage.choice.configs.items()}
+    return plain | {"one_of": configs, "nearest_to_the_middle_of": list(stage.choice.between)}
 
 
 def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from distkgd.model_folder import load_model, same_vocabulary
 from distkgd.scenes import SceneBuilder
 from distkgd.scorers import build_scorer
 from distkgd.stages import Stage
+from distkgd.starts import begin
 from distkgd.tracking import StageTracking, Tracking
 
 
@@ -66,6 +67,8 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
     train = graph.train.to(ranks.device)
     scenes = build_scenes(run, config, train, config.batch_size, seed)
     student = fresh_model(run, config, config.dim, seed)
+    if config.start != "random":
+        begin(student, teachers[0], config.start)
     setup = Setup(
         steps_per_epoch=scenes.sampler.steps_per_epoch,
         epochs=config.epochs,
