@@ -339,6 +339,11 @@ class RunConfig(Frozen):
                     f"assistant: dims must be above student.dim {self.student.dim}{above} (given: "
                     f"{', '.join(map(str, dims))})"
                 )
+            if len(dims) > 1 and isinstance(self.baseline, StageConfig) and self.baseline.dim != self.student.dim:
+                raise ValueError(
+                    f"assistant: the dim is chosen by the direct student's MRR, and baseline.dim {self.baseline.dim} "
+                    f"is not student.dim {self.student.dim}; leave it out"
+                )
             if len(dims) > 1 and self.baseline is False:
                 raise ValueError(
                     "assistant: choosing among several dims compares with the student trained directly; set "

@@ -24,10 +24,10 @@ from distkgd.distributed.deepspeed_engine import check_supported
 from distkgd.distributed.nodes import shared_answers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
-from distkgd.evaluate import breakdown, protocol
+from distkgd.evaluate import protocol
 from distkgd.graph import Graph
-from distkgd.graph.relations import relation_categories
 from distkgd.job import Progress
+from distkgd.long_tail import in_parts
 from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, find_model, save_model
 from distkgd.report import write_atomic, write_report
@@ -154,9 +154,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
     save_model(folder / "model", student, run.graph, about)
     found = {split: run.evaluate(student, split) for split in run.splits}
     last = run.splits[-1]
-    categories = relation_categories(run.graph.train, run.graph.num_relations)
-    names = {i: run.graph.relations.name(i) for i in range(run.graph.num_relations)}
-    details = breakdown(found[last][1], getattr(run.graph, last), categories, names)
+    details = in_parts(found[last][1], getattr(run.graph, last), run.graph)
     triples = progress.step * config.batch_size
     return {
         "name": stage.name,
