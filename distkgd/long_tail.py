@@ -10,7 +10,8 @@ from distkgd.evaluate import breakdown, metrics
 from distkgd.graph import Graph
 from distkgd.graph.relations import relation_categories
 
-# MetaSD Table 2: relations with fewer training triples than this are the long tail.
+# MetaSD Table 2: relations with fewer training triples than this are the long tail. The paper counts 187 of FB15k-237's
+# 237 relations and 24 % of its training triples; counted here, it is 181 and 22.4 %.
 RARE_BELOW = 1000
 DEGREES = (0, 1, 3, 10, 100)  # the first degree of every bucket
 
