@@ -24,7 +24,7 @@ from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
 from distkgd.graph import Graph, Vocabulary
 from distkgd.model import Model
-from distkgd.scorers import from_constants
+from distkgd.scorers import Scorer, from_constants
 
 FORMAT = "distkgd-model/1"
 
@@ -101,6 +101,18 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
     table = ShardedTable(entity.to(ranks.device, stored), num_entities, ranks, wanted)
     model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
     return LoadedModel(model, entities, relations, config)
+
+
+def read_shape(folder: Path) -> tuple[Scorer, bool]:
+    """(scorer, reciprocal) of the model in `folder`, from its config.json alone; ModelError when there is none."""
+    folder = find_model(folder)
+    config = read_config(folder)
+    try:
+        return from_constants(config["scorer"]), bool(config["reciprocal"])
+    except ModelError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
 
 
 def find_model(folder: Path) -> Path:

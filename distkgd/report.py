@@ -87,8 +87,9 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """The protocol, the data, and each student beside the direct model of its dim."""
-    return [_protocol(report), _data(report["data"]), *_comparisons(report["stages"])]
+    """The protocol, the data, each student beside the direct model of its dim, what was chosen, and the long tail."""
+    stages = report["stages"]
+    return [_protocol(report), _data(report["data"]), *_comparisons(stages), *_choices(stages), *_long_tail(stages)]
 
 
 def _row(stage: Stage, teacher: Stage | None) -> list[str]:
@@ -135,9 +136,10 @@ def _teacher_of(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
 
 
 def _is_direct(stage: Stage) -> bool:
-    """Is this the baseline of equal dim, trained without a teacher? Told by its name: direct, direct-64."""
+    """Is this a model of a student's dim, trained without a teacher? Told by its name: direct, direct-64, and
+    assistant_64, a candidate that was only trained to be measured."""
     name = str(stage["name"])
-    return name == "direct" or name.startswith(("direct-", "direct_"))
+    return name == "direct" or name.startswith(("direct-", "direct_", "assistant_"))
 
 
 def _comparisons(stages: Sequence[Stage]) -> list[str]:
@@ -165,6 +167,43 @@ def _difference(stage: Stage, direct: Stage, split: str) -> str:
         return f"no {split} MRR"
     gain = round(ours - theirs, 3) + 0.0  # + 0.0 turns -0.0 into 0.0
     return f"{gain:+.3f} {split} MRR".replace("-", "−", 1)
+
+
+def _choices(stages: Sequence[Stage]) -> list[str]:
+    sentences = []
+    for stage in stages:
+        if chosen := stage.get("chosen"):
+            ends = " and ".join(f"{name} {_fixed(mrr)}" for name, mrr in chosen["between"].items())
+            found = ", ".join(f"{name} {_fixed(mrr)}" for name, mrr in chosen["candidates"].items())
+            sentences.append(
+                f"{stage['name']}: dim {chosen['dim']} of {chosen['winner']}, whose valid MRR is nearest to "
+                f"{_fixed(chosen['middle'])}, the middle of {ends} ({found})."
+            )
+    return sentences
+
+
+def _long_tail(stages: Sequence[Stage]) -> list[str]:
+    """One line: MRR on rare relations, and by the degree of the answer, of every stage that has it."""
+    split = next((split for split in ("test", "valid") if any(f"{split}_by" in stage for stage in stages)), None)
+    parts = {str(stage["name"]): stage.get(f"{split}_by") or {} for stage in stages}
+    parts = {name: part for name, part in parts.items() if "relation_frequency" in part and "answer_degree" in part}
+    if not parts:
+        return []
+    first = next(iter(parts.values()))
+    rare, row = next(iter(first["relation_frequency"].items()))
+    rares = [f"{name} {_fixed(part['relation_frequency'][rare]['mrr'])}" for name, part in parts.items()]
+    buckets = {
+        bucket: [f"{name} {_fixed(part['answer_degree'][bucket]['mrr'])}" for name, part in parts.items()]
+        for bucket in first["answer_degree"]
+    }
+    told = "; ".join(
+        f"{bucket} ({_count(int(first['answer_degree'][bucket]['num_queries']))} queries) {', '.join(found)}"
+        for bucket, found in buckets.items()
+    )
+    return [
+        f"Long tail, {split} MRR: relations of {rare} training triples ({_count(int(row['num_triples']))} triples) "
+        f"{', '.join(rares)}. By training triples that hold the answer: {told}."
+    ]
 
 
 def _protocol(report: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel
 
 from distkgd import job as job_module
-from distkgd import plan
+from distkgd import plan, stage_job
 from distkgd.config import RunConfig, StageConfig, merge, parse_config
 from distkgd.display import Display
 from distkgd.distributed.checkpoint import list_steps
@@ -74,6 +74,7 @@ CASES: dict[str, Case] = {
     "norm": Case([1, 2], context=FAR),
     "reciprocal": Case([False, True], "rows"),
     "init_scale": Case([None, 0.02, 0.5], "rows"),
+    "start": Case(["random", "crop", "pca"], "rows", context=BKD | {"scorer": "transe"}),
     "negatives.kind": Case(["all", "batch", "chunk", "triple"]),
     "negatives.num": Case([5, 8], context=SAMPLED),
     "negatives.chunk": Case([2, 4], context={"negatives": {"kind": "chunk"}}),
@@ -263,6 +264,16 @@ def stages_after(folder: Path, options: dict[str, Any]) -> list[Any]:
     return [(s["name"], s["dim"], s["teachers"]) for s in run_toy(folder, merge(tree, options))["stages"]]
 
 
+def plan_after(folder: Path, options: dict[str, Any]) -> list[Any]:
+    """Stages between a teacher of 12 numbers and a student of 6, with the teachers each was given and its steps."""
+    stage = {"batch_size": 100, "epochs": 1}
+    tree = {"student": {"method": "bkd", "dim": 6}, "baseline": True}
+    if not options.get("teachers"):
+        tree["teacher"] = stage | {"dim": 12}
+    stages = run_toy(folder, merge(tree, options))["stages"]
+    return [(s["name"], s["dim"], s["teachers"], s["steps"]) for s in stages]
+
+
 def metrics_after(folder: Path, options: dict[str, Any]) -> list[Any]:
     return [stage["valid"] for stage in run_toy(folder, options)["stages"]]
 
@@ -346,6 +357,12 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "dtype": (["float32", "float64"], dtype_after),
     "threads": ([1, 2], lambda f, o: launched(f, o)["threads"]),
     "teacher": ([None, {**BASE, "dim": 12}], stages_after),
+    "teachers": ([None, {"one": {**BASE, "dim": 12}}, {"two": {**BASE, "dim": 10}}], plan_after),
+    "chain": (
+        [None, {"dims": [12, 8, 6]}, {"dims": [12, 8, 6], "per_dim": {8: {"epochs": 3}}}, {"dims": [12, 10, 6]}],
+        plan_after,
+    ),
+    "assistant": ([None, 8, {"dims": [8], "per_dim": {8: {"epochs": 3}}}, {"dims": [10, 8]}], plan_after),
     "student": ([{"dim": 6}, {"dim": 8}], stages_after),
     "baseline": ([False, True, {"dim": 6}], stages_after),
     "ties": (["realistic", "optimistic", "pessimistic"], tied_metrics_after),
@@ -375,13 +392,13 @@ def test_every_run_option_changes_something(name: str, tmp_path: Path, monkeypat
 def test_a_run_option_that_says_how_to_rank_is_also_what_the_best_rows_are_chosen_by(tmp_path: Path) -> None:
     """Validation uses the protocol of the report."""
     asked = []
-    real = plan.ranks_of
+    real = stage_job.ranks_of
 
     def ranks_of(*arguments: Any, ties: str, filter_: str) -> torch.Tensor:
         asked.append((ties, filter_))
         return real(*arguments, ties=ties, filter_=filter_)
 
-    with mock.patch.object(plan, "ranks_of", ranks_of):
+    with mock.patch.object(stage_job, "ranks_of", ranks_of):
         run_toy(tmp_path, {"ties": "pessimistic", "filter": "raw"})
     # Two validations, then valid and test of the finished model.
     assert asked == [("pessimistic", "raw")] * 4

@@ -13,8 +13,9 @@ from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers
 from distkgd.job import Job, Progress
 from distkgd.model import Model, new_model
-from distkgd.plan import Run, Stage, build_job
 from distkgd.scorers import build_scorer
+from distkgd.stage_job import Run, build_job
+from distkgd.stages import Stage
 from distkgd.tracking import open_tracking
 from distkgd.train import train_step
 
@@ -62,7 +63,9 @@ def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     """A job for the student of `config`; method other than scratch gets `toy_teacher`."""
     taught = config["student"].get("method", "scratch") != "scratch"
     run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
-    teacher = toy_teacher(run) if taught else None
+    # Who begins from its teacher's rows needs one of the same scorer.
+    scorer = run.config.student.scorer if run.config.student.start != "random" else "complex"
+    teacher = toy_teacher(run, scorer=scorer) if taught else None
     stage = Stage("student", run.config.student, ("toy",) if taught else ())
     return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=[teacher] if teacher else [])
 
