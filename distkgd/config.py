@@ -263,14 +263,18 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _teacher_and_method_agree(self) -> "RunConfig":
-        if self.teacher is None and self.student.method != "scratch":
+        allowed = METHODS[self.student.method].num_teachers
+        if self.teacher is None and 0 not in allowed:
             raise ValueError(
                 f"student.method {self.student.method} needs a teacher; give `teacher:` a stage or a path to a "
                 "finished model, or use student.method=scratch"
             )
-        if self.teacher is not None and self.student.method == "scratch":
-            raise ValueError("a teacher is given but student.method is scratch; use bkd or dualde, or drop the teacher")
-        if isinstance(self.teacher, StageConfig) and self.teacher.method != "scratch":
+        if self.teacher is not None and 1 not in allowed:
+            raise ValueError(
+                f"a teacher is given but student.method is {self.student.method}, which has none; "
+                "use bkd or dualde, or drop the teacher"
+            )
+        if isinstance(self.teacher, StageConfig) and 0 not in METHODS[self.teacher.method].num_teachers:
             raise ValueError(f"teacher.method must be scratch (it has no teacher itself), not {self.teacher.method}")
         return self
 

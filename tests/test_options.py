@@ -63,12 +63,13 @@ N3 = {"regulariser": {"name": "n3", "weight": 0.1}}
 LOWERED = {"epochs": 5, "schedule": {"name": "plateau", "patience": 1}}
 BKD = {"method": "bkd"}
 DUALDE = {"method": "dualde", "distill": {"stage_two": {"start": 1, "epochs": 2}}}
+ITERDE = {"method": "iterde"}
 BOTH = merge(DUALDE, {"distill": {"stage_one": False}})
 
 CASES: dict[str, Case] = {
     "scorer": Case(list(SCORERS), "rows"),
     "dim": Case([6, 8], "rows"),
-    "method": Case(["scratch", "bkd", "dualde"]),
+    "method": Case(list(METHODS)),
     "distill": Case([{"weight": 0.5}, {"weight": 2.0}], context=BKD),
     "margin": Case([None, 0.5, 3.0], context=FAR),
     "norm": Case([1, 2], context=FAR),
@@ -130,6 +131,13 @@ CASES: dict[str, Case] = {
     "dualde.stage_two.epochs": Case([1, 2], "steps", context=DUALDE),
     "dualde.stage_two.lr_scale": Case([0.1, 1.0], "rows", context=DUALDE),
     "dualde.stage_two.teacher_lr_scale": Case([0.1, 1.0], "teacher", context=DUALDE),
+    "iterde.k": Case([0.0, 0.5, 1.0], context=ITERDE),
+    "iterde.p": Case([0.5, 2.0], context=ITERDE),
+    "iterde.schedule": Case(["polynomial", "constant", "two_phase"], context=ITERDE),
+    "iterde.combination": Case(["add", "convex"], context=ITERDE),
+    "iterde.soft": Case(["huber", "kl"], context=ITERDE),
+    "iterde.delta": Case([0.01, 1.0], context=ITERDE),
+    "iterde.temperature": Case([1.0, 4.0], context=merge(ITERDE, {"distill": {"soft": "kl"}})),
 }
 
 

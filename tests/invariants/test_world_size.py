@@ -23,6 +23,11 @@ METHOD_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"stage_two": {"start": 2, "epochs": 9}},
         {"stage_two": {"start": 2, "epochs": 9}, "soft": "kl", "stop_opposite": True},
     ],
+    "iterde": [
+        {"schedule": "constant", "k": 0.5},
+        {"p": 0.5, "soft": "kl"},
+        {"schedule": "two_phase", "k": 0.5},
+    ],
 }
 
 
