@@ -111,7 +111,11 @@ def _speakers(method: Method[Any], config: StageConfig) -> list[Speaker]:
     for model, learns in method.speakers():
         scorer, table = model.scorer, model.entity
         numbers = state_numbers(config.optimizer.name, scorer.dim) if any(model is t for t in trained) else 0
-        found.append(Speaker(scorer.dim, scorer.query_size, learns, table.weight.element_size(), numbers))
+        found.append(
+            Speaker(
+                scorer.dim, scorer.query_size if method.asks(model) else 0, learns, table.weight.element_size(), numbers
+            )
+        )
     return found
 
 

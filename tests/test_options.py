@@ -63,6 +63,7 @@ N3 = {"regulariser": {"name": "n3", "weight": 0.1}}
 LOWERED = {"epochs": 5, "schedule": {"name": "plateau", "patience": 1}}
 BKD = {"method": "bkd"}
 DUALDE = {"method": "dualde", "distill": {"stage_two": {"start": 1, "epochs": 2}}}
+RKD = {"method": "rkd", "distill": {"group": 2}}
 ITERDE = {"method": "iterde"}
 BOTH = merge(DUALDE, {"distill": {"stage_one": False}})
 
@@ -131,6 +132,12 @@ CASES: dict[str, Case] = {
     "dualde.stage_two.epochs": Case([1, 2], "steps", context=DUALDE),
     "dualde.stage_two.lr_scale": Case([0.1, 1.0], "rows", context=DUALDE),
     "dualde.stage_two.teacher_lr_scale": Case([0.1, 1.0], "teacher", context=DUALDE),
+    "rkd.group": Case([2, 4, 5], context=RKD),
+    "rkd.vectors": Case(["entity", "query"], context=RKD),
+    "rkd.distance_weight": Case([0.0, 1.0], context=RKD),
+    "rkd.angle_weight": Case([0.0, 1.0], context=RKD),
+    "rkd.hard_weight": Case([0.5, 1.0], context=RKD),
+    "rkd.delta": Case([0.1, 1.0], context=RKD),
     "iterde.k": Case([0.0, 0.5, 1.0], context=ITERDE),
     "iterde.p": Case([0.5, 2.0], context=ITERDE),
     "iterde.schedule": Case(["polynomial", "constant", "two_phase"], context=ITERDE),
@@ -192,8 +199,8 @@ def with_option(case: Case, name: str, value: Any) -> dict[str, Any]:
         node[key] = dict(node.get(key) or {})
         node = node[key]
     node[path[-1]] = value
-    if name == "method" and value == "dualde":
-        stage = merge(stage, DUALDE)
+    if name == "method":
+        stage = merge(stage, {"dualde": DUALDE, "rkd": RKD}.get(value, {}))
     return stage
 
 

@@ -8,6 +8,7 @@ from distkgd.methods.base import HardSettings, Method, NoSettings, Setup, Update
 from distkgd.methods.bkd import Bkd
 from distkgd.methods.dualde import DualDE
 from distkgd.methods.iterde import IterDE
+from distkgd.methods.rkd import Rkd
 from distkgd.methods.scratch import Scratch
 from distkgd.model import Model
 
@@ -21,6 +22,7 @@ METHODS: Mapping[str, type[Method[Any]]] = {
     "bkd": Bkd,
     "dualde": DualDE,
     "iterde": IterDE,
+    "rkd": Rkd,
 }
 
 

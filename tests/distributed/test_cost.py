@@ -34,6 +34,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"stage_one": False},
         {"stage_one": False, "structure": False, "soft": "kl"},
     ],
+    "rkd": [{}, {"vectors": "query"}],
     "iterde": [{}, {"soft": "kl"}, {"schedule": "two_phase"}],
 }
 LOSSES = LossConfig.model_fields["name"].annotation.__args__
