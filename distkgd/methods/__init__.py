@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from distkgd.errors import ConfigError
 from distkgd.methods.base import HardSettings, Method, NoSettings, Setup, Update
 from distkgd.methods.bkd import Bkd
+from distkgd.methods.dml import Dml
 from distkgd.methods.dualde import DualDE
 from distkgd.methods.iterde import IterDE
 from distkgd.methods.rkd import Rkd
@@ -23,6 +24,7 @@ METHODS: Mapping[str, type[Method[Any]]] = {
     "dualde": DualDE,
     "iterde": IterDE,
     "rkd": Rkd,
+    "dml": Dml,
 }
 
 
