@@ -40,8 +40,9 @@ def batch_sum(shares: Sequence[Tensor], scene: Scene) -> list[Tensor]:
 class Travel:
     """What one query costs on the wire beside the models' own queries.
 
-    columns: partial sums that go home. per_query: numbers that travel with the query and take a gradient, constants:
-    such that take none. widths: numbers of further fields' queries, (how many, whether they take a gradient).
+    columns: partial sums that go home and take a gradient, constant_columns: such that take none.
+    per_query: numbers that travel with the query and take a gradient, constants: such that take none.
+    widths: numbers of further fields' queries, (how many, whether they take a gradient).
     totals: numbers of the whole batch (`batch_sum`), however many queries it has.
     """
 
@@ -50,6 +51,7 @@ class Travel:
     widths: tuple[tuple[int, bool], ...] = ()
     constants: int = 0
     totals: int = 0
+    constant_columns: int = 0
 
     def __add__(self, other: "Travel") -> "Travel":
         return Travel(
@@ -58,6 +60,7 @@ class Travel:
             self.widths + other.widths,
             self.constants + other.constants,
             self.totals + other.totals,
+            self.constant_columns + other.constant_columns,
         )
 
 

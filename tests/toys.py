@@ -41,7 +41,7 @@ def toy_run(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     return Run(parsed, graph, ranks, folder, tracking, Display(False), *answers)
 
 
-def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
+def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex", seed: int = 77) -> Model:
     """A model that was not trained, but whose scores are spread like a trained one's."""
     made = build_scorer(scorer, dim)
     graph = run.graph
@@ -51,7 +51,7 @@ def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
         graph.num_relations,
         run.ranks,
         reciprocal=True,
-        seed=77,
+        seed=seed,
         init_scale=0.7,
         dtype=run.dtype,
     )
@@ -60,10 +60,13 @@ def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
 
 
 def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | None = None) -> Job:
-    """A job for the student of `config`; a method that needs teachers gets `toy_teacher`."""
-    taught = 0 not in METHODS[config["student"].get("method", "scratch")].num_teachers
+    """A job for the student of `config`; a method that needs a teacher gets `toy_teacher`, mulde a smaller one too."""
+    method = config["student"].get("method", "scratch")
+    taught = 0 not in METHODS[method].num_teachers
     run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
     teachers = [toy_teacher(run)] if taught else []
+    if method == "mulde":
+        teachers.append(toy_teacher(run, 8, "distmult", seed=78))
     stage = Stage("student", run.config.student, ("toy",) * len(teachers))
     return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=teachers)
 

@@ -9,6 +9,7 @@ from distkgd.methods.bkd import Bkd
 from distkgd.methods.dml import Dml
 from distkgd.methods.dualde import DualDE
 from distkgd.methods.iterde import IterDE
+from distkgd.methods.mulde import MulDE
 from distkgd.methods.rkd import Rkd
 from distkgd.methods.scratch import Scratch
 from distkgd.model import Model
@@ -25,6 +26,7 @@ METHODS: Mapping[str, type[Method[Any]]] = {
     "iterde": IterDE,
     "rkd": Rkd,
     "dml": Dml,
+    "mulde": MulDE,
 }
 
 

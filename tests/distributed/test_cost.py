@@ -34,6 +34,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"stage_one": False},
         {"stage_one": False, "structure": False, "soft": "kl"},
     ],
+    "mulde": [{}, {"contrast_attention": False, "hard_weight": 0.0}, {"relation_scaling": False}],
     "dml": [{}, {"peer_dim": 24, "hard_weight": 0.0}],
     "rkd": [{}, {"vectors": "query"}],
     "iterde": [{}, {"soft": "kl"}, {"schedule": "two_phase"}],

@@ -49,7 +49,9 @@ def one_step(ranks: Ranks, config: dict[str, Any], step: int, at_once: int | Non
     with patch.object(rows, "numbers_at_once", limit):
         losses = train_step(job, Progress(step=step), 0)[0]
     job.lookahead.drop()
-    return {"losses": losses, "gradients": {name: before[name] - now for name, now in learned(job).items()}}
+    lr = {"evaluators": job.method.evaluator_lr}
+    moved = {name: (before[name] - now) / lr.get(name.split(".")[0], 1.0) for name, now in learned(job).items()}
+    return {"losses": losses, "gradients": moved}
 
 
 @dataclass(frozen=True)
