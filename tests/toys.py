@@ -60,12 +60,15 @@ def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex", seed: int = 77
 
 
 def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | None = None) -> Job:
-    """A job for the student of `config`; a method that needs a teacher gets `toy_teacher`, mulde a smaller one too."""
+    """A job for the student of `config`; a method that needs a teacher gets `toy_teacher`, and a smaller one too if it
+    is mulde or config["two"] says so."""
+    two = config.get("two", config["student"].get("method") == "mulde")
+    config = {key: value for key, value in config.items() if key != "two"}
     method = config["student"].get("method", "scratch")
     taught = 0 not in METHODS[method].num_teachers
     run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
     teachers = [toy_teacher(run)] if taught else []
-    if method == "mulde":
+    if two:
         teachers.append(toy_teacher(run, 8, "distmult", seed=78))
     stage = Stage("student", run.config.student, ("toy",) * len(teachers))
     return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=teachers)

@@ -104,6 +104,15 @@ def test_every_loss_and_move_sends_what_the_model_says(world: int, regime: str, 
     assert_as_expected(world, cases)
 
 
+def test_several_teachers_send_what_the_model_says() -> None:
+    cases = [
+        {"two": True} | config_of("dualde", options, "softplus", regime, move)
+        for options in OPTIONS["dualde"]
+        for regime, move in (("all", "queries"), ("triple", "rows"))
+    ]
+    assert_as_expected(3, cases)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_queries_travel_once_however_many_passes_and_blocks_meet_them(world: int) -> None:
     """The second pass of js takes nothing along but what the first one brought home."""

@@ -58,12 +58,14 @@ def one_step(ranks: Ranks, config: dict[str, Any], step: int, at_once: int | Non
 class Naive:
     """Copies of a job's models for the formulas of one step, and the queries of its batch.
 
-    models: by group, and "teacher_0", "teacher_1", …; evaluators: by name.
+    models: those that learn, by group. teachers: finished ones, or of `models` those that they are.
+    evaluators: by name.
     """
 
     job: Job
     step: int
     models: dict[str, NaiveModel]
+    teachers: list[NaiveModel]
     evaluators: dict[str, Tensor]
     asked: list[Asked]
 
@@ -76,9 +78,10 @@ def naive_of(config: dict[str, Any], step: int) -> Naive:
     """The naive side of `one_step`."""
     job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
     models = {group: NaiveModel(model) for group, model in job.method.trained.items()}
-    models |= {f"teacher_{i}": NaiveModel(model) for i, model in enumerate(job.method.teachers)}
+    group_of = {id(model): group for group, model in job.method.trained.items()}
+    teachers = [models[group_of[id(t)]] if id(t) in group_of else NaiveModel(t) for t in job.method.teachers]
     evaluators = {k: t.detach().clone().requires_grad_() for k, t in job.method.evaluators.items()}
-    return Naive(job, step, models, evaluators, spelled_out(job.scenes, step))
+    return Naive(job, step, models, teachers, evaluators, spelled_out(job.scenes, step))
 
 
 def cross_entropy(model: NaiveModel, query: Asked) -> Tensor:
@@ -109,7 +112,6 @@ def assert_step_is(
     gradients = {
         f"{group}.{part}": getattr(model, part).grad
         for group, model in naive.models.items()
-        if not group.startswith("teacher_")
         for part in ("entity", "relation")
     }
     gradients |= {f"evaluators.{name}": tensor.grad for name, tensor in naive.evaluators.items()}

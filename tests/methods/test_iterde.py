@@ -26,7 +26,7 @@ def huber_of(own: Tensor, theirs: Tensor, delta: float) -> Tensor:
 
 def soft_loss(naive: Naive, options: dict[str, Any]) -> Tensor:
     """IterDE[soft], or its listwise form."""
-    student, teacher = naive.models["student"], naive.models["teacher_0"]
+    student, teacher = naive.models["student"], naive.teachers[0]
 
     def of_query(query: Asked) -> Tensor:
         everyone = [query.answer, *query.negatives]

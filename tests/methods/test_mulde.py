@@ -20,7 +20,7 @@ from tests.toys import toy_job
 
 def attention(naive: Naive, query: Asked, how: dict[str, Any]) -> list[Tensor]:
     """MulDE[attention]: the weights of the teachers."""
-    teachers = [naive.models[f"teacher_{i}"] for i in range(2)]
+    teachers = naive.teachers
     if not how["contrast_attention"]:
         return [torch.tensor(0.5)] * 2
     odds = []
@@ -44,7 +44,7 @@ def senior(naive: Naive, query: Asked, how: dict[str, Any]) -> Tensor:
     """The Senior's scores of the answer and the other candidates."""
     everyone = [query.answer, *query.negatives]
     weights = [a * s for a, s in zip(attention(naive, query, how), scaling(naive, query, how), strict=True)]
-    return sum(w * naive.models[f"teacher_{i}"].scores(query, everyone).detach() for i, w in enumerate(weights))
+    return sum(w * naive.teachers[i].scores(query, everyone).detach() for i, w in enumerate(weights))
 
 
 def senior_loss(naive: Naive, query: Asked, how: dict[str, Any]) -> Tensor:

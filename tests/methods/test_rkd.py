@@ -63,7 +63,7 @@ def sample(model: NaiveModel, query: Asked, vectors: str) -> Tensor:
 
 def terms(naive: Naive, options: dict[str, Any]) -> dict[str, Tensor]:
     how = {"vectors": "entity", "distance_weight": 1.0, "angle_weight": 2.0, "hard_weight": 1.0, "delta": 1.0} | options
-    student, teacher = naive.models["student"], naive.models["teacher_0"]
+    student, teacher = naive.models["student"], naive.teachers[0]
     n = how["group"] * (2 if naive.job.scenes.sampler.sides == "both" else 1)
     groups = [naive.asked[i : i + n] for i in range(0, len(naive.asked), n)]
     out = {"hard": how["hard_weight"] * naive.mean(lambda query: cross_entropy(student, query))}
