@@ -5,7 +5,7 @@
     student: {scorer: complex, dim: 32, method: bkd, epochs: 40}
     baseline: true                    # the student's config without its teacher; a mapping overrides keys of it
 
-`dim` is always real numbers per entity. A stage without a teacher must use method `scratch`.
+`dim` is always real numbers per entity. A stage without a teacher must use method `scratch` or `dml`.
 """
 
 import copy

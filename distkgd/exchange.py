@@ -38,6 +38,8 @@ def shape_of(scenes: SceneBuilder, method: Method[Any], config: StageConfig, ste
         per_query=travel.per_query,
         widths=travel.widths,
         constants=travel.constants,
+        totals=travel.totals,
+        constant_columns=travel.constant_columns,
         dense=sum(m.relation.numel() for m in learning) + sum(t.numel() for t in method.evaluators.values()),
         terms=TERMS,
         number_bytes=method.student.relation.element_size(),
@@ -110,7 +112,11 @@ def _speakers(method: Method[Any], config: StageConfig) -> list[Speaker]:
     for model, learns in method.speakers():
         scorer, table = model.scorer, model.entity
         numbers = state_numbers(config.optimizer.name, scorer.dim) if any(model is t for t in trained) else 0
-        found.append(Speaker(scorer.dim, scorer.query_size, learns, table.weight.element_size(), numbers))
+        found.append(
+            Speaker(
+                scorer.dim, scorer.query_size if method.asks(model) else 0, learns, table.weight.element_size(), numbers
+            )
+        )
     return found
 
 

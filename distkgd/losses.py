@@ -8,6 +8,7 @@ means N(q) and the answer. A batch loss is the mean over the global batch's quer
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,18 +27,31 @@ def batch_mean(per_query: Tensor, scene: Scene) -> Tensor:
     return per_query.sum() / scene.batch.num_queries
 
 
+def batch_sum(shares: Sequence[Tensor], scene: Scene) -> list[Tensor]:
+    """[] each: the sum over ranks of each share ([]), on every rank; a gradient reaches the shares of all of them.
+
+    What is made of it is the same on every rank: a loss term takes 1 / world of it as each rank's share.
+    """
+    ranks = scene.layout.ranks
+    return list(ranks.gather(torch.stack(list(shares)).unsqueeze(0), [1] * ranks.world, "totals").sum(0).unbind())
+
+
 @dataclass(frozen=True)
 class Travel:
     """What one query costs on the wire beside the models' own queries.
 
-    columns: partial sums that go home. per_query: numbers that travel with the query and take a gradient, constants:
-    such that take none. widths: numbers of further fields' queries, (how many, whether they take a gradient).
+    columns: partial sums that go home and take a gradient, constant_columns: such that take none.
+    per_query: numbers that travel with the query and take a gradient, constants: such that take none.
+    widths: numbers of further fields' queries, (how many, whether they take a gradient).
+    totals: numbers of the whole batch (`batch_sum`), however many queries it has.
     """
 
     columns: int = 0
     per_query: int = 0
     widths: tuple[tuple[int, bool], ...] = ()
     constants: int = 0
+    totals: int = 0
+    constant_columns: int = 0
 
     def __add__(self, other: "Travel") -> "Travel":
         return Travel(
@@ -45,6 +59,8 @@ class Travel:
             self.per_query + other.per_query,
             self.widths + other.widths,
             self.constants + other.constants,
+            self.totals + other.totals,
+            self.constant_columns + other.constant_columns,
         )
 
 

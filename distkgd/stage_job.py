@@ -77,6 +77,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         scenes=lambda triples, batch_size: build_scenes(run, config, triples, batch_size, seed),
     )
     method = build_method(config, student, teachers, setup)
+    scenes.together = method.triples_together
     run.display.line(f"{stage.name}: {settle_move(scenes, method, config)}")
     can_validate = config.validate_every and len(graph.valid)
     return Job(

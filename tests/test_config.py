@@ -99,7 +99,7 @@ def test_an_override_reaches_below_an_option_the_file_does_not_have(tmp_path: Pa
 def test_a_method_brings_its_own_options() -> None:
     kinds = {name: method.Settings for name, method in METHODS.items()}
     for method, kind in kinds.items():
-        teacher = {} if method == "scratch" else {"teacher": "a/path"}
+        teacher = {} if 0 in METHODS[method].num_teachers else {"teacher": "a/path"}
         config = parse_config({**teacher, "student": {"method": method}}, "test")
         assert config.student.distill == kind()
     given = {"stage_two": None, "soft": "kl", "alpha": "1e-1"}

@@ -63,12 +63,16 @@ N3 = {"regulariser": {"name": "n3", "weight": 0.1}}
 LOWERED = {"epochs": 5, "schedule": {"name": "plateau", "patience": 1}}
 BKD = {"method": "bkd"}
 DUALDE = {"method": "dualde", "distill": {"stage_two": {"start": 1, "epochs": 2}}}
+MULDE = {"method": "mulde"}
+DML = {"method": "dml"}
+RKD = {"method": "rkd", "distill": {"group": 2}}
+ITERDE = {"method": "iterde"}
 BOTH = merge(DUALDE, {"distill": {"stage_one": False}})
 
 CASES: dict[str, Case] = {
     "scorer": Case(list(SCORERS), "rows"),
     "dim": Case([6, 8], "rows"),
-    "method": Case(["scratch", "bkd", "dualde"]),
+    "method": Case(list(METHODS)),
     "distill": Case([{"weight": 0.5}, {"weight": 2.0}], context=BKD),
     "margin": Case([None, 0.5, 3.0], context=FAR),
     "norm": Case([1, 2], context=FAR),
@@ -131,6 +135,30 @@ CASES: dict[str, Case] = {
     "dualde.stage_two.epochs": Case([1, 2], "steps", context=DUALDE),
     "dualde.stage_two.lr_scale": Case([0.1, 1.0], "rows", context=DUALDE),
     "dualde.stage_two.teacher_lr_scale": Case([0.1, 1.0], "teacher", context=DUALDE),
+    "mulde.weight": Case([0.5, 1.0], context=MULDE),
+    "mulde.hard_weight": Case([0.0, 0.5, 1.0], context=MULDE),
+    "mulde.temperature": Case([1.0, 4.0], context=MULDE),
+    "mulde.relation_scaling": Case([False, True], "rows", context=MULDE),
+    "mulde.contrast_attention": Case([False, True], context=MULDE),
+    "mulde.attention": Case([0.0, 1.0], context=MULDE),
+    "mulde.evaluator_lr": Case([0.01, 0.1], context=MULDE),
+    "dml.weight": Case([0.5, 1.0], context=DML),
+    "dml.hard_weight": Case([0.0, 0.5, 1.0], context=DML),
+    "dml.temperature": Case([1.0, 4.0], context=DML),
+    "dml.peer_dim": Case([None, 6, 12], context=DML),
+    "rkd.group": Case([2, 4, 5], context=RKD),
+    "rkd.vectors": Case(["entity", "query"], context=RKD),
+    "rkd.distance_weight": Case([0.0, 1.0], context=RKD),
+    "rkd.angle_weight": Case([0.0, 1.0], context=RKD),
+    "rkd.hard_weight": Case([0.5, 1.0], context=RKD),
+    "rkd.delta": Case([0.1, 1.0], context=RKD),
+    "iterde.k": Case([0.0, 0.5, 1.0], context=ITERDE),
+    "iterde.p": Case([0.5, 2.0], context=ITERDE),
+    "iterde.schedule": Case(["polynomial", "constant", "two_phase"], context=ITERDE),
+    "iterde.combination": Case(["add", "convex"], context=ITERDE),
+    "iterde.soft": Case(["huber", "kl"], context=ITERDE),
+    "iterde.delta": Case([0.01, 1.0], context=ITERDE),
+    "iterde.temperature": Case([1.0, 4.0], context=merge(ITERDE, {"distill": {"soft": "kl"}})),
 }
 
 
@@ -185,8 +213,8 @@ def with_option(case: Case, name: str, value: Any) -> dict[str, Any]:
         node[key] = dict(node.get(key) or {})
         node = node[key]
     node[path[-1]] = value
-    if name == "method" and value == "dualde":
-        stage = merge(stage, DUALDE)
+    if name == "method":
+        stage = merge(stage, {"dualde": DUALDE, "rkd": RKD}.get(value, {}))
     return stage
 
 

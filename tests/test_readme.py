@@ -104,6 +104,7 @@ def test_every_module_is_in_the_file_tree() -> None:
 # -- equations ------------------------------------------------------------------------------------------------------
 
 METHODS = {"dualde": "DualDE", "iterde": "IterDE", "med": "MED", "metasd": "MetaSD"}
+METHODS |= {"rkd": "RKD", "dml": "DML", "mulde": "MulDE"}
 NUMBERS = r"\d+(?:(?:\s*[-–,]\s*|\s+and\s+|\s*\(and\s+)\d+)*"
 EQUATION = re.compile(rf"Eq\.\s+({NUMBERS})")
 CITATION = re.compile(r"(\w+)(?: et al\.| & \w+)[^\d]*?(\d{4})")

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Any
 from distkgd.errors import ConfigError
 from distkgd.methods.base import HardSettings, Method, NoSettings, Setup, Update
 from distkgd.methods.bkd import Bkd
+from distkgd.methods.dml import Dml
 from distkgd.methods.dualde import DualDE
+from distkgd.methods.iterde import IterDE
+from distkgd.methods.mulde import MulDE
+from distkgd.methods.rkd import Rkd
 from distkgd.methods.scratch import Scratch
 from distkgd.model import Model
 
@@ -15,7 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "HardSettings", "Method", "NoSettings", "Setup", "Update", "build_method"]
 
-METHODS: Mapping[str, type[Method[Any]]] = {"scratch": Scratch, "bkd": Bkd, "dualde": DualDE}
+METHODS: Mapping[str, type[Method[Any]]] = {
+    "scratch": Scratch,
+    "bkd": Bkd,
+    "dualde": DualDE,
+    "iterde": IterDE,
+    "rkd": Rkd,
+    "dml": Dml,
+    "mulde": MulDE,
+}
 
 
 def build_method(

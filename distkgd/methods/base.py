@@ -118,9 +118,18 @@ class Method(ABC, Generic[S]):
     def travel(self) -> Travel:
         """What a query costs on the wire, beside the models' own queries, in the method's present phase."""
 
+    @property
+    def triples_together(self) -> int:
+        """Runs of so many triples of a batch stay whole on one rank."""
+        return 1
+
     def speakers(self) -> list[tuple[Model, bool]]:
         """The models whose queries travel in the present phase, and whether they learn."""
         return [(self.student, True)]
+
+    def asks(self, model: Model) -> bool:
+        """Whether the queries of a model that speaks meet candidates; else only its rows are looked up."""
+        return True
 
     def last_epoch(self, epochs: int) -> int:
         """The epoch after which there is nothing left to do, for a stage of `epochs`; later phases may come on top."""

@@ -34,6 +34,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"stage_one": False},
         {"stage_one": False, "structure": False, "soft": "kl"},
     ],
+    "mulde": [{}, {"contrast_attention": False, "hard_weight": 0.0}, {"relation_scaling": False}],
+    "dml": [{}, {"peer_dim": 24, "hard_weight": 0.0}],
+    "rkd": [{}, {"vectors": "query"}],
+    "iterde": [{}, {"soft": "kl"}, {"schedule": "two_phase"}],
 }
 LOSSES = LossConfig.model_fields["name"].annotation.__args__
 TRIPLES = 72
@@ -98,6 +102,15 @@ def test_every_loss_and_move_sends_what_the_model_says(world: int, regime: str, 
         if not (method == "dualde" and loss == "margin")
     ]
     assert_as_expected(world, cases)
+
+
+def test_several_teachers_send_what_the_model_says() -> None:
+    cases = [
+        {"two": True} | config_of("dualde", options, "softplus", regime, move)
+        for options in OPTIONS["dualde"]
+        for regime, move in (("all", "queries"), ("triple", "rows"))
+    ]
+    assert_as_expected(3, cases)
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -23,6 +23,14 @@ METHOD_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"stage_two": {"start": 2, "epochs": 9}},
         {"stage_two": {"start": 2, "epochs": 9}, "soft": "kl", "stop_opposite": True},
     ],
+    "mulde": [{"temperature": 2.0}, {"relation_scaling": False, "contrast_attention": False}],
+    "dml": [{"temperature": 2.0, "peer_dim": 12}],
+    "rkd": [{"group": 4}, {"group": 4, "vectors": "query", "angle_weight": 0.5}],
+    "iterde": [
+        {"schedule": "constant", "k": 0.5},
+        {"p": 0.5, "soft": "kl"},
+        {"schedule": "two_phase", "k": 0.5},
+    ],
 }
 
 
