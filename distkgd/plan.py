@@ -38,7 +38,8 @@ from distkgd.model import Model, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
 from distkgd.report import write_atomic, write_report
 from distkgd.scenes import SceneBuilder
-from distkgd.scorers import build_scorer
+from distkgd.scorers import SCORERS, build_scorer
+from distkgd.scorers.base import check_reciprocal
 from distkgd.tracking import StageTracking, Status, Tracking, open_tracking
 from distkgd.train import train_stage
 
@@ -191,6 +192,7 @@ def check_stage(stage: Stage, graph: Graph, world: int = 1) -> None:
     config, name = stage.config, stage.name
     try:
         scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
+        check_reciprocal(scorer, config.reciprocal)
     except DistkgdError as error:
         raise type(error)(f"{name}: {error}") from None
     if config.bf16 and scorer.candidate_form != "dot":
@@ -333,6 +335,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
         "method": config.method,
         "scorer": config.scorer,
         "dim": config.dim,
+        "biases": SCORERS[config.scorer].biases,
         "bytes": bytes_on_disk(folder),
         "num_parameters": student.num_parameters,
         "teachers": list(stage.teachers),

@@ -18,6 +18,7 @@ Differs from the authors' code (a later port):
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -31,7 +32,7 @@ from distkgd.losses import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
 from distkgd.methods.base import HardSettings, Method, Setup, Update
 from distkgd.model import Model, View
 from distkgd.scenes import Scene
-from distkgd.scorers.base import Candidates, plain
+from distkgd.scorers.base import Candidates, Scorer, plain
 from distkgd.settings import Frozen, Positive, Rate, Real, Weight
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class DualDE(Method[DualdeConfig]):
         columns = sides * (1 if listed else 2) * (2 if self.hard.loss == "self_adversarial" else 1)
         found = Travel(1 + columns) + (sum([each] * sides, Travel()) if listed else Travel())
         if self.settings.structure:
-            found += Travel(widths=tuple((model.entity.dim + 2, learns) for model, learns in self.speakers()))
+            found += Travel(widths=tuple((model.scorer.dim + 2, learns) for model, learns in self.speakers()))
         return found
 
     def speakers(self) -> list[tuple[Model, bool]]:
@@ -318,16 +319,18 @@ class _Shapes:
             return
         asks_head = view.scene.batch.queries.side == 1
         sign = torch.where(asks_head, -1.0, 1.0).to(view.anchor.dtype)
-        log_anchor = _log_norm(view.anchor)
+        scorer = view.model.scorer
+        anchor, answer = scorer.coordinates(view.anchor), scorer.coordinates(view.answer)
+        log_anchor = _log_norm(anchor)
         self.positive = [
-            F.cosine_similarity(view.anchor, view.answer, dim=-1, eps=_SMALLEST_NORM),
-            torch.exp(sign * (log_anchor - _log_norm(view.answer))),
+            F.cosine_similarity(anchor, answer, dim=-1, eps=_SMALLEST_NORM),
+            torch.exp(sign * (log_anchor - _log_norm(answer))),
         ]
         if fields:
             ratio = torch.stack([sign, sign * log_anchor], 1)
             self.fields = [
-                view.field(F.normalize(view.anchor, dim=-1, eps=_SMALLEST_NORM), _meet_cosine),
-                view.field(ratio, _meet_ratio),
+                view.field(F.normalize(anchor, dim=-1, eps=_SMALLEST_NORM), partial(_meet_cosine, scorer)),
+                view.field(ratio, partial(_meet_ratio, scorer)),
             ]
 
 
@@ -338,14 +341,16 @@ def _log_norm(rows: Tensor) -> Tensor:
     return torch.log(torch.linalg.vector_norm(rows, dim=-1).clamp(min=_SMALLEST_NORM))
 
 
-def _meet_cosine(queries: Tensor, rows: Candidates) -> Tensor:
-    return queries @ F.normalize(plain(rows), dim=-1, eps=_SMALLEST_NORM).transpose(-1, -2)
+def _meet_cosine(scorer: Scorer, queries: Tensor, rows: Candidates) -> Tensor:
+    return queries @ F.normalize(scorer.coordinates(plain(rows)), dim=-1, eps=_SMALLEST_NORM).transpose(-1, -2)
 
 
-def _meet_ratio(queries: Tensor, rows: Candidates) -> Tensor:
+def _meet_ratio(scorer: Scorer, queries: Tensor, rows: Candidates) -> Tensor:
     # exp(sign * (log |anchor| - log |candidate|)), sign = -1 where the candidate is the head.
     # The product gives autograd a result of its own: fields are written over where a pair does not count.
-    return 1.0 * torch.exp(queries[..., 1:] - queries[..., :1] * _log_norm(plain(rows)).unsqueeze(-2))
+    return 1.0 * torch.exp(
+        queries[..., 1:] - queries[..., :1] * _log_norm(scorer.coordinates(plain(rows))).unsqueeze(-2)
+    )
 
 
 def _same(x: Tensor) -> Tensor:
