@@ -119,7 +119,7 @@ def mobius_add(x: Row, y: Row, c: float) -> list[float]:
     return [((1 + 2 * c * xy + c * yy) * a + (1 - c * xx) * b) / below for a, b in zip(x, y, strict=True)]
 
 
-def _project(x: Row, c: float) -> list[float]:
+def project(x: Row, c: float) -> list[float]:
     size = math.sqrt(c * _dot(x, x))
     return [a * min(1.0, (1 - 1e-5) / max(size, 1e-300)) for a in x]
 
@@ -137,7 +137,7 @@ def less_square(q: Row, t: Row) -> float:
 
 def _hyperbolic(h: Row, r: Row, t: Row, moved: Row, shift: Row) -> float:
     c = math.log1p(math.exp(r[0]))
-    point = _project(mobius_add(exp_0(moved, c), exp_0(shift, c), c), c)
+    point = project(mobius_add(exp_0(moved, c), exp_0(shift, c), c), c)
     return h[0] + t[0] - distance(point, exp_0(t[1:], c), c) ** 2
 
 
