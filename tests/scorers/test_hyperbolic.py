@@ -11,12 +11,18 @@ from torch.utils._pytree import tree_leaves
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
-from distkgd.model import new_model
+from distkgd.losses import regulariser
+from distkgd.methods.dualde import _Shapes
+from distkgd.model import Model, View, new_model
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.scorers.poincare import EDGE, curvature, squared_distances, translated
+from tests.jobs import toy_model, toy_scenes
 from tests.scorers.naive import NAIVE, distance, exp_0, mobius_add, project
 from tests.scorers.test_scorers import rows, triples
+from tests.test_losses import whole_scene
+from tests.toys import toy_graph
 
+GRAPH = toy_graph(entities=19, relations=3, triples=200)
 HYPERBOLIC = [name for name, scorer in SCORERS.items() if scorer.tails_only]
 BIASED = [name for name, scorer in SCORERS.items() if scorer.biases]
 
@@ -191,3 +197,39 @@ def test_a_fresh_model_has_no_bias_no_preference_of_curvature_and_all_angles(nam
 def test_a_model_without_inverse_relations_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f"{name} with reciprocal: false.*Set reciprocal: true"):
         new_model(build_scorer(name, 4), 5, 2, Ranks(), reciprocal=False, seed=0)
+
+
+def biased_model(biases: float) -> Model:
+    model = toy_model(GRAPH, "roth", 4)
+    model.entity.weight[:, 0] = biases
+    return model
+
+
+def test_biases_are_neither_dropped_nor_penalised() -> None:
+    scene = whole_scene(toy_scenes(GRAPH, kind="batch"))
+    for biases in (0.0, 3.0):
+        model = biased_model(biases)
+        model.entity.weight[:, 1:] = 0.0
+        model.relation.detach()[:] = 0.0
+        view = View(model, scene, grad=False, dropout=0.7)
+        torch.testing.assert_close(view.positive, torch.full_like(view.positive, 2 * biases))
+        for name in ("n2", "n3"):
+            assert regulariser(name, view, 1.0, None).abs().max() == 0
+    model = biased_model(1.0)
+    kept, dropped = (View(model, scene, grad=False, dropout=rate).positive for rate in (0.0, 0.7))
+    assert not torch.allclose(kept, dropped)
+
+
+def test_the_structure_of_dualde_is_that_of_the_coordinates() -> None:
+    scene = whole_scene(toy_scenes(GRAPH, kind="all"))
+    view = View(biased_model(50.0), scene, grad=False)
+    shapes = _Shapes(view, True)
+    heads = scene.batch.queries.side == 1
+    anchor, everyone = view.anchor[:, 1:], view.model.entity.weight[:, 1:]
+    cosines = anchor @ everyone.T / anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
+    ratios = anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
+    ratios = torch.where(heads.unsqueeze(1), 1.0 / ratios, ratios)
+    for positive, field, expected in zip(shapes.positive, shapes.fields, (cosines, ratios), strict=True):
+        torch.testing.assert_close(field.meet(field.queries, field.rows), expected)
+        own = expected.gather(1, scene.batch.queries.answer.unsqueeze(1)).squeeze(1)
+        torch.testing.assert_close(positive, own)
