@@ -111,12 +111,9 @@ def _speakers(method: Method[Any], config: StageConfig) -> list[Speaker]:
     found = []
     for model, learns in method.speakers():
         scorer, table = model.scorer, model.entity
-        numbers = state_numbers(config.optimizer.name, scorer.dim) if any(model is t for t in trained) else 0
-        found.append(
-            Speaker(
-                scorer.dim, scorer.query_size if method.asks(model) else 0, learns, table.weight.element_size(), numbers
-            )
-        )
+        numbers = state_numbers(config.optimizer.name, scorer.entity_size) if any(model is t for t in trained) else 0
+        query = scorer.query_size if method.asks(model) else 0
+        found.append(Speaker(scorer.entity_size, query, learns, table.weight.element_size(), numbers))
     return found
 
 

@@ -234,14 +234,14 @@ def huber(difference: Tensor, delta: float = 1.0) -> Tensor:
 def regulariser(name: str, view: View, weight: float, relation_weight: float | None) -> Tensor:
     """[Q]: penalty on the rows of each query.
 
-    n2: sum of squares of anchor, relation, answer.
+    n2: sum of squares of anchor, relation, answer. The biases of entities are free.
     n3: sum of cubed absolute values, for complex scorers of cubed moduli (Lacroix et al., ICML 2018, Eq. 4).
     dura: |a|^2 + |q(a, r)|^2 + |e|^2 + |q'(e, r)|^2 for anchor a, answer e and the two queries they make
         (Zhang et al., NeurIPS 2020, Eq. 8); bilinear scorers only.
     """
-    rows = view.anchor, view.relation, view.answer
-    weights = weight, weight if relation_weight is None else relation_weight, weight
     scorer = view.model.scorer
+    rows = scorer.coordinates(view.anchor), view.relation, scorer.coordinates(view.answer)
+    weights = weight, weight if relation_weight is None else relation_weight, weight
     if name == "dura":
         return weight * _dura(view, scorer)
     power = {"n2": 2, "n3": 3}[name]

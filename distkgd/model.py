@@ -1,6 +1,7 @@
 """A model is an entity table, a relation table and a scorer; a view is what one batch sees of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from distkgd.graph.filters import Queries
 from distkgd.random import Stream
 from distkgd.scenes import Scene
 from distkgd.scorers import Init, Scorer
-from distkgd.scorers.base import Candidates
+from distkgd.scorers.base import Candidates, check_reciprocal
 
 Meet = Callable[[Tensor, Candidates], Tensor]
 
@@ -29,6 +30,7 @@ class Model:
     """
 
     def __init__(self, scorer: Scorer, entity: ShardedTable, relation: Tensor, num_relations: int, reciprocal: bool):
+        check_reciprocal(scorer, reciprocal)
         self.scorer = scorer
         self.entity = entity
         self.relation = relation
@@ -41,7 +43,7 @@ class Model:
         return self.entity.total * self.entity.dim + self.relation.numel()
 
     def project(self, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
-        """[Q, query_size] of queries whose anchor rows are [Q, dim] and relation rows [Q, relation_size]."""
+        """[Q, query_size] of queries whose anchor rows are [Q, entity_size] and relation rows [Q, relation_size]."""
         if self.reciprocal:
             return self.scorer.tail_query(anchor, relation)
         asks_head = queries.side == 1
@@ -60,7 +62,7 @@ class Model:
         return torch.cat(parts)[torch.sort(order).indices]
 
     def answer_scores(self, queries: Queries, anchor: Tensor, relation: Tensor, answer: Tensor) -> Tensor:
-        """[Q]: the score of each query's own answer ([Q, dim])."""
+        """[Q]: the score of each query's own answer ([Q, entity_size])."""
         if self.reciprocal:
             return self.scorer.score(anchor, relation, answer)
         asks_head = (queries.side == 1).unsqueeze(1)
@@ -92,8 +94,9 @@ def new_model(
     lo, hi = ranks.share(num_entities)
     entity_init = scorer.entity_init()
     if init_scale is not None:
-        entity_init = Init(entity_init.kind, init_scale)
-    entity = _fresh(lo, hi, scorer.dim, entity_init, seed, Stream.ENTITY_INIT, ranks.device, row_dtype or dtype)
+        entity_init = replace(entity_init, scale=init_scale)
+    stored, width = row_dtype or dtype, scorer.entity_size
+    entity = _fresh(lo, hi, width, entity_init, seed, Stream.ENTITY_INIT, ranks.device, stored)
     rows = num_relations * (2 if reciprocal else 1)
     size, init = scorer.relation_size, scorer.relation_init()
     relation = _fresh(0, rows, size, init, seed, Stream.RELATION_INIT, ranks.device, dtype)
@@ -105,14 +108,15 @@ def _fresh(
 ) -> Tensor:
     out = torch.empty(hi - lo, dim, device=device, dtype=dtype)
     rows = max(1, _INIT_NUMBERS // dim)
+    scale = init.scale * torch.tensor(init.columns or [1.0] * dim, dtype=torch.float64, device=device)
     for start in range(lo, hi, rows):
         stop = min(start + rows, hi)
         index = torch.arange(start * dim, stop * dim, device=device)
         if init.kind == "normal":
-            values = random.normal(seed, stream, 0, index) * init.scale
+            values = random.normal(seed, stream, 0, index)
         else:
-            values = (2.0 * random.uniform(seed, stream, 0, index) - 1.0) * init.scale
-        out[start - lo : stop - lo] = values.reshape(-1, dim).to(dtype)
+            values = 2.0 * random.uniform(seed, stream, 0, index) - 1.0
+        out[start - lo : stop - lo] = (values.reshape(-1, dim) * scale).to(dtype)
     return out
 
 
@@ -147,7 +151,7 @@ class View:
                 candidates = self.opened.candidates()
                 candidates = candidates if shape is None else candidates.reshape(*shape, candidates.shape[-1])
             self.relation = F.embedding(model.relation_ids(queries), model.relation)
-            anchor = _drop(self.anchor, dropout, scene, Stream.ENTITY_DROPOUT)
+            anchor = _drop(self.anchor, dropout, scene, Stream.ENTITY_DROPOUT, model.scorer.biases)
             relation = _drop(self.relation, relation_dropout, scene, Stream.RELATION_DROPOUT)
             self.positive = model.answer_scores(queries, anchor, relation, self.answer)
             meet = _meet_bf16(model.scorer) if bf16 else model.scorer.meet
@@ -165,11 +169,13 @@ def _meet_bf16(scorer: Scorer) -> Meet:
     return meet
 
 
-def _drop(rows: Tensor, rate: float, scene: Scene, stream: Stream) -> Tensor:
-    # Inverted dropout whose mask depends on the query's global index, never on the rank.
+def _drop(rows: Tensor, rate: float, scene: Scene, stream: Stream, biases: int = 0) -> Tensor:
+    # Inverted dropout whose mask depends on the query's global index, never on the rank. Biases are not dropped.
     if not rate:
         return rows
     dim = rows.shape[1]
     index = scene.batch.query_index().unsqueeze(1) * dim + torch.arange(dim, device=rows.device)
     keep = random.uniform(scene.seed, stream, scene.batch.step, index) >= rate
-    return rows * (keep.to(rows.dtype) / (1.0 - rate))
+    factor = keep.to(rows.dtype) / (1.0 - rate)
+    factor[:, :biases] = 1.0
+    return rows * factor

@@ -4,7 +4,7 @@ model/
   config.json         scorer and its constants, sizes, reciprocal, the table files in order, where it came from
   entities.tsv        id, name in row order; entity_labels.tsv where the graph has human names
   relations.tsv       id, name; relation_labels.tsv likewise
-  entity-*.safetensors    concatenate to `entity` [num_entities, dim]
+  entity-*.safetensors    concatenate to `entity` [num_entities, biases + dim]; most scorers have no biases
   relation-*.safetensors  concatenate to `relation` [num_relations or twice that, relation_size]
 """
 
@@ -90,10 +90,10 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
-    if entity.shape[1] != scorer.dim or relation.shape[1] != scorer.relation_size:
+    if entity.shape[1] != scorer.entity_size or relation.shape[1] != scorer.relation_size:
         raise ModelError(
             f"{folder}: the tables have {entity.shape[1]} and {relation.shape[1]} columns, "
-            f"the scorer in config.json ({scorer}) needs {scorer.dim} and {scorer.relation_size}."
+            f"the scorer in config.json ({scorer}) needs {scorer.entity_size} and {scorer.relation_size}."
         )
     wanted = dtype or relation.dtype
     # Rows in bfloat16 stay as they are and are widened where they are used.

@@ -32,6 +32,7 @@ from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, find_model, save_model
 from distkgd.report import write_atomic, write_report
 from distkgd.run_folder import prepare_folder
+from distkgd.scorers import SCORERS
 from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, teacher_folder
 from distkgd.stages import Stage, build_plan, check_plan
 from distkgd.tracking import Status, open_tracking
@@ -161,6 +162,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
         "method": config.method,
         "scorer": config.scorer,
         "dim": config.dim,
+        "biases": SCORERS[config.scorer].biases,
         "bytes": bytes_on_disk(folder),
         "num_parameters": student.num_parameters,
         "teachers": list(stage.teachers),

@@ -102,7 +102,7 @@ def _row(stage: Stage, teacher: Stage | None) -> list[str]:
         str(stage["name"]),
         _text(stage.get("method")),
         _text(stage.get("scorer")),
-        _text(stage.get("dim")),
+        _dim(stage),
         _bytes(stage.get("bytes")),
         _fixed(_mrr(stage, "valid")),
         _fixed(_mrr(stage, "test")),
@@ -222,6 +222,12 @@ def _data(data: Mapping[str, Any]) -> str:
 def _mrr(stage: Stage, split: str) -> float | None:
     value = (stage.get(split) or {}).get("mrr")
     return None if value is None else float(value)
+
+
+def _dim(stage: Stage) -> str:
+    """Coordinates per entity, and its biases beside them: 32+1."""
+    biases = stage.get("biases")
+    return f"{_text(stage.get('dim'))}+{biases}" if biases else _text(stage.get("dim"))
 
 
 def _ratio(top: float | None, bottom: float | None) -> float | None:

@@ -9,6 +9,7 @@ from distkgd.errors import ConfigError, DistkgdError, UnsupportedError
 from distkgd.graph import Graph
 from distkgd.model_folder import read_shape
 from distkgd.scorers import build_scorer
+from distkgd.scorers.base import check_reciprocal
 from distkgd.starts import Shape, check_start
 
 
@@ -123,6 +124,7 @@ def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> No
     """`check_stage` of one config."""
     try:
         scorer = shape_of(config).scorer
+        check_reciprocal(scorer, config.reciprocal)
     except DistkgdError as error:
         raise type(error)(f"{name}: {error}") from None
     if config.bf16 and scorer.candidate_form != "dot":

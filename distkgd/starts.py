@@ -63,7 +63,7 @@ def begin(student: Model, teacher: Model, start: Literal["random", "crop", "pca"
     check_start(start, shapes[0], shapes[1], teacher.entity.total)
     dim = student.scorer.dim
     if start == "crop":
-        student.entity.weight.copy_(teacher.entity.weight[:, :dim])
+        student.entity.weight.copy_(teacher.entity.weight[:, : student.scorer.entity_size])
         columns = teacher.scorer.crop_columns(dim).to(teacher.relation.device)
         student.relation.copy_(teacher.relation[:, columns])
         return

@@ -199,7 +199,7 @@ class DualDE(Method[DualdeConfig]):
         columns = sides * (1 if listed else 2) * (2 if self.hard.loss == "self_adversarial" else 1)
         found = Travel(1 + columns) + (sum([each] * sides, Travel()) if listed else Travel())
         if self.settings.structure:
-            found += Travel(widths=tuple((model.entity.dim + 2, learns) for model, learns in self.speakers()))
+            found += Travel(widths=tuple((model.scorer.dim + 2, learns) for model, learns in self.speakers()))
         return found
 
     def speakers(self) -> list[tuple[Model, bool]]:

@@ -138,6 +138,8 @@ def test_smoothing_clipping_parts_and_balance_send_what_the_model_says() -> None
         config_of("bkd", {}, "softmax", "chunk", "rows", balanced=True, accumulate=2),
         config_of("bkd", {}, "softmax", "all", "queries", balanced=True),
         config_of("scratch", {}, "softmax", "all", "queries", scorer="pairre"),
+        config_of("scratch", {}, "softmax", "all", "queries", scorer="roth"),
+        config_of("dualde", {"stage_one": False}, "softplus", "triple", "queries", scorer="rote"),
         config_of("scratch", {}, "softmax", "triple", "rows", row_dtype="bfloat16"),
     ]
     assert_as_expected(2, cases)
