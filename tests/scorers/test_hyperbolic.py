@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
 from distkgd.losses import regulariser
-from distkgd.methods.dualde import _Shapes
+from distkgd.methods.structure import Shapes
 from distkgd.model import Model, View, new_model
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.scorers.poincare import EDGE, curvature, squared_distances, translated
@@ -223,7 +223,7 @@ def test_biases_are_neither_dropped_nor_penalised() -> None:
 def test_the_structure_of_dualde_is_that_of_the_coordinates() -> None:
     scene = whole_scene(toy_scenes(GRAPH, kind="all"))
     view = View(biased_model(50.0), scene, grad=False)
-    shapes = _Shapes(view, True)
+    shapes = Shapes(view, True)
     heads = scene.batch.queries.side == 1
     anchor, everyone = view.anchor[:, 1:], view.model.entity.weight[:, 1:]
     cosines = anchor @ everyone.T / anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
