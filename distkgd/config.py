@@ -5,7 +5,8 @@
     student: {scorer: complex, dim: 32, method: bkd, epochs: 40}
     baseline: true                    # the student's config without its teacher; a mapping overrides keys of it
 
-`dim` is always real numbers per entity. A stage without a teacher must use method `scratch` or `dml`.
+`teachers` in place of `teacher`, `chain` and `assistant` make longer plans (`distkgd.plan_config`, `distkgd.stages`).
+`dim` is always real numbers per entity. A stage without a teacher must use a method that needs none (`scratch`, `dml`).
 """
 
 import copy

@@ -121,16 +121,19 @@ def test_a_chain_may_begin_at_a_finished_model_of_its_first_dim(tmp_path: Path) 
     assert not trained.called and not (tmp_path / "other").exists()
 
 
-def test_two_ranks_train_the_same_chain(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["chain", "assistant"])
+def test_two_ranks_train_the_same_plan(name: str, tmp_path: Path) -> None:
     data = str(small_data(tmp_path / "data"))
-    tree = merge(CHAIN, {"dtype": "float64", "student": {"start": "crop"}})
+    tree = merge({"chain": CHAIN, "assistant": ASSISTED}[name], {"dtype": "float64", "student": {"start": "crop"}})
     for world in (1, 2):
         run_on_ranks(world, run_on_data, tree=tree, data=data, folder=str(tmp_path / str(world)))
-    for stage in ("teacher", "student_8", "student", "direct"):
-        one, two = (entity_rows(tmp_path / world, stage) for world in ("1", "2"))
+    reports = [json.loads((tmp_path / world / "report.json").read_text(encoding="utf-8")) for world in ("1", "2")]
+    assert [report["world"] for report in reports] == [1, 2]
+    assert len(reports[0]["stages"]) == (4 if name == "chain" else 7)
+    for mine, theirs in zip(*(report["stages"] for report in reports), strict=True):
+        assert (mine["name"], mine["dim"], mine["teachers"]) == (theirs["name"], theirs["dim"], theirs["teachers"])
+        one, two = (entity_rows(tmp_path / world, mine["name"]) for world in ("1", "2"))
         torch.testing.assert_close(two, one, rtol=0, atol=1e-8)
-    report = json.loads((tmp_path / "2/report.json").read_text(encoding="utf-8"))
-    assert (report["world"], [s["name"] for s in report["stages"]][1]) == (2, "student_8")
 
 
 # -- assistants ---------------------------------------------------------------------------------------------------
