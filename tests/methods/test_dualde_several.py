@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.rows import NEVER
 from distkgd.job import Progress
-from distkgd.methods.dualde import DualDE
+from distkgd.methods.dualde import DualDE, _opposite
 from distkgd.train import train_step
 from tests.jobs import Asked, NaiveModel
 from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, kl, plain_sgd
@@ -125,3 +126,13 @@ def test_teachers_rest_in_stage_one_and_all_of_them_learn_in_stage_two(tmp_path:
     assert [method.lr_scale(group) for group in ("teacher", "teacher_2")] == [0.1, 0.1]
     train_step(job, Progress(step=1), 0)
     assert not any(torch.equal(a, b) for a, b in zip(one, rows(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_average_of_scores_that_do_not_count_is_exactly_such_a_score(dtype: torch.dtype) -> None:
+    """However many teachers there are: a rounding error of 1e30 would be a distance."""
+    for number in range(1, 9):
+        own, other = _opposite(0, [torch.full((50,), NEVER, dtype=dtype)] * (1 + number))
+        assert torch.equal(own, other)
+    scores = [torch.full((50,), float(i), dtype=dtype) for i in range(4)]
+    assert _opposite(0, scores)[1].tolist() == [2.0] * 50
