@@ -119,7 +119,8 @@ def _known_method(name: str) -> str:
 class StageConfig(Frozen):
     """One training run: one student, one method.
 
-    dim: real coordinates per entity; some scorers add a bias. margin, norm: constants of distance scorers; default: the scorer's.
+    dim: real coordinates per entity; some scorers add a bias.
+    margin, norm: constants of distance scorers; default: the scorer's.
     reciprocal: head queries are tail queries of an inverse relation (two relation rows each).
     init_scale: standard deviation or half-width of the initial entity rows; default: the scorer's.
     batch_size: triples in the global batch. accumulate: parts into which each batch is cut to save memory.
