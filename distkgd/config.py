@@ -120,7 +120,8 @@ def _known_method(name: str) -> str:
 class StageConfig(Frozen):
     """One training run: one student, one method.
 
-    dim: real numbers per entity. margin, norm: constants of distance scorers; default: the scorer's.
+    dim: real coordinates per entity; some scorers add a bias.
+    margin, norm: constants of distance scorers; default: the scorer's.
     reciprocal: head queries are tail queries of an inverse relation (two relation rows each).
     init_scale: standard deviation or half-width of the initial entity rows; default: the scorer's.
     start: the student's first rows: random, or from its first teacher, which must have the same scorer: crop, its

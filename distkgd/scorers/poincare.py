@@ -1,7 +1,7 @@
-"""The Poincare ball of curvature -c in float64: maps at 0, Mobius addition, distances by a matrix product.
+"""The Poincare ball of curvature -c in float64: Mobius addition, distances by a matrix product.
 
-Points are kept as tangent vectors at 0, which have no edge to fall off. They are moved to the ball where a formula
-needs it, at most to (1 - EDGE) / sqrt(c) from its centre, and a gradient that points outwards ends there. Formulas:
+Points are tangent vectors at 0, which have no edge to fall off, and stand for exp_0 of themselves. What would be
+further than (1 - EDGE) / sqrt(c) from the ball's centre counts as there, and has no gradient outwards. Formulas:
 Ganea et al. 2018, "Hyperbolic Neural Networks", §2, in the convention of Chami et al. 2020, §3, where the factor 2 of
 the metric is left to the distance: exp_0(v) is at distance 2 |v| of 0.
 """
