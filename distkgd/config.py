@@ -383,7 +383,8 @@ def _check_number(student: StageConfig, given: int) -> None:
         )
     if given and METHODS[student.method].num_teachers[-1] == 0:
         raise ValueError(
-            f"a teacher is given but student.method is {student.method}; use bkd or dualde, or drop the teacher"
+            f"a teacher is given but student.method is {student.method}, which has none; use bkd or dualde, "
+            "or drop the teacher"
         )
     check_teachers(student.method, given)
     if not given and student.start != "random":
