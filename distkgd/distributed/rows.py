@@ -34,6 +34,9 @@ def numbers_at_once(numbers: float, device: torch.device) -> float:
     return BLOCK_NUMBERS.get(device.type, DEVICE_NUMBERS)
 
 
+# Candidates of a block with many planes at least: products with fewer would cost more than what the cache saves.
+_NARROWEST = 32
+
 # The score of a pair that does not count, in every field: exp of it is 0, and unlike -inf it makes no NaN in backward.
 NEVER = -1e30
 
@@ -41,6 +44,10 @@ NEVER = -1e30
 def present(scores: Tensor) -> Tensor:
     """[..., Q, n]: 1 where a candidate counts, 0 where it was left out."""
     return (scores > NEVER / 2).to(scores.dtype)
+
+
+# A partial's tensors may have planes in front, [P, ..., Q, N]: scores of several models for each pair, as in `Field`. What
+# is made of them is then [P, Q].
 
 
 @dataclass(frozen=True)
@@ -146,10 +153,10 @@ class Layout:
             return gathered
         return [x.reshape(self.groups, len(x) // max(1, self.groups), x.shape[1]) for x in gathered]
 
-    def blocks(self, queries: int) -> list[tuple[int, int]]:
-        """Ranges of candidates small enough that queries x range stays below the block budget."""
-        budget = self._block_numbers or numbers_at_once(queries * self.num_candidates, self.ranks.device)
-        width = max(1, int(budget) // max(1, queries))
+    def blocks(self, queries: int, planes: int = 1) -> list[tuple[int, int]]:
+        """Ranges of candidates small enough that queries x range x planes stays below the block budget."""
+        budget = self._block_numbers or numbers_at_once(queries * self.num_candidates * planes, self.ranks.device)
+        width = max(1 if planes == 1 else _NARROWEST, int(budget) // max(1, queries * planes))
         if width >= self.num_candidates:
             return [(0, self.num_candidates)]
         pieces = -(-self.num_candidates // width)
@@ -199,7 +206,7 @@ class Layout:
             query, candidate = self._excluded
             ends = torch.tensor([start, stop], device=scores.device)
             first, last = torch.searchsorted(candidate, ends).tolist()
-            scores[query[first:last], candidate[first:last] - start] = NEVER
+            scores[..., query[first:last], candidate[first:last] - start] = NEVER
 
     def home(self, partials: Tensor) -> Tensor:
         """[k, queries met here] partials of this rank's candidates as [pieces, k, Q] of this rank's queries."""
@@ -218,15 +225,22 @@ class Field:
     meet: (queries [..., Q, a], rows [..., n, b], copied or listed) -> [..., Q, n].
     queries: [Q, a] of this rank, moved to the candidates when the first ask is answered.
     rows: [N, b], or [groups, N, b], copied or listed; narrower numbers than the queries' are widened block by block.
+    planes: how many numbers there are for each pair if `meet` puts them in front: [planes, ..., Q, n].
     """
 
     def __init__(
-        self, layout: Layout, meet: Callable[[Tensor, Candidates], Tensor], queries: Tensor, rows: Candidates
+        self,
+        layout: Layout,
+        meet: Callable[[Tensor, Candidates], Tensor],
+        queries: Tensor,
+        rows: Candidates,
+        planes: int = 1,
     ) -> None:
         self.layout = layout
         self.meet = meet
         self.queries = queries
         self.rows = rows
+        self.planes = planes
         self.moved: Tensor | None = None
         self._whole: Tensor | None = None
 
@@ -252,9 +266,9 @@ class Ask:
 
     partials: (block of each field [..., Q, n], each per_query as [..., Q, 1], each parameter) -> {name: Partial}.
         It must be pure: in blocked mode it runs again in backward.
-    finish: ({name: [Q]} of this rank's queries, each own) -> the loss, or whatever is made of them.
+    finish: ({name: [Q] or [P, Q]} of this rank's queries, each own) -> the loss, or whatever is made of them.
     per_query: [Q] numbers of this rank's queries needed beside the scores.
-    own: [Q] numbers of this rank's queries that only finish needs; they stay here.
+    own: [Q, ...] numbers of this rank's queries that only finish needs; they stay here.
     parameters: other tensors that partials uses and that may need a gradient.
     """
 
@@ -280,10 +294,9 @@ def answer(asks: Mapping[str, Ask], *, forget: bool = False) -> dict[str, Any]:
         field.moved = moved
     extra = gathered[len(met) :]
     queries = [f.moved for f in run.fields if f.moved is not None]
-    blocks = layout.blocks(queries[0].shape[:-1].numel())
+    blocks = layout.blocks(queries[0].shape[:-1].numel(), max(f.planes for f in run.fields))
     if len(blocks) == 1:
         columns = run.columns([f.whole() for f in run.fields], [*extra, *run.parameters])
-        columns = columns.reshape(len(columns), -1)
     else:
         tensors = [*map(plain, run.rows), *queries, *extra, *run.parameters]
         pieces: Tensor = _Blocked.apply(run, blocks, *tensors)  # type: ignore[no-untyped-call]
@@ -300,10 +313,14 @@ def reduce(
     return found
 
 
+Kind = tuple[int, str, type[Partial], int]
+
+
 class _Pass:
     """Several asks over the same candidates, each field and row table counted once.
 
-    kinds: (which ask, name of its partial, kind) in the order of the columns; known once a block has been computed.
+    kinds: (which ask, name of its partial, kind, planes or 0 for none) in the order of the columns; known once a block
+        has been computed.
     """
 
     def __init__(self, asks: Sequence[Ask], forget: bool = False) -> None:
@@ -314,12 +331,13 @@ class _Pass:
         self.parameters = [x for ask in asks for x in ask.parameters]
         self.rows = _distinct([f.rows for f in self.fields])
         self._rows_of = [next(i for i, r in enumerate(self.rows) if r is f.rows) for f in self.fields]
-        self.kinds: list[tuple[int, str, type[Partial]]] = []
+        self.kinds: list[Kind] = []
+        self._query_dims = 1 if self.fields[0].layout.groups is None else 2
         if any(f.layout is not self.fields[0].layout for f in self.fields):
             raise AssertionError("asks that are answered together must meet the same candidates")
 
     def columns(self, scores: Sequence[Tensor], extra: Sequence[Tensor]) -> Tensor:
-        """[k, ..., Q] from the block of each distinct field, each ask's per_query numbers, each ask's parameters."""
+        """[k, Q] from the block of each distinct field, each ask's per_query numbers, each ask's parameters."""
         per_query, parameters = list(extra[: len(self.per_query)]), list(extra[len(self.per_query) :])
         kinds, columns = [], []
         known: dict[int, tuple[Tensor, Tensor]] = {}
@@ -331,31 +349,30 @@ class _Pass:
             alone = [z for z, field in zip(mine, ask.fields, strict=False) if all(field is not f for f in others)]
             last = self.forget and len(found) == 1 and (only_logsumexp(found, alone) or only_gap(found, alone))
             for name, partial in found.items():
-                kinds.append((i, name, type(partial)))
-                columns += _columns(partial, last, known)
+                made = _columns(partial, last, known)
+                planes = made[0].dim() - self._query_dims
+                kinds.append((i, name, type(partial), len(made[0]) if planes else 0))
+                columns += [x.flatten(1) if planes else x.reshape(1, -1) for x in made]
         self.kinds = kinds
         wide = columns[0].dtype
         for column in columns:
             wide = torch.promote_types(wide, column.dtype)
-        return torch.stack([column.to(wide) for column in columns])
+        return torch.cat([column.to(wide) for column in columns])
 
     def block(self, start: int, stop: int, rows: Sequence[Tensor], rest: Sequence[Tensor]) -> Tensor:
         """[k, Q] of candidates start … stop - 1. rows: of each distinct table, these candidates only."""
         n = len(self.fields)
         pairs = zip(self.fields, rest[:n], self._rows_of, strict=True)
-        found = self.columns([f.block(q, rows[i], start, stop) for f, q, i in pairs], rest[n:])
-        return found.reshape(len(found), -1)
+        return self.columns([f.block(q, rows[i], start, stop) for f, q, i in pairs], rest[n:])
 
     def finish(self, merged: Tensor) -> list[Any]:
         """What each ask makes of its merged columns ([k, Q])."""
         got: list[dict[str, Tensor]] = [{} for _ in self.asks]
-        columns = list(merged)
-        for i, name, kind in self.kinds:
-            if kind in (SoftmaxMean, SoftmaxGap):
-                got[i][f"{name}.lse"] = columns.pop(0)
-            got[i][name] = columns.pop(0)
-            if kind is SoftmaxGap:
-                got[i][f"{name}.student"] = columns.pop(0)
+        at = 0
+        for i, name, kind, planes in self.kinds:
+            for part in _PARTS.get(kind, ("",)):
+                got[i][name + part] = merged[at : at + planes] if planes else merged[at]
+                at += planes or 1
         return [ask.finish(found, *ask.own) for ask, found in zip(self.asks, got, strict=True)]
 
 
@@ -423,6 +440,10 @@ class _Blocked(torch.autograd.Function):
         return None, None, *totals
 
 
+# What a kind's columns are called, after the name of the partial.
+_PARTS: Mapping[type[Partial], tuple[str, ...]] = {SoftmaxMean: (".lse", ""), SoftmaxGap: (".lse", "", ".student")}
+
+
 def _distinct(items: Sequence[Any]) -> list[Any]:
     return list({id(item): item for item in items}.values())
 
@@ -474,24 +495,24 @@ def _logsumexp(logit: Tensor, last: bool = False) -> Tensor:
     return kernels.logsumexp(logit, last) if kernels.available(logit) else torch.logsumexp(logit, -1)
 
 
-def _merge(kinds: Sequence[tuple[int, str, type[Partial]]], parts: Tensor) -> Tensor:
+def _merge(kinds: Sequence[Kind], parts: Tensor) -> Tensor:
     # [pieces, columns, Q] -> [columns, Q], in the order of _columns, so that what was merged can be merged again.
     if len(parts) == 1:
         return parts[0]
     out: list[Tensor] = []
-    for _, _, kind in kinds:
-        column = parts[:, len(out)]
-        if kind is SoftmaxMean:
-            weight = torch.softmax(column, 0)
-            out += [torch.logsumexp(column, 0), (weight * parts[:, len(out) + 1]).sum(0)]
-        elif kind is SoftmaxGap:
-            weight = torch.softmax(column, 0)
-            out += [torch.logsumexp(column, 0), (weight * parts[:, len(out) + 1]).sum(0)]
-            out += [torch.logsumexp(parts[:, len(out)], 0)]
+    at = 0
+    for _, _, kind, planes in kinds:
+        width = planes or 1
+        first, *others = parts[:, at : at + width * len(_PARTS.get(kind, ("",)))].split(width, 1)
+        at += width * (1 + len(others))
+        if kind in (SoftmaxMean, SoftmaxGap):
+            weight = torch.softmax(first, 0)
+            out += [torch.logsumexp(first, 0), (weight * others[0]).sum(0)]
+            out += [torch.logsumexp(log_sum, 0) for log_sum in others[1:]]
         elif kind is LogSumExp:
-            out.append(torch.logsumexp(column, 0))
+            out.append(torch.logsumexp(first, 0))
         elif kind is Max:
-            out.append(column.amax(0))
+            out.append(first.amax(0))
         else:
-            out.append(column.sum(0))
-    return torch.stack(out)
+            out.append(first.sum(0))
+    return torch.cat(out)
