@@ -263,13 +263,16 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _teacher_and_method_agree(self) -> "RunConfig":
-        if self.teacher is None and self.student.method != "scratch":
+        taught = METHODS[self.student.method].num_teachers
+        if self.teacher is None and 0 not in taught:
             raise ValueError(
                 f"student.method {self.student.method} needs a teacher; give `teacher:` a stage or a path to a "
                 "finished model, or use student.method=scratch"
             )
-        if self.teacher is not None and self.student.method == "scratch":
-            raise ValueError("a teacher is given but student.method is scratch; use bkd or dualde, or drop the teacher")
+        if self.teacher is not None and taught == range(1):
+            raise ValueError(
+                f"a teacher is given but student.method is {self.student.method}; use bkd or dualde, or drop the teacher"
+            )
         if isinstance(self.teacher, StageConfig) and self.teacher.method != "scratch":
             raise ValueError(f"teacher.method must be scratch (it has no teacher itself), not {self.teacher.method}")
         return self

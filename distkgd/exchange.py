@@ -38,6 +38,7 @@ def shape_of(scenes: SceneBuilder, method: Method[Any], config: StageConfig, ste
         per_query=travel.per_query,
         widths=travel.widths,
         constants=travel.constants,
+        shared=travel.shared,
         dense=sum(m.relation.numel() for m in learning) + sum(t.numel() for t in method.evaluators.values()),
         terms=TERMS,
         number_bytes=method.student.relation.element_size(),

@@ -32,12 +32,14 @@ class Travel:
 
     columns: partial sums that go home. per_query: numbers that travel with the query and take a gradient, constants:
     such that take none. widths: numbers of further fields' queries, (how many, whether they take a gradient).
+    shared: numbers that every rank tells every other once for all its queries.
     """
 
     columns: int = 0
     per_query: int = 0
     widths: tuple[tuple[int, bool], ...] = ()
     constants: int = 0
+    shared: int = 0
 
     def __add__(self, other: "Travel") -> "Travel":
         return Travel(
@@ -45,6 +47,7 @@ class Travel:
             self.per_query + other.per_query,
             self.widths + other.widths,
             self.constants + other.constants,
+            self.shared + other.shared,
         )
 
 

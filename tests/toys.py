@@ -12,6 +12,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers
 from distkgd.job import Job, Progress
+from distkgd.methods import METHODS
 from distkgd.model import Model, new_model
 from distkgd.plan import Run, Stage, build_job
 from distkgd.scorers import build_scorer
@@ -60,7 +61,7 @@ def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
 
 def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | None = None) -> Job:
     """A job for the student of `config`; method other than scratch gets `toy_teacher`."""
-    taught = config["student"].get("method", "scratch") != "scratch"
+    taught = 0 not in METHODS[config["student"].get("method", "scratch")].num_teachers
     run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
     teacher = toy_teacher(run) if taught else None
     stage = Stage("student", run.config.student, ("toy",) if taught else ())

@@ -34,6 +34,8 @@ def numbers_at_once(numbers: float, device: torch.device) -> float:
     return BLOCK_NUMBERS.get(device.type, DEVICE_NUMBERS)
 
 
+_NO_LIMIT = 1 << 62
+
 # Candidates of a block with many planes at least: products with fewer would cost more than what the cache saves.
 _NARROWEST = 32
 
@@ -163,16 +165,28 @@ class Layout:
         cuts = [self.num_candidates * i // pieces for i in range(pieces + 1)]
         return list(pairwise(cuts))
 
+    def group_size(self, queries: int) -> int:
+        """Queries of each group, of `queries` on this rank; 1 without groups."""
+        if not self.groups:
+            return 1
+        return (queries if self.counts is None else sum(self.counts)) // self.groups
+
+    def block_cuts(self, queries: int, blocks: int) -> list[int]:
+        """[blocks + 1]: where one rank's `queries` are cut into blocks; groups stay whole."""
+        size = self.group_size(queries)
+        return [queries // size * i // blocks * size for i in range(blocks + 1)] if size else [0] * (blocks + 1)
+
     def query_blocks(self, blocks: int, queries: int) -> list[tuple["Layout", Tensor]]:
-        """The layout of each of `blocks` parts of this rank's `queries` (without groups), and which of the queries met
-        here belong to it: ([met in the part] positions, ascending)."""
+        """The layout of each of `blocks` parts of this rank's `queries`, and which of the queries met here belong to it:
+        ([met in the part] positions, ascending)."""
         counts = [queries] if self.counts is None else list(self.counts)
         device = self.ranks.device
         starts = torch.tensor([0, *counts], device=device).cumsum(0).tolist()
         found, place = [], torch.zeros(sum(counts), dtype=torch.int64, device=device)
         part = torch.zeros_like(place)
+        every_cut = [self.block_cuts(n, blocks) for n in counts]
         for i in range(blocks):
-            cuts = [(n * i // blocks, n * (i + 1) // blocks) for n in counts]
+            cuts = [(cut[i], cut[i + 1]) for cut in every_cut]
             pieces = [torch.arange(at + lo, at + hi, device=device) for at, (lo, hi) in zip(starts, cuts, strict=False)]
             met = torch.cat(pieces)
             part[met], place[met] = i, torch.arange(len(met), device=device)
@@ -184,14 +198,17 @@ class Layout:
             sizes = torch.bincount(part[query], minlength=blocks).tolist()
             pairs = zip(place[query[order]].split(sizes), candidate[order].split(sizes), strict=True)
             excluded = list(pairs)
+        size = self.group_size(queries)
         return [
             (
                 Layout(
                     self.ranks,
                     num_candidates=self.num_candidates,
                     counts=None if self.counts is None else sizes,
+                    groups=None if self.groups is None else len(met) // max(1, size),
                     excluded=pairs,
-                    block_numbers=max(1, len(met) * self.num_candidates),
+                    mask=None if self._mask is None else self._mask[torch.div(met[::size], size, rounding_mode="floor")],
+                    block_numbers=_NO_LIMIT,
                 ),
                 met,
             )

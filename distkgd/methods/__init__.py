@@ -7,6 +7,7 @@ from distkgd.errors import ConfigError
 from distkgd.methods.base import HardSettings, Method, NoSettings, Setup, Update
 from distkgd.methods.bkd import Bkd
 from distkgd.methods.dualde import DualDE
+from distkgd.methods.med import Med
 from distkgd.methods.scratch import Scratch
 from distkgd.model import Model
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "HardSettings", "Method", "NoSettings", "Setup", "Update", "build_method"]
 
-METHODS: Mapping[str, type[Method[Any]]] = {"scratch": Scratch, "bkd": Bkd, "dualde": DualDE}
+METHODS: Mapping[str, type[Method[Any]]] = {"scratch": Scratch, "bkd": Bkd, "dualde": DualDE, "med": Med}
 
 
 def build_method(
