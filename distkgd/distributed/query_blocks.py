@@ -73,7 +73,9 @@ def _number_of_blocks(field: Field, numbers: Mapping[str, int]) -> int:
         return 1
     limit = numbers.get(device.type, DEVICE_NUMBERS)
     if layout.groups is not None:
-        return min(layout.groups, -(-met * each // limit))
+        # No block is empty on all ranks.
+        most = met if layout.counts is None else max(layout.counts)
+        return max(1, min(most // layout.group_size(met), -(-met * each // limit)))
     queries = limit // each
     if field.planes > 1 and _FEWEST_QUERIES * each <= _MOST_NUMBERS:
         queries = max(queries, _FEWEST_QUERIES)

@@ -207,7 +207,7 @@ def one_step(ranks: Ranks, config: dict[str, Any], blocks: str) -> dict[str, Any
     with (
         patch.object(query_blocks, "_number_of_blocks", counted),
         patch.object(query_blocks, "numbers_at_once", lambda n, _: 1 if blocks == "queries" else n),
-        patch.dict(query_blocks._NUMBERS, {"cpu": 300}),
+        patch.dict(query_blocks._NUMBERS, {"cpu": 50}),
         patch.object(query_blocks, "_FEWEST_QUERIES", 1),
         patch.object(rows, "numbers_at_once", lambda n, _: 300 if blocks == "candidates" else n),
         patch.object(rows, "_NARROWEST", 2),
