@@ -271,7 +271,8 @@ class RunConfig(Frozen):
             )
         if self.teacher is not None and taught == range(1):
             raise ValueError(
-                f"a teacher is given but student.method is {self.student.method}; use bkd or dualde, or drop the teacher"
+                f"a teacher is given but student.method is {self.student.method}; use bkd or dualde, "
+                "or drop the teacher"
             )
         if isinstance(self.teacher, StageConfig) and self.teacher.method != "scratch":
             raise ValueError(f"teacher.method must be scratch (it has no teacher itself), not {self.teacher.method}")

@@ -1,7 +1,7 @@
 """The scores of all crops of a model, from one pass over its columns.
 
-Where the scorer allows it (`Scorer.prefix_form`), a crop's score is the sum of what consecutive blocks of columns score:
-each block is scored once, whatever number of crops it belongs to, and a running sum gives all scores. The other
+Where the scorer allows it (`Scorer.prefix_form`), a crop's score is the sum of what consecutive blocks of columns
+score: each block is scored once, whatever number of crops it belongs to, and a running sum gives all scores. The other
 scorers (PairRE, whose crops normalise anew, and RESCAL, whose crops are corners of a matrix) score crop by crop.
 """
 
@@ -91,7 +91,8 @@ class Crops:
             return self.scorer.margin + sums
         # Squares have no sign to spare, so a pair that does not count is told apart before the root.
         roots = sums.clamp_min(SMALLEST_SQUARE).sqrt()
-        return torch.where(sums < NEVER / 2, NEVER, self.scorer.margin - roots)
+        scores: Tensor = torch.where(sums < NEVER / 2, NEVER, self.scorer.margin - roots)
+        return scores
 
     def steps(self, contributions: Tensor, scores: Tensor) -> Tensor:
         """[P - 1, ...]: each crop's score less that of the one before it; 0 where a pair does not count."""

@@ -10,9 +10,10 @@ runs/NAME/
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ from distkgd.distributed.nodes import shared_answers
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError, DistkgdError, Stopped, UnsupportedError
-from distkgd.evaluate import breakdown, metrics, protocol, ranks_of
+from distkgd.evaluate import breakdown, metrics, protocol, ranks_of, ranks_of_crops
 from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.relations import relation_categories
 from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.job import Job, Progress
-from distkgd.methods import NoSettings, Setup, build_method
+from distkgd.methods import Method, NoSettings, Setup, build_method
 from distkgd.model import Model, new_model
 from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model
 from distkgd.report import write_atomic, write_report
@@ -107,6 +108,14 @@ class Run:
         rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
         return metrics(rank), rank
 
+    def curve(self, model: Model, dims: Sequence[int], split: str) -> dict[int, dict[str, float]]:
+        """dim -> metrics of the crop of a model to it, on "valid" or "test"; all dims in one pass."""
+        triples, config = getattr(self.graph, split).to(self.ranks.device), self.config
+        found = ranks_of_crops(
+            model, dims, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter
+        )
+        return {dim: metrics(rank) for dim, rank in found.items()}
+
 
 def run_plan(
     config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, resume: bool, display: Display
@@ -174,6 +183,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         job = build_job(run, stage, digest, tracking, teachers)
         progress = train_stage(job)
         row = finish_stage(run, stage, job.method.product, progress)
+        row |= job.method.report(partial(run.curve, job.method.product), run.splits)
         if run.ranks.first:
             write_atomic(result, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
@@ -250,11 +260,16 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         folder=run.stage_folder(stage.name),
         digest=digest,
         keep=run.config.keep,
-        validate=(lambda: run.evaluate(method.product, "valid")[0]) if can_validate else None,
+        validate=(lambda: validation(run, method)) if can_validate else None,
         tracking=tracking,
         display=run.display,
         engine=run.config.engine,
     )
+
+
+def validation(run: Run, method: Method[Any]) -> dict[str, float]:
+    """What a method makes of the metrics of its product on the validation split."""
+    return method.validate(lambda: run.evaluate(method.product, "valid")[0], partial(run.curve, method.product))
 
 
 def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:

@@ -23,8 +23,8 @@ from distkgd.distributed.rows import (
     numbers_at_once,
     only_logsumexp,
 )
-from distkgd.kernels.scores import available
 from distkgd.kernels.rows import add, take
+from distkgd.kernels.scores import available
 from distkgd.scorers.base import Candidates, Collecting, Listed, plain
 
 # Scores of a block; with fewer queries than this, matrix products lose more than what the second visit costs. Where the
@@ -85,8 +85,9 @@ def _number_of_blocks(field: Field, numbers: Mapping[str, int]) -> int:
 class _Batch:
     """The asks of a step with their tensors laid side by side, and how to cut them.
 
-    rows, sources, numbers: [N, b] tables, [groups, N, b] or, where `lists` has their [groups, N] indices, the tables these
-    point into; [Q, a] queries of each field (or [met, a] if they have moved already); what the asks need beside them.
+    rows, sources, numbers: [N, b] tables, [groups, N, b] or, where `lists` has their [groups, N] indices, the tables
+    that these point into; [Q, a] queries of each field (or [met, a] if they have moved already); what the asks need
+    beside them.
     """
 
     def __init__(self, asks: Sequence[Ask], fields: Sequence[Field], blocks: int, weights: Sequence[float]) -> None:
@@ -173,12 +174,12 @@ class _Visit(torch.autograd.Function):
         total = torch.zeros(())
         for index, (layout, met) in enumerate(batch.layout.query_blocks(batch.blocks, len(batch.fields[0].queries))):
             groups = batch.groups_of(met)
-            cut = met_here if groups is None else batch.cut(rows, needed, groups)
+            copies = [] if groups is None else batch.cut(rows, needed, groups)
             with torch.enable_grad():
-                terms = batch.terms(index, layout, met, cut, leaves)
+                terms = batch.terms(index, layout, met, copies or met_here, leaves)
                 terms.sum().backward()
             if groups is not None:
-                batch.collect(cut, collected, groups)
+                batch.collect(copies, collected, groups)
             total = total.to(terms) + terms.detach()
         ctx.found = [*collected, *(x.grad for x in leaves)]
         return total

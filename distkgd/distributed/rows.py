@@ -48,8 +48,8 @@ def present(scores: Tensor) -> Tensor:
     return (scores > NEVER / 2).to(scores.dtype)
 
 
-# A partial's tensors may have planes in front, [P, ..., Q, N]: scores of several models for each pair, as in `Field`. What
-# is made of them is then [P, Q].
+# A partial's tensors may have planes in front, [P, ..., Q, N]: scores of several models for each pair, as in `Field`.
+# What is made of them is then [P, Q].
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class Layout:
         return [queries // size * i // blocks * size for i in range(blocks + 1)] if size else [0] * (blocks + 1)
 
     def query_blocks(self, blocks: int, queries: int) -> list[tuple["Layout", Tensor]]:
-        """The layout of each of `blocks` parts of this rank's `queries`, and which of the queries met here belong to it:
-        ([met in the part] positions, ascending)."""
+        """The layout of each of `blocks` parts of this rank's `queries`, groups kept whole, and which of the queries met
+        here belong to it: ([met in the part] positions, ascending)."""
         counts = [queries] if self.counts is None else list(self.counts)
         device = self.ranks.device
         starts = torch.tensor([0, *counts], device=device).cumsum(0).tolist()
@@ -199,6 +199,10 @@ class Layout:
             pairs = zip(place[query[order]].split(sizes), candidate[order].split(sizes), strict=True)
             excluded = list(pairs)
         size = self.group_size(queries)
+
+        def masked(met: Tensor) -> Tensor | None:
+            return None if self._mask is None else self._mask[torch.div(met[::size], size, rounding_mode="floor")]
+
         return [
             (
                 Layout(
@@ -207,7 +211,9 @@ class Layout:
                     counts=None if self.counts is None else sizes,
                     groups=None if self.groups is None else len(met) // max(1, size),
                     excluded=pairs,
-                    mask=None if self._mask is None else self._mask[torch.div(met[::size], size, rounding_mode="floor")],
+                    mask=None
+                    if self._mask is None
+                    else self._mask[torch.div(met[::size], size, rounding_mode="floor")],
                     block_numbers=_NO_LIMIT,
                 ),
                 met,

@@ -16,7 +16,7 @@ Differs from the paper:
 Differs from the authors' code: none was released.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -30,8 +30,8 @@ from distkgd.distributed.query_blocks import answer_means
 from distkgd.distributed.rows import NEVER, Ask, Field, LogSumExp, Partial, SoftmaxMean, Sum, present
 from distkgd.errors import UnsupportedError
 from distkgd.losses import Travel, huber
-from distkgd.methods.base import HardSettings, Method, Setup, Update
-from distkgd.model import Model, View
+from distkgd.methods.base import Curve, HardSettings, Method, Setup, Update
+from distkgd.model import Model
 from distkgd.scenes import Scene
 from distkgd.scorers import build_scorer
 from distkgd.settings import Frozen, Positive, Rate, Real
@@ -160,6 +160,15 @@ class Med(Method[MedConfig]):
         if how.mutual:
             own += Travel(n)
         return own + Travel(shared=2 * (n - 1)) if how.evolution else own
+
+    def validate(self, evaluate: Callable[[], dict[str, float]], curve: Curve) -> dict[str, float]:
+        found = curve(self.settings.dims, "valid")
+        chosen = list(found.values()) if self.settings.select == "mean" else [found[self.settings.dims[-1]]]
+        means = {name: sum(one[name] for one in chosen) / len(chosen) for name in chosen[0]}
+        return means | {f"mrr_{dim}": one["mrr"] for dim, one in found.items()}
+
+    def report(self, curve: Curve, splits: Sequence[str]) -> dict[str, Any]:
+        return {"curve": {split: curve(self.settings.dims, split) for split in splits}}
 
     @property
     def _listwise(self) -> bool:

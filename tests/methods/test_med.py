@@ -8,16 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.config import parse_config
 from distkgd.distributed import query_blocks, rows
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
 from distkgd.job import Progress
 from distkgd.methods import HardSettings
 from distkgd.methods.med import Med, MedConfig
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.train import train_step
-from tests.jobs import Asked, NaiveModel, assert_same_gradients, entity_gradient, spelled_out, toy_model, toy_scenes
+from tests.jobs import Asked, NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 
@@ -158,9 +156,7 @@ def test_each_mechanism_can_be_switched_off(switched_off: str, loss: str) -> Non
 @pytest.mark.parametrize("regime", ["all", "chunk", "triple"])
 @pytest.mark.parametrize("reciprocal", [True, False])
 @pytest.mark.parametrize("scorer", SCORERS)
-def test_every_scorers_crops_score_as_their_formula_does(
-    scorer: str, reciprocal: bool, regime: str, loss: str
-) -> None:
+def test_every_scorers_crops_score_as_their_formula_does(scorer: str, reciprocal: bool, regime: str, loss: str) -> None:
     margin = 3.0 if "margin" in SCORERS[scorer].options else None
     for dims in ((2, 4, 6, 8), (2, 6, 8)):
         compare(scorer, reciprocal, regime, loss, options(dims=dims), margin=margin)
