@@ -40,7 +40,10 @@ class LoadedModel:
 
 
 def save_model(folder: Path, model: Model, graph: Graph | LoadedModel, about: Mapping[str, Any]) -> None:
-    """Write `model` of the entities of `graph`, or of the model it was made of; `about` goes into config.json. All ranks call it."""
+    """Write `model` of the entities of `graph`, or of the model it was made of; `about` goes into config.json.
+
+    All ranks call it.
+    """
     ranks = model.entity.ranks
     table = model.entity
     with atomic_folder(folder, ranks) as part:

@@ -177,8 +177,8 @@ class Layout:
         return [queries // size * i // blocks * size for i in range(blocks + 1)] if size else [0] * (blocks + 1)
 
     def query_blocks(self, blocks: int, queries: int) -> list[tuple["Layout", Tensor]]:
-        """The layout of each of `blocks` parts of this rank's `queries`, groups kept whole, and which of the queries met
-        here belong to it: ([met in the part] positions, ascending)."""
+        """The layout of each of `blocks` parts of this rank's `queries`, groups kept whole, and which of the queries
+        met here belong to it: ([met in the part] positions, ascending)."""
         counts = [queries] if self.counts is None else list(self.counts)
         device = self.ranks.device
         starts = torch.tensor([0, *counts], device=device).cumsum(0).tolist()
@@ -211,9 +211,7 @@ class Layout:
                     counts=None if self.counts is None else sizes,
                     groups=None if self.groups is None else len(met) // max(1, size),
                     excluded=pairs,
-                    mask=None
-                    if self._mask is None
-                    else self._mask[torch.div(met[::size], size, rounding_mode="floor")],
+                    mask=masked(met),
                     block_numbers=_NO_LIMIT,
                 ),
                 met,

@@ -5,13 +5,13 @@ No code of the authors exists, and the formulas reached us second-hand (summarie
 
 Differs from the paper:
 - Sums over T and T^- become means: over the batch's queries, and for each over its negatives.
-- MED[EI]: pos^i = exp(w1 / s) misorders scores of different signs and blows up near 0. Ours is monotone, the softmax over
-  the global batch of -w1 sigmoid(s) (`positives: sigmoid`, bounded) or of -w1 s (`positives: score`). neg^i is normalised
-  over each query's own negatives, as RotatE's self-adversarial weights are, not over the batch's. The lower model's
-  scores are detached in both; w1 and w2 learn.
+- MED[EI]: pos^i = exp(w1 / s) misorders scores of different signs and blows up near 0. Ours is monotone, the softmax
+  over the global batch of -w1 sigmoid(s) (`positives: sigmoid`, bounded) or of -w1 s (`positives: score`). neg^i is
+  normalised over each query's own negatives, as RotatE's self-adversarial weights are, not over the batch's. The lower
+  model's scores are detached in both; w1 and w2 learn.
 - With loss softmax, L_EI of a query is its cross-entropy, weighed by pos^i; there is no neg^i (our listwise form).
-- MED[DLW]: exp(w3 d_i / d_n) is divided by its mean over the sub-models. Left alone, the loss that w3 scales drives it to
-  minus infinity; so it can only move weight from one sub-model to another.
+- MED[DLW]: exp(w3 d_i / d_n) is divided by its mean over the sub-models. Left alone, the loss that w3 scales drives it
+  to minus infinity; so it can only move weight from one sub-model to another.
 - w1, w2, w3 stay within bounds: beyond one, only gradients that lead back count.
 Differs from the authors' code: none was released.
 """

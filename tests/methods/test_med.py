@@ -68,47 +68,50 @@ def naive_huber(gap: Tensor, delta: float) -> Tensor:
     return torch.where(gap.abs() <= delta, gap * gap / 2, delta * (gap.abs() - delta / 2))
 
 
+def naive_evolution(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: Tensor, loss: str, i: int) -> Tensor:
+    """[]: L_EI of sub-model i, spelled out."""
+    model = Cropped(whole, how.dims[i])
+    lower = Cropped(whole, how.dims[i - 1]) if i and how.evolution else None
+    odds = [torch.ones((), dtype=torch.float64) for _ in queries]
+    if lower is not None:
+        seen = [lower.own(query).detach() for query in queries]
+        odds = [torch.exp(-w[0] * (torch.sigmoid(s) if how.positives == "sigmoid" else s)) for s in seen]
+    terms = []
+    for query, odd in zip(queries, odds, strict=True):
+        pos = odd / sum(odds) * len(queries)
+        z, others = model.own(query), model.others(query)
+        if loss == "softmax":
+            terms.append(pos * (torch.log(torch.exp(z) + torch.exp(others).sum()) - z))
+            continue
+        neg = torch.ones_like(others)
+        if lower is not None:
+            neg = torch.exp(w[1] * lower.others(query).detach())
+        elif loss == "self_adversarial":
+            neg = torch.exp(TEMPERATURE * others.detach())
+        negative = (neg * torch.log(1.0 + torch.exp(others))).sum() / (neg.sum() if len(neg) else 1.0)
+        terms.append(pos * torch.log(1.0 + torch.exp(-z)) + negative * (len(others) if loss == "bce" else 1))
+    return sum(terms) / len(queries)
+
+
+def naive_mutual(whole: NaiveModel, queries: list[Asked], how: MedConfig, i: int) -> Tensor:
+    """[]: L_ML of sub-models i - 1 and i."""
+    model, below = Cropped(whole, how.dims[i]), Cropped(whole, how.dims[i - 1])
+    gaps = []
+    for query in queries:
+        gap = naive_huber(model.own(query) - below.own(query), how.mutual_delta)
+        if query.negatives:
+            gap = gap + naive_huber(model.others(query) - below.others(query), how.mutual_delta).mean()
+        gaps.append(gap)
+    return how.mutual_weight * sum(gaps) / len(queries)
+
+
 def naive_terms(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: Tensor, loss: str) -> dict[str, Tensor]:
-    """{name: term}: MED's loss, spelled out."""
-    models = [Cropped(whole, dim) for dim in how.dims]
-    n, batch = len(models), len(queries)
-    total = {"evolution": torch.zeros((), dtype=torch.float64), "mutual": torch.zeros((), dtype=torch.float64)}
-    factors = [torch.exp(w[2] * dim / how.dims[-1]) if how.dynamic else torch.tensor(1.0) for dim in how.dims]
-    mean_factor = sum(factors) / n
-    for i, model in enumerate(models):
-        lower = models[i - 1] if i and how.evolution else None
-        odds = []
-        for query in queries:
-            if lower is None:
-                odds.append(torch.ones((), dtype=torch.float64))
-            else:
-                s = lower.own(query).detach()
-                odds.append(torch.exp(-w[0] * (torch.sigmoid(s) if how.positives == "sigmoid" else s)))
-        for query, odd in zip(queries, odds, strict=True):
-            pos = odd / sum(odds) * batch
-            z, others = model.own(query), model.others(query)
-            if loss == "softmax":
-                term = pos * (torch.log(torch.exp(z) + torch.exp(others).sum()) - z)
-            else:
-                if lower is not None:
-                    neg = torch.exp(w[1] * lower.others(query).detach())
-                elif loss == "self_adversarial":
-                    neg = torch.exp(TEMPERATURE * others.detach())
-                else:
-                    neg = torch.ones_like(others)
-                shares = neg / neg.sum() if len(neg) else neg
-                bce = (shares * torch.log(1.0 + torch.exp(others))).sum()
-                term = pos * torch.log(1.0 + torch.exp(-z)) + bce * (len(others) if loss == "bce" else 1)
-            total["evolution"] = total["evolution"] + factors[i] / mean_factor * term / batch
-        if i and how.mutual:
-            for query in queries:
-                below = models[i - 1]
-                gap = naive_huber(model.own(query) - below.own(query), how.mutual_delta)
-                if query.negatives:
-                    apart = model.others(query) - below.others(query)
-                    gap = gap + naive_huber(apart, how.mutual_delta).mean()
-                total["mutual"] = total["mutual"] + how.mutual_weight * gap / batch
-    return total if how.mutual else {"evolution": total["evolution"]}
+    """{name: term}: MED's loss."""
+    n = len(how.dims)
+    factors = [torch.exp(w[2] * dim / how.dims[-1]) if how.dynamic else torch.ones(()) for dim in how.dims]
+    losses = [naive_evolution(whole, queries, how, w, loss, i) for i in range(n)]
+    found = {"evolution": sum(f * x for f, x in zip(factors, losses, strict=True)) / (sum(factors) / n)}
+    return found | ({"mutual": sum(naive_mutual(whole, queries, how, i) for i in range(1, n))} if how.mutual else {})
 
 
 def compare(
