@@ -29,6 +29,7 @@ from distkgd.distributed.batch import batch_softmax
 from distkgd.distributed.query_blocks import answer_means
 from distkgd.distributed.rows import NEVER, Ask, Field, LogSumExp, Partial, SoftmaxMean, Sum, present
 from distkgd.errors import UnsupportedError
+from distkgd.kernels import nested
 from distkgd.losses import Travel, huber
 from distkgd.methods.base import Curve, HardSettings, Method, Setup, Update
 from distkgd.model import Model
@@ -144,9 +145,10 @@ class Med(Method[MedConfig]):
         queries = self.crops.queries(scene.batch.queries, self.student.reciprocal, *view.dropped)
         field = Field(scene.layout, self.crops.meet, queries, view.negatives.rows, len(self.crops.dims))
         own = self.crops.meet_own(queries, view.answer)
-        asks = {"evolution": self._evolution(field, own, scene)}
+        sums = _Sums(self, self.bounded())
+        asks = {"evolution": self._evolution(field, own, scene, sums)}
         if self.settings.mutual:
-            asks["mutual"] = self._mutual(field, own)
+            asks["mutual"] = self._mutual(field, own, sums)
         weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
         terms = answer_means(asks, weights, scene.batch.num_queries)
         groups = {"student"} | ({"evaluators"} if self.evaluators else set())
@@ -156,7 +158,7 @@ class Med(Method[MedConfig]):
         n, how = len(self.crops.dims), self.settings
         own = Travel(widths=tuple((size, True) for size in self.crops.query_sizes[:-1]))
         # A log-sum-exp of each sub-model, or the mean of its negatives with the weights' log-sum-exp and the count.
-        own += Travel(n) if self._listwise else Travel(2 * n + 1)
+        own += Travel(n) if self.listwise else Travel(2 * n + 1)
         if how.mutual:
             own += Travel(n)
         return own + Travel(shared=2 * (n - 1)) if how.evolution else own
@@ -171,7 +173,8 @@ class Med(Method[MedConfig]):
         return {"curve": {split: curve(self.settings.dims, split) for split in splits}}
 
     @property
-    def _listwise(self) -> bool:
+    def listwise(self) -> bool:
+        """Whether a query's candidates share one cross-entropy."""
         return self.hard.loss == "softmax"
 
     def bounded(self) -> Tensor:
@@ -213,48 +216,74 @@ class Med(Method[MedConfig]):
         lower = w2 * scores[:-1].detach()
         return torch.cat([first, torch.where(even == 0, lower, NEVER)])
 
-    def _evolution(self, field: Field, own: Tensor, scene: Scene) -> Ask:
+    def _evolution(self, field: Field, own: Tensor, scene: Scene, sums: "_Sums") -> Ask:
         # MED[EI]: [Q] of a query's sub-models, each with its dynamic weight.
-        w1, w2, w3 = self.bounded().unbind()
+        w1, w2, w3 = sums.w.unbind()
         scores = self.crops.scores(own)
         positives = self.positive_weights(scores, w1, scene)
         dynamic = self.dynamic_weights(w3).unsqueeze(1).expand_as(scores)
         mine = scores.T, positives.T, dynamic.T
-        crops = self.crops
-
-        def listwise(contributions: Tensor) -> dict[str, Partial]:
-            return {"lse": LogSumExp(crops.scores(contributions))}
 
         def listed(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
             loss = torch.logaddexp(scores.T, got["lse"]) - scores.T
             return (dynamic.T * positives.T * loss).sum(0)
 
-        def pointwise(contributions: Tensor, w2: Tensor) -> dict[str, Partial]:
-            z = crops.scores(contributions)
-            counted = Sum(present(contributions[0].detach()))
-            return {"mean": SoftmaxMean(self.negative_logits(z, w2), F.softplus(z)), "count": counted}
-
         def averaged(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
             negative = got["mean"] * (got["count"] if self.hard.loss == "bce" else 1.0)
             return (dynamic.T * (positives.T * F.softplus(-scores.T) + negative)).sum(0)
 
-        if self._listwise:
-            return Ask(listwise, [field], listed, own=mine)
-        return Ask(pointwise, [field], averaged, own=mine, parameters=(w2,))
+        finish = listed if self.listwise else averaged
+        return Ask(sums.evolution, [field], finish, own=mine, parameters=() if self.listwise else (w2,))
 
-    def _mutual(self, field: Field, own: Tensor) -> Ask:
+    def _mutual(self, field: Field, own: Tensor, sums: "_Sums") -> Ask:
         # MED[ML]: [Q] Huber distances of neighbours' scores, of the positive triple and averaged over the negatives.
-        delta, crops = self.settings.mutual_delta, self.crops
-
-        def partials(contributions: Tensor) -> dict[str, Partial]:
-            steps = crops.steps(contributions, crops.scores(contributions))
-            return {"gap": Sum(huber(steps, delta)), "count": Sum(present(contributions[0].detach()))}
-
         def finish(got: dict[str, Tensor], positive: Tensor) -> Tensor:
             return (got["gap"] / got["count"].clamp(min=1.0)).sum(0) + positive
 
-        steps = crops.steps(own, crops.scores(own))
-        return Ask(partials, [field], finish, own=(huber(steps, delta).sum(0),))
+        steps = self.crops.steps(own, self.crops.scores(own))
+        positive = huber(steps, self.settings.mutual_delta).sum(0)
+        return Ask(sums.mutual, [field], finish, own=(positive,), parameters=() if self.listwise else (sums.w[1],))
+
+
+class _Sums:
+    """The partial sums of both losses over a block of contributions; by a kernel that makes them together, if it can."""
+
+    def __init__(self, method: Med, w: Tensor) -> None:
+        self.method, self.w = method, w
+        self._of: tuple[Tensor, tuple[Tensor, ...]] | None = None  # the last block, and what the kernel made of it
+
+    def evolution(self, contributions: Tensor, *w2: Tensor) -> dict[str, Partial]:
+        """What L_EI needs; w2 unless listwise."""
+        method, count = self.method, Sum(present(contributions[0].detach()))
+        together = self._together(contributions, *w2)
+        if method.listwise:
+            return {"lse": LogSumExp(together[0] if together else method.crops.scores(contributions))}
+        if together:
+            return {"mean": SoftmaxMean(together[0], together[1]), "count": count}
+        z = method.crops.scores(contributions)
+        return {"mean": SoftmaxMean(method.negative_logits(z, *w2), F.softplus(z)), "count": count}
+
+    def mutual(self, contributions: Tensor, *w2: Tensor) -> dict[str, Partial]:
+        """What L_ML needs."""
+        crops, count = self.method.crops, Sum(present(contributions[0].detach()))
+        together = self._together(contributions, *w2)
+        if together:
+            return {"gap": Sum(together[-1]), "count": count}
+        steps = crops.steps(contributions, crops.scores(contributions))
+        return {"gap": Sum(huber(steps, self.method.settings.mutual_delta)), "count": count}
+
+    def _together(self, contributions: Tensor, *w2: Tensor) -> tuple[Tensor, ...]:
+        # [P, ..., Q, 1] each: what the kernel summed, or nothing where it cannot.
+        method, how = self.method, self.method.settings
+        known = method.crops.form == "sum" and method.hard.loss != "self_adversarial"
+        if not known or not nested.available(contributions):
+            return ()
+        if self._of is None or self._of[0] is not contributions:
+            given = contributions, method.student.scorer.margin, how.mutual_delta, how.mutual
+            found = nested.listwise(*given) if method.listwise else nested.pointwise(*given, how.evolution, *w2)
+            gap = found[-1][1:] if how.mutual else found[-1]
+            self._of = contributions, tuple(x.unsqueeze(-1) for x in (*found[:-1], gap))
+        return self._of[1]
 
 
 class _Bounded(torch.autograd.Function):

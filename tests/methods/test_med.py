@@ -11,6 +11,7 @@ from torch import Tensor
 from distkgd.distributed import query_blocks, rows
 from distkgd.distributed.ranks import Ranks
 from distkgd.job import Progress
+from distkgd.kernels import nested
 from distkgd.methods import HardSettings
 from distkgd.methods.med import Med, MedConfig
 from distkgd.scorers import SCORERS, build_scorer
@@ -240,3 +241,25 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(r
                 for one in found:
                     torch.testing.assert_close(one["relation"], naive.relation.grad, rtol=1e-9, atol=1e-11)
                     torch.testing.assert_close(one["w"], w.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softplus", "bce"])
+@pytest.mark.parametrize("switched_off", ["", "mutual", "evolution", "dynamic"])
+@EVERY_REGIME
+def test_the_kernel_does_in_float32_what_plain_torch_does_in_float64(
+    regime: str, switched_off: str, loss: str
+) -> None:
+    exact = plain_sgd(loss, regime, scorer="transe", margin=3.0)
+    if switched_off:
+        exact["student"]["distill"] |= {switched_off: False}
+    if not nested.available(torch.zeros(1, 1, 1)):
+        pytest.skip("no C++ compiler here")
+    for blocks in ("whole", "queries", "candidates"):
+        with patch.object(nested, "available", lambda b: False):
+            slow = one_step(Ranks(), exact, blocks)
+        with patch.object(nested, "_call", wraps=nested._call) as calls:
+            fast = one_step(Ranks(), exact | {"dtype": "float32"}, blocks)
+        assert calls.call_count >= 2
+        assert fast["losses"] == pytest.approx(slow["losses"], rel=1e-5)
+        for name in ("entity", "relation", "w"):
+            torch.testing.assert_close(fast[name].double(), slow[name], rtol=1e-3, atol=1e-4)
