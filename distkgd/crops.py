@@ -2,7 +2,8 @@
 
 Where the scorer allows it (`Scorer.prefix_form`), a crop's score is the sum of what consecutive blocks of columns
 score: each block is scored once, whatever number of crops it belongs to, and a running sum gives all scores. The other
-scorers (PairRE, whose crops normalise anew, and RESCAL, whose crops are corners of a matrix) score crop by crop.
+scorers (PairRE, whose crops normalise anew, RESCAL, whose crops are corners of a matrix, and those with biases or in
+hyperbolic space) score crop by crop.
 """
 
 from collections.abc import Sequence
@@ -59,15 +60,15 @@ class Crops:
         for dim, scorer, columns in zip(self.dims, self._scorers, self._columns, strict=True):
             if self.form is None or dim == self.dims[-1]:
                 cut = relation if dim == self.scorer.dim else relation[:, columns.to(relation.device)]
-                parts.append(project(scorer, reciprocal, queries, anchor[:, :dim], cut))
+                parts.append(project(scorer, reciprocal, queries, anchor[:, : scorer.entity_size], cut))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def meet(self, queries: Tensor, rows: Candidates) -> Tensor:
         """[P, ..., Q, N] contributions of queries [..., Q, sum of query_sizes] and candidates [..., N, dim]."""
         table = plain(rows)
         if self.form is None:
-            parts = zip(self._scorers, queries.split(self.query_sizes, -1), self.dims, strict=True)
-            return torch.stack([scorer.meet(q, table[..., :dim]) for scorer, q, dim in parts])
+            parts = zip(self._scorers, queries.split(self.query_sizes, -1), strict=True)
+            return torch.stack([scorer.meet(q, table[..., : scorer.entity_size]) for scorer, q in parts])
         if len(set(self._widths)) == 1:
             return self._meet_block(0, self._planes(queries), self._planes(table[..., : self.dims[-1]]))
         cut = queries.split(self._widths, -1), table[..., : self.dims[-1]].split(self._widths, -1)

@@ -155,7 +155,7 @@ class Scorer(ABC):
         squares: it is the margin minus the root of the sum of the blocks' squared distances.
         None: the crop's query is no crop of the query, or its score no such sum; each crop is scored by itself.
         """
-        return "sum"
+        return None if self.biases else "sum"
 
     @abstractmethod
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class Case:
         ]
         inputs = [[self.b], [self.exact]] if w is None else [[self.b, w[0]], [self.exact, w[1]]]
         grads = [torch.autograd.grad(s, i, allow_unused=True) for s, i in zip(sums, inputs, strict=True)]
-        for mine, found in zip(*grads, strict=True):
-            theirs = torch.zeros_like(mine) if found is None else found
+        for mine, naive in zip(*grads, strict=True):
+            theirs = torch.zeros_like(mine) if naive is None else naive
             torch.testing.assert_close(mine.double(), theirs.double(), rtol=3e-5, atol=1e-5)
 
 
