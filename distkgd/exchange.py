@@ -40,6 +40,7 @@ def shape_of(scenes: SceneBuilder, method: Method[Any], config: StageConfig, ste
         constants=travel.constants,
         totals=travel.totals,
         constant_columns=travel.constant_columns,
+        shared=travel.shared,
         dense=sum(m.relation.numel() for m in learning) + sum(t.numel() for t in method.evaluators.values()),
         terms=TERMS,
         number_bytes=method.student.relation.element_size(),

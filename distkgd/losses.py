@@ -44,6 +44,7 @@ class Travel:
     per_query: numbers that travel with the query and take a gradient, constants: such that take none.
     widths: numbers of further fields' queries, (how many, whether they take a gradient).
     totals: numbers of the whole batch (`batch_sum`), however many queries it has.
+    shared: numbers that every rank tells every other once for all its queries.
     """
 
     columns: int = 0
@@ -52,6 +53,7 @@ class Travel:
     constants: int = 0
     totals: int = 0
     constant_columns: int = 0
+    shared: int = 0
 
     def __add__(self, other: "Travel") -> "Travel":
         return Travel(
@@ -61,6 +63,7 @@ class Travel:
             self.constants + other.constants,
             self.totals + other.totals,
             self.constant_columns + other.constant_columns,
+            self.shared + other.shared,
         )
 
 

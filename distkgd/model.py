@@ -42,24 +42,21 @@ class Model:
         """Real numbers stored, over all ranks."""
         return self.entity.total * self.entity.dim + self.relation.numel()
 
+    def crop(self, dim: int) -> "Model":
+        """A model of its own, made of the first `dim` columns of every entity and what of the relations goes with them.
+
+        ConfigError or UnsupportedError where the scorer has no such crop.
+        """
+        scorer = self.scorer.crop(dim)
+        columns = self.scorer.crop_columns(dim).to(self.relation.device)
+        table = self.entity
+        entity = ShardedTable(table.weight[:, : scorer.entity_size].clone(), table.total, table.ranks, table.dtype)
+        relation = self.relation.detach()[:, columns].clone()
+        return Model(scorer, entity, relation, self.num_relations, self.reciprocal)
+
     def project(self, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
         """[Q, query_size] of queries whose anchor rows are [Q, entity_size] and relation rows [Q, relation_size]."""
-        if self.reciprocal:
-            return self.scorer.tail_query(anchor, relation)
-        asks_head = queries.side == 1
-        if asks_head.all():
-            return self.scorer.head_query(anchor, relation)
-        if not asks_head.any():
-            return self.scorer.tail_query(anchor, relation)
-        # Each formula runs on its own queries only; the permutation puts them back in order.
-        order = torch.sort(queries.side, stable=True).indices
-        tails = order[: int((~asks_head).sum())]
-        heads = order[len(tails) :]
-        parts = [
-            self.scorer.tail_query(anchor[tails], relation[tails]),
-            self.scorer.head_query(anchor[heads], relation[heads]),
-        ]
-        return torch.cat(parts)[torch.sort(order).indices]
+        return project(self.scorer, self.reciprocal, queries, anchor, relation)
 
     def answer_scores(self, queries: Queries, anchor: Tensor, relation: Tensor, answer: Tensor) -> Tensor:
         """[Q]: the score of each query's own answer ([Q, entity_size])."""
@@ -73,6 +70,26 @@ class Model:
     def relation_ids(self, queries: Queries) -> Tensor:
         """[Q] int64: row of each query's relation."""
         return queries.relation + self.num_relations * queries.side if self.reciprocal else queries.relation
+
+
+def project(scorer: Scorer, reciprocal: bool, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
+    """[Q, query_size]: what of queries meets their candidates; `Model.project` for any scorer."""
+    if reciprocal:
+        return scorer.tail_query(anchor, relation)
+    asks_head = queries.side == 1
+    if asks_head.all():
+        return scorer.head_query(anchor, relation)
+    if not asks_head.any():
+        return scorer.tail_query(anchor, relation)
+    # Each formula runs on its own queries only; the permutation puts them back in order.
+    order = torch.sort(queries.side, stable=True).indices
+    tails = order[: int((~asks_head).sum())]
+    heads = order[len(tails) :]
+    parts = [
+        scorer.tail_query(anchor[tails], relation[tails]),
+        scorer.head_query(anchor[heads], relation[heads]),
+    ]
+    return torch.cat(parts)[torch.sort(order).indices]
 
 
 def new_model(
@@ -123,8 +140,8 @@ def _fresh(
 class View:
     """The embeddings and scores of one model for one scene.
 
-    anchor, relation, answer: [Q, ·] rows before dropout. positive: [Q] scores of the queries' own answers.
-    negatives: the scores of the other candidates, as a Field.
+    anchor, relation, answer: [Q, ·] rows before dropout; dropped: anchor and relation after it.
+    positive: [Q] scores of the queries' own answers. negatives: the scores of the other candidates, as a Field.
     """
 
     def __init__(
@@ -153,6 +170,7 @@ class View:
             self.relation = F.embedding(model.relation_ids(queries), model.relation)
             anchor = _drop(self.anchor, dropout, scene, Stream.ENTITY_DROPOUT, model.scorer.biases)
             relation = _drop(self.relation, relation_dropout, scene, Stream.RELATION_DROPOUT)
+            self.dropped = anchor, relation
             self.positive = model.answer_scores(queries, anchor, relation, self.answer)
             meet = _meet_bf16(model.scorer) if bf16 else model.scorer.meet
             self.negatives = Field(scene.layout, meet, model.project(queries, anchor, relation), candidates)

@@ -39,8 +39,11 @@ class LoadedModel:
     config: dict[str, Any]
 
 
-def save_model(folder: Path, model: Model, graph: Graph, about: Mapping[str, Any]) -> None:
-    """Write `model` of `graph`'s entities; `about` goes into config.json. All ranks call it."""
+def save_model(folder: Path, model: Model, graph: Graph | LoadedModel, about: Mapping[str, Any]) -> None:
+    """Write `model` of the entities of `graph`, or of the model it was made of; `about` goes into config.json.
+
+    All ranks call it.
+    """
     ranks = model.entity.ranks
     table = model.entity
     with atomic_folder(folder, ranks) as part:
@@ -113,6 +116,21 @@ def read_shape(folder: Path) -> tuple[Scorer, bool]:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
+
+
+def crop_model(folder: Path, out: Path, dim: int, ranks: Ranks) -> Model:
+    """Write the crop of the model in `folder` to its first `dim` columns as a model folder `out`; all ranks call it.
+
+    Raises ModelError when `out` exists, ConfigError or UnsupportedError where the scorer has no such crop.
+    """
+    if any(ranks.gather_objects(out.exists())):
+        raise ModelError(f"{out} exists already; choose a folder that does not.")
+    loaded = load_model(folder, ranks)
+    cropped = loaded.model.crop(dim)
+    kept = {key: loaded.config[key] for key in ("data", "source", "stage", "method") if key in loaded.config}
+    source = {"model": str(find_model(folder).resolve()), "dim": loaded.model.scorer.dim}
+    save_model(out, cropped, loaded, kept | {"crop_of": source})
+    return cropped
 
 
 def find_model(folder: Path) -> Path:

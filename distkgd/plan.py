@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         job = build_job(run, stage, digest, tracking, teachers)
         progress = train_stage(job)
         row = finish_stage(run, stage, job.method.product, progress) | chosen
+        row |= job.method.report(partial(run.curve, job.method.product), run.splits)
         if run.ranks.first:
             write_atomic(result, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()

@@ -62,7 +62,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     align = ["---" if column < NUM_TEXT_COLUMNS else "---:" for column in range(len(HEADER))]
     lines = [list(HEADER), align, *[[_escape(cell) for cell in row] for row in rows(report)]]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "# Report\n\n" + body + "\n\n" + "\n\n".join(notes(report)) + "\n"
+    parts = [body, *notes(report), *map(_curve, (stage for stage in report["stages"] if stage.get("curve")))]
+    return "# Report\n\n" + "\n\n".join(parts) + "\n"
 
 
 def table(report: Mapping[str, Any]) -> Table:
@@ -90,6 +91,19 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """The protocol, the data, each student beside the direct model of its dim, what was chosen, and the long tail."""
     stages = report["stages"]
     return [_protocol(report), _data(report["data"]), *_comparisons(stages), *_choices(stages), *_long_tail(stages)]
+
+
+def _curve(stage: Stage) -> str:
+    """The crops of a stage's model as a table: dim, and MRR and H@10 on each split."""
+    splits = list(stage["curve"])
+    # JSON has made texts of the dims of a stage that was finished before.
+    by_split = {split: {int(dim): found for dim, found in stage["curve"][split].items()} for split in splits}
+    head = ["dim", *(f"{split} {name}" for split in splits for name in ("MRR", "H@10"))]
+    lines = [head, ["---:"] * len(head)]
+    for dim in by_split[splits[0]]:
+        found = [by_split[split][dim] for split in splits]
+        lines.append([str(dim), *(_fixed(one[key]) for one in found for key in ("mrr", "hits_at_10"))])
+    return f"Crops of {stage['name']}:\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _row(stage: Stage, teacher: Stage | None) -> list[str]:

@@ -132,7 +132,14 @@ class SceneBuilder:
                 listed, absent = self._own_part(listed)
             mask = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
             mask = mask if absent is None else mask | absent.unsqueeze(1)
-            layout = Layout(self.ranks, counts=counts, groups=len(listed), num_candidates=listed.shape[1], mask=mask)
+            layout = Layout(
+                self.ranks,
+                counts=counts,
+                groups=len(listed),
+                num_candidates=listed.shape[1],
+                most_candidates=self.num,
+                mask=mask,
+            )
             return listed, listed.reshape(-1) - lo, layout
         ids: Tensor | None = None
         if self.kind == "batch":

@@ -1,21 +1,24 @@
 """From a stage to a job: what all stages of a run share, and everything that one of them is trained with."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from distkgd.config import RunConfig, StageConfig
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.evaluate import metrics, ranks_of
+from distkgd.evaluate import metrics, ranks_of, ranks_of_crops
 from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.job import Job
-from distkgd.methods import Setup, build_method
+from distkgd.methods import Method, Setup, build_method
 from distkgd.model import Model, new_model
 from distkgd.model_folder import load_model, same_vocabulary
 from distkgd.scenes import SceneBuilder
@@ -59,6 +62,14 @@ class Run:
         rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
         return metrics(rank), rank
 
+    def curve(self, model: Model, dims: Sequence[int], split: str) -> dict[int, dict[str, float]]:
+        """dim -> metrics of the crop of a model to it, on "valid" or "test"; all dims in one pass."""
+        triples, config = getattr(self.graph, split).to(self.ranks.device), self.config
+        found = ranks_of_crops(
+            model, dims, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter
+        )
+        return {dim: metrics(rank) for dim, rank in found.items()}
+
 
 def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> Job:
     """Everything `train_stage` needs, from config."""
@@ -89,11 +100,16 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         folder=run.stage_folder(stage.name),
         digest=digest,
         keep=run.config.keep,
-        validate=(lambda: run.evaluate(method.product, "valid")[0]) if can_validate else None,
+        validate=(lambda: validation(run, method)) if can_validate else None,
         tracking=tracking,
         display=run.display,
         engine=run.config.engine,
     )
+
+
+def validation(run: Run, method: Method[Any]) -> dict[str, float]:
+    """What a method makes of the metrics of its product on the validation split."""
+    return method.validate(lambda: run.evaluate(method.product, "valid")[0], partial(run.curve, method.product))
 
 
 def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:

@@ -11,6 +11,7 @@ w bytes per number; the kinds are those of `Ranks.traffic`:
     dense     2 (W - 1) / W w (replicated + terms + 1)          a ring all-reduce of gradients and loss terms
     totals    2 (W - 1) parts w totals                          sums over the whole batch, and their gradients
     control   2 (W - 1) / W 8                                   the rows' norm, if gradients are clipped
+              (W - 1) w shared                                  what normalises over the batch
 
 No term has queries times candidates in it. R grows with the candidates only if rows travel.
 """
@@ -43,7 +44,7 @@ class Shape:
     anchors: distinct rows of anchors and answers that other ranks own.
     with_candidates: the same with the candidates, were they looked up.
     touched: distinct rows of the own shard that one part touches (all: the whole shard).
-    columns, per_query, widths, constants, totals, constant_columns: see `losses.Travel`.
+    columns, per_query, widths, constants, totals, constant_columns, shared: see `losses.Travel`.
     dense: numbers in replicated tensors that learn.
     fixed: whether batches are balanced. clipped: whether gradients are. parts: into which the batch is cut.
     """
@@ -68,6 +69,7 @@ class Shape:
     constants: int = 0
     totals: int = 0
     constant_columns: int = 0
+    shared: int = 0
 
 
 def traffic(shape: Shape, move: str) -> dict[str, float]:
@@ -84,6 +86,8 @@ def traffic(shape: Shape, move: str) -> dict[str, float]:
         found["totals"] = 2.0 * others * shape.parts * shape.totals * w
     if shape.clipped:
         found["control"] = 2.0 * others / shape.world * 8
+    if shape.shared:
+        found["control"] = found.get("control", 0.0) + float(others * shape.shared * w * shape.parts)
     if move == "queries":
         widths = [(s.query, s.learns) for s in shape.speakers] + list(shape.widths)
         widths += [(shape.per_query, True), (shape.constants, False)]

@@ -9,6 +9,7 @@ from distkgd.methods.bkd import Bkd
 from distkgd.methods.dml import Dml
 from distkgd.methods.dualde import DualDE
 from distkgd.methods.iterde import IterDE
+from distkgd.methods.med import Med
 from distkgd.methods.mulde import MulDE
 from distkgd.methods.rkd import Rkd
 from distkgd.methods.scratch import Scratch
@@ -27,6 +28,7 @@ METHODS: Mapping[str, type[Method[Any]]] = {
     "rkd": Rkd,
     "dml": Dml,
     "mulde": MulDE,
+    "med": Med,
 }
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from distkgd.config import StageConfig  # which knows the methods
 
 S = TypeVar("S", bound=Frozen)
+# (dims, "valid" or "test") -> {dim: metrics of the product's crop to it}.
+Curve = Callable[[Sequence[int], str], dict[int, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,14 @@ class Method(ABC, Generic[S]):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up where `state` was saved."""
+
+    def validate(self, evaluate: Callable[[], dict[str, float]], curve: Curve) -> dict[str, float]:
+        """Metrics on the validation split, of which "mrr" picks the best rows. evaluate: -> those of the product."""
+        return evaluate()
+
+    def report(self, curve: Curve, splits: Sequence[str]) -> dict[str, Any]:
+        """What the stage's result.json holds beside what every stage's does; the best rows are back in the product."""
+        return {}
 
     def view(self, model: Model, scene: Scene, *, grad: bool) -> View:
         """The view of a model that learns (with dropout) or only speaks (without)."""

@@ -147,6 +147,16 @@ class Scorer(ABC):
         """How a query meets a candidate: inner product, Euclidean distance, a sum over coordinates, or biases less a
         squared distance, Euclidean or hyperbolic."""
 
+    @property
+    def prefix_form(self) -> Literal["sum", "squares"] | None:
+        """How the scores of all crops follow from blocks of consecutive columns of query and candidate.
+
+        sum: a crop's score is the margin plus what each block up to its border scores by itself, with margin 0.
+        squares: it is the margin minus the root of the sum of the blocks' squared distances.
+        None: the crop's query is no crop of the query, or its score no such sum; each crop is scored by itself.
+        """
+        return None if self.biases else "sum"
+
     @abstractmethod
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """`[...]` scores of heads and tails `[..., entity_size]` and relations `[..., relation_size]`."""
