@@ -37,8 +37,9 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Sampler
 from distkgd.job import Progress
 from distkgd.model import new_model
-from distkgd.plan import Run, Stage, build_job, stage_seed
 from distkgd.scorers import build_scorer
+from distkgd.stage_job import Run, build_job, stage_seed
+from distkgd.stages import Stage
 from distkgd.tracking import open_tracking
 from distkgd.train import train_step
 

@@ -5,15 +5,16 @@
     student: {scorer: complex, dim: 32, method: bkd, epochs: 40}
     baseline: true                    # the student's config without its teacher; a mapping overrides keys of it
 
-`dim` is always real numbers per entity. A stage without a teacher must use method `scratch`.
+`teachers` in place of `teacher`, `chain` and `assistant` make longer plans (`distkgd.plan_config`, `distkgd.stages`).
+`dim` is always real numbers per entity. A stage without a teacher must use a method that needs none (`scratch`, `dml`).
 """
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,11 +26,11 @@ from pydantic import (
     model_validator,
 )
 
+from distkgd.config_tree import apply, merge, read_yaml, short
 from distkgd.errors import ConfigError
-from distkgd.methods import METHODS
+from distkgd.methods import METHODS, NoSettings, check_teachers
+from distkgd.plan_config import AssistantConfig, ChainConfig
 from distkgd.settings import Count, Frozen, Positive, Rate, Real, Share, Weight, no_flag
-
-DEEPEST = 8  # steps in a dotted key
 
 
 class NegativesConfig(Frozen):
@@ -119,9 +120,12 @@ def _known_method(name: str) -> str:
 class StageConfig(Frozen):
     """One training run: one student, one method.
 
-    dim: real numbers per entity. margin, norm: constants of distance scorers; default: the scorer's.
+    dim: real coordinates per entity; some scorers add a bias.
+    margin, norm: constants of distance scorers; default: the scorer's.
     reciprocal: head queries are tail queries of an inverse relation (two relation rows each).
     init_scale: standard deviation or half-width of the initial entity rows; default: the scorer's.
+    start: the student's first rows: random, or from its first teacher, which must have the same scorer: crop, its
+        first `dim` columns, or pca, its rows along their `dim` principal axes (`distkgd.starts`).
     batch_size: triples in the global batch. accumulate: parts into which each batch is cut to save memory.
     dropout, relation_dropout: on the query's anchor and relation embeddings.
     bf16: score candidates in bfloat16; rows stay in full precision.
@@ -144,6 +148,7 @@ class StageConfig(Frozen):
     norm: Literal[1, 2] | None = None
     reciprocal: bool = True
     init_scale: Rate | None = None
+    start: Literal["random", "crop", "pca"] = "random"
     negatives: NegativesConfig = NegativesConfig()
     loss: LossConfig = LossConfig()
     regulariser: RegulariserConfig = RegulariserConfig()
@@ -190,8 +195,28 @@ class StageConfig(Frozen):
             raise ValueError("schedule plateau needs validations: set validate_every above 0")
         if self.regulariser.name == "none" and self.regulariser.weight:
             raise ValueError("regulariser.weight is set but regulariser.name is none; name n2, n3 or dura")
+        if self.start != "random" and METHODS[self.method].num_teachers[-1] == 0:
+            raise ValueError(
+                f"start: {self.start} begins from a teacher's rows and method {self.method} has none; use start: random"
+            )
         METHODS[self.method].check(self)
         return self
+
+
+def resized(stage: StageConfig, dim: int, over: Mapping[str, Any], where: str) -> StageConfig:
+    """`stage` at another dim, with the keys of `over` put over it; `where` names those in errors."""
+    tree = stage.model_dump() | {"dim": dim}
+    if over.get("method", stage.method) != stage.method:
+        del tree["distill"]  # the options of another method
+    try:
+        return StageConfig.model_validate(merge(tree, over))
+    except ValidationError as error:
+        raise ValueError(_explain(error, StageConfig, where)) from None
+
+
+def alone(stage: StageConfig) -> StageConfig:
+    """`stage` without teacher."""
+    return stage.model_copy(update={"method": "scratch", "distill": NoSettings(), "start": "random"})
 
 
 def _stage_or(tag: str) -> Callable[[Any], str]:
@@ -238,6 +263,10 @@ class EngineConfig(Frozen):
 class RunConfig(Frozen):
     """A whole run; see the module's docstring.
 
+    teacher: a stage, the path of a finished model, or nothing. teachers: name -> stage or path, in place of `teacher`
+        for methods that have several; the student gets them in this order.
+    chain, assistant: models between teacher and student (`distkgd.plan_config`).
+    baseline: also train the student's config without its teacher; a mapping puts keys over it.
     ties: how equal scores rank: realistic (mean of best and worst), optimistic, pessimistic.
     filter: filtered, or raw (known answers compete too).
     test: off leaves the test split unread (for tuning).
@@ -252,6 +281,9 @@ class RunConfig(Frozen):
     dtype: Literal["float32", "float64"] = "float32"
     threads: Count = 0
     teacher: StageOrPath | None = None
+    teachers: dict[str, StageOrPath] | None = Field(default=None, min_length=1)
+    chain: ChainConfig | None = None
+    assistant: AssistantConfig | None = None
     student: StageConfig = StageConfig()
     baseline: StageOrFlag = False
     ties: Literal["realistic", "optimistic", "pessimistic"] = "realistic"
@@ -262,21 +294,101 @@ class RunConfig(Frozen):
     mlflow: MlflowConfig = MlflowConfig()
 
     @model_validator(mode="after")
-    def _teacher_and_method_agree(self) -> "RunConfig":
-        possible = METHODS[self.student.method].num_teachers
-        if self.teacher is None and 0 not in possible:
+    def _teachers_and_methods_agree(self) -> "RunConfig":
+        if self.teacher is not None and self.teachers is not None:
+            raise ValueError("teacher and teachers are both given; put the one among the others, or drop it")
+        if wrong := [name for name in self.teachers or {} if not _TEACHER_NAME.fullmatch(name)]:
             raise ValueError(
-                f"student.method {self.student.method} needs a teacher; give `teacher:` a stage or a path to a "
-                "finished model, or use student.method=scratch"
+                f"teachers: {short(wrong[0])} cannot name a stage; use letters, digits, _ and -, and neither student, "
+                "assistant nor direct at the beginning"
             )
-        if self.teacher is not None and possible == range(1):
-            raise ValueError(
-                f"a teacher is given but student.method is {self.student.method}; use bkd or dualde, or drop the "
-                "teacher"
-            )
-        if isinstance(self.teacher, StageConfig) and self.teacher.method != "scratch":
-            raise ValueError(f"teacher.method must be scratch (it has no teacher itself), not {self.teacher.method}")
+        given = {"teacher": self.teacher} if self.teacher is not None else dict(self.teachers or {})
+        for name, teacher in given.items():
+            if isinstance(teacher, StageConfig) and 0 not in METHODS[teacher.method].num_teachers:
+                raise ValueError(
+                    f"{name}.method must be scratch or another that needs no teacher (it has none itself), "
+                    f"not {teacher.method}"
+                )
+        _check_number(self.student, len(given))
         return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "RunConfig":
+        between = [key for key in ("chain", "assistant") if getattr(self, key) is not None]
+        if len(between) > 1:
+            raise ValueError("chain and assistant are both given; an assistant is a chain of three, use one of them")
+        if between and self.teacher is None:
+            raise ValueError(f"{between[0]} begins at one teacher; give `teacher:` a stage or a path")
+        for student in self.students().values():
+            _check_number(student, 1)
+        first = self.first_teacher()
+        if isinstance(first, StageConfig) and 0 not in METHODS[first.method].num_teachers:
+            raise ValueError(
+                f"chain.per_dim.{first.dim}: the teacher's method must need no teacher, not {first.method}"
+            )
+        top = self.teacher.dim if isinstance(self.teacher, StageConfig) else None
+        if self.chain is not None:
+            start, end = self.chain.dims[0], self.chain.dims[-1]
+            if end != self.student.dim:
+                raise ValueError(f"chain ends at {end} and student.dim is {self.student.dim}; leave student.dim out")
+            if top not in (start, None):
+                raise ValueError(f"chain begins at {start} and teacher.dim is {top}; leave teacher.dim out")
+        if self.assistant is not None:
+            dims = self.assistant.dims
+            if min(dims) <= self.student.dim or (top is not None and max(dims) >= top):
+                above = "" if top is None else f" and below teacher.dim {top}"
+                raise ValueError(
+                    f"assistant: dims must be above student.dim {self.student.dim}{above} (given: "
+                    f"{', '.join(map(str, dims))})"
+                )
+            if len(dims) > 1 and isinstance(self.baseline, StageConfig) and self.baseline.dim != self.student.dim:
+                raise ValueError(
+                    f"assistant: the dim is chosen by the direct student's MRR, and baseline.dim {self.baseline.dim} "
+                    f"is not student.dim {self.student.dim}; leave it out"
+                )
+            if len(dims) > 1 and self.baseline is False:
+                raise ValueError(
+                    "assistant: choosing among several dims compares with the student trained directly; set "
+                    "baseline: true, or give one dim"
+                )
+        return self
+
+    def students(self) -> dict[int, StageConfig]:
+        """dim -> the student's config at that dim, for all dims below a chain's first or those of an assistant."""
+        if self.chain is not None:
+            key, per_dim, dims = "chain", self.chain.per_dim, self.chain.dims[1:]
+        elif self.assistant is not None:
+            key, per_dim, dims = "assistant", self.assistant.per_dim, self.assistant.dims
+        else:
+            return {}
+        return {dim: resized(self.student, dim, per_dim.get(dim, {}), f"{key}.per_dim.{dim}") for dim in dims}
+
+    def first_teacher(self) -> StageConfig | str | None:
+        """What `teacher` says, with what a chain says of its dim."""
+        if self.chain is None or not isinstance(self.teacher, StageConfig):
+            return self.teacher
+        dim = self.chain.dims[0]
+        return resized(self.teacher, dim, self.chain.per_dim.get(dim, {}), f"chain.per_dim.{dim}")
+
+
+# Also a folder's name; the others are names of our own stages.
+_TEACHER_NAME = re.compile(r"(?!student|assistant|direct)[A-Za-z0-9][\w-]*", re.ASCII)
+
+
+def _check_number(student: StageConfig, given: int) -> None:
+    if not given and 0 not in METHODS[student.method].num_teachers:
+        raise ValueError(
+            f"student.method {student.method} needs a teacher; give `teacher:` a stage or a path to a "
+            "finished model, or use student.method=scratch"
+        )
+    if given and METHODS[student.method].num_teachers[-1] == 0:
+        raise ValueError(
+            f"a teacher is given but student.method is {student.method}, which has none; use bkd or dualde, "
+            "or drop the teacher"
+        )
+    check_teachers(student.method, given)
+    if not given and student.start != "random":
+        raise ValueError(f"student.start {student.start} begins from a teacher's rows; give one, or use random")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), data: str | None = None) -> RunConfig:
@@ -284,12 +396,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), data: str | No
 
     Raises ConfigError for an unreadable file, an unknown key, a wrong type or a combination that cannot work.
     """
-    tree = _read_yaml(path) if path else {}
+    tree = read_yaml(path) if path else {}
     where = str(path) if path else "the default config"
     if path and "name" not in tree:
         tree["name"] = f"{path.parent.name}_{path.stem}" if path.parent.name != "configs" else path.stem
     for override in overrides:
-        _apply(tree, override)
+        apply(tree, override)
     if data is not None:
         tree["data"] = data
     return parse_config(tree, where)
@@ -305,16 +417,32 @@ def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
 
 def _parse(tree: Mapping[str, Any], where: str) -> RunConfig:
     plain = copy.deepcopy(dict(tree))
+    over = _fill_dims(plain)
     if isinstance(plain.get("baseline"), Mapping):
         student = plain.get("student") or {}
         if not isinstance(student, Mapping):
             raise ConfigError(f"{where}: student must be a mapping, not {student!r}.")
-        alone = {k: v for k, v in student.items() if k not in ("method", "distill")}
-        plain["baseline"] = merge(alone, plain["baseline"])
+        bare = {k: v for k, v in merge(student, over).items() if k not in ("method", "distill", "start")}
+        plain["baseline"] = merge(bare, plain["baseline"])
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error, RunConfig)}.") from None
+
+
+def _fill_dims(plain: dict[str, Any]) -> Mapping[str, Any]:
+    # The ends of a chain are the dims of teacher and student where these have none; what it says of the student.
+    if plain.get("chain") is None:
+        return {}
+    try:
+        chain = ChainConfig.model_validate(plain["chain"])
+    except ValidationError:
+        return {}  # told with everything else
+    plain.setdefault("student", {})
+    for key, dim in (("teacher", chain.dims[0]), ("student", chain.dims[-1])):
+        if isinstance(plain.get(key), Mapping):
+            plain[key] = {"dim": dim, **plain[key]}
+    return chain.per_dim.get(chain.dims[-1], {})
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
@@ -322,62 +450,19 @@ def resolved(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `over` put over it."""
-    out = dict(base)
-    for key, value in over.items():
-        below = out.get(key)
-        out[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return out
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = sorted(str(p) for p in Path("configs").rglob("*.yaml"))[:20]
-        raise ConfigError(f"There is no config file {path}. Shipped ones: {', '.join(near) or 'none here'}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {text}.") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"{path} must hold a mapping of option names to values, not {type(tree).__name__}.")
-    return tree
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    path = key.strip().split(".")
-    if not sign or not all(path) or len(path) > DEEPEST:
-        raise ConfigError(f"Override {_short(override)} is not of the form key=value or a.b=value.")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"Override {_short(override)}: {_short(text)} is not a YAML value.") from None
-    node = tree
-    for step in path[:-1]:
-        below = node.get(step)
-        node[step] = below if isinstance(below, dict) else {}
-        node = node[step]
-    node[path[-1]] = value
-
-
 def _explain(error: ValidationError, root: type[BaseModel], prefix: str = "") -> str:
     lines = []
     for item in error.errors(include_url=False):
         # Tags of a union are pydantic's, not part of the user's path.
-        tagged = len(item["loc"]) > 1 and item["loc"][0] in ("teacher", "baseline") and item["loc"][1] in _TAGS
-        path = [str(part) for i, part in enumerate(item["loc"]) if not (tagged and i == 1)]
+        at = {"teacher": 1, "baseline": 1, "teachers": 2}.get(str(item["loc"][0]), 0) if item["loc"] else 0
+        tagged = at and len(item["loc"]) > at and item["loc"][at] in _TAGS
+        path = [str(part) for i, part in enumerate(item["loc"]) if not (tagged and i == at)]
         where = ".".join([prefix, *path] if prefix else path)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = f"no such option (given: {_short(item['input'])}); allowed here: {_siblings(path, root)}"
+            message = f"no such option (given: {short(item['input'])}); allowed here: {_siblings(path, root)}"
         elif item["type"] != "value_error":
-            message = f"{message} (given: {_short(item['input'])})"
+            message = f"{message} (given: {short(item['input'])})"
         lines.append(f"{where}: {message}" if where else message)
     return "; ".join(dict.fromkeys(lines))
 
@@ -387,8 +472,8 @@ _TAGS = ("stage", "path", "flag")
 
 def _siblings(path: Sequence[str], root: type[BaseModel]) -> str:
     node = root
-    for part in path[:-1]:
-        if part in ("teacher", "baseline"):
+    for depth, part in enumerate(path[:-1]):
+        if root is RunConfig and path[0] in ("teacher", "baseline", "teachers") and depth < 1 + (path[0] == "teachers"):
             node = StageConfig
             continue
         kind = node.model_fields[part].annotation
@@ -398,8 +483,3 @@ def _siblings(path: Sequence[str], root: type[BaseModel]) -> str:
             # An optional node, e.g. stage_two: StageTwoConfig | None.
             node = next(k for k in get_args(kind) if isinstance(k, type) and issubclass(k, BaseModel))
     return ", ".join(node.model_fields) or "nothing"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -4,7 +4,7 @@ Protocol (design 6): both directions, ties by the realistic rank (mean of best a
 triples with entities unseen in training kept. `raw` keeps known answers among the candidates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distkgd.crops import Crops
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rows import DEVICE_NUMBERS, Count, Field, Layout, Partial, Sum, reduce
 from distkgd.distributed.tables import plan_route
@@ -56,17 +57,53 @@ def ranks_of(
 
     triples: [n, 3] int64.
     """
+    return _ranks_of(model, None, triples, known, ranks, ties, filter_)[0]
+
+
+@torch.no_grad()
+def ranks_of_crops(
+    model: Model,
+    dims: Sequence[int],
+    triples: Tensor,
+    known: KnownAnswers,
+    ranks: Ranks,
+    *,
+    ties: Ties = "realistic",
+    filter_: Filter = "filtered",
+) -> dict[int, Tensor]:
+    """dim -> `ranks_of` the crop of `model` to it, for ascending `dims`, in one pass over the candidates."""
+    found = _ranks_of(model, Crops(model.scorer, dims), triples, known, ranks, ties, filter_)
+    return dict(zip(dims, found, strict=True))
+
+
+def _ranks_of(
+    model: Model,
+    crops: Crops | None,
+    triples: Tensor,
+    known: KnownAnswers,
+    ranks: Ranks,
+    ties: Ties,
+    filter_: Filter,
+) -> Tensor:
+    # [P, n, 2], of P crops or of the one model.
     pieces = [
-        _ranks_at_once(model, triples[start : start + TRIPLES_AT_ONCE], known, ranks, ties, filter_)
+        _ranks_at_once(model, crops, triples[start : start + TRIPLES_AT_ONCE], known, ranks, ties, filter_)
         for start in range(0, len(triples), TRIPLES_AT_ONCE)
     ]
     if not pieces:
-        return torch.zeros(0, 2, dtype=torch.float64, device=ranks.device)
-    return torch.cat(pieces)
+        planes = 1 if crops is None else len(crops.dims)
+        return torch.zeros(planes, 0, 2, dtype=torch.float64, device=ranks.device)
+    return torch.cat(pieces, 1)
 
 
 def _ranks_at_once(
-    model: Model, triples: Tensor, known: KnownAnswers, ranks: Ranks, ties: Ties, filter_: Filter
+    model: Model,
+    crops: Crops | None,
+    triples: Tensor,
+    known: KnownAnswers,
+    ranks: Ranks,
+    ties: Ties,
+    filter_: Filter,
 ) -> Tensor:
     bounds = ranks.bounds(len(triples))
     lo, hi = ranks.share(model.entity.total)
@@ -81,11 +118,18 @@ def _ranks_at_once(
     opened = model.entity.open(route, grad=False)
     anchor, answer = opened.lookup([n, n])
     relation = F.embedding(model.relation_ids(mine), model.relation)
-    own = model.answer_scores(mine, anchor, relation, answer)
+    if crops is None:
+        own = model.answer_scores(mine, anchor, relation, answer).unsqueeze(0)
+        field = Field(layout, model.scorer.meet, model.project(mine, anchor, relation), opened.candidates())
+    else:
+        asked = crops.queries(mine, model.reciprocal, anchor, relation)
+        own = crops.scores(crops.meet_own(asked, answer))
+        field = Field(layout, crops.meet, asked, opened.candidates(), len(crops.dims))
     tolerance = TIE_TOLERANCE * own.abs().clamp(min=1.0)
-    field = Field(layout, model.scorer.meet, model.project(mine, anchor, relation), opened.candidates())
 
-    def partials(z: Tensor, high: Tensor, low: Tensor) -> dict[str, Partial]:
+    def partials(z: Tensor, *thresholds: Tensor) -> dict[str, Partial]:
+        z = z.unsqueeze(0) if crops is None else crops.scores(z)
+        high, low = torch.stack(thresholds).chunk(2)
         if kernels.available(z):
             numbers = kernels.count(z, high.squeeze(-1), low.squeeze(-1))
             return {
@@ -93,10 +137,12 @@ def _ranks_at_once(
             }
         return {"better": Count(z > high), "no_worse": Count(z >= low)}
 
-    got = reduce(partials, field, per_query=(own + tolerance, own - tolerance))
+    got = reduce(partials, field, per_query=(*(own + tolerance), *(own - tolerance)))
     better, equal = got["better"], got["no_worse"] - got["better"]
     rank = 1.0 + better + equal * {"realistic": 0.5, "optimistic": 0.0, "pessimistic": 1.0}[ties]
-    return ranks.gather(rank.reshape(-1, 2), [count // 2 for count in counts], "partials")
+    by_triple = rank.T.reshape(n // 2, 2 * len(own))
+    told = ranks.gather(by_triple, [count // 2 for count in counts], "partials")
+    return told.reshape(len(triples), 2, len(own)).permute(2, 0, 1)
 
 
 def metrics(rank: Tensor) -> dict[str, float]:

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
-from distkgd.evaluate import HITS, Filter, Ties, breakdown, metrics, protocol, ranks_of
+from distkgd.evaluate import HITS, Filter, Ties, metrics, protocol, ranks_of
 from distkgd.graph import load_graph
 from distkgd.graph.filters import KnownAnswers
-from distkgd.graph.relations import relation_categories
+from distkgd.long_tail import RARE_BELOW, in_parts
 from distkgd.model_folder import load_model, same_vocabulary
 
 RELATIONS_SHOWN = 20
@@ -27,10 +27,12 @@ def evaluate_model(
     source: str | None,
     ties: Ties = "realistic",
     filter_: Filter = "filtered",
+    rare_below: int = RARE_BELOW,
 ) -> dict[str, Any]:
     """Everything about the model in `folder` on one split, ready for JSON; all ranks call it and get the same.
 
     source: name or folder of the data; None is what config.json says the model was trained on.
+    rare_below: relations with fewer training triples are the long tail.
 
     Raises ModelError when the model's rows mean other entities or relations than the data's, DataError when there is
     nothing to rank.
@@ -46,8 +48,6 @@ def evaluate_model(
         raise DataError(f"{graph.name} has no {split} triples to rank; choose another --split.")
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(ranks.device), graph.num_entities)
     rank = ranks_of(loaded.model, triples.to(ranks.device), known, ranks, ties=ties, filter_=filter_)
-    categories = relation_categories(graph.train, graph.num_relations)
-    names = dict(enumerate(graph.relations.names.to_list()))
     return {
         "model": str(folder),
         "data": graph.summary(),
@@ -55,7 +55,7 @@ def evaluate_model(
         "protocol": protocol(ties, filter_),
         "world": ranks.world,
         "overall": metrics(rank) | {"num_triples": float(len(triples))},
-        **breakdown(rank, triples, categories, names),
+        **in_parts(rank, triples, graph, rare_below),
     }
 
 
@@ -70,12 +70,18 @@ def table(report: dict[str, Any]) -> Table:
     sections = {
         "direction": [(f"{name} asked", row) for name, row in report["direction"].items()],
         "category": list(report["category"].items()),
+        "relation_frequency": [
+            (f"relations of {name} triples", row)
+            for name, row in report["relation_frequency"].items()
+            if row["num_triples"]
+        ],
+        "answer_degree": [(f"answers of degree {name}", row) for name, row in report["answer_degree"].items()],
         "relation": by_count[:RELATIONS_SHOWN],
     }
-    for rows in sections.values():
+    for section, rows in sections.items():
         drawn.add_section()
         for name, row in rows:
-            _add(drawn, name, {"num_triples": report["overall"]["num_triples"], **row})
+            _add(drawn, name, row if section == "answer_degree" else report["overall"] | row)
     rules = ", ".join(f"{key}: {value}" for key, value in report["protocol"].items())
     lines = [f"Protocol: {rules}; world: {report['world']}."]
     if len(by_count) > RELATIONS_SHOWN:
@@ -86,4 +92,6 @@ def table(report: dict[str, Any]) -> Table:
 
 def _add(drawn: Table, name: str, row: dict[str, float]) -> None:
     numbers = [f"{row['mrr']:.4f}", *(f"{row[f'hits_at_{k}']:.4f}" for k in HITS), f"{row['mean_rank']:,.1f}"]
-    drawn.add_row(*map(Text, [name, f"{row['num_triples']:,.0f}", *numbers]))
+    # A triple is two queries, each with an answer of its own: one query is half a triple.
+    triples = f"{row['num_triples']:,.0f}" if "num_triples" in row else f"{row['num_queries'] / 2:,.1f}"
+    drawn.add_row(*map(Text, [name, triples, *numbers]))

@@ -47,6 +47,9 @@ def _shape(part: FurtherScenes, method: Method[Any], config: StageConfig, accumu
         widths=travel.widths,
         constants=travel.constants,
         updates=travel.updates,
+        totals=travel.totals,
+        constant_columns=travel.constant_columns,
+        shared=travel.shared,
         dense=sum(t.numel() for t in [*learning.values(), *method.evaluators.values()]) + travel.dense,
         terms=TERMS,
         number_bytes=method.student.relation.element_size(),
@@ -122,9 +125,11 @@ def _speakers(models: list[tuple[Model, bool]], method: Method[Any], config: Sta
     for model, learns in models:
         scorer, first = model.scorer, id(model) not in seen
         groups = [group for group, one in trained if one == id(model) and first]
-        numbers = sum(state_numbers(method.recipe(group, config.optimizer).name, scorer.dim) for group in groups)
+        size = scorer.entity_size
+        numbers = sum(state_numbers(method.recipe(group, config.optimizer).name, size) for group in groups)
         row_bytes = model.entity.weight.element_size() if first else 0
-        found.append(Speaker(scorer.dim, scorer.query_size, learns, row_bytes, numbers))
+        query = scorer.query_size if method.asks(model) else 0
+        found.append(Speaker(size, query, learns, row_bytes, numbers))
         seen.add(id(model))
     return found
 

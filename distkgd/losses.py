@@ -8,6 +8,7 @@ means N(q) and the answer. A batch loss is the mean over the global batch's quer
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +27,24 @@ def batch_mean(per_query: Tensor, scene: Scene) -> Tensor:
     return per_query.sum() / scene.batch.num_queries
 
 
+def batch_sum(shares: Sequence[Tensor], scene: Scene) -> list[Tensor]:
+    """[] each: the sum over ranks of each share ([]), on every rank; a gradient reaches the shares of all of them.
+
+    What is made of it is the same on every rank: a loss term takes 1 / world of it as each rank's share.
+    """
+    ranks = scene.layout.ranks
+    return list(ranks.gather(torch.stack(list(shares)).unsqueeze(0), [1] * ranks.world, "totals").sum(0).unbind())
+
+
 @dataclass(frozen=True)
 class Travel:
     """What one query costs on the wire beside the models' own queries.
 
-    columns: partial sums that go home. per_query: numbers that travel with the query and take a gradient, constants:
-    such that take none. widths: numbers of further fields' queries, (how many, whether they take a gradient).
+    columns: partial sums that go home and take a gradient, constant_columns: such that take none.
+    per_query: numbers that travel with the query and take a gradient, constants: such that take none.
+    widths: numbers of further fields' queries, (how many, whether they take a gradient).
+    totals: numbers of the whole batch (`batch_sum`), however many queries it has.
+    shared: numbers that every rank tells every other once for all its queries.
     Per step: dense, numbers summed over ranks beside the gradients of one update; updates, steps beside the first.
     """
 
@@ -39,6 +52,9 @@ class Travel:
     per_query: int = 0
     widths: tuple[tuple[int, bool], ...] = ()
     constants: int = 0
+    totals: int = 0
+    constant_columns: int = 0
+    shared: int = 0
     dense: int = 0
     updates: int = 0
 
@@ -48,6 +64,9 @@ class Travel:
             self.per_query + other.per_query,
             self.widths + other.widths,
             self.constants + other.constants,
+            self.totals + other.totals,
+            self.constant_columns + other.constant_columns,
+            self.shared + other.shared,
             self.dense + other.dense,
             self.updates + other.updates,
         )
@@ -247,14 +266,14 @@ def huber(difference: Tensor, delta: float = 1.0) -> Tensor:
 def regulariser(name: str, view: View, weight: float, relation_weight: float | None) -> Tensor:
     """[Q]: penalty on the rows of each query.
 
-    n2: sum of squares of anchor, relation, answer.
+    n2: sum of squares of anchor, relation, answer. The biases of entities are free.
     n3: sum of cubed absolute values, for complex scorers of cubed moduli (Lacroix et al., ICML 2018, Eq. 4).
     dura: |a|^2 + |q(a, r)|^2 + |e|^2 + |q'(e, r)|^2 for anchor a, answer e and the two queries they make
         (Zhang et al., NeurIPS 2020, Eq. 8); bilinear scorers only.
     """
-    rows = view.anchor, view.relation, view.answer
-    weights = weight, weight if relation_weight is None else relation_weight, weight
     scorer = view.model.scorer
+    rows = scorer.coordinates(view.anchor), view.relation, scorer.coordinates(view.answer)
+    weights = weight, weight if relation_weight is None else relation_weight, weight
     if name == "dura":
         return weight * _dura(view, scorer)
     power = {"n2": 2, "n3": 3}[name]

@@ -44,7 +44,7 @@ def divergence_slope(small: View, way: View, source: View, temperature: float, k
     def scored(anchor: Tensor, relation: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
         return model.answer_scores(queries, anchor, relation, answer), model.project(queries, anchor, relation)
 
-    found = torch.func.jvp(scored, (*small.asked, small.answer), (*way.asked, way.answer))
+    found = torch.func.jvp(scored, (*small.dropped, small.answer), (*way.dropped, way.answer))
     own_d, query = found[1]
     meet = small.negatives.meet
     fields = [small.negatives, small.field(query, meet), way.field(small.negatives.queries, meet), source.negatives]

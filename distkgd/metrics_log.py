@@ -58,6 +58,8 @@ class MetricsLog:
         self._sent = sent
         means["lr_scale"] = schedule_scale(self._job, progress)
         for name, tensor in self._job.method.evaluators.items():
+            if tensor.dim() > 1:
+                continue  # a table is too long for a log
             means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(tensor.detach().tolist())}
         self._write(means)
         progress.log_sums, progress.log_count = {}, 0

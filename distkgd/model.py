@@ -1,6 +1,7 @@
 """A model is an entity table, a relation table and a scorer; a view is what one batch sees of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from distkgd.graph.filters import Queries
 from distkgd.random import Stream
 from distkgd.scenes import Scene
 from distkgd.scorers import Init, Scorer
-from distkgd.scorers.base import Candidates
+from distkgd.scorers.base import Candidates, check_reciprocal
 
 Meet = Callable[[Tensor, Candidates], Tensor]
 
@@ -39,6 +40,7 @@ class Model:
         reciprocal: bool,
         mask: Mask | None = None,
     ):
+        check_reciprocal(scorer, reciprocal)
         self.scorer = scorer
         self.entity = entity
         self.relation = relation
@@ -51,27 +53,24 @@ class Model:
         """Real numbers stored, over all ranks."""
         return self.entity.total * self.entity.dim + self.relation.numel()
 
+    def crop(self, dim: int) -> "Model":
+        """A model of its own, made of the first `dim` columns of every entity and what of the relations goes with them.
+
+        ConfigError or UnsupportedError where the scorer has no such crop.
+        """
+        scorer = self.scorer.crop(dim)
+        columns = self.scorer.crop_columns(dim).to(self.relation.device)
+        table = self.entity
+        entity = ShardedTable(table.weight[:, : scorer.entity_size].clone(), table.total, table.ranks, table.dtype)
+        relation = self.relation.detach()[:, columns].clone()
+        return Model(scorer, entity, relation, self.num_relations, self.reciprocal)
+
     def project(self, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
-        """[Q, query_size] of queries whose anchor rows are [Q, dim] and relation rows [Q, relation_size]."""
-        if self.reciprocal:
-            return self.scorer.tail_query(anchor, relation)
-        asks_head = queries.side == 1
-        if asks_head.all():
-            return self.scorer.head_query(anchor, relation)
-        if not asks_head.any():
-            return self.scorer.tail_query(anchor, relation)
-        # Each formula runs on its own queries only; the permutation puts them back in order.
-        order = torch.sort(queries.side, stable=True).indices
-        tails = order[: int((~asks_head).sum())]
-        heads = order[len(tails) :]
-        parts = [
-            self.scorer.tail_query(anchor[tails], relation[tails]),
-            self.scorer.head_query(anchor[heads], relation[heads]),
-        ]
-        return torch.cat(parts)[torch.sort(order).indices]
+        """[Q, query_size] of queries whose anchor rows are [Q, entity_size] and relation rows [Q, relation_size]."""
+        return project(self.scorer, self.reciprocal, queries, anchor, relation)
 
     def answer_scores(self, queries: Queries, anchor: Tensor, relation: Tensor, answer: Tensor) -> Tensor:
-        """[Q]: the score of each query's own answer ([Q, dim])."""
+        """[Q]: the score of each query's own answer ([Q, entity_size])."""
         if self.reciprocal:
             return self.scorer.score(anchor, relation, answer)
         asks_head = (queries.side == 1).unsqueeze(1)
@@ -82,6 +81,26 @@ class Model:
     def relation_ids(self, queries: Queries) -> Tensor:
         """[Q] int64: row of each query's relation."""
         return queries.relation + self.num_relations * queries.side if self.reciprocal else queries.relation
+
+
+def project(scorer: Scorer, reciprocal: bool, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
+    """[Q, query_size]: what of queries meets their candidates; `Model.project` for any scorer."""
+    if reciprocal:
+        return scorer.tail_query(anchor, relation)
+    asks_head = queries.side == 1
+    if asks_head.all():
+        return scorer.head_query(anchor, relation)
+    if not asks_head.any():
+        return scorer.tail_query(anchor, relation)
+    # Each formula runs on its own queries only; the permutation puts them back in order.
+    order = torch.sort(queries.side, stable=True).indices
+    tails = order[: int((~asks_head).sum())]
+    heads = order[len(tails) :]
+    parts = [
+        scorer.tail_query(anchor[tails], relation[tails]),
+        scorer.head_query(anchor[heads], relation[heads]),
+    ]
+    return torch.cat(parts)[torch.sort(order).indices]
 
 
 def new_model(
@@ -103,8 +122,9 @@ def new_model(
     lo, hi = ranks.share(num_entities)
     entity_init = scorer.entity_init()
     if init_scale is not None:
-        entity_init = Init(entity_init.kind, init_scale)
-    entity = _fresh(lo, hi, scorer.dim, entity_init, seed, Stream.ENTITY_INIT, ranks.device, row_dtype or dtype)
+        entity_init = replace(entity_init, scale=init_scale)
+    stored, width = row_dtype or dtype, scorer.entity_size
+    entity = _fresh(lo, hi, width, entity_init, seed, Stream.ENTITY_INIT, ranks.device, stored)
     rows = num_relations * (2 if reciprocal else 1)
     size, init = scorer.relation_size, scorer.relation_init()
     relation = _fresh(0, rows, size, init, seed, Stream.RELATION_INIT, ranks.device, dtype)
@@ -116,21 +136,22 @@ def _fresh(
 ) -> Tensor:
     out = torch.empty(hi - lo, dim, device=device, dtype=dtype)
     rows = max(1, _INIT_NUMBERS // dim)
+    scale = init.scale * torch.tensor(init.columns or [1.0] * dim, dtype=torch.float64, device=device)
     for start in range(lo, hi, rows):
         stop = min(start + rows, hi)
         index = torch.arange(start * dim, stop * dim, device=device)
         if init.kind == "normal":
-            values = random.normal(seed, stream, 0, index) * init.scale
+            values = random.normal(seed, stream, 0, index)
         else:
-            values = (2.0 * random.uniform(seed, stream, 0, index) - 1.0) * init.scale
-        out[start - lo : stop - lo] = values.reshape(-1, dim).to(dtype)
+            values = 2.0 * random.uniform(seed, stream, 0, index) - 1.0
+        out[start - lo : stop - lo] = (values.reshape(-1, dim) * scale).to(dtype)
     return out
 
 
 class View:
     """The embeddings and scores of one model for one scene.
 
-    anchor, relation, answer: [Q, ·] rows before dropout. asked: anchor and relation after it.
+    anchor, relation, answer: [Q, ·] rows before dropout; dropped: anchor and relation after it.
     relations: the whole relation table. positive: [Q] scores of the queries' own answers.
     negatives: the scores of the other candidates, as a Field.
     """
@@ -163,9 +184,9 @@ class View:
                 candidates = self.opened.candidates()
                 candidates = candidates if shape is None else candidates.reshape(*shape, candidates.shape[-1])
             self.relation = F.embedding(model.relation_ids(queries), self.relations)
-            anchor = _drop(self.anchor, dropout, scene, Stream.ENTITY_DROPOUT)
+            anchor = _drop(self.anchor, dropout, scene, Stream.ENTITY_DROPOUT, model.scorer.biases)
             relation = _drop(self.relation, relation_dropout, scene, Stream.RELATION_DROPOUT)
-            self.asked = anchor, relation
+            self.dropped = anchor, relation
             self.positive = model.answer_scores(queries, anchor, relation, self.answer)
             meet = _meet_bf16(model.scorer) if bf16 else model.scorer.meet
             self.negatives = Field(scene.layout, meet, model.project(queries, anchor, relation), candidates)
@@ -182,11 +203,13 @@ def _meet_bf16(scorer: Scorer) -> Meet:
     return meet
 
 
-def _drop(rows: Tensor, rate: float, scene: Scene, stream: Stream) -> Tensor:
-    # Inverted dropout whose mask depends on the query's global index, never on the rank.
+def _drop(rows: Tensor, rate: float, scene: Scene, stream: Stream, biases: int = 0) -> Tensor:
+    # Inverted dropout whose mask depends on the query's global index, never on the rank. Biases are not dropped.
     if not rate:
         return rows
     dim = rows.shape[1]
     index = scene.batch.query_index().unsqueeze(1) * dim + torch.arange(dim, device=rows.device)
     keep = random.uniform(scene.seed, stream, scene.batch.step, index) >= rate
-    return rows * (keep.to(rows.dtype) / (1.0 - rate))
+    factor = keep.to(rows.dtype) / (1.0 - rate)
+    factor[:, :biases] = 1.0
+    return rows * factor

@@ -4,7 +4,7 @@ model/
   config.json         scorer and its constants, sizes, reciprocal, the table files in order, where it came from
   entities.tsv        id, name in row order; entity_labels.tsv where the graph has human names
   relations.tsv       id, name; relation_labels.tsv likewise
-  entity-*.safetensors    concatenate to `entity` [num_entities, dim]
+  entity-*.safetensors    concatenate to `entity` [num_entities, biases + dim]; most scorers have no biases
   relation-*.safetensors  concatenate to `relation` [num_relations or twice that, relation_size]
 """
 
@@ -25,7 +25,7 @@ from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
 from distkgd.graph import Graph, Vocabulary
 from distkgd.model import Model
-from distkgd.scorers import from_constants
+from distkgd.scorers import Scorer, from_constants
 
 FORMAT = "distkgd-model/1"
 SPARSE = "distkgd-sparse/1"  # the same with tables as `sparse_files` writes them
@@ -41,8 +41,11 @@ class LoadedModel:
     config: dict[str, Any]
 
 
-def save_model(folder: Path, model: Model, graph: Graph, about: Mapping[str, Any]) -> None:
-    """Write `model` of `graph`'s entities; `about` goes into config.json. All ranks call it."""
+def save_model(folder: Path, model: Model, graph: Graph | LoadedModel, about: Mapping[str, Any]) -> None:
+    """Write `model` of the entities of `graph`, or of the model it was made of; `about` goes into config.json.
+
+    All ranks call it.
+    """
     ranks = model.entity.ranks
     table = model.entity
     with atomic_folder(folder, ranks) as part:
@@ -85,7 +88,7 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
         lo, hi = ranks.share(num_entities)
         rows = num_relations * (2 if reciprocal else 1)
         if config["format"] == SPARSE:
-            entity = read_sparse(folder / files["entity"][0], (num_entities, scorer.dim), lo, hi)
+            entity = read_sparse(folder / files["entity"][0], (num_entities, scorer.entity_size), lo, hi)
             relation = read_sparse(folder / files["relation"][0], (rows, scorer.relation_size), 0, rows)
         else:
             entity = read_table(folder, files["entity"], "entity", lo, hi)
@@ -96,10 +99,10 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
-    if entity.shape[1] != scorer.dim or relation.shape[1] != scorer.relation_size:
+    if entity.shape[1] != scorer.entity_size or relation.shape[1] != scorer.relation_size:
         raise ModelError(
             f"{folder}: the tables have {entity.shape[1]} and {relation.shape[1]} columns, "
-            f"the scorer in config.json ({scorer}) needs {scorer.dim} and {scorer.relation_size}."
+            f"the scorer in config.json ({scorer}) needs {scorer.entity_size} and {scorer.relation_size}."
         )
     wanted = dtype or relation.dtype
     # Rows in bfloat16 stay as they are and are widened where they are used.
@@ -107,6 +110,33 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
     table = ShardedTable(entity.to(ranks.device, stored), num_entities, ranks, wanted)
     model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
     return LoadedModel(model, entities, relations, config)
+
+
+def read_shape(folder: Path) -> tuple[Scorer, bool]:
+    """(scorer, reciprocal) of the model in `folder`, from its config.json alone; ModelError when there is none."""
+    folder = find_model(folder)
+    config = read_config(folder)
+    try:
+        return from_constants(config["scorer"]), bool(config["reciprocal"])
+    except ModelError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
+
+
+def crop_model(folder: Path, out: Path, dim: int, ranks: Ranks) -> Model:
+    """Write the crop of the model in `folder` to its first `dim` columns as a model folder `out`; all ranks call it.
+
+    Raises ModelError when `out` exists, ConfigError or UnsupportedError where the scorer has no such crop.
+    """
+    if any(ranks.gather_objects(out.exists())):
+        raise ModelError(f"{out} exists already; choose a folder that does not.")
+    loaded = load_model(folder, ranks)
+    cropped = loaded.model.crop(dim)
+    kept = {key: loaded.config[key] for key in ("data", "source", "stage", "method") if key in loaded.config}
+    source = {"model": str(find_model(folder).resolve()), "dim": loaded.model.scorer.dim}
+    save_model(out, cropped, loaded, kept | {"crop_of": source})
+    return cropped
 
 
 def find_model(folder: Path) -> Path:

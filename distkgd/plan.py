@@ -1,4 +1,4 @@
-"""A plan is data: stages, and who teaches whom. `run_plan` runs one in order inside this process group.
+"""Running a plan: its stages in order, inside this process group.
 
 runs/NAME/
   plan.yaml                      the resolved config and its stages
@@ -12,100 +12,32 @@ import json
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from distkgd.config import RunConfig, StageConfig, resolved
+from distkgd.config import RunConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.deepspeed_engine import check_supported
 from distkgd.distributed.nodes import shared_answers
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rendezvous import launch_agent, same_launch
-from distkgd.errors import ConfigError, DistkgdError, Stopped, UnsupportedError
-from distkgd.evaluate import breakdown, metrics, protocol, ranks_of
-from distkgd.exchange import settle_move
+from distkgd.errors import ConfigError, Stopped
+from distkgd.evaluate import protocol
 from distkgd.graph import Graph
-from distkgd.graph.filters import KnownAnswers
-from distkgd.graph.relations import relation_categories
-from distkgd.graph.sampling import Balanced, Sampler
-from distkgd.job import Job, Progress
-from distkgd.methods import METHODS, NoSettings, Setup, build_method
-from distkgd.model import Model, new_model
-from distkgd.model_folder import bytes_on_disk, find_model, load_model, same_vocabulary, save_model, sparse_bytes
+from distkgd.job import Progress
+from distkgd.long_tail import in_parts
+from distkgd.model import Model
+from distkgd.model_folder import bytes_on_disk, find_model, save_model, sparse_bytes
 from distkgd.report import write_atomic, write_report
-from distkgd.scenes import SceneBuilder
-from distkgd.scorers import build_scorer
-from distkgd.tracking import StageTracking, Status, Tracking, open_tracking
+from distkgd.run_folder import prepare_folder
+from distkgd.scorers import SCORERS
+from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, teacher_folder
+from distkgd.stages import Stage, build_plan, check_plan
+from distkgd.tracking import Status, open_tracking
 from distkgd.train import train_stage
-
-# Keys that do not change what a run computes; a resumed run may set them anew.
-FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow"})
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training run of a plan. teachers: names of earlier stages, or paths of finished models."""
-
-    name: str
-    config: StageConfig
-    teachers: tuple[str, ...]
-
-
-def build_plan(config: RunConfig) -> list[Stage]:
-    """The stages of a run, in an order in which every teacher comes first."""
-    stages: list[Stage] = []
-    teachers: tuple[str, ...] = ()
-    if isinstance(config.teacher, StageConfig):
-        stages.append(Stage("teacher", config.teacher, ()))
-        teachers = ("teacher",)
-    elif config.teacher is not None:
-        teachers = (config.teacher,)
-    stages.append(Stage("student", config.student, teachers))
-    if config.baseline is not False:
-        alone = config.baseline
-        if alone is True:
-            alone = config.student.model_copy(update={"method": "scratch", "distill": NoSettings()})
-        stages.append(Stage("direct", alone, ()))
-    return stages
-
-
-@dataclass
-class Run:
-    """All that the stages of one run share."""
-
-    config: RunConfig
-    graph: Graph
-    ranks: Ranks
-    folder: Path
-    tracking: Tracking
-    display: Display
-    train_answers: KnownAnswers
-    all_answers: KnownAnswers
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of all tables."""
-        return dtype_of(self.config)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """What finished stages are evaluated on."""
-        return ("valid", "test") if self.config.test else ("valid",)
-
-    def stage_folder(self, name: str) -> Path:
-        """Where a stage keeps everything."""
-        return self.folder / "stages" / name
-
-    def evaluate(self, model: Model, split: str) -> tuple[dict[str, float], torch.Tensor]:
-        """Metrics and ranks of a model on "valid" or "test"."""
-        triples = getattr(self.graph, split).to(self.ranks.device)
-        config = self.config
-        rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
-        return metrics(rank), rank
 
 
 def run_plan(
@@ -116,11 +48,11 @@ def run_plan(
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
     stages = build_plan(config)
-    for stage in stages:
-        check_stage(stage, graph, ranks.world)
-        if config.engine.name == "deepspeed":
-            tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
-            check_supported(stage.config.optimizer.name, config.engine.zero, tensors)
+    check_plan(config, stages, graph, ranks.world)
+    if config.engine.name == "deepspeed":
+        tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
+        for one in (one for stage in stages for one in stage.configs):
+            check_supported(one.optimizer.name, config.engine.zero, tensors)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     track = config.mlflow
     tracking = open_tracking(
@@ -160,6 +92,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     """One stage's row of the report; trains it unless it is finished."""
     folder = run.stage_folder(stage.name)
     result = folder / "result.json"
+    stage, chosen = settled(run, stage)
     digest = stage_digest(run, stage)
     if result.exists():
         row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
@@ -173,7 +106,8 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         teachers = [load_teacher(run, name) for name in stage.teachers]
         job = build_job(run, stage, digest, tracking, teachers)
         progress = train_stage(job)
-        row = finish_stage(run, stage, job.method.product, progress)
+        row = finish_stage(run, stage, job.method.product, progress) | chosen
+        row |= job.method.report(partial(run.curve, job.method.product), run.splits)
         if run.ranks.first:
             write_atomic(result, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
@@ -186,134 +120,30 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     return row
 
 
-def check_stage(stage: Stage, graph: Graph, world: int = 1) -> None:
-    """Refuse what cannot work before any stage has cost time: ConfigError or UnsupportedError, naming the stage."""
-    config, name = stage.config, stage.name
-    try:
-        scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
-    except DistkgdError as error:
-        raise type(error)(f"{name}: {error}") from None
-    if config.bf16 and scorer.candidate_form != "dot":
-        raise ConfigError(
-            f"{name}.bf16 works for bilinear scorers; {scorer.name} would lose its distances to rounding."
-        )
-    if config.regulariser.name == "dura" and scorer.candidate_form != "dot":
-        raise UnsupportedError(f"{name}.regulariser dura is defined for bilinear scorers, not {scorer.name}; use n3.")
-    if config.batch_size > len(graph.train):
-        raise ConfigError(
-            f"{name}.batch_size {config.batch_size} does not fit {len(graph.train)} training triples; choose less."
-        )
-    if config.balanced:
-        check_balanced(name, config, world)
+def settled(run: Run, stage: Stage) -> tuple[Stage, dict[str, Any]]:
+    """`stage` with its choice made, and what its row says of that; finished stages always settle it the same way.
+
+    The rule is that of DualDE sec. 4.1.3: the assistant whose directly trained model has the valid MRR nearest to the
+    mean of the teacher's and the direct student's.
+    """
+    choice = stage.choice
+    if choice is None:
+        return stage, {}
+    ends = {name: valid_mrr(run, name) for name in choice.between}
+    candidates = {name: valid_mrr(run, name) for name in choice.configs}
+    middle = sum(ends.values()) / 2
+    winner = min(candidates, key=lambda name: abs(candidates[name] - middle))
+    config = choice.configs[winner]
+    said = {"between": ends, "middle": middle, "candidates": candidates, "winner": winner, "dim": config.dim}
+    return replace(stage, config=config, choice=None), {"chosen": said}
 
 
-def check_balanced(name: str, config: StageConfig, world: int) -> None:
-    """ConfigError unless every rank's share of a balanced batch is whole."""
-    negatives, unit = config.negatives, config.accumulate * world * world
-    if config.batch_size % unit:
-        raise ConfigError(
-            f"{name}.balanced: batch_size {config.batch_size} must be a multiple of {unit} "
-            f"(accumulate {config.accumulate} x {world} x {world} pairs of shards)."
-        )
-    if negatives.kind in ("chunk", "triple") and negatives.num % world:
-        raise ConfigError(f"{name}.balanced: negatives.num {negatives.num} must be a multiple of {world} ranks.")
-    if negatives.kind == "chunk" and (config.batch_size // config.accumulate // world) % negatives.chunk:
-        raise ConfigError(
-            f"{name}.balanced: a rank's {config.batch_size // config.accumulate // world} triples of a batch must be "
-            f"a multiple of negatives.chunk {negatives.chunk}."
-        )
-
-
-def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> Job:
-    """Everything `train_stage` needs, from config."""
-    config, graph, ranks = stage.config, run.graph, run.ranks
-    seed = stage_seed(run.config.seed, stage.name)
-    train = graph.train.to(ranks.device)
-    held_out = METHODS[config.method].hold_out(config.distill, train, seed)
-    train, held_out = train[~held_out], train[held_out]
-    scenes = build_scenes(run, config, train, config.batch_size, seed)
-    student = fresh_model(run, config, config.dim, seed)
-    setup = Setup(
-        steps_per_epoch=scenes.sampler.steps_per_epoch,
-        epochs=config.epochs,
-        train=train,
-        fresh=lambda dim, name: fresh_model(run, config, dim, stage_seed(run.config.seed, f"{stage.name}.{name}")),
-        scenes=lambda triples, batch_size: build_scenes(run, config, triples, batch_size, seed),
-        held_out=held_out,
-    )
-    method = build_method(config, student, teachers, setup)
-    run.display.line(f"{stage.name}: {settle_move(scenes, method, config)}")
-    can_validate = config.validate_every and len(graph.valid)
-    return Job(
-        name=stage.name,
-        config=config,
-        method=method,
-        scenes=scenes,
-        ranks=ranks,
-        folder=run.stage_folder(stage.name),
-        digest=digest,
-        keep=run.config.keep,
-        validate=(lambda: run.evaluate(method.product, "valid")[0]) if can_validate else None,
-        tracking=tracking,
-        display=run.display,
-        engine=run.config.engine,
-    )
-
-
-def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:
-    """An untrained model as `config` has it, of `dim` numbers per entity."""
-    return new_model(
-        build_scorer(config.scorer, dim, config.margin, config.norm),
-        run.graph.num_entities,
-        run.graph.num_relations,
-        run.ranks,
-        reciprocal=config.reciprocal,
-        seed=seed,
-        init_scale=config.init_scale,
-        dtype=run.dtype,
-        row_dtype=torch.bfloat16 if config.row_dtype == "bfloat16" else None,
-    )
-
-
-def build_scenes(run: Run, config: StageConfig, triples: torch.Tensor, batch_size: int, seed: int) -> SceneBuilder:
-    """Batches of `batch_size` of `triples` ([n, 3] int64) and what each is compared with, as `config` has it."""
-    graph, ranks, negatives = run.graph, run.ranks, config.negatives
-    cuts = ranks.bounds(graph.num_entities)
-    sampler = Sampler(
-        triples,
-        graph.num_entities,
-        graph.num_relations,
-        batch_size=batch_size,
-        sides=negatives.sides,
-        seed=seed,
-        balanced=Balanced(triples, cuts, batch_size, config.accumulate, seed) if config.balanced else None,
-    )
-    known_labels = negatives.labels == "known"
-    return SceneBuilder(
-        sampler,
-        run.train_answers,
-        ranks,
-        kind=negatives.kind,
-        num=negatives.num,
-        chunk=negatives.chunk,
-        # k-vs-all: binary labels make the other answers positives of their own triples, not negatives of this one.
-        filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
-        label_shares=known_labels,
-    )
-
-
-def teacher_folder(run: Run, name: str) -> Path:
-    """The folder of a teacher: a finished stage of this plan, or a path."""
-    own = run.stage_folder(name)
-    return own if (own / "model").is_dir() else Path(name)
-
-
-def load_teacher(run: Run, name: str) -> Model:
-    """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten."""
-    folder = teacher_folder(run, name)
-    loaded = load_model(folder, run.ranks, run.dtype)
-    same_vocabulary(loaded, run.graph, str(folder))
-    return loaded.model
+def valid_mrr(run: Run, name: str) -> float:
+    """Of a finished stage of this run as its result says, or of a model elsewhere, ranked now."""
+    result = run.stage_folder(name) / "result.json"
+    if result.exists():
+        return float(json.loads(result.read_text(encoding="utf-8"))["valid"]["mrr"])
+    return run.evaluate(load_teacher(run, name), "valid")[0]["mrr"]
 
 
 def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> dict[str, Any]:
@@ -327,15 +157,14 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
     save_model(folder / "model", student, run.graph, about)
     found = {split: run.evaluate(student, split) for split in run.splits}
     last = run.splits[-1]
-    categories = relation_categories(run.graph.train, run.graph.num_relations)
-    names = {i: run.graph.relations.name(i) for i in range(run.graph.num_relations)}
-    details = breakdown(found[last][1], getattr(run.graph, last), categories, names)
+    details = in_parts(found[last][1], getattr(run.graph, last), run.graph)
     triples = progress.step * config.batch_size
     return {
         "name": stage.name,
         "method": config.method,
         "scorer": config.scorer,
         "dim": student.scorer.dim,
+        "biases": SCORERS[config.scorer].biases,
         "bytes": bytes_on_disk(folder),
         "sparse_bytes": sparse_bytes(student),
         "num_parameters": student.num_parameters,
@@ -362,51 +191,6 @@ def make_report(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def prepare_folder(
-    config: RunConfig, stages: list[Stage], graph: Graph, folder: Path, ranks: Ranks, resume: bool
-) -> None:
-    """Create the run folder and plan.yaml, or check that an existing one is the same run.
-
-    A folder that this very torchrun launch has made needs no `resume`: torchrun has started the ranks anew.
-    """
-    path, launch = folder / "plan.yaml", folder / "launch.json"
-    agents = sorted({agent for agent in ranks.gather_objects(launch_agent()) if agent})
-    exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
-    if exists and not resume and not known:
-        raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
-    plan = {
-        "config": resolved(config),
-        "data_sha256": graph.sha256,
-        "stages": [{"name": s.name, "teachers": list(s.teachers), **s.config.model_dump(mode="json")} for s in stages],
-    }
-    if exists:
-        refuse_other_plan(path, plan)
-    if ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
-    if ranks.first and agents:
-        write_atomic(launch, json.dumps({"agents": agents}, indent=2) + "\n")
-    if ranks.first and not exists:
-        write_atomic(path, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
-    ranks.barrier()
-
-
-def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:
-    """ConfigError when a run folder was made by another plan; how it is run and watched may change."""
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        old, new = dict(before["config"]), dict(plan["config"])
-        changed = [key for key in new if key not in FREE_ON_RESUME and old.get(key) != new[key]]
-        if before["data_sha256"] != plan["data_sha256"]:
-            changed.append("the data's content")
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({error!r}); choose another --out.") from None
-    if changed:
-        raise ConfigError(
-            f"{path.parent} was made by another plan (differs in: {', '.join(changed)}); "
-            "give the same config and overrides to resume it, or choose another --out."
-        )
-
-
 def stage_digest(run: Run, stage: Stage) -> str:
     """sha256 of what determines a stage's result: its config, seed, dtype, data, and the teachers' files."""
     teachers = {}
@@ -421,16 +205,6 @@ def stage_digest(run: Run, stage: Stage) -> str:
         "teachers": teachers,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def dtype_of(config: RunConfig) -> torch.dtype:
-    """Of all computations."""
-    return torch.float64 if config.dtype == "float64" else torch.float32
-
-
-def stage_seed(seed: int, name: str) -> int:
-    """A stage's own seed, so that teacher and student of one run do not start from the same numbers."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
 def flatten_metrics(row: Mapping[str, Any]) -> dict[str, float]:

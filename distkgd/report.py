@@ -62,7 +62,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     align = ["---" if column < NUM_TEXT_COLUMNS else "---:" for column in range(len(HEADER))]
     lines = [list(HEADER), align, *[[_escape(cell) for cell in row] for row in rows(report)]]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "# Report\n\n" + body + "\n\n" + "\n\n".join(notes(report)) + "\n"
+    parts = [body, *notes(report), *map(_curve, (stage for stage in report["stages"] if stage.get("curve")))]
+    return "# Report\n\n" + "\n\n".join(parts) + "\n"
 
 
 def table(report: Mapping[str, Any]) -> Table:
@@ -87,8 +88,22 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """The protocol, the data, and each student beside the direct model of its dim."""
-    return [_protocol(report), _data(report["data"]), *_comparisons(report["stages"])]
+    """The protocol, the data, each student beside the direct model of its dim, what was chosen, and the long tail."""
+    stages = report["stages"]
+    return [_protocol(report), _data(report["data"]), *_comparisons(stages), *_choices(stages), *_long_tail(stages)]
+
+
+def _curve(stage: Stage) -> str:
+    """The crops of a stage's model as a table: dim, and MRR and H@10 on each split."""
+    splits = list(stage["curve"])
+    # JSON has made texts of the dims of a stage that was finished before.
+    by_split = {split: {int(dim): found for dim, found in stage["curve"][split].items()} for split in splits}
+    head = ["dim", *(f"{split} {name}" for split in splits for name in ("MRR", "H@10"))]
+    lines = [head, ["---:"] * len(head)]
+    for dim in by_split[splits[0]]:
+        found = [by_split[split][dim] for split in splits]
+        lines.append([str(dim), *(_fixed(one[key]) for one in found for key in ("mrr", "hits_at_10"))])
+    return f"Crops of {stage['name']}:\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _row(stage: Stage, teacher: Stage | None) -> list[str]:
@@ -101,7 +116,7 @@ def _row(stage: Stage, teacher: Stage | None) -> list[str]:
         str(stage["name"]),
         _text(stage.get("method")),
         _text(stage.get("scorer")),
-        _text(stage.get("dim")),
+        _dim(stage),
         _bytes(stage.get("bytes")),
         _fixed(_mrr(stage, "valid")),
         _fixed(_mrr(stage, "test")),
@@ -135,9 +150,10 @@ def _teacher_of(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
 
 
 def _is_direct(stage: Stage) -> bool:
-    """Is this the baseline of equal dim, trained without a teacher? Told by its name: direct, direct-64."""
+    """Is this a model of a student's dim, trained without a teacher? Told by its name: direct, direct-64, and
+    assistant_64, a candidate that was only trained to be measured."""
     name = str(stage["name"])
-    return name == "direct" or name.startswith(("direct-", "direct_"))
+    return name == "direct" or name.startswith(("direct-", "direct_", "assistant_"))
 
 
 def _comparisons(stages: Sequence[Stage]) -> list[str]:
@@ -167,6 +183,43 @@ def _difference(stage: Stage, direct: Stage, split: str) -> str:
     return f"{gain:+.3f} {split} MRR".replace("-", "−", 1)
 
 
+def _choices(stages: Sequence[Stage]) -> list[str]:
+    sentences = []
+    for stage in stages:
+        if chosen := stage.get("chosen"):
+            ends = " and ".join(f"{name} {_fixed(mrr)}" for name, mrr in chosen["between"].items())
+            found = ", ".join(f"{name} {_fixed(mrr)}" for name, mrr in chosen["candidates"].items())
+            sentences.append(
+                f"{stage['name']}: dim {chosen['dim']} of {chosen['winner']}, whose valid MRR is nearest to "
+                f"{_fixed(chosen['middle'])}, the middle of {ends} ({found})."
+            )
+    return sentences
+
+
+def _long_tail(stages: Sequence[Stage]) -> list[str]:
+    """One line: MRR on rare relations, and by the degree of the answer, of every stage that has it."""
+    split = next((split for split in ("test", "valid") if any(f"{split}_by" in stage for stage in stages)), None)
+    parts = {str(stage["name"]): stage.get(f"{split}_by") or {} for stage in stages}
+    parts = {name: part for name, part in parts.items() if "relation_frequency" in part and "answer_degree" in part}
+    if not parts:
+        return []
+    first = next(iter(parts.values()))
+    rare, row = next(iter(first["relation_frequency"].items()))
+    rares = [f"{name} {_fixed(part['relation_frequency'][rare]['mrr'])}" for name, part in parts.items()]
+    buckets = {
+        bucket: [f"{name} {_fixed(part['answer_degree'][bucket]['mrr'])}" for name, part in parts.items()]
+        for bucket in first["answer_degree"]
+    }
+    told = "; ".join(
+        f"{bucket} ({_count(int(first['answer_degree'][bucket]['num_queries']))} queries) {', '.join(found)}"
+        for bucket, found in buckets.items()
+    )
+    return [
+        f"Long tail, {split} MRR: relations of {rare} training triples ({_count(int(row['num_triples']))} triples) "
+        f"{', '.join(rares)}. By training triples that hold the answer: {told}."
+    ]
+
+
 def _protocol(report: Mapping[str, Any]) -> str:
     rules = ", ".join(f"{key}: {value}" for key, value in (report.get("protocol") or {}).items())
     where = f"world: {_text(report.get('world'))}, device: {_text(report.get('device'))}"
@@ -183,6 +236,12 @@ def _data(data: Mapping[str, Any]) -> str:
 def _mrr(stage: Stage, split: str) -> float | None:
     value = (stage.get(split) or {}).get("mrr")
     return None if value is None else float(value)
+
+
+def _dim(stage: Stage) -> str:
+    """Coordinates per entity, and its biases beside them: 32+1."""
+    biases = stage.get("biases")
+    return f"{_text(stage.get('dim'))}+{biases}" if biases else _text(stage.get("dim"))
 
 
 def _ratio(top: float | None, bottom: float | None) -> float | None:

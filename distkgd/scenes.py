@@ -1,5 +1,6 @@
 """A scene is what one rank has to do in one part of a batch, before any embedding is touched."""
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,6 +43,7 @@ class SceneBuilder:
     kind, num, chunk: what a positive triple's answer is compared with. filtered: known answers are left out.
     label_shares: k-vs-all. move: candidate rows to the queries, queries to the candidates, or neither: then candidates
         are drawn from the own shard only, and the model depends on the number of ranks.
+    together: so many consecutive triples of a batch stay on one rank, beside what chunks ask for.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class SceneBuilder:
         self.filtered = filtered
         self.label_shares = label_shares
         self.move = move
+        self.together = 1
         self.cuts = ranks.bounds(sampler.num_entities)
 
     @property
@@ -103,8 +106,8 @@ class SceneBuilder:
         return Scene(mine, route, layout, shape, looked_up, share, self.sampler.seed)
 
     def cuts_of(self, part: Batch) -> list[int]:
-        """[world + 1] first triple of each rank in a part of the batch; chunks stay whole."""
-        unit = self.chunk if self.kind == "chunk" else 1
+        """[world + 1] first triple of each rank in a part of the batch; chunks, and what stays together, are whole."""
+        unit = math.lcm(self.together, self.chunk if self.kind == "chunk" else 1)
         return [cut * unit for cut in self.ranks.bounds(len(part.triples) // unit)]
 
     def drawn(self, batch: Batch) -> Tensor | None:
@@ -129,7 +132,14 @@ class SceneBuilder:
                 listed, absent = self._own_part(listed)
             mask = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
             mask = mask if absent is None else mask | absent.unsqueeze(1)
-            layout = Layout(self.ranks, counts=counts, groups=len(listed), num_candidates=listed.shape[1], mask=mask)
+            layout = Layout(
+                self.ranks,
+                counts=counts,
+                groups=len(listed),
+                num_candidates=listed.shape[1],
+                most_candidates=self.num,
+                mask=mask,
+            )
             return listed, listed.reshape(-1) - lo, layout
         ids: Tensor | None = None
         if self.kind == "batch":

@@ -16,6 +16,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.evaluate import Filter, Ties
 from distkgd.evaluation_report import evaluate_model, table
 from distkgd.launching import launch
+from distkgd.long_tail import RARE_BELOW
 from distkgd.report import write_atomic
 
 
@@ -25,12 +26,13 @@ def main(
     data: Annotated[str | None, typer.Option(help="Public set or folder; default: what it was trained on.")] = None,
     ties: Annotated[Ties, typer.Option(help="Rank of equal scores.")] = "realistic",
     filter_: Annotated[Filter, typer.Option("--filter", help="raw: known answers compete too.")] = "filtered",
+    rare: Annotated[int, typer.Option(min=1, help="Relations with fewer training triples are rare.")] = RARE_BELOW,
     json_: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
 ) -> None:
-    """Print metrics overall, by direction, by relation category and by relation."""
+    """Print metrics overall, by direction, relation category and frequency, degree of the answer, and relation."""
 
     def body(ranks: Ranks, display: Display) -> None:
-        report = evaluate_model(model, ranks, split=split, source=data, ties=ties, filter_=filter_)
+        report = evaluate_model(model, ranks, split=split, source=data, ties=ties, filter_=filter_, rare_below=rare)
         if ranks.first:
             Console(width=None if sys.stdout.isatty() else 110).print(table(report))
             if json_ is not None:

@@ -23,7 +23,6 @@ from distkgd.distributed.rows import (
     Field,
     Layout,
     LogSumExp,
-    Max,
     Partial,
     SoftmaxMean,
     Sum,
@@ -212,11 +211,10 @@ def every_partial(z: Tensor, other: Tensor, threshold: Tensor) -> dict[str, Part
         "count": Count(z > threshold),
         "mean": SoftmaxMean(0.7 * z, (z - other).square()),
         "lse": LogSumExp(1.3 * other),
-        "max": Max(z),
     }
 
 
-PARTIALS = ("sum", "count", "mean", "mean.lse", "lse", "max")
+PARTIALS = ("sum", "count", "mean", "mean.lse", "lse")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ GRAPH = toy_graph(entities=19, relations=3, triples=200)
 EVERYTHING = torch.cat([GRAPH.train, GRAPH.valid, GRAPH.test])
 TIES = {"realistic": 0.5, "optimistic": 0.0, "pessimistic": 1.0}
 WHOLE = 1 << 22
+# Every scorer with and, where it has head queries, without reciprocal relations.
+FORMULAS = [(name, way) for name, scorer in SCORERS.items() for way in (True, False) if way or not scorer.tails_only]
 
 
 def naive_score(model: Model, anchor: int, relation: int, side: int, entity: int) -> float:
@@ -69,8 +71,7 @@ def tied_model(reciprocal: bool = True) -> Model:
 
 
 @pytest.mark.parametrize("filter_", ["filtered", "raw"])
-@pytest.mark.parametrize("reciprocal", [True, False])
-@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize(("scorer", "reciprocal"), FORMULAS)
 def test_ranks_are_those_of_a_loop_over_all_entities(scorer: str, reciprocal: bool, filter_: str) -> None:
     model = toy_model(GRAPH, scorer, 4, reciprocal=reciprocal)
     known = KnownAnswers(EVERYTHING, GRAPH.num_entities)

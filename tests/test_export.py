@@ -40,7 +40,7 @@ def sparse_table(folder: Path, name: str) -> Tensor:
 READERS: dict[str, Callable[[Path, str], Tensor]] = {
     "safetensors": lambda folder, name: load_file(folder / f"{name}.safetensors")[name],
     "numpy": lambda folder, name: torch.from_numpy(np.load(folder / f"{name}.npy")),
-    "sparse": lambda folder, name: sparse_table(folder, name),
+    "sparse": sparse_table,
 }
 
 
@@ -259,7 +259,6 @@ MEMORY = """
 import sys
 from pathlib import Path
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.sparse_files import read_sparse, smallest, tensors_of, write_sparse
 from distkgd.export import export_model
 
 def peak():
@@ -359,12 +358,15 @@ def test_a_sparse_export_is_a_model_that_ranks_like_the_whole_one_and_states_its
         "relation": some((2 * RELATIONS, 6), 0.3, torch.float32),
     }
     resealed(stage / "model", tables)
-    main(stage, tmp_path / "out", "sparse")
+    with pytest.raises(SystemExit) as ended:
+        main(stage, tmp_path / "out", "sparse")
+    assert ended.value.code == 0
     found = load_model(tmp_path / "out", Ranks()).model
     assert torch.equal(found.entity.weight, tables["entity"]) and torch.equal(found.relation, tables["relation"])
     size = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     assert bytes_on_disk(tmp_path / "out") == sparse_bytes(found) == size < bytes_on_disk(stage)
-    assert f"tables {size:,} bytes" in " ".join(capsys.readouterr().err.split() + capsys.readouterr().out.split())
+    said = capsys.readouterr()
+    assert f"tables {size:,} bytes" in " ".join((said.err + said.out).split())
     halves = run_on_ranks(2, part_of, folder=str(tmp_path / "out"))
     assert torch.equal(torch.cat([entity for entity, _ in halves]), tables["entity"])
     assert {count for _, count in halves} == {size}

@@ -85,11 +85,12 @@ def test_evaluate_finds_the_figures_of_the_report(place: Path) -> None:
 
 
 def test_evaluate_obeys_its_options(place: Path) -> None:
-    options = ("--split", "valid", "--ties", "pessimistic", "--filter", "raw", "--data", "./data")
+    options = ("--split", "valid", "--ties", "pessimistic", "--filter", "raw", "--data", "./data", "--rare", "7")
     done = launch(place, "evaluate", "run/stages/student", *options, "--json", "valid.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((place / "valid.json").read_text(encoding="utf-8"))
     assert (found["split"], found["protocol"]) == ("valid", protocol("pessimistic", "raw"))
+    assert list(found["relation_frequency"]) == ["<7", ">=7"]
     (student,) = (stage for stage in report_of(place / "run")["stages"] if stage["name"] == "student")
     assert found["overall"]["mrr"] < student["valid"]["mrr"]
 

@@ -23,6 +23,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "scratch": {"student": {"method": "scratch"}},
     "bkd": {"teacher": {"dim": 16}, "student": {"method": "bkd"}, "baseline": {"dim": 8}},
     "dualde": {"teacher": {"dim": 16}, "student": {"method": "dualde"}, "baseline": True},
+    "mulde": {"teacher": {"dim": 16}, "student": {"method": "mulde"}},
+    "dml": {"student": {"method": "dml"}},
+    "rkd": {"teacher": {"dim": 16}, "student": {"method": "rkd"}},
+    "iterde": {"teacher": {"dim": 16}, "student": {"method": "iterde"}},
     "metasd": {"student": {"method": "metasd"}},
 }
 METHOD_NODES = {name: method.Settings for name, method in METHODS.items()}

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel
 
 from distkgd import job as job_module
-from distkgd import plan
+from distkgd import plan, stage_job
 from distkgd.config import RunConfig, StageConfig, merge, parse_config
 from distkgd.display import Display
 from distkgd.distributed.checkpoint import list_steps
@@ -63,18 +63,23 @@ N3 = {"regulariser": {"name": "n3", "weight": 0.1}}
 LOWERED = {"epochs": 5, "schedule": {"name": "plateau", "patience": 1}}
 BKD = {"method": "bkd"}
 DUALDE = {"method": "dualde", "distill": {"stage_two": {"start": 1, "epochs": 2}}}
+MULDE = {"method": "mulde"}
+DML = {"method": "dml"}
+RKD = {"method": "rkd", "distill": {"group": 2}}
+ITERDE = {"method": "iterde"}
 METASD = {"method": "metasd", "distill": {"prune": {"rate": 0.5}}}
 BOTH = merge(DUALDE, {"distill": {"stage_one": False}})
 
 CASES: dict[str, Case] = {
     "scorer": Case(list(SCORERS), "rows"),
     "dim": Case([6, 8], "rows"),
-    "method": Case(["scratch", "bkd", "dualde", "metasd"]),
+    "method": Case(list(METHODS)),
     "distill": Case([{"weight": 0.5}, {"weight": 2.0}], context=BKD),
     "margin": Case([None, 0.5, 3.0], context=FAR),
     "norm": Case([1, 2], context=FAR),
     "reciprocal": Case([False, True], "rows"),
     "init_scale": Case([None, 0.02, 0.5], "rows"),
+    "start": Case(["random", "crop", "pca"], "rows", context=BKD | {"scorer": "transe"}),
     "negatives.kind": Case(["all", "batch", "chunk", "triple"]),
     "negatives.num": Case([5, 8], context=SAMPLED),
     "negatives.chunk": Case([2, 4], context={"negatives": {"kind": "chunk"}}),
@@ -131,6 +136,30 @@ CASES: dict[str, Case] = {
     "dualde.stage_two.epochs": Case([1, 2], "steps", context=DUALDE),
     "dualde.stage_two.lr_scale": Case([0.1, 1.0], "rows", context=DUALDE),
     "dualde.stage_two.teacher_lr_scale": Case([0.1, 1.0], "teacher", context=DUALDE),
+    "mulde.weight": Case([0.5, 1.0], context=MULDE),
+    "mulde.hard_weight": Case([0.0, 0.5, 1.0], context=MULDE),
+    "mulde.temperature": Case([1.0, 4.0], context=MULDE),
+    "mulde.relation_scaling": Case([False, True], "rows", context=MULDE),
+    "mulde.contrast_attention": Case([False, True], context=MULDE),
+    "mulde.attention": Case([0.0, 1.0], context=MULDE),
+    "mulde.evaluator_lr": Case([0.01, 0.1], context=MULDE),
+    "dml.weight": Case([0.5, 1.0], context=DML),
+    "dml.hard_weight": Case([0.0, 0.5, 1.0], context=DML),
+    "dml.temperature": Case([1.0, 4.0], context=DML),
+    "dml.peer_dim": Case([None, 6, 12], context=DML),
+    "rkd.group": Case([2, 4, 5], context=RKD),
+    "rkd.vectors": Case(["entity", "query"], context=RKD),
+    "rkd.distance_weight": Case([0.0, 1.0], context=RKD),
+    "rkd.angle_weight": Case([0.0, 1.0], context=RKD),
+    "rkd.hard_weight": Case([0.5, 1.0], context=RKD),
+    "rkd.delta": Case([0.1, 1.0], context=RKD),
+    "iterde.k": Case([0.0, 0.5, 1.0], context=ITERDE),
+    "iterde.p": Case([0.5, 2.0], context=ITERDE),
+    "iterde.schedule": Case(["polynomial", "constant", "two_phase"], context=ITERDE),
+    "iterde.combination": Case(["add", "convex"], context=ITERDE),
+    "iterde.soft": Case(["huber", "kl"], context=ITERDE),
+    "iterde.delta": Case([0.01, 1.0], context=ITERDE),
+    "iterde.temperature": Case([1.0, 4.0], context=merge(ITERDE, {"distill": {"soft": "kl"}})),
     "metasd.prune.rate": Case([0.0, 0.5, 0.8], context=METASD),
     "metasd.prune.scope": Case(["global", "table", "row", "column"], context=METASD),
     "metasd.prune.ramp": Case([0, 1, 2], context=METASD),
@@ -203,8 +232,8 @@ def with_option(case: Case, name: str, value: Any) -> dict[str, Any]:
         node[key] = dict(node.get(key) or {})
         node = node[key]
     node[path[-1]] = value
-    if name == "method" and value == "dualde":
-        stage = merge(stage, DUALDE)
+    if name == "method":
+        stage = merge(stage, {"dualde": DUALDE, "rkd": RKD}.get(value, {}))
     return stage
 
 
@@ -280,6 +309,16 @@ def dtype_after(folder: Path, options: dict[str, Any]) -> str:
 def stages_after(folder: Path, options: dict[str, Any]) -> list[Any]:
     tree = {"student": {"method": "bkd"}} if options.get("teacher") else {}
     return [(s["name"], s["dim"], s["teachers"]) for s in run_toy(folder, merge(tree, options))["stages"]]
+
+
+def plan_after(folder: Path, options: dict[str, Any]) -> list[Any]:
+    """Stages between a teacher of 12 numbers and a student of 6, with the teachers each was given and its steps."""
+    stage = {"batch_size": 100, "epochs": 1}
+    tree = {"student": {"method": "bkd", "dim": 6}, "baseline": True}
+    if not options.get("teachers"):
+        tree["teacher"] = stage | {"dim": 12}
+    stages = run_toy(folder, merge(tree, options))["stages"]
+    return [(s["name"], s["dim"], s["teachers"], s["steps"]) for s in stages]
 
 
 def metrics_after(folder: Path, options: dict[str, Any]) -> list[Any]:
@@ -365,6 +404,12 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "dtype": (["float32", "float64"], dtype_after),
     "threads": ([1, 2], lambda f, o: launched(f, o)["threads"]),
     "teacher": ([None, {**BASE, "dim": 12}], stages_after),
+    "teachers": ([None, {"one": {**BASE, "dim": 12}}, {"two": {**BASE, "dim": 10}}], plan_after),
+    "chain": (
+        [None, {"dims": [12, 8, 6]}, {"dims": [12, 8, 6], "per_dim": {8: {"epochs": 3}}}, {"dims": [12, 10, 6]}],
+        plan_after,
+    ),
+    "assistant": ([None, 8, {"dims": [8], "per_dim": {8: {"epochs": 3}}}, {"dims": [10, 8]}], plan_after),
     "student": ([{"dim": 6}, {"dim": 8}], stages_after),
     "baseline": ([False, True, {"dim": 6}], stages_after),
     "ties": (["realistic", "optimistic", "pessimistic"], tied_metrics_after),
@@ -394,13 +439,13 @@ def test_every_run_option_changes_something(name: str, tmp_path: Path, monkeypat
 def test_a_run_option_that_says_how_to_rank_is_also_what_the_best_rows_are_chosen_by(tmp_path: Path) -> None:
     """Validation uses the protocol of the report."""
     asked = []
-    real = plan.ranks_of
+    real = stage_job.ranks_of
 
     def ranks_of(*arguments: Any, ties: str, filter_: str) -> torch.Tensor:
         asked.append((ties, filter_))
         return real(*arguments, ties=ties, filter_=filter_)
 
-    with mock.patch.object(plan, "ranks_of", ranks_of):
+    with mock.patch.object(stage_job, "ranks_of", ranks_of):
         run_toy(tmp_path, {"ties": "pessimistic", "filter": "raw"})
     # Two validations, then valid and test of the finished model.
     assert asked == [("pessimistic", "raw")] * 4

@@ -407,6 +407,7 @@ LATE: dict[str, dict[str, Any]] = {
     "bf16 distances": {"scorer": "transe", "bf16": True},
     "dualde with a hinge": {"method": "dualde", "loss": {"name": "margin"}},
     "dura with a distance": {"scorer": "transe", "regulariser": {"name": "dura", "weight": 0.1}},
+    "heads without a formula": {"scorer": "roth", "reciprocal": False},
     "batch above the data": {"batch_size": 10_000},
 }
 

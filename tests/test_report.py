@@ -125,6 +125,13 @@ def test_a_loss_against_the_direct_model_is_told_with_a_minus_and_a_tie_with_plu
     assert "student − direct: −0.010 valid MRR, +0.000 test MRR." in notes(report)
 
 
+def test_biases_stand_beside_the_dim():
+    report = _report()
+    report["stages"][1]["biases"] = 1
+    report["stages"][2]["biases"] = 0
+    assert [row[HEADER.index("dim")] for row in rows(report)] == ["256", "32+1", "32"]
+
+
 def test_a_student_without_a_direct_model_of_its_dim_is_said_to_lack_one():
     report = _report()
     report["stages"][2]["dim"] = 64

@@ -14,8 +14,9 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.job import Job, Progress
 from distkgd.methods import METHODS
 from distkgd.model import Model, new_model
-from distkgd.plan import Run, Stage, build_job
 from distkgd.scorers import build_scorer
+from distkgd.stage_job import Run, build_job
+from distkgd.stages import Stage
 from distkgd.tracking import open_tracking
 from distkgd.train import train_step
 
@@ -41,7 +42,7 @@ def toy_run(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     return Run(parsed, graph, ranks, folder, tracking, Display(False), *answers)
 
 
-def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
+def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex", seed: int = 77) -> Model:
     """A model that was not trained, but whose scores are spread like a trained one's."""
     made = build_scorer(scorer, dim)
     graph = run.graph
@@ -51,7 +52,7 @@ def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
         graph.num_relations,
         run.ranks,
         reciprocal=True,
-        seed=77,
+        seed=seed,
         init_scale=0.7,
         dtype=run.dtype,
     )
@@ -60,12 +61,20 @@ def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex") -> Model:
 
 
 def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | None = None) -> Job:
-    """A job for the student of `config`; a method that can have a teacher gets `toy_teacher`."""
-    taught = 1 in METHODS[config["student"].get("method", "scratch")].num_teachers
+    """A job for the student of `config`; a method that needs a teacher gets `toy_teacher`, and a smaller one too if it
+    is mulde or config["two"] says so."""
+    two = config.get("two", config["student"].get("method") == "mulde")
+    config = {key: value for key, value in config.items() if key != "two"}
+    method = config["student"].get("method", "scratch")
+    taught = 0 not in METHODS[method].num_teachers
     run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
-    teacher = toy_teacher(run) if taught else None
-    stage = Stage("student", run.config.student, ("toy",) if taught else ())
-    return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=[teacher] if teacher else [])
+    # Who begins from its teacher's rows needs one of the same scorer.
+    scorer = run.config.student.scorer if run.config.student.start != "random" else "complex"
+    teachers = [toy_teacher(run, scorer=scorer)] if taught else []
+    if two:
+        teachers.append(toy_teacher(run, 8, "distmult", seed=78))
+    stage = Stage("student", run.config.student, ("toy",) * len(teachers))
+    return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=teachers)
 
 
 def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "/nonexistent") -> dict[str, Any]:

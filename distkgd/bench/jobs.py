@@ -66,6 +66,7 @@ def bare_job(
     )
     folder = Path(tempfile.gettempdir()) / "distkgd-benchmark"
     tracking = open_tracking(run_folder=folder, name="benchmark", uri=None, enabled=False, active=False)
+    scenes.together = method.triples_together
     return Job(
         name="student",
         config=config,

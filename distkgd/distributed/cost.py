@@ -6,9 +6,12 @@ w bytes per number; the kinds are those of `Ranks.traffic`:
     ids       8 (W - 1) + 8 R                                   the counts, then the ids that are asked for
     rows      R w (sum of dims, twice for tables that learn)    there, and their gradients back
     queries   (W - 1) Q w (sum of widths, twice if they learn)  if queries travel
-    partials  2 (W - 1) Q w columns                             if queries travel; columns <= 5 for one loss
+    partials  2 (W - 1) Q w columns                             if queries travel; columns <= 5 for one loss; those
+                                                                of models that do not learn count once
     dense     2 (W - 1) / W w (replicated + terms + 1)          a ring all-reduce of gradients and loss terms
+    totals    2 (W - 1) parts w totals                          sums over the whole batch, and their gradients
     control   2 (W - 1) / W 8                                   the rows' norm, if gradients are clipped
+              (W - 1) w shared                                  what normalises over the batch
 
 No term has queries times candidates in it. R grows with the candidates only if rows travel.
 """
@@ -41,7 +44,8 @@ class Shape:
     anchors: distinct rows of anchors and answers that other ranks own.
     with_candidates: the same with the candidates, were they looked up.
     touched: distinct rows of the own shard that one part touches (all: the whole shard).
-    columns, per_query, widths, constants: see `losses.Travel`. dense: numbers in replicated tensors that learn.
+    columns, per_query, widths, constants, totals, constant_columns, shared: see `losses.Travel`.
+    dense: numbers in replicated tensors that learn.
     fixed: whether batches are balanced. clipped: whether gradients are. parts: into which the batch is cut.
     updates: beside the first. also: further scenes of the step, whose replicated tensors are counted here.
     """
@@ -66,6 +70,9 @@ class Shape:
     constants: int = 0
     updates: int = 0
     also: Sequence["Shape"] = ()
+    totals: int = 0
+    constant_columns: int = 0
+    shared: int = 0
 
 
 def traffic(shape: Shape, move: str) -> dict[str, float]:
@@ -78,14 +85,18 @@ def traffic(shape: Shape, move: str) -> dict[str, float]:
         "rows": needed * row_numbers * w,
         "dense": 2.0 * others / shape.world * (shape.dense + shape.terms + 1 + 2 * shape.updates) * w,
     }
+    if shape.totals:
+        found["totals"] = 2.0 * others * shape.parts * shape.totals * w
     if shape.clipped:
         found["control"] = 2.0 * others / shape.world * 8 * (1 + shape.updates)
+    if shape.shared:
+        found["control"] = found.get("control", 0.0) + float(others * shape.shared * w * shape.parts)
     if move == "queries":
         widths = [(s.query, s.learns) for s in shape.speakers] + list(shape.widths)
         widths += [(shape.per_query, True), (shape.constants, False)]
         numbers = sum(width * (2 if learns else 1) for width, learns in widths)
         found["queries"] = others * shape.queries * numbers * w
-        found["partials"] = 2.0 * others * shape.queries * shape.columns * w
+        found["partials"] = others * shape.queries * (2.0 * shape.columns + shape.constant_columns) * w
     for other in shape.also:
         sent = traffic(other, move)
         found |= {kind: found[kind] + sent[kind] for kind in ("ids", "rows", "queries", "partials") if kind in sent}

@@ -21,16 +21,16 @@ from distkgd.distributed.rows import (
     Layout,
     answer,
     numbers_at_once,
-    only_logsumexp,
 )
-from distkgd.kernels.scores import available
-from distkgd.scorers.base import Candidates, Collecting, plain
+from distkgd.kernels.rows import add, take
+from distkgd.scorers.base import Candidates, Collecting, Listed, plain
 
-# Scores of a block; with fewer queries than this, matrix products lose more than what the second visit costs. Where the
-# gradient takes the place of the scores, more of them fit into the same memory.
-_NUMBERS = {"cpu": 4 * BLOCK_NUMBERS["cpu"]}
-_NUMBERS_IN_PLACE = {"cpu": 12 * BLOCK_NUMBERS["cpu"]}
-_FEWEST_QUERIES = 32
+# Scores of a block of each field; with fewer queries than this, matrix products lose more than what the second visit
+# costs.
+_NUMBERS = {"cpu": 10 * BLOCK_NUMBERS["cpu"]}
+_FEWEST_QUERIES = 64
+# Of a block with many planes: beyond that, candidates are cut too, and visited twice.
+_MOST_NUMBERS = 1 << 25
 
 
 def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_queries: int) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_quer
     equal: they are to be added up, as the training loop does; second derivatives are not to be had of large batches.
     """
     fields = list({id(f): f for ask in asks.values() for f in ask.fields}.values())
-    blocks = _number_of_blocks(fields[0], _NUMBERS_IN_PLACE if _in_place(list(asks.values())) else _NUMBERS)
+    blocks = _number_of_blocks(fields[0])
     if blocks == 1 or not torch.is_grad_enabled():
         return {name: weights[name] * got.sum() / num_queries for name, got in answer(asks).items()}
     batch = _Batch(list(asks.values()), fields, blocks, [weights[name] / num_queries for name in asks])
@@ -49,41 +49,41 @@ def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_quer
     return dict(zip(asks, terms.unbind(), strict=True))
 
 
-def _in_place(asks: Sequence[Ask]) -> bool:
-    # What is asked of one number tells what will be asked of all.
-    ask = asks[0]
-    if len(asks) > 1 or len(ask.fields) > 1 or not available(ask.fields[0].queries.new_zeros(1, 1)):
-        return False
-    with torch.no_grad():
-        scores = [f.queries.new_zeros(1, 1) for f in ask.fields]
-        numbers = [x.new_zeros(1, 1) for x in ask.per_query]
-        return only_logsumexp(ask.partials(*scores, *numbers, *ask.parameters), scores)
-
-
-def _number_of_blocks(field: Field, numbers: Mapping[str, int]) -> int:
+def _number_of_blocks(field: Field) -> int:
     layout, device = field.layout, field.layout.ranks.device
-    if layout.groups is not None:
+    if layout.groups is not None and field.planes == 1:
         return 1
     met = len(field.queries) if layout.counts is None else sum(layout.counts)
-    candidates = max(1, layout.most_candidates)
-    if numbers_at_once(met * candidates, device) >= met * candidates:
+    each = max(1, layout.most_candidates) * field.planes
+    if numbers_at_once(met * each, device) >= met * each:
         return 1
-    queries = numbers.get(device.type, DEVICE_NUMBERS) // candidates
+    limit = _NUMBERS.get(device.type, DEVICE_NUMBERS)
+    if layout.groups is not None:
+        # No block is empty on all ranks.
+        most = met if layout.counts is None else max(layout.counts)
+        return max(1, min(most // layout.group_size(met), -(-met * each // limit)))
+    queries = limit // each
+    if field.planes > 1 and _FEWEST_QUERIES * each <= _MOST_NUMBERS:
+        queries = max(queries, _FEWEST_QUERIES)
     return 1 if queries < _FEWEST_QUERIES else -(-met // queries)
 
 
 class _Batch:
     """The asks of a step with their tensors laid side by side, and how to cut them.
 
-    rows, sources, numbers: [N, b] tables; [Q, a] queries of each field (or [met, a] if they have moved already); what
-    the asks need beside them.
+    rows, sources, numbers: [N, b] tables, [groups, N, b] or, where `lists` has their [groups, N] indices, the tables
+    that these point into; [Q, a] queries of each field (or [met, a] if they have moved already); what the asks need
+    beside them.
     """
 
     def __init__(self, asks: Sequence[Ask], fields: Sequence[Field], blocks: int, weights: Sequence[float]) -> None:
         self.asks, self.fields, self.blocks, self.weights = asks, fields, blocks, weights
         self.layout = fields[0].layout
-        self.rows = list({id(f.rows): plain(f.rows) for f in fields}.values())
-        order = list(dict.fromkeys(id(f.rows) for f in fields))
+        distinct = {id(f.rows): f.rows for f in fields}
+        grouped = self.layout.groups is not None
+        self.lists = [x.index if grouped and isinstance(x, Listed) else None for x in distinct.values()]
+        self.rows = [x.table if grouped and isinstance(x, Listed) else plain(x) for x in distinct.values()]
+        order = list(distinct)
         self._rows_of = [order.index(id(f.rows)) for f in fields]
         self.sources = [f.queries if f.moved is None else f.moved for f in fields]
         self.numbers = [x for ask in asks for x in (*ask.per_query, *ask.own, *ask.parameters)]
@@ -97,13 +97,13 @@ class _Batch:
     ) -> Tensor:
         """[asks]: the terms of block `index`, whose queries are those at `met` of all that are met here.
 
-        rows, tensors: in place of those of `tensors()`.
+        rows, tensors: in place of those of `tensors()`; rows of the block's groups only.
         """
         sources, numbers = tensors[: len(self.sources)], list(tensors[len(self.sources) :])
         cut = {}
         for field, source, which in zip(self.fields, sources, self._rows_of, strict=True):
             mine = self._own(source, index) if field.moved is None else source.index_select(0, met)
-            cut[id(field)] = Field(layout, field.meet, mine, rows[which])
+            cut[id(field)] = Field(layout, field.meet, mine, rows[which], field.planes)
             cut[id(field)].moved = None if field.moved is None else mine
         asks = {}
         for i, ask in enumerate(self.asks):
@@ -115,8 +115,36 @@ class _Batch:
         got = answer(asks, forget=True)
         return torch.stack([w * loss.sum() for w, loss in zip(self.weights, got.values(), strict=True)])
 
+    def groups_of(self, met: Tensor) -> Tensor | None:
+        """[g] int64: the groups of the queries met in a block, ascending; None without groups."""
+        if self.layout.groups is None:
+            return None
+        size = self.layout.group_size(len(self.fields[0].queries))
+        return torch.div(met[::size], size, rounding_mode="floor")
+
+    def cut(self, rows: Sequence[Tensor], needed: Sequence[bool], groups: Tensor) -> list[Tensor]:
+        """[g, N, b] copies of the candidates of some groups, ready to take a gradient."""
+        found = []
+        for x, listed, need in zip(rows, self.lists, needed, strict=False):
+            mine = x.index_select(0, groups) if listed is None else take(x, listed[groups].flatten())
+            mine = mine if listed is None else mine.reshape(len(groups), -1, x.shape[1])
+            found.append(mine.requires_grad_(need))
+        return found
+
+    def collect(self, cut: Sequence[Tensor], collected: Sequence[Tensor | None], groups: Tensor) -> None:
+        """Add the gradients of `cut` to those of the rows they were cut from."""
+        for mine, listed, total in zip(cut, self.lists, collected, strict=True):
+            if total is None or mine.grad is None:
+                continue
+            if listed is None:
+                total.index_add_(0, groups, mine.grad)
+            else:
+                add(total, listed[groups].flatten(), mine.grad.reshape(-1, total.shape[1]))
+
     def _own(self, x: Tensor, index: int) -> Tensor:
-        return x[len(x) * index // self.blocks : len(x) * (index + 1) // self.blocks]
+        # Of this rank's queries, or of all that are met here: those of block `index`, whole groups together.
+        cut = self.layout.block_cuts(len(x), self.blocks)
+        return x[cut[index] : cut[index + 1]]
 
 
 class _Visit(torch.autograd.Function):
@@ -131,9 +159,13 @@ class _Visit(torch.autograd.Function):
         leaves = [x.detach().requires_grad_(need) for x, need in zip(tensors[n:], needed[n:], strict=True)]
         total = torch.zeros(())
         for index, (layout, met) in enumerate(batch.layout.query_blocks(batch.blocks, len(batch.fields[0].queries))):
+            groups = batch.groups_of(met)
+            copies = [] if groups is None else batch.cut(rows, needed, groups)
             with torch.enable_grad():
-                terms = batch.terms(index, layout, met, met_here, leaves)
+                terms = batch.terms(index, layout, met, copies or met_here, leaves)
                 terms.sum().backward()
+            if groups is not None:
+                batch.collect(copies, collected, groups)
             total = total.to(terms) + terms.detach()
         ctx.found = [*collected, *(x.grad for x in leaves)]
         return total

@@ -34,13 +34,23 @@ def numbers_at_once(numbers: float, device: torch.device) -> float:
     return BLOCK_NUMBERS.get(device.type, DEVICE_NUMBERS)
 
 
+_NO_LIMIT = 1 << 62
+
+# Candidates of a block with many planes at least: products with fewer would cost more than what the cache saves.
+_NARROWEST = 32
+
 # The score of a pair that does not count, in every field: exp of it is 0, and unlike -inf it makes no NaN in backward.
 NEVER = -1e30
+_WAITING = 32  # blocks whose columns are merged together
 
 
 def present(scores: Tensor) -> Tensor:
     """[..., Q, n]: 1 where a candidate counts, 0 where it was left out."""
     return (scores > NEVER / 2).to(scores.dtype)
+
+
+# A partial's tensors may have planes in front, [P, ..., Q, N]: scores of several models for each pair, as in `Field`.
+# What is made of them is then [P, Q].
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,6 @@ class SoftmaxMean:
 
 
 @dataclass(frozen=True)
-class Max:
-    """Largest `value` [Q, N]."""
-
-    value: Tensor
-
-
-@dataclass(frozen=True)
 class SoftmaxGap:
     """Mean over candidates of `teacher` - `student` [Q, N] under softmax(`teacher`); gives `name`, and the log-sum-exps
     of both, `name.lse` (the teacher's) and `name.student`."""
@@ -89,7 +92,7 @@ class SoftmaxGap:
     teacher: Tensor
 
 
-Partial = Sum | Count | LogSumExp | SoftmaxMean | SoftmaxGap | Max
+Partial = Sum | Count | LogSumExp | SoftmaxMean | SoftmaxGap
 
 
 class Layout:
@@ -146,26 +149,38 @@ class Layout:
             return gathered
         return [x.reshape(self.groups, len(x) // max(1, self.groups), x.shape[1]) for x in gathered]
 
-    def blocks(self, queries: int) -> list[tuple[int, int]]:
-        """Ranges of candidates small enough that queries x range stays below the block budget."""
-        budget = self._block_numbers or numbers_at_once(queries * self.num_candidates, self.ranks.device)
-        width = max(1, int(budget) // max(1, queries))
+    def blocks(self, queries: int, planes: int = 1) -> list[tuple[int, int]]:
+        """Ranges of candidates small enough that queries x range x planes stays below the block budget."""
+        budget = self._block_numbers or numbers_at_once(queries * self.num_candidates * planes, self.ranks.device)
+        width = max(1 if planes == 1 else _NARROWEST, int(budget) // max(1, queries * planes))
         if width >= self.num_candidates:
             return [(0, self.num_candidates)]
         pieces = -(-self.num_candidates // width)
         cuts = [self.num_candidates * i // pieces for i in range(pieces + 1)]
         return list(pairwise(cuts))
 
+    def group_size(self, queries: int) -> int:
+        """Queries of each group, of `queries` on this rank; 1 without groups."""
+        if not self.groups:
+            return 1
+        return (queries if self.counts is None else sum(self.counts)) // self.groups
+
+    def block_cuts(self, queries: int, blocks: int) -> list[int]:
+        """[blocks + 1]: where one rank's `queries` are cut into blocks; groups stay whole."""
+        size = self.group_size(queries)
+        return [queries // size * i // blocks * size for i in range(blocks + 1)] if size else [0] * (blocks + 1)
+
     def query_blocks(self, blocks: int, queries: int) -> list[tuple["Layout", Tensor]]:
-        """The layout of each of `blocks` parts of this rank's `queries` (without groups), and which of the queries met
-        here belong to it: ([met in the part] positions, ascending)."""
+        """The layout of each of `blocks` parts of this rank's `queries`, groups kept whole, and which of the queries
+        met here belong to it: ([met in the part] positions, ascending)."""
         counts = [queries] if self.counts is None else list(self.counts)
         device = self.ranks.device
         starts = torch.tensor([0, *counts], device=device).cumsum(0).tolist()
         found, place = [], torch.zeros(sum(counts), dtype=torch.int64, device=device)
         part = torch.zeros_like(place)
+        every_cut = [self.block_cuts(n, blocks) for n in counts]
         for i in range(blocks):
-            cuts = [(n * i // blocks, n * (i + 1) // blocks) for n in counts]
+            cuts = [(cut[i], cut[i + 1]) for cut in every_cut]
             pieces = [torch.arange(at + lo, at + hi, device=device) for at, (lo, hi) in zip(starts, cuts, strict=False)]
             met = torch.cat(pieces)
             part[met], place[met] = i, torch.arange(len(met), device=device)
@@ -177,14 +192,21 @@ class Layout:
             sizes = torch.bincount(part[query], minlength=blocks).tolist()
             pairs = zip(place[query[order]].split(sizes), candidate[order].split(sizes), strict=True)
             excluded = list(pairs)
+        size = self.group_size(queries)
+
+        def masked(met: Tensor) -> Tensor | None:
+            return None if self._mask is None else self._mask[torch.div(met[::size], size, rounding_mode="floor")]
+
         return [
             (
                 Layout(
                     self.ranks,
                     num_candidates=self.num_candidates,
                     counts=None if self.counts is None else sizes,
+                    groups=None if self.groups is None else len(met) // max(1, size),
                     excluded=pairs,
-                    block_numbers=max(1, len(met) * self.num_candidates),
+                    mask=masked(met),
+                    block_numbers=_NO_LIMIT,
                 ),
                 met,
             )
@@ -199,7 +221,7 @@ class Layout:
             query, candidate = self._excluded
             ends = torch.tensor([start, stop], device=scores.device)
             first, last = torch.searchsorted(candidate, ends).tolist()
-            scores[query[first:last], candidate[first:last] - start] = NEVER
+            scores[..., query[first:last], candidate[first:last] - start] = NEVER
 
     def home(self, partials: Tensor) -> Tensor:
         """[k, queries met here] partials of this rank's candidates as [pieces, k, Q] of this rank's queries."""
@@ -218,15 +240,22 @@ class Field:
     meet: (queries [..., Q, a], rows [..., n, b], copied or listed) -> [..., Q, n].
     queries: [Q, a] of this rank, moved to the candidates when the first ask is answered.
     rows: [N, b], or [groups, N, b], copied or listed; narrower numbers than the queries' are widened block by block.
+    planes: how many numbers there are for each pair if `meet` puts them in front: [planes, ..., Q, n].
     """
 
     def __init__(
-        self, layout: Layout, meet: Callable[[Tensor, Candidates], Tensor], queries: Tensor, rows: Candidates
+        self,
+        layout: Layout,
+        meet: Callable[[Tensor, Candidates], Tensor],
+        queries: Tensor,
+        rows: Candidates,
+        planes: int = 1,
     ) -> None:
         self.layout = layout
         self.meet = meet
         self.queries = queries
         self.rows = rows
+        self.planes = planes
         self.moved: Tensor | None = None
         self._whole: Tensor | None = None
 
@@ -252,9 +281,9 @@ class Ask:
 
     partials: (block of each field [..., Q, n], each per_query as [..., Q, 1], each parameter) -> {name: Partial}.
         It must be pure: in blocked mode it runs again in backward.
-    finish: ({name: [Q]} of this rank's queries, each own) -> the loss, or whatever is made of them.
+    finish: ({name: [Q] or [P, Q]} of this rank's queries, each own) -> the loss, or whatever is made of them.
     per_query: [Q] numbers of this rank's queries needed beside the scores.
-    own: [Q] numbers of this rank's queries that only finish needs; they stay here.
+    own: [Q, ...] numbers of this rank's queries that only finish needs; they stay here.
     parameters: other tensors that partials uses and that may need a gradient.
     """
 
@@ -280,14 +309,12 @@ def answer(asks: Mapping[str, Ask], *, forget: bool = False) -> dict[str, Any]:
         field.moved = moved
     extra = gathered[len(met) :]
     queries = [f.moved for f in run.fields if f.moved is not None]
-    blocks = layout.blocks(queries[0].shape[:-1].numel())
+    blocks = layout.blocks(queries[0].shape[:-1].numel(), max(f.planes for f in run.fields))
     if len(blocks) == 1:
         columns = run.columns([f.whole() for f in run.fields], [*extra, *run.parameters])
-        columns = columns.reshape(len(columns), -1)
     else:
         tensors = [*map(plain, run.rows), *queries, *extra, *run.parameters]
-        pieces: Tensor = _Blocked.apply(run, blocks, *tensors)  # type: ignore[no-untyped-call]
-        columns = _merge(run.kinds, pieces)
+        columns = _Blocked.apply(run, blocks, *tensors)  # type: ignore[no-untyped-call]
     merged = _merge(run.kinds, layout.home(columns))
     return dict(zip(asks, run.finish(merged), strict=True))
 
@@ -300,10 +327,14 @@ def reduce(
     return found
 
 
+Kind = tuple[int, str, type[Partial], int]
+
+
 class _Pass:
     """Several asks over the same candidates, each field and row table counted once.
 
-    kinds: (which ask, name of its partial, kind) in the order of the columns; known once a block has been computed.
+    kinds: (which ask, name of its partial, kind, planes or 0 for none) in the order of the columns; known once a block
+        has been computed.
     """
 
     def __init__(self, asks: Sequence[Ask], forget: bool = False) -> None:
@@ -314,12 +345,13 @@ class _Pass:
         self.parameters = [x for ask in asks for x in ask.parameters]
         self.rows = _distinct([f.rows for f in self.fields])
         self._rows_of = [next(i for i, r in enumerate(self.rows) if r is f.rows) for f in self.fields]
-        self.kinds: list[tuple[int, str, type[Partial]]] = []
+        self.kinds: list[Kind] = []
+        self._query_dims = 1 if self.fields[0].layout.groups is None else 2
         if any(f.layout is not self.fields[0].layout for f in self.fields):
             raise AssertionError("asks that are answered together must meet the same candidates")
 
     def columns(self, scores: Sequence[Tensor], extra: Sequence[Tensor]) -> Tensor:
-        """[k, ..., Q] from the block of each distinct field, each ask's per_query numbers, each ask's parameters."""
+        """[k, Q] from the block of each distinct field, each ask's per_query numbers, each ask's parameters."""
         per_query, parameters = list(extra[: len(self.per_query)]), list(extra[len(self.per_query) :])
         kinds, columns = [], []
         known: dict[int, tuple[Tensor, Tensor]] = {}
@@ -331,36 +363,35 @@ class _Pass:
             alone = [z for z, field in zip(mine, ask.fields, strict=False) if all(field is not f for f in others)]
             last = self.forget and len(found) == 1 and (only_logsumexp(found, alone) or only_gap(found, alone))
             for name, partial in found.items():
-                kinds.append((i, name, type(partial)))
-                columns += _columns(partial, last, known)
+                made = _columns(partial, last, known)
+                planes = made[0].dim() - self._query_dims
+                kinds.append((i, name, type(partial), len(made[0]) if planes else 0))
+                columns += [x.flatten(1) if planes else x.reshape(1, -1) for x in made]
         self.kinds = kinds
         wide = columns[0].dtype
         for column in columns:
             wide = torch.promote_types(wide, column.dtype)
-        return torch.stack([column.to(wide) for column in columns])
+        return torch.cat([column.to(wide) for column in columns])
 
     def block(self, start: int, stop: int, rows: Sequence[Tensor], rest: Sequence[Tensor]) -> Tensor:
         """[k, Q] of candidates start … stop - 1. rows: of each distinct table, these candidates only."""
         n = len(self.fields)
         pairs = zip(self.fields, rest[:n], self._rows_of, strict=True)
-        found = self.columns([f.block(q, rows[i], start, stop) for f, q, i in pairs], rest[n:])
-        return found.reshape(len(found), -1)
+        return self.columns([f.block(q, rows[i], start, stop) for f, q, i in pairs], rest[n:])
 
     def finish(self, merged: Tensor) -> list[Any]:
         """What each ask makes of its merged columns ([k, Q])."""
         got: list[dict[str, Tensor]] = [{} for _ in self.asks]
-        columns = list(merged)
-        for i, name, kind in self.kinds:
-            if kind in (SoftmaxMean, SoftmaxGap):
-                got[i][f"{name}.lse"] = columns.pop(0)
-            got[i][name] = columns.pop(0)
-            if kind is SoftmaxGap:
-                got[i][f"{name}.student"] = columns.pop(0)
+        at = 0
+        for i, name, kind, planes in self.kinds:
+            for part in _PARTS.get(kind, ("",)):
+                got[i][name + part] = merged[at : at + planes] if planes else merged[at]
+                at += planes or 1
         return [ask.finish(found, *ask.own) for ask, found in zip(self.asks, got, strict=True)]
 
 
 class _Blocked(torch.autograd.Function):
-    """[blocks, k, Q] columns of every block; backward computes the blocks again, one at a time.
+    """[k, Q] columns merged over all blocks; backward computes the blocks again, one at a time.
 
     The gradient of a row table is written block by block into one tensor of its size: beside it, nothing here grows
     with the number of candidates.
@@ -368,59 +399,65 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: _Pass, blocks: list[tuple[int, int]], *tensors: Tensor) -> Tensor:
-        ctx.run, ctx.blocks = run, blocks
-        ctx.save_for_backward(*tensors)
         n = len(run.rows)
         rows, rest = tensors[:n], tensors[n:]
-        # All columns get their memory at once: small tensors that stay, made between large ones that go, leave gaps
-        # into which the next large one does not fit.
-        every: Any = None
+        # Found columns wait in a tensor made once: small ones that stay, made between large ones that go, would leave
+        # gaps into which the next large one does not fit.
+        waiting: Any = None
         for i, (lo, hi) in enumerate(blocks):
             columns = run.block(lo, hi, [r[..., lo:hi, :] for r in rows], rest)
-            if every is None:
-                every = columns.new_empty(len(blocks), *columns.shape)
-            every[i] = columns
-        found: Tensor = every
-        return found
+            if waiting is None:
+                waiting = columns.new_empty(min(_WAITING, len(blocks)) + 1, *columns.shape)
+            at = i % _WAITING + 1
+            waiting[at] = columns
+            if at == _WAITING or i + 1 == len(blocks):
+                waiting[0] = _merge(run.kinds, waiting[(i < _WAITING) : at + 1])
+        merged: Tensor = waiting[0].clone()
+        ctx.run, ctx.blocks = run, blocks
+        ctx.save_for_backward(merged, *tensors)
+        return merged
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        tensors, run = ctx.saved_tensors, ctx.run
+        (merged, *tensors), run = ctx.saved_tensors, ctx.run
         need = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            return None, None, *_again(run, ctx.blocks, tensors, need, grads[0])
         n = len(run.rows)
-        again = torch.is_grad_enabled()  # second derivatives are wanted: stay in the graph
-        rest = (
-            tensors[n:] if again else [x.detach().requires_grad_(g) for x, g in zip(tensors[n:], need[n:], strict=True)]
-        )
-        totals: list[Any] = [None] * len(tensors)
-        pieces: list[list[Tensor]] = [[] for _ in range(n)]
-        for (lo, hi), grad in zip(ctx.blocks, grads[0], strict=True):
+        rest = [x.detach().requires_grad_(g) for x, g in zip(tensors[n:], need[n:], strict=True)]
+        totals: list[Tensor | None] = [None] * len(tensors)
+        for lo, hi in ctx.blocks:
             with torch.enable_grad():
-                cut = [r[..., lo:hi, :] for r in tensors[:n]]
-                if not again:
-                    cut = [r.detach().requires_grad_(g) for r, g in zip(cut, need, strict=False)]
+                cut = [r[..., lo:hi, :].detach().requires_grad_(g) for r, g in zip(tensors[:n], need, strict=False)]
                 columns = run.block(lo, hi, cut, rest)
             wanted = [x for x, g in zip([*cut, *rest], need, strict=True) if g]
-            found = iter(torch.autograd.grad(columns, wanted, grad, create_graph=again, allow_unused=True))
+            pulled = _unmerge(run.kinds, columns.detach(), merged, grads[0])
+            found = iter(torch.autograd.grad(columns, wanted, pulled, allow_unused=True))
             for i, g in enumerate(need):
                 piece = next(found) if g else None
                 if piece is None:
                     continue
-                if i >= n:
-                    if totals[i] is None:
-                        totals[i] = piece if again else piece.clone()
-                    else:
-                        totals[i] = totals[i] + piece if again else totals[i].add_(piece)
-                elif again:
-                    pieces[i].append(piece)
-                else:
-                    if totals[i] is None:
-                        totals[i] = torch.zeros_like(tensors[i])
-                    totals[i][..., lo:hi, :] = piece
-        for i, parts in enumerate(pieces):
-            if parts:
-                totals[i] = torch.cat(parts, -2)
+                total = totals[i]
+                if total is None:
+                    total = totals[i] = torch.zeros_like(tensors[i])
+                (total[..., lo:hi, :] if i < n else total).add_(piece)
         return None, None, *totals
+
+
+def _again(
+    run: _Pass, blocks: list[tuple[int, int]], tensors: Sequence[Tensor], need: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    # The gradients with a graph of their own, for second derivatives: all blocks at once.
+    n = len(run.rows)
+    rows, rest = tensors[:n], tensors[n:]
+    merged = _merge(run.kinds, torch.stack([run.block(a, b, [r[..., a:b, :] for r in rows], rest) for a, b in blocks]))
+    wanted = [x for x, g in zip(tensors, need, strict=True) if g]
+    found = iter(torch.autograd.grad(merged, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if g else None for g in need]
+
+
+# What a kind's columns are called, after the name of the partial.
+_PARTS: Mapping[type[Partial], tuple[str, ...]] = {SoftmaxMean: (".lse", ""), SoftmaxGap: (".lse", "", ".student")}
 
 
 def _distinct(items: Sequence[Any]) -> list[Any]:
@@ -463,8 +500,6 @@ def _columns(partial: Partial, last: bool, known: dict[int, tuple[Tensor, Tensor
                 found = total, mean, _logsumexp(student)
             known[id(student)] = student, found[2]
             return list(found)
-        case Max(value):
-            return [value.amax(-1) if value.shape[-1] else value.sum(-1) + NEVER]
 
 
 def _logsumexp(logit: Tensor, last: bool = False) -> Tensor:
@@ -474,24 +509,42 @@ def _logsumexp(logit: Tensor, last: bool = False) -> Tensor:
     return kernels.logsumexp(logit, last) if kernels.available(logit) else torch.logsumexp(logit, -1)
 
 
-def _merge(kinds: Sequence[tuple[int, str, type[Partial]]], parts: Tensor) -> Tensor:
+def _merge(kinds: Sequence[Kind], parts: Tensor) -> Tensor:
     # [pieces, columns, Q] -> [columns, Q], in the order of _columns, so that what was merged can be merged again.
     if len(parts) == 1:
         return parts[0]
     out: list[Tensor] = []
-    for _, _, kind in kinds:
-        column = parts[:, len(out)]
-        if kind is SoftmaxMean:
-            weight = torch.softmax(column, 0)
-            out += [torch.logsumexp(column, 0), (weight * parts[:, len(out) + 1]).sum(0)]
-        elif kind is SoftmaxGap:
-            weight = torch.softmax(column, 0)
-            out += [torch.logsumexp(column, 0), (weight * parts[:, len(out) + 1]).sum(0)]
-            out += [torch.logsumexp(parts[:, len(out)], 0)]
+    at = 0
+    for _, _, kind, planes in kinds:
+        width = planes or 1
+        first, *others = parts[:, at : at + width * len(_PARTS.get(kind, ("",)))].split(width, 1)
+        at += width * (1 + len(others))
+        if kind in (SoftmaxMean, SoftmaxGap):
+            weight = torch.softmax(first, 0)
+            out += [torch.logsumexp(first, 0), (weight * others[0]).sum(0)]
+            out += [torch.logsumexp(log_sum, 0) for log_sum in others[1:]]
         elif kind is LogSumExp:
-            out.append(torch.logsumexp(column, 0))
-        elif kind is Max:
-            out.append(column.amax(0))
+            out.append(torch.logsumexp(first, 0))
         else:
-            out.append(column.sum(0))
-    return torch.stack(out)
+            out.append(first.sum(0))
+    return torch.cat(out)
+
+
+def _unmerge(kinds: Sequence[Kind], part: Tensor, merged: Tensor, grad: Tensor) -> Tensor:
+    # The gradient [columns, Q] of one of the parts that were merged, given that of what they were merged to.
+    out: list[Tensor] = []
+    at = 0
+    for _, _, kind, planes in kinds:
+        width = planes or 1
+        stop = at + width * len(_PARTS.get(kind, ("",)))
+        mine, whole, pulled = (x[at:stop].split(width) for x in (part, merged, grad))
+        at = stop
+        if kind in (SoftmaxMean, SoftmaxGap):
+            weight = torch.exp(mine[0] - whole[0])
+            out += [weight * (pulled[0] + pulled[1] * (mine[1] - whole[1])), weight * pulled[1]]
+            out += [torch.exp(mine[2] - whole[2]) * pulled[2]] if kind is SoftmaxGap else []
+        elif kind is LogSumExp:
+            out.append(torch.exp(mine[0] - whole[0]) * pulled[0])
+        else:
+            out.append(pulled[0])
+    return torch.cat(out)

@@ -111,7 +111,7 @@ def _decoded(found: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
             row = torch.repeat_interleave(torch.arange(rows), found["starts"].long().diff())
         else:
             row = found["rows"].long()
-        if len(column) and not (0 <= int(column.min()) and int(column.max()) < columns):
+        if len(column) and (int(column.min()) < 0 or int(column.max()) >= columns):
             raise ValueError("a column beyond the table's")
         at = row * columns + column
     if len(at) != len(values):

@@ -86,7 +86,7 @@ def open_source(folder: Path) -> Source:
         scorer = from_constants(config["scorer"])
         num_relations = int(config["num_relations"]) * (2 if config["reciprocal"] else 1)
         shapes = {
-            "entity": (int(config["num_entities"]), scorer.dim),
+            "entity": (int(config["num_entities"]), scorer.entity_size),
             "relation": (num_relations, scorer.relation_size),
         }
         files = {name: [(str(file), str(config["sha256"][file])) for file in config["files"][name]] for name in shapes}

@@ -88,7 +88,7 @@ class Balanced:
     visited equally often, so that a triple's frequency is inversely proportional to how many triples share its pair.
 
     cuts: [world + 1] first entity of each shard. parts: into which a batch is cut, each of them balanced.
-    batch_size: a multiple of parts x world x world (`plan.check_balanced` refuses others).
+    batch_size: a multiple of parts x world x world (`stages.check_balanced` refuses others).
     """
 
     def __init__(self, train: Tensor, cuts: list[int], batch_size: int, parts: int, seed: int) -> None:

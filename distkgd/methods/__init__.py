@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING, Any
 from distkgd.errors import ConfigError
 from distkgd.methods.base import FurtherScenes, HardSettings, Method, NoSettings, Setup, Update
 from distkgd.methods.bkd import Bkd
+from distkgd.methods.dml import Dml
 from distkgd.methods.dualde import DualDE
+from distkgd.methods.iterde import IterDE
+from distkgd.methods.med import Med
 from distkgd.methods.metasd import MetaSD
+from distkgd.methods.mulde import MulDE
+from distkgd.methods.rkd import Rkd
 from distkgd.methods.scratch import Scratch
 from distkgd.model import Model
 
@@ -16,7 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "FurtherScenes", "HardSettings", "Method", "NoSettings", "Setup", "Update", "build_method"]
 
-METHODS: Mapping[str, type[Method[Any]]] = {"scratch": Scratch, "bkd": Bkd, "dualde": DualDE, "metasd": MetaSD}
+METHODS: Mapping[str, type[Method[Any]]] = {
+    "scratch": Scratch,
+    "bkd": Bkd,
+    "dualde": DualDE,
+    "iterde": IterDE,
+    "rkd": Rkd,
+    "dml": Dml,
+    "mulde": MulDE,
+    "med": Med,
+    "metasd": MetaSD,
+}
 
 
 def build_method(

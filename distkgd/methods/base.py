@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from distkgd.config import OptimizerConfig, StageConfig  # which knows the methods
 
 S = TypeVar("S", bound=Frozen)
+# (dims, "valid" or "test") -> {dim: metrics of the product's crop to it}.
+Curve = Callable[[Sequence[int], str], dict[int, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,11 @@ class Method(ABC, Generic[S]):
     def travel(self) -> Travel:
         """What a query costs on the wire, beside the models' own queries, in the method's present phase."""
 
+    @property
+    def triples_together(self) -> int:
+        """Runs of so many triples of a batch stay whole on one rank."""
+        return 1
+
     def further_scenes(self) -> "list[FurtherScenes]":
         """What a step does with other scenes than those of its batch."""
         return []
@@ -147,6 +154,10 @@ class Method(ABC, Generic[S]):
     def speakers(self) -> list[tuple[Model, bool]]:
         """The models whose queries travel in the present phase, and whether they learn."""
         return [(self.student, True)]
+
+    def asks(self, model: Model) -> bool:
+        """Whether the queries of a model that speaks meet candidates; else only its rows are looked up."""
+        return True
 
     def last_epoch(self, epochs: int) -> int:
         """The epoch after which there is nothing left to do, for a stage of `epochs`; later phases may come on top."""
@@ -173,6 +184,14 @@ class Method(ABC, Generic[S]):
     def kept(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
         """Sharded and replicated tensors that a checkpoint must hold beside models; a restart fills them in place."""
         return {}, {}
+
+    def validate(self, evaluate: Callable[[], dict[str, float]], curve: Curve) -> dict[str, float]:
+        """Metrics on the validation split, of which "mrr" picks the best rows. evaluate: -> those of the product."""
+        return evaluate()
+
+    def report(self, curve: Curve, splits: Sequence[str]) -> dict[str, Any]:
+        """What the stage's result.json holds beside what every stage's does; the best rows are back in the product."""
+        return {}
 
     def view(self, model: Model, scene: Scene, *, grad: bool) -> View:
         """The view of a model that learns (with dropout) or only speaks (without)."""

@@ -11,13 +11,17 @@ Differs from the paper:
 - soft: kl replaces d_score of a query by T^2 KL over its candidates, weighted by the evaluator of its positive triple.
   In stage two each side then imitates the other: KL(teacher || student) for L_Stu, KL(student || teacher) for L_Tea.
   The structure distance is then taken on positive triples only.
+- several teachers are the paper's M-DualDE, of which it says that the weighted average of their soft labels is the
+  student's. Ours weighs all equally: scores and structure numbers are averaged per candidate before they are compared
+  and before the quality of the soft label is judged; with soft: kl the divergences are averaged, which teaches the
+  student what the averaged softmax would. In stage two each teacher has a loss and evaluators of its own.
 Differs from the authors' code (a later port):
 - it computes the structure distance and leaves it out; it weighs the student's negatives with the *positive* sigmoid;
   it compares scores after a sigmoid (`probabilities: true` here); it multiplies aggregated means instead of
   per-negative products; teacher negatives are weighed self-adversarially.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -25,19 +29,21 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from distkgd.distributed.rows import Ask, Field, Partial, SoftmaxMean, Sum, answer, present
+from distkgd.distributed.rows import NEVER, Ask, Partial, SoftmaxMean, Sum, answer, present
 from distkgd.errors import UnsupportedError
 from distkgd.losses import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
 from distkgd.methods.base import HardSettings, Method, Setup, Update
+from distkgd.methods.structure import Shapes
 from distkgd.model import Model, View
 from distkgd.scenes import Scene
-from distkgd.scorers.base import Candidates, plain
 from distkgd.settings import Frozen, Positive, Rate, Real, Weight
 
 if TYPE_CHECKING:
     from distkgd.config import StageConfig
 
-_SMALLEST_NORM = 1e-6  # of an entity row, in the length ratio of Eq. 5
+
+# A loss of Eq. 1: the prefix of its terms, and whose it is: 0 the student's, 1, 2, … a teacher's.
+Side = tuple[str, int]
 
 
 class StageTwoConfig(Frozen):
@@ -89,13 +95,14 @@ class DualdeConfig(Frozen):
 
 
 class DualDE(Method[DualdeConfig]):
-    """Soft labels weighed by their quality; the teacher frozen in stage one, learning too in stage two.
+    """Soft labels weighed by their quality; the teachers frozen in stage one, learning too in stage two.
 
-    The teacher's tables are trained in stage two, so it must be this stage's own copy.
+    Their tables are trained in stage two, so they must be this stage's own copies.
     """
 
     name = "dualde"
     Settings = DualdeConfig
+    num_teachers = range(1, 9)
 
     def __init__(
         self,
@@ -106,14 +113,13 @@ class DualDE(Method[DualdeConfig]):
         setup: Setup | None = None,
     ) -> None:
         super().__init__(student, hard, teachers, settings, setup)
-        (self.teacher,) = teachers
         self.evaluator_lr = settings.evaluator_lr
         self.stage = 1 if settings.stage_one else 2
         self.stage_two_since = 0
-        # alpha_1..4 and beta_1..4 of Eq. 8, 9, 12, 13: student's positives and negatives, then the teacher's.
+        # alpha_1..4 and beta_1..4 of Eq. 8, 9, 12, 13: student's positives and negatives, then each teacher's.
         table = student.entity.weight
-        self.alpha = torch.full((4,), settings.alpha, device=table.device, dtype=table.dtype)
-        self.beta = torch.full((4,), settings.beta, device=table.device, dtype=table.dtype)
+        self.alpha = torch.full((2 + 2 * len(self.teachers),), settings.alpha, device=table.device, dtype=table.dtype)
+        self.beta = torch.full_like(self.alpha, settings.beta)
 
     @classmethod
     def check(cls, stage: "StageConfig") -> None:
@@ -125,9 +131,16 @@ class DualDE(Method[DualdeConfig]):
             raise ValueError("dualde with soft: huber has no label_smoothing and no labels: known; use soft: kl")
 
     @property
+    def teacher(self) -> Model:
+        """The first teacher."""
+        return self.teachers[0]
+
+    @property
     def trained(self) -> Mapping[str, Model]:
         models = {"student": self.student}
-        return models | {"teacher": self.teacher} if self.settings.stage_two is not None else models
+        if self.settings.stage_two is None:
+            return models
+        return models | {_named(i): model for i, model in enumerate(self.teachers)}
 
     @property
     def evaluators(self) -> Mapping[str, Tensor]:
@@ -152,7 +165,7 @@ class DualDE(Method[DualdeConfig]):
         two = self.settings.stage_two
         if self.stage == 1 or two is None:
             return 1.0
-        return two.teacher_lr_scale if group == "teacher" else two.lr_scale
+        return two.teacher_lr_scale if group.startswith("teacher") else two.lr_scale
 
     def state(self) -> dict[str, int]:
         return {"stage": self.stage, "stage_two_since": self.stage_two_since}
@@ -163,33 +176,34 @@ class DualDE(Method[DualdeConfig]):
     def updates(self, scene: Scene) -> Iterator[Update]:
         both = self.stage == 2
         student = self.view(self.student, scene, grad=True)
-        teacher = self.view(self.teacher, scene, grad=both)
+        teachers = [self.view(model, scene, grad=both) for model in self.teachers]
+        sides = self._sides(both)
         if self.settings.soft == "kl":
-            terms = self._listwise(student, teacher, both)
+            terms = self._listwise(student, teachers, sides)
         else:
-            terms = self._pointwise(student, teacher, both)
+            terms = self._pointwise(student, teachers, sides)
         terms = {name: batch_mean(value, scene) for name, value in terms.items()} | self.penalty(student)
         groups = {"student"} | ({"evaluators"} if self.settings.evaluation else set())
-        if both:
-            groups.add("teacher")
-            terms |= {f"teacher_{name}": value for name, value in self.penalty(teacher).items()}
+        for i, teacher in enumerate(teachers if both else []):
+            groups.add(_named(i))
+            terms |= {f"{_named(i)}_{name}": value for name, value in self.penalty(teacher).items()}
         yield Update(frozenset(groups), terms)
 
     def travel(self) -> Travel:
-        sides = 2 if self.stage == 2 else 1
-        each = self.hard_travel()
+        several, each = len(self.teachers), self.hard_travel()
+        sides = len(self._sides(self.stage == 2))
         if self.settings.soft == "kl":
-            return sum([KL_TRAVEL + each] * sides, Travel())
+            return sum([KL_TRAVEL] * (several + sides - 1) + [each] * sides, Travel())
         listed = self.hard.loss == "softmax"
         # Per side a soft and, unless it is listwise, a hard sum; self-adversarial means carry their weights' sum.
         columns = sides * (1 if listed else 2) * (2 if self.hard.loss == "self_adversarial" else 1)
         found = Travel(1 + columns) + (sum([each] * sides, Travel()) if listed else Travel())
         if self.settings.structure:
-            found += Travel(widths=tuple((model.entity.dim + 2, learns) for model, learns in self.speakers()))
+            found += Travel(widths=tuple((model.scorer.dim + 2, learns) for model, learns in self.speakers()))
         return found
 
     def speakers(self) -> list[tuple[Model, bool]]:
-        return [(self.student, True), (self.teacher, self.stage == 2)]
+        return [(self.student, True), *((model, self.stage == 2) for model in self.teachers)]
 
     def _quality(self, which: int, score: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         # p of Eq. 8, 9, 12, 13 for evaluator `which` (0, 2: positives; 1, 3: negatives), given the other side's score.
@@ -209,45 +223,44 @@ class DualDE(Method[DualdeConfig]):
             return huber(torch.sigmoid(own) - torch.sigmoid(other), self.settings.delta)
         return huber(own - other, self.settings.delta)
 
-    def _pointwise(self, student: View, teacher: View, both: bool) -> dict[str, Tensor]:
+    def _pointwise(self, student: View, teachers: Sequence[View], sides: list[Side]) -> dict[str, Tensor]:
         # Eq. 10-11 (and 14-15) with a distance for every candidate.
-        shape_s, shape_t = self._shapes(student), self._shapes(teacher)
-        sides = self._sides(student, teacher, both)
+        views = [student, *teachers]
+        shapes = [Shapes(view if self.settings.structure else None, fields=True) for view in views]
+        positives = [shape.positive for shape in shapes]
         cut = _detached if self.settings.stop_opposite else _same
-        asks = {"negatives": self._negatives(sides, student, teacher, shape_s, shape_t)}
+        asks = {"negatives": self._negatives(sides, views, shapes)}
         if self.hard.loss == "softmax":
-            asks |= {tag: self.hard_ask(student if own_is_student else teacher) for tag, _, own_is_student in sides}
+            asks |= {tag: self.hard_ask(views[which]) for tag, which in sides}
         got = answer(asks)
         terms: dict[str, Tensor] = {}
-        for tag, first, own_is_student in sides:
-            own, other = (student, teacher) if own_is_student else (teacher, student)
-            distance = self._score_distance(own.positive, cut(other.positive))
+        for tag, which in sides:
+            own, other = _opposite(which, [view.positive for view in views])
+            distance = self._score_distance(own, cut(other))
             if self.settings.structure:
-                own_shape, other_shape = (shape_s, shape_t) if own_is_student else (shape_t, shape_s)
-                distance = distance + self._shape_distance(own_shape.positive, [cut(x) for x in other_shape.positive])
-            soft_weight, hard_weight = self._weights(first, other.positive, self.alpha, self.beta)
+                distance = distance + self._shape_distance(*_opposites(which, positives), cut)
+            soft_weight, hard_weight = self._weights(2 * which, other, self.alpha, self.beta)
             terms[f"{tag}soft_positive"] = self.settings.soft_weight * soft_weight * distance
-            terms[f"{tag}hard_positive"] = hard_weight * (got[tag] if tag in got else F.softplus(-own.positive))
+            terms[f"{tag}hard_positive"] = hard_weight * (got[tag] if tag in got else F.softplus(-own))
         terms |= got["negatives"]
         return terms
 
-    def _negatives(
-        self, sides: list[tuple[str, int, bool]], student: View, teacher: View, shape_s: "_Shapes", shape_t: "_Shapes"
-    ) -> Ask:
-        # All negative terms of both sides.
+    def _negatives(self, sides: list[Side], views: Sequence[View], shapes: Sequence[Shapes]) -> Ask:
+        # All negative terms of all sides.
         cut = _detached if self.settings.stop_opposite else _same
-        listed = self.hard.loss == "softmax"
+        listed, n = self.hard.loss == "softmax", len(views)
 
-        def partials(zs: Tensor, zt: Tensor, *more: Tensor) -> dict[str, Partial]:
-            *shapes, alpha, beta = more
-            out: dict[str, Partial] = {"count": Sum(present(zs.detach()))}
-            for tag, first, own_is_student in sides:
-                own, other = (zs, zt) if own_is_student else (zt, zs)
+        def partials(*more: Tensor) -> dict[str, Partial]:
+            *fields, alpha, beta = more
+            scores, rest = fields[:n], fields[n:]
+            each = [rest[2 * i : 2 * i + 2] for i in range(n)] if rest else []
+            out: dict[str, Partial] = {"count": Sum(present(scores[0].detach()))}
+            for tag, which in sides:
+                own, other = _opposite(which, scores)
                 distance = self._score_distance(own, cut(other))
-                if shapes:
-                    mine, theirs = (shapes[:2], shapes[2:]) if own_is_student else (shapes[2:], shapes[:2])
-                    distance = distance + self._shape_distance(mine, [cut(x) for x in theirs])
-                soft_weight, hard_weight = self._weights(first + 1, other, alpha, beta)
+                if each:
+                    distance = distance + self._shape_distance(*_opposites(which, each), cut)
+                soft_weight, hard_weight = self._weights(2 * which + 1, other, alpha, beta)
                 soft = self.settings.soft_weight * soft_weight * distance
                 out[f"{tag}soft_negative"] = self._over_negatives(own, soft)
                 if not listed:
@@ -260,7 +273,7 @@ class DualDE(Method[DualdeConfig]):
             names = [name for name in got if name.endswith("_negative")]
             return {name: got[name] / count if averaged else got[name] for name in names}
 
-        fields = [student.negatives, teacher.negatives, *shape_s.fields, *shape_t.fields]
+        fields = [*(view.negatives for view in views), *(field for shape in shapes for field in shape.fields)]
         return Ask(partials, fields, finish, parameters=(self.alpha, self.beta))
 
     def _over_negatives(self, own: Tensor, value: Tensor) -> Partial:
@@ -268,84 +281,65 @@ class DualDE(Method[DualdeConfig]):
             return SoftmaxMean(self.hard.temperature * own.detach(), value)
         return Sum(value)
 
-    def _listwise(self, student: View, teacher: View, both: bool) -> dict[str, Tensor]:
+    def _listwise(self, student: View, teachers: Sequence[View], sides: list[Side]) -> dict[str, Tensor]:
         # One weight per query, from its positive triple; the distance of a query is a KL divergence.
         terms: dict[str, Tensor] = {}
-        shape_s, shape_t = self._shapes(student, fields=False), self._shapes(teacher, fields=False)
-        sides = self._sides(student, teacher, both)
+        how, views = self.settings, [student, *teachers]
+        positives = [Shapes(view if how.structure else None, fields=False).positive for view in views]
+        cut = _detached if how.stop_opposite else _same
         asks: dict[str, Ask] = {}
-        how = self.settings
-        for tag, _, own_is_student in sides:
-            own, other = (student, teacher) if own_is_student else (teacher, student)
-            asks[f"{tag}soft"] = kl_divergence(own, other, how.temperature, stop_teacher=how.stop_opposite)
-            asks[f"{tag}hard"] = self.hard_ask(own)
+        for tag, which in sides:
+            for i, other in enumerate(teachers if which == 0 else [student]):
+                asks[f"{tag}soft{i}"] = kl_divergence(
+                    views[which], other, how.temperature, stop_teacher=how.stop_opposite
+                )
+            asks[f"{tag}hard"] = self.hard_ask(views[which])
         got = answer(asks)
-        for tag, first, own_is_student in sides:
-            own, other = (student, teacher) if own_is_student else (teacher, student)
-            distance = got[f"{tag}soft"]
-            if self.settings.structure:
-                own_shape, other_shape = (shape_s, shape_t) if own_is_student else (shape_t, shape_s)
-                cut = _detached if self.settings.stop_opposite else _same
-                distance = distance + self._shape_distance(own_shape.positive, [cut(x) for x in other_shape.positive])
-            soft_weight, hard_weight = self._weights(first, other.positive, self.alpha, self.beta)
-            terms[f"{tag}soft"] = self.settings.soft_weight * soft_weight * distance
+        for tag, which in sides:
+            distances = [got[f"{tag}soft{i}"] for i in range(len(teachers) if which == 0 else 1)]
+            distance = sum(distances[1:], distances[0]) / len(distances)
+            if how.structure:
+                distance = distance + self._shape_distance(*_opposites(which, positives), cut)
+            _, other_positive = _opposite(which, [view.positive for view in views])
+            soft_weight, hard_weight = self._weights(2 * which, other_positive, self.alpha, self.beta)
+            terms[f"{tag}soft"] = how.soft_weight * soft_weight * distance
             terms[f"{tag}hard"] = hard_weight * got[f"{tag}hard"]
         return terms
 
-    @staticmethod
-    def _sides(student: View, teacher: View, both: bool) -> list[tuple[str, int, bool]]:
-        # (prefix of its terms, its first evaluator, whether it is the student's): L_Stu, and in stage two L_Tea.
-        return [("", 0, True)] + ([("teacher_", 2, False)] if both else [])
+    def _sides(self, both: bool) -> list[Side]:
+        # L_Stu, and in stage two L_Tea of each teacher.
+        return [("", 0), *((f"{_named(i)}_", i + 1) for i in range(len(self.teachers) if both else 0))]
 
-    def _shape_distance(self, own: "list[Tensor] | tuple[Tensor, ...]", other: list[Tensor]) -> Tensor:
+    def _shape_distance(
+        self, own: Sequence[Tensor], other: Sequence[Tensor], cut: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         # DualDE Eq. 5: angle and length ratio of head and tail.
-        return huber(own[0] - other[0], self.settings.delta) + huber(own[1] - other[1], self.settings.delta)
-
-    def _shapes(self, view: View, fields: bool = True) -> "_Shapes":
-        return _Shapes(view, fields) if self.settings.structure else _NO_SHAPES
+        angle, ratio = (huber(mine - cut(theirs), self.settings.delta) for mine, theirs in zip(own, other, strict=True))
+        return angle + ratio
 
 
-class _Shapes:
-    """Cosine and length ratio |h| / |t| of a view's head and tail rows (Eq. 5): of its positives ([Q] each), and of its
-    queries' anchors with every candidate (fields)."""
-
-    positive: list[Tensor]
-    fields: list[Field]
-
-    def __init__(self, view: View | None, fields: bool) -> None:
-        self.positive, self.fields = [], []
-        if view is None:
-            return
-        asks_head = view.scene.batch.queries.side == 1
-        sign = torch.where(asks_head, -1.0, 1.0).to(view.anchor.dtype)
-        log_anchor = _log_norm(view.anchor)
-        self.positive = [
-            F.cosine_similarity(view.anchor, view.answer, dim=-1, eps=_SMALLEST_NORM),
-            torch.exp(sign * (log_anchor - _log_norm(view.answer))),
-        ]
-        if fields:
-            ratio = torch.stack([sign, sign * log_anchor], 1)
-            self.fields = [
-                view.field(F.normalize(view.anchor, dim=-1, eps=_SMALLEST_NORM), _meet_cosine),
-                view.field(ratio, _meet_ratio),
-            ]
+def _named(teacher: int) -> str:
+    # "teacher", "teacher_2", "teacher_3", …
+    return "teacher" if teacher == 0 else f"teacher_{teacher + 1}"
 
 
-_NO_SHAPES = _Shapes(None, False)
+def _opposite(which: int, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    # Of a number that every model has, the student first: model `which`'s own, and what it is compared with: the
+    # student's, or for the student the mean over teachers.
+    if which:
+        return numbers[which], numbers[0]
+    own, first, *rest = numbers
+    if not rest:
+        return own, first
+    mean = torch.stack([first, *rest]).mean(0)
+    # The mean of what does not count must be that very number, or rounding would make a difference of it.
+    return own, mean.masked_fill(own.detach() < NEVER / 2, NEVER)
 
 
-def _log_norm(rows: Tensor) -> Tensor:
-    return torch.log(torch.linalg.vector_norm(rows, dim=-1).clamp(min=_SMALLEST_NORM))
-
-
-def _meet_cosine(queries: Tensor, rows: Candidates) -> Tensor:
-    return queries @ F.normalize(plain(rows), dim=-1, eps=_SMALLEST_NORM).transpose(-1, -2)
-
-
-def _meet_ratio(queries: Tensor, rows: Candidates) -> Tensor:
-    # exp(sign * (log |anchor| - log |candidate|)), sign = -1 where the candidate is the head.
-    # The product gives autograd a result of its own: fields are written over where a pair does not count.
-    return 1.0 * torch.exp(queries[..., 1:] - queries[..., :1] * _log_norm(plain(rows)).unsqueeze(-2))
+def _opposites(which: int, shapes: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    # The same of every number of a shape.
+    pairs = [_opposite(which, numbers) for numbers in zip(*shapes, strict=True)]
+    return [own for own, _ in pairs], [other for _, other in pairs]
 
 
 def _same(x: Tensor) -> Tensor:

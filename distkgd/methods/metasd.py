@@ -137,6 +137,10 @@ class MetaSD(Method[MetasdConfig]):
                 f"metasd cannot cut its batch (accumulate: {stage.accumulate}): its virtual step needs all of it"
             )
         kind = SCORERS.get(stage.scorer)
+        if how.prune.scope == "column" and kind is not None and kind.biases:
+            raise UnsupportedError(
+                f"metasd.prune.scope column cannot prune {stage.scorer}'s biases; use global, table or row"
+            )
         if how.relation_weight and kind is not None and kind.relation_query is Scorer.relation_query:
             raise UnsupportedError(f"metasd.relation_weight needs a bilinear scorer, not {stage.scorer}; set it to 0")
         if not how.meta:

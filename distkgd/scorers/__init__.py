@@ -8,6 +8,8 @@ from distkgd.scorers.base import Init, Scorer, check_options
 from distkgd.scorers.complex import ComplEx
 from distkgd.scorers.cp import CP
 from distkgd.scorers.distmult import DistMult
+from distkgd.scorers.hyperbolic import AttH, DistH, RefH, RotH, TransH
+from distkgd.scorers.isometries import RefE, RotE
 from distkgd.scorers.pairre import PairRE
 from distkgd.scorers.rescal import Rescal
 from distkgd.scorers.rotate import RotatE
@@ -25,6 +27,13 @@ SCORERS: dict[str, type[Scorer]] = {
     "pairre": PairRE,
     "cp": CP,
     "rescal": Rescal,
+    "rote": RotE,
+    "refe": RefE,
+    "transh": TransH,
+    "disth": DistH,
+    "roth": RotH,
+    "refh": RefH,
+    "atth": AttH,
 }
 
 

@@ -14,17 +14,22 @@ from distkgd.errors import ConfigError, UnsupportedError
 
 @dataclass(frozen=True)
 class Init:
-    """How a table starts: `scale` is the standard deviation (normal) or the half-width (uniform)."""
+    """How a table starts: `scale` is the standard deviation (normal) or the half-width (uniform).
+
+    columns: a factor on the scale of each column; none: 1 for all.
+    """
 
     kind: Literal["normal", "uniform"]
     scale: float
+    columns: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Listed:
     """Candidates that are rows of a table, without a copy of them.
 
-    table: [m, dim]. index: [N] int64, the rows that all queries meet, or [groups, N], those of each group of queries.
+    table: [m, entity_size]. index: [N] int64, the rows that all queries meet, or [groups, N], those of each group of
+    queries.
     """
 
     table: Tensor
@@ -44,7 +49,7 @@ class Listed:
 class Collecting:
     """Candidates whose gradient is added to `grad`, in place, by whatever scores them; autograd does not see them.
 
-    table, grad: [N, dim], without gradient.
+    table, grad: [N, entity_size], without gradient.
     """
 
     table: Tensor
@@ -60,12 +65,12 @@ class Collecting:
         return self if dtype == self.table.dtype else plain(self).to(dtype)
 
 
-# Rows [..., N, dim] that queries meet.
+# Rows [..., N, entity_size] that queries meet.
 Candidates = Tensor | Listed | Collecting
 
 
 def plain(candidates: Candidates) -> Tensor:
-    """`[..., N, dim]`: the rows themselves."""
+    """`[..., N, entity_size]`: the rows themselves."""
     if isinstance(candidates, Listed):
         return F.embedding(candidates.index, candidates.table)
     if isinstance(candidates, Collecting):
@@ -90,11 +95,11 @@ class _Collected(torch.autograd.Function):
 class Scorer(ABC):
     """One scoring function f(h, r, t). Higher is better; distance scorers score margin − distance.
 
-    `dim` is the number of real numbers stored per entity, always. Scorers hold no tensors: they are plain,
+    `dim` is the number of coordinates stored per entity, always. Scorers hold no tensors: they are plain,
     immutable descriptions of a formula, the same on every rank and every device.
 
-    Shapes: an entity is `[..., dim]`, a relation `[..., relation_size]`, a query `[..., query_size]`; leading
-    dimensions broadcast.
+    Shapes: an entity is `[..., entity_size]`, its biases before its dim coordinates; a relation
+    `[..., relation_size]`, a query `[..., query_size]`; leading dimensions broadcast.
     """
 
     name: ClassVar[str]
@@ -102,6 +107,8 @@ class Scorer(ABC):
     default_margin: ClassVar[float] = 0.0
     dim_multiple: ClassVar[int] = 1
     complex_pairs: ClassVar[bool] = False  # coordinates 2k, 2k+1 of an entity are one complex number
+    biases: ClassVar[int] = 0  # numbers of an entity row before its coordinates; every crop keeps them
+    tails_only: ClassVar[bool] = False  # there is no `head_query`: models need reciprocal relations
 
     def __init__(self, dim: int, *, margin: float = 0.0, norm: int = 1) -> None:
         self._check_dim(dim, "dim")
@@ -116,6 +123,15 @@ class Scorer(ABC):
         self.norm = norm
 
     @property
+    def entity_size(self) -> int:
+        """Real numbers per entity: biases and coordinates."""
+        return self.biases + self.dim
+
+    def coordinates(self, rows: Tensor) -> Tensor:
+        """`[..., dim]` of entity rows `[..., entity_size]`."""
+        return rows[..., self.biases :] if self.biases else rows
+
+    @property
     @abstractmethod
     def relation_size(self) -> int:
         """Real numbers per relation."""
@@ -127,12 +143,23 @@ class Scorer(ABC):
 
     @property
     @abstractmethod
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
-        """How a query meets a candidate: inner product, Euclidean distance, or a sum over coordinates."""
+    def candidate_form(self) -> Literal["dot", "l2", "coordinates", "squared", "hyperbolic"]:
+        """How a query meets a candidate: inner product, Euclidean distance, a sum over coordinates, or biases less a
+        squared distance, Euclidean or hyperbolic."""
+
+    @property
+    def prefix_form(self) -> Literal["sum", "squares"] | None:
+        """How the scores of all crops follow from blocks of consecutive columns of query and candidate.
+
+        sum: a crop's score is the margin plus what each block up to its border scores by itself, with margin 0.
+        squares: it is the margin minus the root of the sum of the blocks' squared distances.
+        None: the crop's query is no crop of the query, or its score no such sum; each crop is scored by itself.
+        """
+        return None if self.biases else "sum"
 
     @abstractmethod
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """`[...]` scores of heads `[..., dim]`, relations `[..., relation_size]`, tails `[..., dim]`."""
+        """`[...]` scores of heads and tails `[..., entity_size]` and relations `[..., relation_size]`."""
 
     @abstractmethod
     def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
@@ -144,10 +171,10 @@ class Scorer(ABC):
 
     @abstractmethod
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
-        """`[..., Q, N]` scores of queries `[..., Q, query_size]` against candidates `[..., N, dim]`, copied or listed.
+        """`[..., Q, N]` scores of queries `[..., Q, query_size]` against candidates `[..., N, entity_size]`.
 
         One operation for both directions, so head and tail queries can be concatenated. Neither needs a
-        `[..., Q, N, dim]` tensor.
+        `[..., Q, N, dim]` tensor. Candidates are copied or listed.
         """
 
     @abstractmethod
@@ -159,7 +186,7 @@ class Scorer(ABC):
         """Where relation rows start."""
 
     def crop(self, dim: int) -> "Scorer":
-        """The scorer of the model made of the first `dim` entity columns; margin and norm stay."""
+        """The scorer of the model made of the biases and the first `dim` coordinates; margin and norm stay."""
         self._check_dim(dim, "crop to dim")
         if dim > self.dim:
             raise ConfigError(
@@ -169,11 +196,11 @@ class Scorer(ABC):
         return type(self)(dim, margin=self.margin, norm=self.norm)
 
     def crop_columns(self, dim: int) -> Tensor:
-        """`[k]` int64: columns of a relation row that belong to the crop to the first `dim` entity columns.
+        """`[k]` int64: columns of a relation row that belong to the crop to the first `dim` coordinates.
 
-        The entity columns of that crop are always `[:dim]`. Relations are stored coordinate by coordinate,
-        with all numbers of one coordinate side by side, so here too the crop is a prefix; a scorer whose
-        relation is not stored like this says so by overriding.
+        The entity columns of that crop are always `[:crop(dim).entity_size]`. Relations are stored coordinate by
+        coordinate, with all numbers of one coordinate side by side, so here too the crop is a prefix; a scorer
+        whose relation is not stored like this says so by overriding.
         """
         return torch.arange(self.crop(dim).relation_size)
 
@@ -217,6 +244,15 @@ class Scorer(ABC):
             )
 
 
+def check_reciprocal(scorer: Scorer, reciprocal: bool) -> None:
+    """UnsupportedError for a model whose head queries have no formula."""
+    if scorer.tails_only and not reciprocal:
+        raise UnsupportedError(
+            f"{scorer.name} with reciprocal: false: no single query meets all heads of (r, t), because a relation maps "
+            "the head and not the tail. Set reciprocal: true, which asks for heads by inverse relations."
+        )
+
+
 def check_options(scorer: type[Scorer], given: dict[str, float]) -> None:
     """Refuses options (name to value) that the formula of `scorer` lacks."""
     for option in sorted(set(given) - scorer.options):
@@ -250,7 +286,8 @@ def as_complex(x: Tensor) -> Tensor:
     """`[..., k]` complex of `[..., 2k]` float32 or float64 stored (re, im, re, im, …); where it can be, a view."""
     pairs = x.unflatten(-1, (x.shape[-1] // 2, 2))
     odd = x.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]) or pairs.stride(-1) != 1
-    return torch.view_as_complex(pairs.contiguous() if odd else pairs)
+    # clone, not contiguous: that one leaves an odd offset as it is where the rows follow each other anyway.
+    return torch.view_as_complex(pairs.clone(memory_format=torch.contiguous_format) if odd else pairs)
 
 
 def join_pairs(a: Tensor, b: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ class PairRE(Scorer):
     def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
         return "coordinates"
 
+    @property
+    def prefix_form(self) -> None:
+        return None  # a crop normalises what is left of the entity
+
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         for_head, for_tail = split_pairs(r)
         return self.margin - (unit(h) * for_head - unit(t) * for_tail).abs().sum(-1)

@@ -28,6 +28,10 @@ class Rescal(Scorer):
     def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
         return "dot"
 
+    @property
+    def prefix_form(self) -> None:
+        return None  # each coordinate of a query depends on every column of the anchor
+
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         return (self.tail_query(h, r) * t).sum(-1)
 

@@ -32,6 +32,10 @@ class TransE(Scorer):
     def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
         return "l2" if self.norm == 2 else "coordinates"
 
+    @property
+    def prefix_form(self) -> Literal["sum", "squares"] | None:
+        return "squares" if self.norm == 2 else "sum"
+
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         distance: Tensor = torch.linalg.vector_norm(h + r - t, ord=self.norm, dim=-1)
         return self.margin - distance

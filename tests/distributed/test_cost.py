@@ -35,6 +35,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"stage_one": False},
         {"stage_one": False, "structure": False, "soft": "kl"},
     ],
+    "mulde": [{}, {"contrast_attention": False, "hard_weight": 0.0}, {"relation_scaling": False}],
+    "dml": [{}, {"peer_dim": 24, "hard_weight": 0.0}],
+    "rkd": [{}, {"vectors": "query"}],
+    "iterde": [{}, {"soft": "kl"}, {"schedule": "two_phase"}],
     "metasd": [
         {"prune": {"rate": 0.5}},
         {"reverse_kl": 0.5, "quiz": 0.1, "quiz_batch": 40, "relation_weight": 1.0},
@@ -109,6 +113,15 @@ def test_every_loss_and_move_sends_what_the_model_says(world: int, regime: str, 
     assert_as_expected(world, cases)
 
 
+def test_several_teachers_send_what_the_model_says() -> None:
+    cases = [
+        {"two": True} | config_of("dualde", options, "softplus", regime, move)
+        for options in OPTIONS["dualde"]
+        for regime, move in (("all", "queries"), ("triple", "rows"))
+    ]
+    assert_as_expected(3, cases)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_queries_travel_once_however_many_passes_and_blocks_meet_them(world: int) -> None:
     """The second pass of js takes nothing along but what the first one brought home."""
@@ -134,6 +147,8 @@ def test_smoothing_clipping_parts_and_balance_send_what_the_model_says() -> None
         config_of("bkd", {}, "softmax", "chunk", "rows", balanced=True, accumulate=2),
         config_of("bkd", {}, "softmax", "all", "queries", balanced=True),
         config_of("scratch", {}, "softmax", "all", "queries", scorer="pairre"),
+        config_of("scratch", {}, "softmax", "all", "queries", scorer="roth"),
+        config_of("dualde", {"stage_one": False}, "softplus", "triple", "queries", scorer="rote"),
         config_of("scratch", {}, "softmax", "triple", "rows", row_dtype="bfloat16"),
     ]
     assert_as_expected(2, cases)

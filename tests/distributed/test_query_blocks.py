@@ -56,7 +56,6 @@ def step(ranks: Ranks, config: dict[str, Any], block: int | None, dtype: str = "
         if block is not None:
             changed.enter_context(patch.object(query_blocks, "numbers_at_once", lambda numbers, device: 1))
             changed.enter_context(patch.dict(query_blocks._NUMBERS, {"cpu": block}))
-            changed.enter_context(patch.dict(query_blocks._NUMBERS_IN_PLACE, {"cpu": block}))
             changed.enter_context(patch.object(query_blocks, "_FEWEST_QUERIES", 1))
         answer = changed.enter_context(patch.object(query_blocks, "answer", wraps=query_blocks.answer))
         losses = train_step(job, Progress(), 0)[0]
@@ -125,7 +124,7 @@ def test_a_large_batch_is_cut_so_that_few_scores_exist_at_once() -> None:
 def test_a_small_batch_and_one_of_too_many_candidates_are_not_cut() -> None:
     for queries, candidates in ((10, 100), (40, 1_000_000)):
         big, _ = ask(queries, candidates, [])
-        assert query_blocks._number_of_blocks(big.fields[0], query_blocks._NUMBERS) == 1
+        assert query_blocks._number_of_blocks(big.fields[0]) == 1
 
 
 def test_terms_that_are_weighted_differently_afterwards_are_refused() -> None:

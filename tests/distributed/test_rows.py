@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rows import NEVER, Field, Layout, LogSumExp, Max, SoftmaxMean, Sum, present, reduce
+from distkgd.distributed.rows import NEVER, Field, Layout, LogSumExp, SoftmaxMean, Sum, present, reduce
 from tests.jobs import PARTIALS, RowsCase, closeness, dot, every_partial, reduce_on_ranks
 from tests.ranks import run_on_ranks
 
@@ -49,7 +49,6 @@ def dense(case: RowsCase) -> dict[str, Tensor]:
             "mean": (odds * (z - other) ** 2).sum() / odds.sum() if kept else z.sum(),
             "mean.lse": torch.log(odds.sum()) if kept else nothing,
             "lse": torch.log(torch.exp(1.3 * other).sum()) if kept else nothing,
-            "max": max(z) if kept else nothing,
         }
         values.append(torch.stack([found[name] for name in PARTIALS]))
     stacked = torch.stack(values) if values else torch.zeros(0, len(PARTIALS), dtype=torch.float64)
@@ -93,7 +92,7 @@ def test_a_rank_may_have_no_candidates(cuts: list[int]) -> None:
     assert_dense(case, run_on_ranks(len(cuts) - 1, reduce_on_ranks, case=case, cuts=cuts, block_numbers=None))
 
 
-@pytest.mark.parametrize("only", ["sum", "mean", "lse", "max"])
+@pytest.mark.parametrize("only", ["sum", "mean", "lse"])
 def test_a_rank_without_candidates_takes_part_in_backward_whichever_partial_is_asked_for(only: str) -> None:
     """Were it to miss one exchange of gradients, the others would wait for it."""
     case = rows_case(5, 8, exclude="none")
@@ -138,7 +137,6 @@ ALONE = {
     "sum": lambda z: {"x": Sum(torch.relu(z))},
     "logsumexp": lambda z: {"x": LogSumExp(z)},
     "softmax mean": lambda z: {"x": SoftmaxMean(z, z * present(z.detach()))},
-    "max": lambda z: {"x": Max(z)},
 }
 
 
@@ -202,14 +200,14 @@ def test_scores_that_do_not_count_make_no_nan_even_where_nothing_is_left() -> No
         for found in alone(kind, case, None):
             assert found.isfinite().all()
     assert alone("sum", case, None)[0].tolist() == [0.0] * 3
-    assert (alone("max", case, None)[0] < NEVER / 2).all() and (alone("logsumexp", case, None)[0] < NEVER / 2).all()
+    assert (alone("logsumexp", case, None)[0] < NEVER / 2).all()
 
 
 def test_no_candidates_at_all_give_empty_sums() -> None:
     case = rows_case(3, 0, exclude="none")
     got = {kind: alone(kind, case, None)[0] for kind in ALONE}
     assert got["sum"].tolist() == [0.0] * 3 and got["softmax mean"].tolist() == [0.0] * 3
-    assert (got["max"] <= NEVER).all() and (got["logsumexp"] <= NEVER).all()
+    assert (got["logsumexp"] <= NEVER).all()
 
 
 # -- groups ---------------------------------------------------------------------------------------------------------

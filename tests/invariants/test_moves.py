@@ -14,7 +14,7 @@ from distkgd.distributed import rows
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.graph.sampling import Balanced
-from distkgd.plan import Stage, check_stage
+from distkgd.stages import Stage, check_stage
 from tests.invariants.test_world_size import REGIMES, assert_same, merged, student
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job, train_some

@@ -47,6 +47,10 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "bkd": {"method": "bkd", "distill": {"temperature": 2.0}},
     "metasd": {"method": "metasd", "distill": {"prune": {"rate": 0.5, "every": 11, "ramp": 3}, "meta_lr": 0.05}},
     "dualde": {"method": "dualde", "patience": 2, "distill": {"stage_two": {"start": "plateau", "epochs": 2}}},
+    "mulde": {"method": "mulde"},
+    "dml": {"method": "dml", "distill": {"peer_dim": 12}},
+    "rkd": {"method": "rkd", "distill": {"group": 4}},
+    "iterde": {"method": "iterde", "distill": {"schedule": "two_phase", "k": 0.5}},
 }
 TIMES = {"triples_per_second", "sent_bytes_per_step", "peak_memory_bytes"}
 

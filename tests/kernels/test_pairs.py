@@ -128,7 +128,7 @@ def test_listed_candidates_score_as_copies_do_to_the_second_derivative(
     scorer = build_scorer(name, 4, norm=norm)
     generator = torch.Generator().manual_seed(1)
     q = torch.randn(3, queries, scorer.query_size, generator=generator, dtype=torch.float64, requires_grad=True)
-    table = torch.randn(6, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(6, scorer.entity_size, generator=generator, dtype=torch.float64, requires_grad=True)
     index = torch.randint(0, 6, (3, 5), generator=generator)
     results = []
     for candidates in (Listed(table, index), plain(Listed(table, index))):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.scorers import SCORERS, Init, Scorer, build_scorer, from_constants
+from tests.scorers import naive
 from tests.scorers.naive import NAIVE, RELATION_SIZE
 
 DIM = 8
@@ -16,7 +17,8 @@ DIM = 8
 CASES = [*((name, None) for name in SCORERS), ("transe", 2)]
 EVERY_CASE = pytest.mark.parametrize(("name", "norm"), CASES, ids=[f"{n}-{p or 'default'}" for n, p in CASES])
 EVERY_SCORER = pytest.mark.parametrize("name", list(SCORERS))
-INTERLEAVED = ["complex", "simple", "rotate", "cp"]
+INTERLEAVED = ["complex", "simple", "rotate", "cp", "rote", "refe", "roth", "refh", "atth"]
+TAILS_ONLY = [name for name, scorer in SCORERS.items() if scorer.tails_only]
 DISTANCES = ["transe", "rotate", "pairre"]
 
 
@@ -27,10 +29,15 @@ def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
 def triples(
     scorer: Scorer, *shape: int, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    h = rows(*shape, scorer.dim, seed=3 * seed, dtype=dtype)
+    h = rows(*shape, scorer.entity_size, seed=3 * seed, dtype=dtype)
     r = rows(*shape, scorer.relation_size, seed=3 * seed + 1, dtype=dtype)
-    t = rows(*shape, scorer.dim, seed=3 * seed + 2, dtype=dtype)
+    t = rows(*shape, scorer.entity_size, seed=3 * seed + 2, dtype=dtype)
     return h, r, t
+
+
+def steepest(scorer: Scorer) -> float:
+    """No gradient of a score of standard normal rows exceeds this; near its edge, hyperbolic space is steep."""
+    return 1000 if scorer.candidate_form == "hyperbolic" else 100
 
 
 # --- The formula ------------------------------------------------------------------------------------------
@@ -82,12 +89,18 @@ def test_score_has_the_right_gradient(name: str, norm: int | None) -> None:
 def test_meet_is_the_score_in_both_directions(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
     h, r, t = triples(scorer, 5)
-    candidates = rows(7, DIM, seed=9)
-    tails, heads = scorer.tail_query(h, r), scorer.head_query(t, r)
-    assert tails.shape == heads.shape == (5, scorer.query_size)
+    candidates = rows(7, scorer.entity_size, seed=9)
+    tails = scorer.tail_query(h, r)
+    assert tails.shape == (5, scorer.query_size)
     for_tails = scorer.score(h[:, None], r[:, None], candidates)
-    for_heads = scorer.score(candidates, r[:, None], t[:, None])
     torch.testing.assert_close(scorer.meet(tails, candidates), for_tails)
+    if scorer.tails_only:
+        with pytest.raises(UnsupportedError, match=f"{name} with reciprocal: false.*Set reciprocal: true"):
+            scorer.head_query(t, r)
+        return
+    heads = scorer.head_query(t, r)
+    assert heads.shape == (5, scorer.query_size)
+    for_heads = scorer.score(candidates, r[:, None], t[:, None])
     torch.testing.assert_close(scorer.meet(heads, candidates), for_heads)
     mixed = scorer.meet(torch.cat([tails, heads]), candidates)
     torch.testing.assert_close(mixed, torch.cat([for_tails, for_heads]))
@@ -113,7 +126,7 @@ def test_meet_broadcasts_leading_dimensions(
 ) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
     h, r, _ = (x.requires_grad_() for x in triples(scorer, *queries))
-    c = rows(*candidates, DIM, seed=9).requires_grad_()
+    c = rows(*candidates, scorer.entity_size, seed=9).requires_grad_()
     found = scorer.meet(scorer.tail_query(h, r), c)
     expected = scorer.score(h.unsqueeze(-2), r.unsqueeze(-2), c.unsqueeze(-3))
     torch.testing.assert_close(found, expected)
@@ -126,7 +139,7 @@ def test_meet_broadcasts_leading_dimensions(
 @EVERY_CASE
 def test_meet_has_the_right_gradient_and_second_derivative(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, 4, norm=norm)
-    q, c = rows(2, 3, scorer.query_size).requires_grad_(), rows(2, 4, 4, seed=1).requires_grad_()
+    q, c = rows(2, 3, scorer.query_size).requires_grad_(), rows(2, 4, scorer.entity_size, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(scorer.meet, (q, c))
     assert torch.autograd.gradgradcheck(scorer.meet, (q, c))
 
@@ -139,7 +152,7 @@ def test_meet_over_many_tiles_has_the_gradient_of_the_score(
     monkeypatch.setattr("distkgd.scorers.tiles._TILE_QUERIES", 2)
     scorer = build_scorer(name, DIM, norm=norm)
     h, r, _ = (x.requires_grad_() for x in triples(scorer, 3, 5))
-    c = rows(3, 7, DIM, seed=9).requires_grad_()
+    c = rows(3, 7, scorer.entity_size, seed=9).requires_grad_()
     found = scorer.meet(scorer.tail_query(h, r), c)
     expected = scorer.score(h[:, :, None], r[:, :, None], c[:, None])
     torch.testing.assert_close(found, expected)
@@ -154,36 +167,44 @@ def test_meet_over_many_tiles_has_the_gradient_of_the_score(
 def test_gradients_are_finite_where_query_and_candidate_coincide(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
     for dtype in (torch.float32, torch.float64):
-        h = rows(2, DIM, dtype=dtype).requires_grad_()
+        h = rows(2, scorer.entity_size, dtype=dtype).requires_grad_()
         # Phases 0, translations 0 and scales 1 make (h, r) meet h itself at distance 0.
-        relation = torch.ones if name == "pairre" else torch.zeros
-        r = relation(2, scorer.relation_size, dtype=dtype).requires_grad_()
+        relation = torch.ones if name in ("pairre", "disth") else torch.zeros
+        r = relation(2, scorer.relation_size, dtype=dtype)
+        if name == "disth":
+            r[:, 2::2] = 0.0
+        r.requires_grad_()
         for values in (scorer.score(h, r, h), scorer.meet(scorer.tail_query(h, r), h)):
+            if scorer.candidate_form in ("squared", "hyperbolic") and name not in ("refe", "refh", "atth"):
+                closest = values if values.dim() == 1 else values.diagonal()
+                torch.testing.assert_close(closest, 2 * h[:, 0].detach() + 0.0 * closest, rtol=0, atol=1e-6)
             if name in DISTANCES:
                 closest = values if values.dim() == 1 else values.diagonal()
                 torch.testing.assert_close(closest, torch.full_like(closest, scorer.margin))
             for gradient in torch.autograd.grad(values.sum(), (h, r)):
                 assert gradient.isfinite().all()
-                assert gradient.abs().max() < 100
+                assert gradient.abs().max() < steepest(scorer)
 
 
 @EVERY_CASE
 def test_a_row_of_zeros_has_finite_gradients(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
-    empty = torch.zeros(2, DIM).requires_grad_()
-    other = rows(2, DIM, seed=5, dtype=torch.float32).requires_grad_()
+    empty = torch.zeros(2, scorer.entity_size).requires_grad_()
+    other = rows(2, scorer.entity_size, seed=5, dtype=torch.float32).requires_grad_()
     r = rows(2, scorer.relation_size, dtype=torch.float32).requires_grad_()
     for h, t in ((empty, other), (other, empty), (empty, empty)):
         for values in (scorer.score(h, r, t), scorer.meet(scorer.tail_query(h, r), t)):
             for gradient in torch.autograd.grad(values.sum(), (empty, r)):
-                assert gradient.abs().max() < 100
+                assert gradient.abs().max() < steepest(scorer)
 
 
 @EVERY_CASE
 def test_float32_scores_stay_near_float64(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, 64, norm=norm)
-    q, c = rows(6, scorer.query_size, dtype=torch.float32), rows(9, 64, seed=1, dtype=torch.float32)
-    c[:6] = q[:, :64] + 1e-4 * c[:6]
+    q, c = rows(6, scorer.query_size, dtype=torch.float32), rows(9, scorer.entity_size, seed=1, dtype=torch.float32)
+    c[:6] = q[:, : scorer.entity_size] + 1e-4 * c[:6]
+    if scorer.candidate_form == "hyperbolic":  # between bias and coordinates of a query stands its curvature
+        c[:6, 1:] += q[:, 2:] - q[:, 1:-1]
     exact = scorer.meet(q.double(), c.double())
     found = scorer.meet(q, c)
     assert found.dtype == torch.float32
@@ -203,7 +224,9 @@ def test_transe_l2_keeps_small_distances_in_float32() -> None:
 @EVERY_CASE
 def test_bfloat16_rows_give_bfloat16_scores(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, 16, norm=norm)
-    q, c = rows(3, scorer.query_size, dtype=torch.bfloat16), rows(5, 16, seed=1, dtype=torch.bfloat16)
+    q, c = (
+        rows(n, size, seed=n, dtype=torch.bfloat16) for n, size in ((3, scorer.query_size), (5, scorer.entity_size))
+    )
     q.requires_grad_()
     found = scorer.meet(q, c)
     assert found.dtype == torch.bfloat16
@@ -220,7 +243,7 @@ def test_meet_and_its_gradient_repeat_bit_for_bit(name: str, norm: int | None) -
     results = []
     for _ in range(2):
         q = rows(40, scorer.query_size, dtype=torch.float32).requires_grad_()
-        c = rows(700, 32, seed=1, dtype=torch.float32).requires_grad_()
+        c = rows(700, scorer.entity_size, seed=1, dtype=torch.float32).requires_grad_()
         scores = scorer.meet(q, c)
         results.append((scores, *torch.autograd.grad(scores.square().sum(), (q, c))))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -229,7 +252,7 @@ def test_meet_and_its_gradient_repeat_bit_for_bit(name: str, norm: int | None) -
 @EVERY_CASE
 def test_meet_leaves_its_arguments_alone(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
-    q, c = rows(3, scorer.query_size), rows(4, DIM, seed=1)
+    q, c = rows(3, scorer.query_size), rows(4, scorer.entity_size, seed=1)
     before = q.clone(), c.clone()
     scorer.meet(q, c)
     assert torch.equal(q, before[0]) and torch.equal(c, before[1])
@@ -246,9 +269,10 @@ def test_a_crop_scores_as_the_small_scorer_does(name: str, norm: int | None) -> 
         small = build_scorer(name, dim, norm=norm)
         columns = big.crop_columns(dim)
         assert columns.dtype == torch.int64 and columns.shape == (small.relation_size,)
-        found = small.score(h[:, :dim], r[:, columns], t[:, :dim])
+        size = small.entity_size
+        found = small.score(h[:, :size], r[:, columns], t[:, :size])
         expected = [
-            NAIVE[name](a[:dim], [b[int(k)] for k in columns], c[:dim], small.margin, small.norm)
+            NAIVE[name](a[:size], [b[int(k)] for k in columns], c[:size], small.margin, small.norm)
             for a, b, c in zip(h.tolist(), r.tolist(), t.tolist(), strict=True)
         ]
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
@@ -261,10 +285,11 @@ def test_a_crop_is_the_big_model_with_the_other_columns_silenced(name: str) -> N
     h, r, t = triples(big, 5)
     kept = torch.zeros(big.relation_size, dtype=torch.float64)
     kept[big.crop_columns(dim)] = 1
-    silent = torch.arange(DIM) >= dim
-    found = big.score(h.masked_fill(silent, 0), r * kept, t.masked_fill(silent, 0))
     small = big.crop(dim)
-    torch.testing.assert_close(found, small.score(h[:, :dim], r[:, big.crop_columns(dim)], t[:, :dim]))
+    size = small.entity_size
+    silent = torch.arange(big.entity_size) >= size
+    found = big.score(h.masked_fill(silent, 0), r * kept, t.masked_fill(silent, 0))
+    torch.testing.assert_close(found, small.score(h[:, :size], r[:, big.crop_columns(dim)], t[:, :size]))
 
 
 def test_rescal_crops_to_the_top_left_corner() -> None:
@@ -312,7 +337,7 @@ def test_constants_with_missing_or_unknown_keys_are_refused(constants: dict[str,
 
 
 def test_constants_of_an_unknown_scorer_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'tucker'; known are complex, cp"):
+    with pytest.raises(ConfigError, match="'tucker'; known are atth, complex, cp"):
         from_constants({"name": "tucker", "dim": 8})
 
 
@@ -387,11 +412,12 @@ def test_starting_values_are_sane(name: str, norm: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def draw(init: Init, *shape: int) -> Tensor:
+        scale = init.scale * torch.tensor(init.columns or (1.0,) * shape[-1])
         if init.kind == "normal":
-            return init.scale * torch.randn(*shape, generator=generator)
-        return init.scale * (2 * torch.rand(*shape, generator=generator) - 1)
+            return scale * torch.randn(*shape, generator=generator)
+        return scale * (2 * torch.rand(*shape, generator=generator) - 1)
 
-    h, t = draw(scorer.entity_init(), 200, 64), draw(scorer.entity_init(), 200, 64)
+    h, t = (draw(scorer.entity_init(), 200, scorer.entity_size) for _ in range(2))
     scores = scorer.score(h, draw(scorer.relation_init(), 200, scorer.relation_size), t)
     assert scores.std() > 1e-3, "all triples start with the same score"
     assert scores.mean().abs() < 12, "the sigmoid of a starting score is saturated"
@@ -400,12 +426,18 @@ def test_starting_values_are_sane(name: str, norm: int | None) -> None:
 @EVERY_CASE
 def test_the_candidate_form_says_how_meet_computes(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
-    q, c = rows(3, scorer.query_size), rows(4, DIM, seed=1)
+    q, c = rows(3, scorer.query_size), rows(4, scorer.entity_size, seed=1)
     if scorer.candidate_form == "dot":
         torch.testing.assert_close(scorer.meet(q, c), q @ c.mT)
     elif scorer.candidate_form == "l2":
         distance = torch.linalg.vector_norm(q[:, None] - c, dim=-1)
         torch.testing.assert_close(scorer.meet(q, c), scorer.margin - distance)
+    elif scorer.candidate_form == "squared":
+        apart = (q[:, None, 1:] - c[:, 1:]).square().sum(-1)
+        torch.testing.assert_close(scorer.meet(q, c), q[:, :1] + c[:, 0] - apart)
+    elif scorer.candidate_form == "hyperbolic":
+        expected = [[naive.less_square(a, b) for b in c.tolist()] for a in q.tolist()]
+        torch.testing.assert_close(scorer.meet(q, c), torch.tensor(expected, dtype=torch.float64))
     else:
         # A sum over coordinates: the shares of two complementary sets of coordinates add up.
         assert scorer.candidate_form == "coordinates"

@@ -1,0 +1,98 @@
+"""What a croppable model costs; results in benchmarks/results/, with the machine and versions.
+
+python benchmarks/med.py step     # a step with 64 sub-models (10, 20, …, 640) beside a plain step of 640 numbers
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from foundation import ROOT, save
+
+from distkgd.bench.jobs import bare_job, random_triples
+from distkgd.bench.machine import status_bytes
+from distkgd.distributed.ranks import Ranks
+from distkgd.job import Progress
+from distkgd.kernels.memory import keep_freed_memory
+from distkgd.train import train_step
+
+ENTITIES, RELATIONS, TRIPLES, DIM = 14_541, 237, 100_000, 640
+SHARED = {
+    "chunk": {"kind": "chunk", "num": 256, "chunk": 64},
+    "batch": {"kind": "batch", "num": 1024},
+}
+CASES = [
+    (scorer, negatives, loss)
+    for scorer in ("complex", "transe")
+    for negatives in SHARED
+    for loss in ("softmax", "softplus")
+]
+app = typer.Typer(help=__doc__)
+
+
+@app.callback()
+def main() -> None:
+    """Keep `step` a command of its own."""
+
+
+def stage(scorer: str, negatives: str, loss: str, croppable: bool) -> dict[str, Any]:
+    """Batch of 1024 triples, both ends asked for."""
+    found = {"scorer": scorer, "dim": DIM, "batch_size": 1024, "negatives": SHARED[negatives], "loss": {"name": loss}}
+    found |= {"reciprocal": False, "optimizer": {"name": "adagrad", "lr": 0.1}}
+    span = {"from": DIM // 64, "to": DIM, "step": DIM // 64}
+    return found | ({"method": "med", "distill": {"dims": span}} if croppable else {})
+
+
+@app.command()
+def step(repeats: int = 7, threads: int = 2, only: str = "") -> None:
+    """Ratio of wall and of CPU seconds, the two kinds of steps taking turns in one process."""
+    command = [sys.executable, str(Path(__file__).resolve()), "measure", str(repeats), only]
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    out = subprocess.run(command, check=True, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True).stdout
+    rows = [json.loads(line) for line in out.splitlines()]
+    for row in rows:
+        print(
+            f"{row['scorer']}, {row['negatives']}, {row['loss']}: "
+            f"{row['ratio']:.2f}x wall, {row['cpu_ratio']:.2f}x CPU "
+            f"({1000 * row['croppable']:.0f} ms beside {1000 * row['plain']:.0f} ms), peak {row['peak'] / 1e6:,.0f} MB"
+        )
+    if not only:
+        save("med_step", {"threads": threads, "dim": DIM, "sub_models": 64, "batch": 1024, "cases": rows})
+
+
+@app.command(hidden=True)
+def measure(repeats: int, only: str) -> None:
+    """One JSON line per case."""
+    keep_freed_memory()
+    ranks = Ranks()
+    train = random_triples(ENTITIES, TRIPLES, RELATIONS, ranks)
+    for scorer, negatives, loss in CASES:
+        if only not in f"{scorer}-{negatives}-{loss}":
+            continue
+        jobs = [bare_job(stage(scorer, negatives, loss, c), train, ENTITIES, RELATIONS, ranks) for c in (False, True)]
+        wall: list[list[float]] = [[], []]
+        cpu: list[list[float]] = [[], []]
+        for index in range(repeats + 1):
+            for i, job in enumerate(jobs):
+                started, worked = time.monotonic(), time.process_time()
+                train_step(job, Progress(step=index), 0)
+                if index:
+                    wall[i].append(time.monotonic() - started)
+                    cpu[i].append(time.process_time() - worked)
+        plain, croppable = map(statistics.median, wall)
+        row = {"scorer": scorer, "negatives": negatives, "loss": loss, "plain": plain, "croppable": croppable}
+        row |= {"ratio": statistics.median(b / a for a, b in zip(*wall, strict=True))}
+        row |= {"cpu_ratio": statistics.median(b / a for a, b in zip(*cpu, strict=True))}
+        row |= {"peak": status_bytes("VmHWM"), "threads": torch.get_num_threads()}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,111 @@
+"""The scores of all crops of a model, from one pass over its columns.
+
+Where the scorer allows it (`Scorer.prefix_form`), a crop's score is the sum of what consecutive blocks of columns
+score: each block is scored once, whatever number of crops it belongs to, and a running sum gives all scores. The other
+scorers (PairRE, whose crops normalise anew, RESCAL, whose crops are corners of a matrix, and those with biases or in
+hyperbolic space) score crop by crop.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from distkgd.distributed.rows import NEVER, present
+from distkgd.errors import ConfigError
+from distkgd.graph.filters import Queries
+from distkgd.model import project
+from distkgd.scorers import Scorer
+from distkgd.scorers.base import Candidates, plain
+from distkgd.scorers.tiles import Square, pair_sums
+
+SMALLEST_SQUARE = 1e-30  # of a distance, below which it has no gradient
+
+
+def check_dims(scorer: Scorer, dims: Sequence[int]) -> None:
+    """ConfigError or UnsupportedError unless `dims` ascend and a model of `scorer` can be cropped to each."""
+    if not dims or any(a >= b for a, b in pairwise(dims)):
+        raise ConfigError(f"dims {list(dims)} must ascend, each once, and be one at least.")
+    for dim in dims:
+        scorer.crop(dim)
+
+
+class Crops:
+    """How the crops of a scorer's model to each of P `dims` score.
+
+    A field over them has P planes of *contributions*, what each crop adds to the one before it (or, crop by crop, its
+    own score); `scores` makes the crops' scores of these.
+    """
+
+    def __init__(self, scorer: Scorer, dims: Sequence[int]) -> None:
+        check_dims(scorer, dims)
+        self.scorer = scorer
+        self.dims = tuple(dims)
+        self.form = scorer.prefix_form
+        self._scorers = [scorer.crop(dim) for dim in dims]
+        self._columns = [scorer.crop_columns(dim) for dim in dims]
+        self._widths = [b - a for a, b in pairwise([0, *dims])]
+        # A block of columns by itself: the same formula with margin 0.
+        self._blocks = [] if self.form is None else [type(scorer)(width, norm=scorer.norm) for width in self._widths]
+
+    @property
+    def query_sizes(self) -> list[int]:
+        """Numbers per query: one query serves all crops, or each has its own."""
+        return [s.query_size for s in (self._scorers if self.form is None else self._scorers[-1:])]
+
+    def queries(self, queries: Queries, reciprocal: bool, anchor: Tensor, relation: Tensor) -> Tensor:
+        """[Q, sum of query_sizes] of queries whose anchors are [Q, dim] and relations [Q, relation_size]."""
+        parts = []
+        for dim, scorer, columns in zip(self.dims, self._scorers, self._columns, strict=True):
+            if self.form is None or dim == self.dims[-1]:
+                cut = relation if dim == self.scorer.dim else relation[:, columns.to(relation.device)]
+                parts.append(project(scorer, reciprocal, queries, anchor[:, : scorer.entity_size], cut))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def meet(self, queries: Tensor, rows: Candidates) -> Tensor:
+        """[P, ..., Q, N] contributions of queries [..., Q, sum of query_sizes] and candidates [..., N, dim]."""
+        table = plain(rows)
+        if self.form is None:
+            parts = zip(self._scorers, queries.split(self.query_sizes, -1), strict=True)
+            return torch.stack([scorer.meet(q, table[..., : scorer.entity_size]) for scorer, q in parts])
+        if len(set(self._widths)) == 1:
+            return self._meet_block(0, self._planes(queries), self._planes(table[..., : self.dims[-1]]))
+        cut = queries.split(self._widths, -1), table[..., : self.dims[-1]].split(self._widths, -1)
+        return torch.stack([self._meet_block(i, q, c) for i, (q, c) in enumerate(zip(*cut, strict=True))])
+
+    def meet_own(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """[P, Q] contributions of queries [Q, sum of query_sizes] and one row [Q, dim] each."""
+        if self.form is None or self.scorer.candidate_form != "dot":
+            return self.meet(queries.unsqueeze(-2), rows.unsqueeze(-2)).flatten(1)
+        products = queries * rows[:, : self.dims[-1]]
+        if len(set(self._widths)) == 1:
+            return self._planes(products).sum(-1)
+        return torch.stack([part.sum(-1) for part in products.split(self._widths, -1)])
+
+    def scores(self, contributions: Tensor) -> Tensor:
+        """[P, ...] of contributions [P, ...]; far below NEVER / 2 where a pair does not count."""
+        if self.form is None:
+            return contributions
+        sums = contributions.cumsum(0)
+        if self.form == "sum":
+            return self.scorer.margin + sums
+        # Squares have no sign to spare, so a pair that does not count is told apart before the root.
+        roots = sums.clamp_min(SMALLEST_SQUARE).sqrt()
+        scores: Tensor = torch.where(sums < NEVER / 2, NEVER, self.scorer.margin - roots)
+        return scores
+
+    def steps(self, contributions: Tensor, scores: Tensor) -> Tensor:
+        """[P - 1, ...]: each crop's score less that of the one before it; 0 where a pair does not count."""
+        apart = contributions[1:] if self.form == "sum" else scores[1:] - scores[:-1]
+        return apart * present(contributions[1:].detach())
+
+    def _planes(self, x: Tensor) -> Tensor:
+        # [..., P * width] -> [P, ..., width], a view.
+        planes: Tensor = x.unflatten(-1, (len(self.dims), self._widths[0])).movedim(-2, 0)
+        return planes
+
+    def _meet_block(self, index: int, queries: Tensor, rows: Tensor) -> Tensor:
+        if self.form == "squares":
+            return 1.0 * pair_sums(Square(), queries, rows)  # a result of its own, to be written over
+        return self._blocks[index].meet(queries, rows)

@@ -1,0 +1,96 @@
+"""DML (Zhang et al., "Deep Mutual Learning", 2018): two untrained models learn together, each from the other's softmax.
+
+There is no finished teacher: the student's peer starts from numbers of its own and is thrown away in the end.
+The paper's formulas are given from memory and carry no equation numbers.
+
+Differs from the paper:
+- DML[student] = hard + KL(peer || student) and DML[peer] = hard + KL(student || peer), each taking the other as given,
+  are stepped on simultaneously; the paper's Algorithm 1 updates one, predicts anew, and updates the other.
+- the softmaxes are those of each query over the batch's candidates and its answer, at temperature T, with factor T^2.
+- more than two models, whose KL terms the paper averages, are not offered.
+Differs from the authors' code: none of it was read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from distkgd.distributed.query_blocks import answer_means
+from distkgd.errors import DistkgdError
+from distkgd.losses import KL_TRAVEL, Travel, kl_divergence
+from distkgd.methods.base import HardSettings, Method, Setup, Update
+from distkgd.model import Model
+from distkgd.scenes import Scene
+from distkgd.scorers import build_scorer
+from distkgd.settings import Frozen, Positive, Rate, Weight
+
+if TYPE_CHECKING:
+    from distkgd.config import StageConfig
+
+
+class DmlConfig(Frozen):
+    """Mutual learning: hard_weight * hard loss + weight * T^2 KL(other || own), of the student and of its peer.
+
+    peer_dim: real numbers per entity of the peer; default: the student's. A larger peer is a teacher that is trained
+        beside its student.
+    """
+
+    weight: Weight = 1.0
+    hard_weight: Weight = 1.0
+    temperature: Rate = 1.0
+    peer_dim: Positive | None = None
+
+
+class Dml(Method[DmlConfig]):
+    """A student and an untrained peer that teach each other."""
+
+    name = "dml"
+    Settings = DmlConfig
+    num_teachers = range(1)
+
+    def __init__(
+        self,
+        student: Model,
+        hard: HardSettings,
+        teachers: Sequence[Model],
+        settings: DmlConfig,
+        setup: Setup | None = None,
+    ) -> None:
+        super().__init__(student, hard, teachers, settings, setup)
+        self.peer = self.setup.fresh(settings.peer_dim or student.entity.dim, "peer")
+
+    @classmethod
+    def check(cls, stage: "StageConfig") -> None:
+        if stage.distill.peer_dim is not None:
+            try:
+                build_scorer(stage.scorer, stage.distill.peer_dim, stage.margin, stage.norm)
+            except DistkgdError as error:
+                raise ValueError(f"distill.peer_dim: {error}") from None
+
+    @property
+    def trained(self) -> Mapping[str, Model]:
+        return {"student": self.student, "peer": self.peer}
+
+    def updates(self, scene: Scene) -> Iterator[Update]:
+        how = self.settings
+        student, peer = self.view(self.student, scene, grad=True), self.view(self.peer, scene, grad=True)
+        asks, weights = {}, {}
+        penalties: dict[str, Tensor] = {}
+        # DML[student], DML[peer]
+        for tag, own, other in (("", student, peer), ("peer_", peer, student)):
+            asks[f"{tag}soft"] = kl_divergence(own, other, how.temperature, stop_teacher=True)
+            weights[f"{tag}soft"] = how.weight
+            if how.hard_weight:
+                asks[f"{tag}hard"] = self.hard_ask(own)
+                weights[f"{tag}hard"] = how.hard_weight
+            penalties |= {f"{tag}{name}": value for name, value in self.penalty(own).items()}
+        terms = answer_means(asks, weights, scene.batch.num_queries)
+        yield Update(frozenset({"student", "peer"}), terms | penalties)
+
+    def travel(self) -> Travel:
+        each = KL_TRAVEL + self.hard_travel() if self.settings.hard_weight else KL_TRAVEL
+        return each + each
+
+    def speakers(self) -> list[tuple[Model, bool]]:
+        return [(self.student, True), (self.peer, True)]

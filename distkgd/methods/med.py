@@ -1,0 +1,302 @@
+"""MED: one croppable model, whose first d columns are a model of their own for every d of a list (Zhu et al., ACL 2025,
+"Croppable Knowledge Graph Embedding").
+
+No code of the authors exists, and the formulas reached us second-hand (summaries and reviews of the paper).
+
+Differs from the paper:
+- Sums over T and T^- become means: over the batch's queries, and for each over its negatives.
+- MED[EI]: pos^i = exp(w1 / s) misorders scores of different signs and blows up near 0. Ours is monotone, the softmax
+  over the global batch of -w1 sigmoid(s) (`positives: sigmoid`, bounded) or of -w1 s (`positives: score`). neg^i is
+  normalised over each query's own negatives, as RotatE's self-adversarial weights are, not over the batch's. The lower
+  model's scores are detached in both; w1 and w2 learn.
+- With loss softmax, L_EI of a query is its cross-entropy, weighed by pos^i; there is no neg^i (our listwise form).
+- MED[DLW]: exp(w3 d_i / d_n) is divided by its mean over the sub-models. Left alone, the loss that w3 scales drives it
+  to minus infinity; so it can only move weight from one sub-model to another.
+- w1, w2, w3 stay within bounds: beyond one, only gradients that lead back count.
+Differs from the authors' code: none was released.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BeforeValidator, model_validator
+from torch import Tensor
+
+from distkgd.crops import Crops, check_dims
+from distkgd.distributed.batch import batch_softmax
+from distkgd.distributed.query_blocks import answer_means
+from distkgd.distributed.rows import NEVER, Ask, Field, LogSumExp, Partial, SoftmaxMean, Sum, present
+from distkgd.errors import UnsupportedError
+from distkgd.kernels import nested
+from distkgd.losses import Travel, huber
+from distkgd.methods.base import Curve, HardSettings, Method, Setup, Update
+from distkgd.model import Model
+from distkgd.scenes import Scene
+from distkgd.scorers import build_scorer
+from distkgd.settings import Frozen, Positive, Rate, Real
+
+if TYPE_CHECKING:
+    from distkgd.config import StageConfig
+
+
+def _span(value: Any) -> Any:
+    # {from: 10, to: 640, step: 10} -> 10, 20, …, 640
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) != {"from", "to", "step"} or not all(type(x) is int and x > 0 for x in value.values()):
+        raise ValueError(f"a span of dims has whole numbers from, to and step above 0 (given: {dict(value)})")
+    if (value["to"] - value["from"]) % value["step"]:
+        raise ValueError(f"steps of {value['step']} from {value['from']} do not lead to {value['to']}")
+    return tuple(range(value["from"], value["to"] + 1, value["step"]))
+
+
+class MedConfig(Frozen):
+    """MED (Zhu et al., ACL 2025): every crop of a list is a model, all trained at once.
+
+    dims: those of the sub-models, ascending, the last one the stage's; or {from: 10, to: 640, step: 10}.
+    mutual: neighbours teach each other (MED[ML]). mutual_weight: factor on that (the paper's is 1).
+        mutual_delta: of its Huber distance.
+    evolution: what the next smaller sub-model gets wrong weighs more (MED[EI]); off: all triples weigh the same.
+    positives: what of the smaller model's score of a positive triple counts, its sigmoid or the score itself.
+    dynamic: larger sub-models attend more to the labels (MED[DLW]); off: all the same.
+    w1, w2, w3: bounds of the learned exponents, for positives, negatives and dims; w: where they start.
+    evaluator_lr: how fast they learn.
+    select: validation picks the rows with the best "mean" MRR of all sub-models, or that of the "largest".
+    """
+
+    dims: Annotated[tuple[Positive, ...], BeforeValidator(_span)]
+    mutual: bool = True
+    mutual_weight: Rate = 1.0
+    mutual_delta: Rate = 1.0
+    evolution: bool = True
+    positives: Literal["sigmoid", "score"] = "sigmoid"
+    dynamic: bool = True
+    w: Real = 1.0
+    w1: tuple[Real, Real] = (0.25, 4.0)
+    w2: tuple[Real, Real] = (0.25, 4.0)
+    w3: tuple[Real, Real] = (0.0, 4.0)
+    evaluator_lr: Rate = 0.01
+    select: Literal["mean", "largest"] = "mean"
+
+    @model_validator(mode="after")
+    def _starts_within_bounds(self) -> "MedConfig":
+        if len(self.dims) < 2:
+            raise ValueError(f"dims {list(self.dims)}: med needs two sub-models at least; one alone is method scratch")
+        for name in ("w1", "w2", "w3"):
+            low, high = getattr(self, name)
+            if not low < high:
+                raise ValueError(f"{name} holds its bounds, lowest first (given: [{low}, {high}])")
+            if not low <= self.w <= high:
+                raise ValueError(f"w {self.w} starts outside of {name}'s bounds [{low}, {high}]; change one of them")
+        return self
+
+
+class Med(Method[MedConfig]):
+    """sum of L_ML of neighbours + sum of dynamic weight * L_EI of each sub-model; no teacher."""
+
+    name = "med"
+    Settings = MedConfig
+    num_teachers = range(1)
+
+    def __init__(
+        self,
+        student: Model,
+        hard: HardSettings,
+        teachers: Sequence[Model],
+        settings: MedConfig,
+        setup: Setup | None = None,
+    ) -> None:
+        super().__init__(student, hard, teachers, settings, setup)
+        self.evaluator_lr = settings.evaluator_lr
+        self.crops = Crops(student.scorer, settings.dims)
+        relation = student.relation
+        self.w = torch.full((3,), settings.w, device=relation.device, dtype=relation.dtype)
+        shares = [dim / settings.dims[-1] for dim in settings.dims]
+        self._shares = torch.tensor(shares, device=relation.device, dtype=relation.dtype)
+
+    @classmethod
+    def check(cls, stage: "StageConfig") -> None:
+        how = stage.distill
+        if how.dims[-1] != stage.dim:
+            raise ValueError(f"distill.dims ends with {how.dims[-1]}; it must end with the stage's dim {stage.dim}")
+        check_dims(build_scorer(stage.scorer, stage.dim, stage.margin, stage.norm), how.dims)
+        if stage.loss.name == "margin":
+            raise UnsupportedError(
+                "med weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
+            )
+        if stage.loss.label_smoothing or stage.negatives.labels == "known":
+            raise ValueError("med has no label_smoothing and no labels: known; set them to 0 and one")
+        if stage.bf16:
+            raise ValueError("med adds scores up block by block, for which bf16 is too coarse; set bf16: false")
+        if how.evolution and stage.accumulate > 1:
+            raise ValueError(
+                "med's evolution weighs positives over the whole batch, which cannot be cut into accumulate "
+                f"{stage.accumulate} parts; set accumulate: 1 or distill.evolution: false"
+            )
+
+    @property
+    def evaluators(self) -> Mapping[str, Tensor]:
+        return {"w": self.w} if self.settings.evolution or self.settings.dynamic else {}
+
+    def updates(self, scene: Scene) -> Iterator[Update]:
+        view = self.view(self.student, scene, grad=True)
+        queries = self.crops.queries(scene.batch.queries, self.student.reciprocal, *view.dropped)
+        field = Field(scene.layout, self.crops.meet, queries, view.negatives.rows, len(self.crops.dims))
+        own = self.crops.meet_own(queries, view.answer)
+        sums = _Sums(self, self.bounded())
+        asks = {"evolution": self._evolution(field, own, scene, sums)}
+        if self.settings.mutual:
+            asks["mutual"] = self._mutual(field, own, sums)
+        weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
+        terms = answer_means(asks, weights, scene.batch.num_queries)
+        groups = {"student"} | ({"evaluators"} if self.evaluators else set())
+        yield Update(frozenset(groups), terms | self.penalty(view))
+
+    def travel(self) -> Travel:
+        n, how = len(self.crops.dims), self.settings
+        own = Travel(widths=tuple((size, True) for size in self.crops.query_sizes[:-1]))
+        # A log-sum-exp of each sub-model, or the mean of its negatives with the weights' log-sum-exp and the count.
+        own += Travel(n) if self.listwise else Travel(2 * n + 1)
+        if how.mutual:
+            own += Travel(n)
+        return own + Travel(shared=2 * (n - 1)) if how.evolution else own
+
+    def validate(self, evaluate: Callable[[], dict[str, float]], curve: Curve) -> dict[str, float]:
+        found = curve(self.settings.dims, "valid")
+        chosen = list(found.values()) if self.settings.select == "mean" else [found[self.settings.dims[-1]]]
+        means = {name: sum(one[name] for one in chosen) / len(chosen) for name in chosen[0]}
+        return means | {f"mrr_{dim}": one["mrr"] for dim, one in found.items()}
+
+    def report(self, curve: Curve, splits: Sequence[str]) -> dict[str, Any]:
+        return {"curve": {split: curve(self.settings.dims, split) for split in splits}}
+
+    @property
+    def listwise(self) -> bool:
+        """Whether a query's candidates share one cross-entropy."""
+        return self.hard.loss == "softmax"
+
+    def bounded(self) -> Tensor:
+        """[3]: w1, w2, w3 within their bounds."""
+        how = self.settings
+        low, high = (self.w.new_tensor([pair[i] for pair in (how.w1, how.w2, how.w3)]) for i in (0, 1))
+        held: Tensor = _Bounded.apply(self.w, low, high)  # type: ignore[no-untyped-call]
+        return held
+
+    def dynamic_weights(self, w3: Tensor) -> Tensor:
+        """[P]: exp(w3 d_i / d_n), divided by their mean (MED[DLW])."""
+        if not self.settings.dynamic:
+            return torch.ones_like(self._shares)
+        return torch.softmax(w3 * self._shares, 0) * len(self._shares)
+
+    def positive_weights(self, own: Tensor, w1: Tensor, scene: Scene) -> Tensor:
+        """[P, Q]: weight of each query's positive triple for each sub-model, 1 on average over the global batch.
+
+        own: [P, Q] scores. pos^i of MED[EI], from the next smaller sub-model; the smallest has none and weighs evenly.
+        """
+        if not self.settings.evolution:
+            return torch.ones_like(own)
+        lower = own[:-1].detach()
+        lower = torch.sigmoid(lower) if self.settings.positives == "sigmoid" else lower
+        shares = batch_softmax(lower, -w1, scene.layout.ranks)
+        return torch.cat([torch.ones_like(own[:1]), shares * scene.batch.num_queries])
+
+    def negative_logits(self, scores: Tensor, w2: Tensor) -> Tensor:
+        """[P, ..., Q, n]: log of neg^i of MED[EI], not normalised, for sub-models' scores [P, ..., Q, n].
+
+        Without a smaller sub-model or evolution, those of the stage's own loss: self-adversarial or even.
+        """
+        even = (1.0 - present(scores[:1].detach())) * NEVER
+        adversarial = self.hard.loss == "self_adversarial"
+        if not self.settings.evolution:
+            return self.hard.temperature * scores.detach() if adversarial else even.expand_as(scores)
+        first = self.hard.temperature * scores[:1].detach() if adversarial else even
+        # Where a pair does not count it stays so, however small w2 is.
+        lower = w2 * scores[:-1].detach()
+        return torch.cat([first, torch.where(even == 0, lower, NEVER)])
+
+    def _evolution(self, field: Field, own: Tensor, scene: Scene, sums: "_Sums") -> Ask:
+        # MED[EI]: [Q] of a query's sub-models, each with its dynamic weight.
+        w1, w2, w3 = sums.w.unbind()
+        scores = self.crops.scores(own)
+        positives = self.positive_weights(scores, w1, scene)
+        dynamic = self.dynamic_weights(w3).unsqueeze(1).expand_as(scores)
+        mine = scores.T, positives.T, dynamic.T
+
+        def listed(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
+            loss = torch.logaddexp(scores.T, got["lse"]) - scores.T
+            return (dynamic.T * positives.T * loss).sum(0)
+
+        def averaged(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
+            negative = got["mean"] * (got["count"] if self.hard.loss == "bce" else 1.0)
+            return (dynamic.T * (positives.T * F.softplus(-scores.T) + negative)).sum(0)
+
+        finish = listed if self.listwise else averaged
+        return Ask(sums.evolution, [field], finish, own=mine, parameters=() if self.listwise else (w2,))
+
+    def _mutual(self, field: Field, own: Tensor, sums: "_Sums") -> Ask:
+        # MED[ML]: [Q] Huber distances of neighbours' scores, of the positive triple and averaged over the negatives.
+        def finish(got: dict[str, Tensor], positive: Tensor) -> Tensor:
+            return (got["gap"] / got["count"].clamp(min=1.0)).sum(0) + positive
+
+        steps = self.crops.steps(own, self.crops.scores(own))
+        positive = huber(steps, self.settings.mutual_delta).sum(0)
+        return Ask(sums.mutual, [field], finish, own=(positive,), parameters=() if self.listwise else (sums.w[1],))
+
+
+class _Sums:
+    """The partial sums of both losses over a block of contributions; a kernel makes them together, if it can."""
+
+    def __init__(self, method: Med, w: Tensor) -> None:
+        self.method, self.w = method, w
+        self._of: tuple[Tensor, tuple[Tensor, ...]] | None = None  # the last block, and what the kernel made of it
+
+    def evolution(self, contributions: Tensor, *w2: Tensor) -> dict[str, Partial]:
+        """What L_EI needs; w2 unless listwise."""
+        method, count = self.method, Sum(present(contributions[0].detach()))
+        together = self._together(contributions, *w2)
+        if method.listwise:
+            return {"lse": LogSumExp(together[0] if together else method.crops.scores(contributions))}
+        if together:
+            return {"mean": SoftmaxMean(together[0], together[1]), "count": count}
+        z = method.crops.scores(contributions)
+        return {"mean": SoftmaxMean(method.negative_logits(z, *w2), F.softplus(z)), "count": count}
+
+    def mutual(self, contributions: Tensor, *w2: Tensor) -> dict[str, Partial]:
+        """What L_ML needs."""
+        crops, count = self.method.crops, Sum(present(contributions[0].detach()))
+        together = self._together(contributions, *w2)
+        if together:
+            return {"gap": Sum(together[-1]), "count": count}
+        steps = crops.steps(contributions, crops.scores(contributions))
+        return {"gap": Sum(huber(steps, self.method.settings.mutual_delta)), "count": count}
+
+    def _together(self, contributions: Tensor, *w2: Tensor) -> tuple[Tensor, ...]:
+        # [P, ..., Q, 1] each: what the kernel summed, or nothing where it cannot.
+        method, how = self.method, self.method.settings
+        known = method.crops.form == "sum" and method.hard.loss != "self_adversarial"
+        if not known or not nested.available(contributions):
+            return ()
+        if self._of is None or self._of[0] is not contributions:
+            given = contributions, method.student.scorer.margin, how.mutual_delta, how.mutual
+            found = nested.listwise(*given) if method.listwise else nested.pointwise(*given, how.evolution, *w2)
+            gap = found[-1][1:] if how.mutual else found[-1]
+            self._of = contributions, tuple(x.unsqueeze(-1) for x in (*found[:-1], gap))
+        return self._of[1]
+
+
+class _Bounded(torch.autograd.Function):
+    """[k] numbers held within [low, high]; out there, a gradient passes only if a step against it leads back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        ctx.save_for_backward(x, low, high)
+        return torch.minimum(torch.maximum(x, low), high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        x, low, high = ctx.saved_tensors
+        (grad,) = grads
+        outwards = ((x <= low) & (grad > 0)) | ((x >= high) & (grad < 0))
+        return grad.masked_fill(outwards, 0.0), None, None

@@ -1,0 +1,180 @@
+"""MulDE (Wang et al., "MulDE: Multi-teacher Knowledge Distillation for Low-dimensional KG Embeddings", WWW 2021).
+
+Several frozen teachers, of any scorers and dims, speak through a Senior that weighs and scales them; the student, the
+paper's Junior, learns the Senior's distribution beside the labels. The Senior learns from the labels only.
+The paper's formulas are given from memory and carry no equation numbers.
+
+Differs from the paper:
+- the Junior there sends its top-K candidates to the teachers, anew each round, and labels are softened over these K;
+  here they are softened over all candidates of the batch, drawn or 1-vs-all, and the answer.
+- MulDE[scaling], a factor per relation and teacher: ours is exp of a learned number that starts at 0, and each
+  direction has its own.
+- MulDE[attention], a weight per query and teacher: the paper contrasts a teacher's scores with the Junior's. Ours is
+  the softmax over teachers of a * contrast, the contrast of a teacher being how many standard deviations of its
+  scores of all candidates and the answer its score of the answer lies above their mean; one learned slope a for all.
+- the hard loss of the Junior is the stage's; that of the Senior, MulDE[senior], is cross-entropy.
+- teachers are of all kinds; the paper's are four hyperbolic models of 64 numbers.
+Differs from the authors' code: none of it was read. IterDE's repository calls the plain mean of four teachers' scores
+`kd_mulde`: here relation_scaling: false with contrast_attention: false, and KL in place of its Huber distance.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from distkgd.distributed.rows import NEVER, Ask, LogSumExp, Partial, SoftmaxGap, Sum, answer, present
+from distkgd.losses import Travel, batch_mean
+from distkgd.methods.base import HardSettings, Method, Setup, Update
+from distkgd.model import Model, View
+from distkgd.scenes import Scene
+from distkgd.settings import Frozen, Rate, Real, Weight
+
+_SMALLEST_VARIANCE = 1e-10  # of a teacher's scores of a query
+
+
+class MuldeConfig(Frozen):
+    """Several teachers through a Senior: hard_weight * hard loss + weight * T^2 KL(Senior || student) + Senior's loss.
+
+    relation_scaling: the Senior learns a factor for each relation, direction and teacher; off: 1.
+    contrast_attention: it learns how much to prefer the teacher that tells the answer of a query from the other
+        candidates most clearly; off: the plain mean. attention: the slope that it starts with, 0: the plain mean.
+    evaluator_lr: how fast the Senior learns; with both switched off there is nothing to learn.
+    """
+
+    weight: Weight = 1.0
+    hard_weight: Weight = 1.0
+    temperature: Rate = 1.0
+    relation_scaling: bool = True
+    contrast_attention: bool = True
+    attention: Real = 1.0
+    evaluator_lr: Rate = 0.01
+
+
+class MulDE(Method[MuldeConfig]):
+    """Soft labels of several teachers, combined by a Senior that learns how."""
+
+    name = "mulde"
+    Settings = MuldeConfig
+    num_teachers = range(1, 9)
+
+    def __init__(
+        self,
+        student: Model,
+        hard: HardSettings,
+        teachers: Sequence[Model],
+        settings: MuldeConfig,
+        setup: Setup | None = None,
+    ) -> None:
+        super().__init__(student, hard, teachers, settings, setup)
+        self.evaluator_lr = settings.evaluator_lr
+        table = student.relation
+        # Rows: relations as asked for tails, then as asked for heads.
+        self.scale = table.new_zeros(2 * student.num_relations, len(self.teachers))
+        self.attention = table.new_full((1,), settings.attention)
+
+    @property
+    def evaluators(self) -> Mapping[str, Tensor]:
+        found = {"scale": self.scale} if self.settings.relation_scaling else {}
+        return found | {"attention": self.attention} if self.settings.contrast_attention else found
+
+    def updates(self, scene: Scene) -> Iterator[Update]:
+        how = self.settings
+        student = self.view(self.student, scene, grad=True)
+        teachers = [self.view(model, scene, grad=False) for model in self.teachers]
+        asks = {"senior": self._senior(student, teachers)}
+        if how.hard_weight:
+            asks["hard"] = self.hard_ask(student)
+        got = answer(asks)
+        terms = {"soft": how.weight * batch_mean(got["senior"]["soft"], scene)}
+        if how.hard_weight:
+            terms["hard"] = how.hard_weight * batch_mean(got["hard"], scene)
+        groups = {"student"}
+        if self.evaluators:
+            terms["senior"] = batch_mean(got["senior"]["senior"], scene)
+            groups.add("evaluators")
+        yield Update(frozenset(groups), terms | self.penalty(student))
+
+    def travel(self) -> Travel:
+        found = Travel(columns=3) + (self.hard_travel() if self.settings.hard_weight else Travel())
+        if self.settings.contrast_attention:
+            found += Travel(constant_columns=1 + 2 * len(self.teachers))
+        if self.evaluators:
+            found += Travel(columns=1, per_query=len(self.teachers))
+        return found
+
+    def speakers(self) -> list[tuple[Model, bool]]:
+        return [(self.student, True), *((model, False) for model in self.teachers)]
+
+    def _senior(self, student: View, teachers: Sequence[View]) -> Ask:
+        # Asks for {"soft": [Q] T^2 KL(Senior || student), "senior": [Q] the Senior's cross-entropy, if it learns}.
+        learns, temperature, mean = bool(self.evaluators), self.settings.temperature, 1.0 / len(teachers)
+        factors = list(self._factors(teachers).unbind(1)) if learns else []
+
+        def combined(scores: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+            each = [f * z for f, z in zip(factors, scores, strict=True)] if learns else [mean * z for z in scores]
+            return torch.stack(each).sum(0)
+
+        def partials(zs: Tensor, *more: Tensor) -> dict[str, Partial]:
+            scores, factors = more[: len(teachers)], more[len(teachers) :]
+            # Scaled, a score that does not count must still not count.
+            senior = combined(scores, factors).masked_fill(zs.detach() < NEVER / 2, NEVER)
+            out: dict[str, Partial] = {"gap": SoftmaxGap(zs / temperature, senior.detach() / temperature)}
+            return out | {"lse": LogSumExp(senior)} if learns else out
+
+        def finish(got: dict[str, Tensor], own_s: Tensor, *more: Tensor) -> dict[str, Tensor]:
+            n = len(teachers)
+            own = combined(more[:n], more[n : 2 * n] if learns else ())
+            (share,) = more[n + len(factors) :] or (own.new_ones(()),)
+            soft_own = own.detach() / temperature
+            lse_s = torch.logaddexp(own_s / temperature, got["gap.student"])
+            lse_t = torch.logaddexp(soft_own, got["gap.lse"])
+            gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"]
+            gap = gap + torch.exp(soft_own - lse_t) * (soft_own - own_s / temperature)
+            found = {"soft": share * temperature**2 * (gap - lse_t + lse_s)}
+            if learns:
+                # MulDE[senior]
+                found["senior"] = share * (torch.logaddexp(own, got["lse"]) - own)
+            return found
+
+        own = [student.positive, *(view.positive for view in teachers), *factors]
+        share = student.scene.label_share
+        own += [] if share is None else [share.to(student.positive.dtype)]
+        return Ask(partials, [student.negatives, *(view.negatives for view in teachers)], finish, factors, own)
+
+    def _factors(self, teachers: Sequence[View]) -> Tensor:
+        # [Q, teachers]: what the Senior multiplies each teacher's scores of a query with.
+        queries = teachers[0].scene.batch.queries
+        if self.settings.contrast_attention:
+            # MulDE[attention]
+            weights = torch.softmax(self.attention * _contrasts(teachers), 1)
+        else:
+            weights = self.attention.new_full((len(queries.relation), len(teachers)), 1.0 / len(teachers))
+        if not self.settings.relation_scaling:
+            return weights
+        # MulDE[scaling]
+        return weights * torch.exp(self.scale[queries.relation + self.student.num_relations * queries.side])
+
+
+def _contrasts(teachers: Sequence[View]) -> Tensor:
+    # [Q, teachers]: how far each teacher's score of the answer lies above the mean of all candidates', the answer's
+    # included, in their standard deviations: at most the root of the number of the others.
+    def partials(*scores: Tensor) -> dict[str, Partial]:
+        counts = [present(z) for z in scores]
+        out: dict[str, Partial] = {"count": Sum(counts[0])}
+        for i, (z, count) in enumerate(zip(scores, counts, strict=True)):
+            kept = z * count
+            out |= {f"sum_{i}": Sum(kept), f"squares_{i}": Sum(kept.square())}
+        return out
+
+    def finish(got: dict[str, Tensor], *own: Tensor) -> Tensor:
+        count, found = got["count"] + 1.0, []
+        for i, z in enumerate(own):
+            mean = (got[f"sum_{i}"] + z) / count
+            variance = ((got[f"squares_{i}"] + z.square()) / count - mean.square()).clamp(min=_SMALLEST_VARIANCE)
+            found.append((z - mean) / variance.sqrt())
+        return torch.stack(found, 1)
+
+    own = [view.positive for view in teachers]
+    contrasts: Tensor = answer({"": Ask(partials, [view.negatives for view in teachers], finish, own=own)})[""]
+    return contrasts

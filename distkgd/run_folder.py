@@ -1,0 +1,72 @@
+"""The folder of a run: made once, and taken up again only by the same run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distkgd.config import RunConfig, resolved
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.rendezvous import launch_agent, same_launch
+from distkgd.errors import ConfigError
+from distkgd.graph import Graph
+from distkgd.report import write_atomic
+from distkgd.stages import Stage
+
+FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow"})
+
+
+def prepare_folder(
+    config: RunConfig, stages: list[Stage], graph: Graph, folder: Path, ranks: Ranks, resume: bool
+) -> None:
+    """Create the run folder and plan.yaml, or check that an existing one is the same run.
+
+    A folder that this very torchrun launch has made needs no `resume`: torchrun has started the ranks anew.
+    """
+    path, launch = folder / "plan.yaml", folder / "launch.json"
+    agents = sorted({agent for agent in ranks.gather_objects(launch_agent()) if agent})
+    exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
+    if exists and not resume and not known:
+        raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
+    plan = {
+        "config": resolved(config),
+        "data_sha256": graph.sha256,
+        "stages": [described(stage) for stage in stages],
+    }
+    if exists:
+        refuse_other_plan(path, plan)
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+    if ranks.first and agents:
+        write_atomic(launch, json.dumps({"agents": agents}, indent=2) + "\n")
+    if ranks.first and not exists:
+        write_atomic(path, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
+    ranks.barrier()
+
+
+def described(stage: Stage) -> dict[str, Any]:
+    """A stage in plan.yaml."""
+    plain: dict[str, Any] = {"name": stage.name, "teachers": list(stage.teachers)}
+    if stage.choice is None:
+        return plain | stage.config.model_dump(mode="json")
+    configs = {name: config.model_dump(mode="json") for name, config in stage.choice.configs.items()}
+    return plain | {"one_of": configs, "nearest_to_the_middle_of": list(stage.choice.between)}
+
+
+def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """ConfigError when a run folder was made by another plan; how it is run and watched may change."""
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        old, new = dict(before["config"]), dict(plan["config"])
+        changed = [key for key in new if key not in FREE_ON_RESUME and old.get(key) != new[key]]
+        if before["data_sha256"] != plan["data_sha256"]:
+            changed.append("the data's content")
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); choose another --out.") from None
+    if changed:
+        raise ConfigError(
+            f"{path.parent} was made by another plan (differs in: {', '.join(changed)}); "
+            "give the same config and overrides to resume it, or choose another --out."
+        )

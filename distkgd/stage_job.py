@@ -1,0 +1,181 @@
+"""From a stage to a job: what all stages of a run share, and everything that one of them is trained with."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distkgd.config import RunConfig, StageConfig
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
+from distkgd.evaluate import metrics, ranks_of, ranks_of_crops
+from distkgd.exchange import settle_move
+from distkgd.graph import Graph
+from distkgd.graph.filters import KnownAnswers
+from distkgd.graph.sampling import Balanced, Sampler
+from distkgd.job import Job
+from distkgd.methods import METHODS, Method, Setup, build_method
+from distkgd.model import Model, new_model
+from distkgd.model_folder import load_model, same_vocabulary
+from distkgd.scenes import SceneBuilder
+from distkgd.scorers import build_scorer
+from distkgd.stages import Stage
+from distkgd.starts import begin
+from distkgd.tracking import StageTracking, Tracking
+
+
+@dataclass
+class Run:
+    """All that the stages of one run share."""
+
+    config: RunConfig
+    graph: Graph
+    ranks: Ranks
+    folder: Path
+    tracking: Tracking
+    display: Display
+    train_answers: KnownAnswers
+    all_answers: KnownAnswers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all tables."""
+        return dtype_of(self.config)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What finished stages are evaluated on."""
+        return ("valid", "test") if self.config.test else ("valid",)
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage keeps everything."""
+        return self.folder / "stages" / name
+
+    def evaluate(self, model: Model, split: str) -> tuple[dict[str, float], torch.Tensor]:
+        """Metrics and ranks of a model on "valid" or "test"."""
+        triples = getattr(self.graph, split).to(self.ranks.device)
+        config = self.config
+        rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
+        return metrics(rank), rank
+
+    def curve(self, model: Model, dims: Sequence[int], split: str) -> dict[int, dict[str, float]]:
+        """dim -> metrics of the crop of a model to it, on "valid" or "test"; all dims in one pass."""
+        triples, config = getattr(self.graph, split).to(self.ranks.device), self.config
+        found = ranks_of_crops(
+            model, dims, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter
+        )
+        return {dim: metrics(rank) for dim, rank in found.items()}
+
+
+def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> Job:
+    """Everything `train_stage` needs, from config."""
+    config, graph, ranks = stage.config, run.graph, run.ranks
+    seed = stage_seed(run.config.seed, stage.name)
+    train = graph.train.to(ranks.device)
+    held_out = METHODS[config.method].hold_out(config.distill, train, seed)
+    train, held_out = train[~held_out], train[held_out]
+    scenes = build_scenes(run, config, train, config.batch_size, seed)
+    student = fresh_model(run, config, config.dim, seed)
+    if config.start != "random":
+        begin(student, teachers[0], config.start)
+    setup = Setup(
+        steps_per_epoch=scenes.sampler.steps_per_epoch,
+        epochs=config.epochs,
+        train=train,
+        fresh=lambda dim, name: fresh_model(run, config, dim, stage_seed(run.config.seed, f"{stage.name}.{name}")),
+        scenes=lambda triples, batch_size: build_scenes(run, config, triples, batch_size, seed),
+        held_out=held_out,
+    )
+    method = build_method(config, student, teachers, setup)
+    scenes.together = method.triples_together
+    run.display.line(f"{stage.name}: {settle_move(scenes, method, config)}")
+    can_validate = config.validate_every and len(graph.valid)
+    return Job(
+        name=stage.name,
+        config=config,
+        method=method,
+        scenes=scenes,
+        ranks=ranks,
+        folder=run.stage_folder(stage.name),
+        digest=digest,
+        keep=run.config.keep,
+        validate=(lambda: validation(run, method)) if can_validate else None,
+        tracking=tracking,
+        display=run.display,
+        engine=run.config.engine,
+    )
+
+
+def validation(run: Run, method: Method[Any]) -> dict[str, float]:
+    """What a method makes of the metrics of its product on the validation split."""
+    return method.validate(lambda: run.evaluate(method.product, "valid")[0], partial(run.curve, method.product))
+
+
+def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:
+    """An untrained model as `config` has it, of `dim` numbers per entity."""
+    return new_model(
+        build_scorer(config.scorer, dim, config.margin, config.norm),
+        run.graph.num_entities,
+        run.graph.num_relations,
+        run.ranks,
+        reciprocal=config.reciprocal,
+        seed=seed,
+        init_scale=config.init_scale,
+        dtype=run.dtype,
+        row_dtype=torch.bfloat16 if config.row_dtype == "bfloat16" else None,
+    )
+
+
+def build_scenes(run: Run, config: StageConfig, triples: torch.Tensor, batch_size: int, seed: int) -> SceneBuilder:
+    """Batches of `batch_size` of `triples` ([n, 3] int64) and what each is compared with, as `config` has it."""
+    graph, ranks, negatives = run.graph, run.ranks, config.negatives
+    cuts = ranks.bounds(graph.num_entities)
+    sampler = Sampler(
+        triples,
+        graph.num_entities,
+        graph.num_relations,
+        batch_size=batch_size,
+        sides=negatives.sides,
+        seed=seed,
+        balanced=Balanced(triples, cuts, batch_size, config.accumulate, seed) if config.balanced else None,
+    )
+    known_labels = negatives.labels == "known"
+    return SceneBuilder(
+        sampler,
+        run.train_answers,
+        ranks,
+        kind=negatives.kind,
+        num=negatives.num,
+        chunk=negatives.chunk,
+        # k-vs-all: binary labels make the other answers positives of their own triples, not negatives of this one.
+        filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
+        label_shares=known_labels,
+    )
+
+
+def teacher_folder(run: Run, name: str) -> Path:
+    """The folder of a teacher: a finished stage of this plan, or a path."""
+    own = run.stage_folder(name)
+    return own if (own / "model").is_dir() else Path(name)
+
+
+def load_teacher(run: Run, name: str) -> Model:
+    """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten."""
+    folder = teacher_folder(run, name)
+    loaded = load_model(folder, run.ranks, run.dtype)
+    same_vocabulary(loaded, run.graph, str(folder))
+    return loaded.model
+
+
+def dtype_of(config: RunConfig) -> torch.dtype:
+    """Of all computations."""
+    return torch.float64 if config.dtype == "float64" else torch.float32
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A stage's own seed, so that teacher and student of one run do not start from the same numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

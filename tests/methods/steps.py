@@ -1,0 +1,131 @@
+"""One step of a method on any number of ranks, beside what its formula says; importable by rank processes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from distkgd.distributed import rows
+from distkgd.distributed.ranks import Ranks
+from distkgd.job import Job, Progress
+from distkgd.train import train_step
+from tests.jobs import Asked, NaiveModel, spelled_out
+from tests.ranks import run_on_ranks
+from tests.toys import toy_graph, toy_job
+
+GRAPH = toy_graph(entities=15, relations=3, triples=130)
+REGIMES: dict[str, dict[str, Any]] = {
+    "all": {"kind": "all", "filtered": True},
+    "batch": {"kind": "batch", "num": 20},
+    "chunk": {"kind": "chunk", "num": 9, "chunk": 2, "sides": "uniform"},
+    "triple": {"kind": "triple", "num": 5, "filtered": True},
+}
+
+
+def plain_sgd(method: str, distill: Mapping[str, Any], regime: str, **more: Any) -> dict[str, Any]:
+    """A stage in float64 one step of which is the gradient, negated."""
+    stage = {"scorer": "complex", "dim": 6, "method": method, "distill": distill, "negatives": REGIMES[regime]}
+    stage |= {"init_scale": 0.8, "batch_size": 12, "epochs": 4, "optimizer": {"name": "sgd", "lr": 1.0}}
+    return {"dtype": "float64", "student": stage | more}
+
+
+def learned(job: Job) -> dict[str, Tensor]:
+    """Every tensor of the job that an optimiser moves, entity rows as this rank has them."""
+    tensors = {f"{group}.entity": one.table.weight for group, one in job.rows.items()}
+    tensors |= {f"{group}.{name}": t for group, one in job.dense.items() for name, t in one.tensors.items()}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def one_step(ranks: Ranks, config: dict[str, Any], step: int, at_once: int | None) -> dict[str, Any]:
+    """Losses and this rank's share of the gradients of one step, computed in blocks of `at_once` numbers."""
+    job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
+    before = learned(job)
+    limit = rows.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
+    with patch.object(rows, "numbers_at_once", limit):
+        losses = train_step(job, Progress(step=step), 0)[0]
+    job.lookahead.drop()
+    lr = {"evaluators": job.method.evaluator_lr}
+    moved = {name: (before[name] - now) / lr.get(name.split(".")[0], 1.0) for name, now in learned(job).items()}
+    return {"losses": losses, "gradients": moved}
+
+
+@dataclass(frozen=True)
+class Naive:
+    """Copies of a job's models for the formulas of one step, and the queries of its batch.
+
+    models: those that learn, by group. teachers: finished ones, or of `models` those that they are.
+    evaluators: by name.
+    """
+
+    job: Job
+    step: int
+    models: dict[str, NaiveModel]
+    teachers: list[NaiveModel]
+    evaluators: dict[str, Tensor]
+    asked: list[Asked]
+
+    def mean(self, of_query: Callable[[Asked], Tensor]) -> Tensor:
+        """Over the global batch's queries."""
+        return torch.stack([of_query(query) for query in self.asked]).mean()
+
+
+def naive_of(config: dict[str, Any], step: int) -> Naive:
+    """The naive side of `one_step`."""
+    job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
+    models = {group: NaiveModel(model) for group, model in job.method.trained.items()}
+    group_of = {id(model): group for group, model in job.method.trained.items()}
+    teachers = [models[group_of[id(t)]] if id(t) in group_of else NaiveModel(t) for t in job.method.teachers]
+    evaluators = {k: t.detach().clone().requires_grad_() for k, t in job.method.evaluators.items()}
+    return Naive(job, step, models, teachers, evaluators, spelled_out(job.scenes, step))
+
+
+def cross_entropy(model: NaiveModel, query: Asked) -> Tensor:
+    """-log of the answer's share of exp(score) among all candidates."""
+    z = model.scores(query, [query.answer, *query.negatives])
+    return torch.log(torch.exp(z).sum()) - z[0]
+
+
+def kl(theirs: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(theirs || own) of the softmaxes of two lists of scores at temperature T."""
+    p, q = (torch.exp(z / temperature) / torch.exp(z / temperature).sum() for z in (theirs, own))
+    return temperature**2 * (p * (torch.log(p) - torch.log(q))).sum()
+
+
+def assert_step_is(
+    config: dict[str, Any],
+    formula: Callable[[Naive], dict[str, Tensor]],
+    step: int = 0,
+    worlds: tuple[int, ...] = (1, 2, 3),
+) -> dict[str, float]:
+    """Loss terms and gradients of one step are those of `formula`, whatever travels, in blocks or not.
+
+    formula: -> its terms by name. Returns their values.
+    """
+    naive = naive_of(config, step)
+    expected = formula(naive)
+    sum(expected.values(), torch.zeros(())).backward()
+    gradients = {
+        f"{group}.{part}": getattr(model, part).grad
+        for group, model in naive.models.items()
+        for part in ("entity", "relation")
+    }
+    gradients |= {f"evaluators.{name}": tensor.grad for name, tensor in naive.evaluators.items()}
+    values = {name: float(value.detach()) for name, value in expected.items()}
+    for world in worlds:
+        for move in ("rows", "queries"):
+            for at_once in (None, 20) if world > 1 else (None,):
+                moved = config | {"student": config["student"] | {"move": move}}
+                found = run_on_ranks(world, one_step, config=moved, step=step, at_once=at_once)
+                assert found[0]["losses"] == pytest.approx(values, rel=1e-9, abs=1e-12)
+                assert found[0]["gradients"].keys() == gradients.keys()
+                for name, gradient in gradients.items():
+                    assert gradient is not None and gradient.abs().max() > 1e-6, name
+                    parts = [one["gradients"][name] for one in found]
+                    for part in [torch.cat(parts)] if name.endswith(".entity") else parts:
+                        torch.testing.assert_close(part, gradient, rtol=1e-9, atol=1e-11)
+    return values

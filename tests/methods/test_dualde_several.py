@@ -1,0 +1,138 @@
+"""M-DualDE: several teachers, against formulas for one triple at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.rows import NEVER
+from distkgd.job import Progress
+from distkgd.methods.dualde import DualDE, _opposite
+from distkgd.train import train_step
+from tests.jobs import Asked, NaiveModel
+from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, kl, plain_sgd
+from tests.toys import toy_job
+
+BOTH = {"stage_one": False, "stage_two": {"lr_scale": 1.0, "teacher_lr_scale": 1.0}}
+FIRST = {"stage_two": None}
+NAMES = ["", "teacher_", "teacher_2_"]
+
+
+def huber_of(own: Tensor, theirs: Tensor) -> Tensor:
+    gap = abs(own - theirs)
+    return gap * gap / 2 if gap <= 1.0 else gap - 0.5
+
+
+def numbers(model: NaiveModel, query: Asked, entity: int) -> list[Tensor]:
+    """Score, angle and length ratio of the triple that `entity` makes of a query."""
+    h, t = (x.reshape(-1) for x in model.head_tail(query, [entity]))
+    lengths = [x.square().sum().sqrt() for x in (h, t)]
+    return [model.scores(query, [entity])[0], (h * t).sum() / (lengths[0] * lengths[1]), lengths[0] / lengths[1]]
+
+
+def opposite(naive: Naive, which: int, query: Asked, entity: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The numbers of model `which` (0: the student), and those it is compared with: averaged over teachers, or the
+    student's."""
+    student, *teachers = [numbers(m, query, entity) for m in (naive.models["student"], *naive.teachers)]
+    if which:
+        return teachers[which - 1], student
+    return student, [sum(each, torch.tensor(0.0)) / 2 for each in zip(*teachers, strict=True)]
+
+
+def quality(naive: Naive, which: int, positive: bool, score: Tensor) -> Tensor:
+    alpha, beta = (naive.evaluators[name][2 * which + (not positive)] for name in ("alpha", "beta"))
+    p = 1.0 / (1.0 + torch.exp(-alpha * (score.detach() + beta)))
+    return p if positive else 1.0 - p
+
+
+def pointwise(naive: Naive, sides: int) -> dict[str, Tensor]:
+    out = {}
+    for which, tag in list(enumerate(NAMES))[:sides]:
+
+        def soft(query: Asked, entity: int, which: int = which) -> Tensor:
+            own, other = opposite(naive, which, query, entity)
+            distance = sum((huber_of(a, b) for a, b in zip(own, other, strict=True)), torch.tensor(0.0))
+            return quality(naive, which, entity == query.answer, other[0]) * distance
+
+        def hard(query: Asked, entity: int, which: int = which) -> Tensor:
+            own, other = opposite(naive, which, query, entity)
+            positive = entity == query.answer
+            kept = 1.0 - quality(naive, which, positive, other[0])
+            return kept * torch.log(1.0 + torch.exp(-own[0] if positive else own[0]))
+
+        for name, of in (("soft", soft), ("hard", hard)):
+            out[f"{tag}{name}_positive"] = naive.mean(lambda q, of=of: of(q, q.answer))
+            out[f"{tag}{name}_negative"] = naive.mean(
+                lambda q, of=of: sum((of(q, e) for e in q.negatives), torch.tensor(0.0)) / max(1, len(q.negatives))
+            )
+    return out
+
+
+def listwise(naive: Naive, sides: int) -> dict[str, Tensor]:
+    models, out = [naive.models["student"], *naive.teachers], {}
+    for which, tag in list(enumerate(NAMES))[:sides]:
+        others = naive.teachers if which == 0 else models[:1]
+
+        def weight(query: Asked, which: int = which) -> Tensor:
+            return quality(naive, which, True, opposite(naive, which, query, query.answer)[1][0])
+
+        def soft(query: Asked, which: int = which, others: list[NaiveModel] = others) -> Tensor:
+            z = [m.scores(query, [query.answer, *query.negatives]) for m in (models[which], *others)]
+            return sum((kl(theirs, z[0], 2.0) for theirs in z[1:]), torch.tensor(0.0)) / len(others)
+
+        out[f"{tag}soft"] = naive.mean(lambda q, w=weight, s=soft: w(q) * s(q))
+        out[f"{tag}hard"] = naive.mean(lambda q, w=weight, m=models[which]: (1.0 - w(q)) * cross_entropy(m, q))
+    return out
+
+
+def config_of(options: dict[str, Any], regime: str, loss: str) -> dict[str, Any]:
+    return {"two": True} | plain_sgd("dualde", options, regime, loss={"name": loss}, dim=8)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_student_is_compared_with_the_average_of_its_teachers(stage: int, regime: str) -> None:
+    config = config_of(FIRST if stage == 1 else BOTH, regime, "softplus")
+    sides = 1 if stage == 1 else 3
+    config["student"]["distill"] = config["student"]["distill"] | {"alpha": 0.3, "beta": 0.1}
+    assert_step_is(config, lambda naive: pointwise(naive, sides))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_listwise_the_divergences_from_the_teachers_are_averaged(stage: int, regime: str) -> None:
+    how = {"soft": "kl", "temperature": 2.0, "structure": False, "alpha": 0.3}
+    config = config_of((FIRST if stage == 1 else BOTH) | how, regime, "softmax")
+    sides = 1 if stage == 1 else 3
+    assert_step_is(config, lambda naive: listwise(naive, sides))
+
+
+def test_teachers_rest_in_stage_one_and_all_of_them_learn_in_stage_two(tmp_path: Any) -> None:
+    job = toy_job(config_of({"stage_two": {"start": 1}}, "triple", "softplus"), Ranks(), tmp_path, GRAPH)
+    method = job.method
+    assert isinstance(method, DualDE) and set(method.trained) == {"student", "teacher", "teacher_2"}
+    assert method.alpha.shape == (6,)
+
+    def rows() -> list[Tensor]:
+        return [model.entity.weight.clone() for model in method.trained.values()]
+
+    start = rows()
+    train_step(job, Progress(), 0)
+    one = rows()
+    assert [torch.equal(a, b) for a, b in zip(start, one, strict=True)] == [False, True, True]
+    assert method.advance(1, 4, False)
+    assert [method.lr_scale(group) for group in ("teacher", "teacher_2")] == [0.1, 0.1]
+    train_step(job, Progress(step=1), 0)
+    assert not any(torch.equal(a, b) for a, b in zip(one, rows(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_average_of_scores_that_do_not_count_is_exactly_such_a_score(dtype: torch.dtype) -> None:
+    """However many teachers there are: a rounding error of 1e30 would be a distance."""
+    for number in range(1, 9):
+        own, other = _opposite(0, [torch.full((50,), NEVER, dtype=dtype)] * (1 + number))
+        assert torch.equal(own, other)
+    scores = [torch.full((50,), float(i), dtype=dtype) for i in range(4)]
+    assert _opposite(0, scores)[1].tolist() == [2.0] * 50

@@ -1,0 +1,263 @@
+"""MED against its formulas, one triple and one sub-model at a time."""
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from distkgd.distributed import query_blocks, rows
+from distkgd.distributed.ranks import Ranks
+from distkgd.job import Progress
+from distkgd.kernels import nested
+from distkgd.methods import HardSettings
+from distkgd.methods.med import Med, MedConfig
+from distkgd.scorers import SCORERS, build_scorer
+from distkgd.train import train_step
+from tests.jobs import Asked, NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
+from tests.ranks import run_on_ranks
+from tests.toys import toy_graph, toy_job
+
+GRAPH = toy_graph(entities=15, relations=3, triples=130)
+STEP = 1
+TEMPERATURE = 0.6
+W = (0.8, 1.3, 0.7)
+LOSSES = ("softmax", "softplus", "bce", "self_adversarial")
+REGIMES: dict[str, dict[str, Any]] = {
+    "all": {"kind": "all", "filtered": True},
+    "batch": {"kind": "batch", "num": 20},
+    "chunk": {"kind": "chunk", "num": 9, "chunk": 2, "sides": "uniform"},
+    "triple": {"kind": "triple", "num": 5, "filtered": True},
+}
+EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES)
+EVERY_REGIME = pytest.mark.parametrize("regime", REGIMES)
+
+
+def settings(**more: Any) -> HardSettings:
+    plain = dict(loss="softmax", temperature=TEMPERATURE, margin=1.0, label_smoothing=0.0, regulariser="none")
+    plain |= dict(weight=0.0, relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False)
+    return HardSettings(**(plain | more))
+
+
+def options(**more: Any) -> MedConfig:
+    return MedConfig(**({"dims": (2, 4, 8)} | more))
+
+
+# -- the formulas, for one sub-model and one triple -----------------------------------------------------------------
+
+
+class Cropped(NaiveModel):
+    """The first `dim` columns of a naive model, sharing its leaves."""
+
+    def __init__(self, whole: NaiveModel, dim: int) -> None:
+        self.scorer = whole.scorer.crop(dim)
+        self.reciprocal, self.num_relations = whole.reciprocal, whole.num_relations
+        self.entity = whole.entity[:, :dim]
+        self.relation = whole.relation[:, whole.scorer.crop_columns(dim)]
+
+    def scores(self, asked: Asked, entities: Any) -> Tensor:
+        """[n]: the scorer's own formula of whole triples, so that every scorer has an oracle."""
+        h, t = self.head_tail(asked, entities)
+        if self.reciprocal and asked.side:
+            h, t = t, h
+        return self.scorer.score(h, self.relation_row(asked), t).reshape(-1)
+
+
+def naive_huber(gap: Tensor, delta: float) -> Tensor:
+    return torch.where(gap.abs() <= delta, gap * gap / 2, delta * (gap.abs() - delta / 2))
+
+
+def naive_evolution(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: Tensor, loss: str, i: int) -> Tensor:
+    """[]: L_EI of sub-model i, spelled out."""
+    model = Cropped(whole, how.dims[i])
+    lower = Cropped(whole, how.dims[i - 1]) if i and how.evolution else None
+    odds = [torch.ones((), dtype=torch.float64) for _ in queries]
+    if lower is not None:
+        seen = [lower.own(query).detach() for query in queries]
+        odds = [torch.exp(-w[0] * (torch.sigmoid(s) if how.positives == "sigmoid" else s)) for s in seen]
+    terms = []
+    for query, odd in zip(queries, odds, strict=True):
+        pos = odd / sum(odds) * len(queries)
+        z, others = model.own(query), model.others(query)
+        if loss == "softmax":
+            terms.append(pos * (torch.log(torch.exp(z) + torch.exp(others).sum()) - z))
+            continue
+        neg = torch.ones_like(others)
+        if lower is not None:
+            neg = torch.exp(w[1] * lower.others(query).detach())
+        elif loss == "self_adversarial":
+            neg = torch.exp(TEMPERATURE * others.detach())
+        negative = (neg * torch.log(1.0 + torch.exp(others))).sum() / (neg.sum() if len(neg) else 1.0)
+        terms.append(pos * torch.log(1.0 + torch.exp(-z)) + negative * (len(others) if loss == "bce" else 1))
+    return sum(terms) / len(queries)
+
+
+def naive_mutual(whole: NaiveModel, queries: list[Asked], how: MedConfig, i: int) -> Tensor:
+    """[]: L_ML of sub-models i - 1 and i."""
+    model, below = Cropped(whole, how.dims[i]), Cropped(whole, how.dims[i - 1])
+    gaps = []
+    for query in queries:
+        gap = naive_huber(model.own(query) - below.own(query), how.mutual_delta)
+        if query.negatives:
+            gap = gap + naive_huber(model.others(query) - below.others(query), how.mutual_delta).mean()
+        gaps.append(gap)
+    return how.mutual_weight * sum(gaps) / len(queries)
+
+
+def naive_terms(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: Tensor, loss: str) -> dict[str, Tensor]:
+    """{name: term}: MED's loss."""
+    n = len(how.dims)
+    factors = [torch.exp(w[2] * dim / how.dims[-1]) if how.dynamic else torch.ones(()) for dim in how.dims]
+    losses = [naive_evolution(whole, queries, how, w, loss, i) for i in range(n)]
+    found = {"evolution": sum(f * x for f, x in zip(factors, losses, strict=True)) / (sum(factors) / n)}
+    return found | ({"mutual": sum(naive_mutual(whole, queries, how, i) for i in range(1, n))} if how.mutual else {})
+
+
+def compare(
+    scorer: str, reciprocal: bool, regime: str, loss: str, how: MedConfig, margin: Any = None, norm: Any = None
+) -> None:
+    model = toy_model(GRAPH, scorer, how.dims[-1], reciprocal=reciprocal, margin=margin)
+    if norm is not None:
+        model.scorer = build_scorer(scorer, how.dims[-1], 3.0, norm)
+    naive = NaiveModel(model)
+    scenes = toy_scenes(GRAPH, **REGIMES[regime])
+    method = Med(model, settings(loss=loss), [], how)
+    with torch.no_grad():
+        method.w.copy_(torch.tensor(W, dtype=torch.float64))
+    method.w.requires_grad_(True)
+    (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
+    w = torch.tensor(W, dtype=torch.float64, requires_grad=True)
+    expected = naive_terms(naive, spelled_out(scenes, STEP), how, w, loss)
+    assert update.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(update.terms[name], value, rtol=1e-9, atol=1e-11)
+    sum(update.terms.values()).backward()
+    sum(expected.values()).backward()
+    assert_same_gradients(model, naive)
+    if how.evolution or how.dynamic:
+        assert w.grad is not None and w.grad.abs().max() > 1e-6
+        torch.testing.assert_close(method.w.grad, w.grad, rtol=1e-9, atol=1e-11)
+
+
+@EVERY_LOSS
+@EVERY_REGIME
+@pytest.mark.parametrize("dims", [(2, 4, 6, 8), (2, 8)])
+def test_all_terms_and_gradients_are_those_of_the_formulas(dims: tuple[int, ...], regime: str, loss: str) -> None:
+    compare("complex", True, regime, loss, options(dims=dims, mutual_delta=0.7, mutual_weight=0.4))
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("switched_off", ["mutual", "evolution", "dynamic", "all"])
+def test_each_mechanism_can_be_switched_off(switched_off: str, loss: str) -> None:
+    names = ("mutual", "evolution", "dynamic") if switched_off == "all" else (switched_off,)
+    compare("complex", True, "batch", loss, options(**dict.fromkeys(names, False)))
+    compare("transe", False, "triple", loss, options(**dict.fromkeys(names, False)), margin=3.0)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softplus"])
+@pytest.mark.parametrize("regime", ["all", "chunk", "triple"])
+@pytest.mark.parametrize("reciprocal", [True, False])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_every_scorers_crops_score_as_their_formula_does(scorer: str, reciprocal: bool, regime: str, loss: str) -> None:
+    margin = 3.0 if "margin" in SCORERS[scorer].options else None
+    for dims in ((2, 4, 6, 8), (2, 6, 8)):
+        compare(scorer, reciprocal, regime, loss, options(dims=dims), margin=margin)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softplus"])
+@EVERY_REGIME
+@pytest.mark.parametrize("dims", [(2, 4, 6, 8), (1, 3, 8)])
+def test_euclidean_distances_are_summed_before_the_root(dims: tuple[int, ...], regime: str, loss: str) -> None:
+    compare("transe", True, regime, loss, options(dims=dims), norm=2)
+
+
+@EVERY_LOSS
+def test_the_scores_themselves_can_weigh_the_positives(loss: str) -> None:
+    compare("complex", False, "all", loss, options(positives="score"))
+
+
+# -- on ranks and in blocks -----------------------------------------------------------------------------------------
+
+
+def plain_sgd(loss: str, regime: str, **more: Any) -> dict[str, Any]:
+    """One step of it is the gradient, negated."""
+    distill = {"dims": [2, 4, 8], "mutual_delta": 0.7, "mutual_weight": 0.4, "evaluator_lr": 1.0}
+    stage = {"scorer": "complex", "dim": 8, "method": "med", "distill": distill, "negatives": REGIMES[regime]}
+    stage |= {"init_scale": 0.8, "batch_size": 12, "optimizer": {"name": "sgd", "lr": 1.0}}
+    stage |= {"loss": {"name": loss, "temperature": TEMPERATURE}}
+    return {"dtype": "float64", "student": stage | more}
+
+
+def one_step(ranks: Ranks, config: dict[str, Any], blocks: str) -> dict[str, Any]:
+    """Losses and this rank's share of the gradients of step 0: at once, in query blocks, or in candidate blocks."""
+    job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
+    method = job.method
+    assert isinstance(method, Med)
+    watched = [method.student.entity.weight, method.student.relation, method.w]
+    before = [x.detach().clone() for x in watched]
+    visits: list[int] = []
+    real = query_blocks._number_of_blocks
+
+    def counted(*given: Any) -> int:
+        visits.append(1 if blocks == "candidates" else real(*given))
+        return visits[-1]
+
+    with (
+        patch.object(query_blocks, "_number_of_blocks", counted),
+        patch.object(query_blocks, "numbers_at_once", lambda n, _: 1 if blocks == "queries" else n),
+        patch.dict(query_blocks._NUMBERS, {"cpu": 50}),
+        patch.object(query_blocks, "_FEWEST_QUERIES", 1),
+        patch.object(rows, "numbers_at_once", lambda n, _: 300 if blocks == "candidates" else n),
+        patch.object(rows, "_NARROWEST", 2),
+    ):
+        losses = train_step(job, Progress(), 0)[0]
+    job.lookahead.drop()
+    entity, relation, w = (was - now.detach() for was, now in zip(before, watched, strict=True))
+    return {"losses": losses, "entity": entity, "relation": relation, "w": w, "visits": max(visits)}
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softplus", "self_adversarial"])
+@EVERY_REGIME
+def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(regime: str, loss: str) -> None:
+    config = plain_sgd(loss, regime)
+    job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
+    assert isinstance(job.method, Med)
+    naive, w = NaiveModel(job.method.student), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    expected = naive_terms(naive, spelled_out(job.scenes, 0), job.method.settings, w, loss)
+    sum(expected.values()).backward()
+    assert naive.entity.grad is not None and w.grad is not None
+    for world in (1, 2, 3):
+        for move in ("rows", "queries"):
+            for blocks in ("whole", "queries", "candidates"):
+                moved = config | {"student": config["student"] | {"move": move}}
+                found = run_on_ranks(world, one_step, config=moved, blocks=blocks)
+                assert (found[0]["visits"] > 1) == (blocks == "queries"), (world, move, blocks)
+                for name, value in expected.items():
+                    assert found[0]["losses"][name] == pytest.approx(float(value.detach()), rel=1e-9)
+                entity = torch.cat([one["entity"] for one in found])
+                torch.testing.assert_close(entity, naive.entity.grad, rtol=1e-9, atol=1e-11)
+                for one in found:
+                    torch.testing.assert_close(one["relation"], naive.relation.grad, rtol=1e-9, atol=1e-11)
+                    torch.testing.assert_close(one["w"], w.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softplus", "bce"])
+@pytest.mark.parametrize("switched_off", ["", "mutual", "evolution", "dynamic"])
+@EVERY_REGIME
+def test_the_kernel_does_in_float32_what_plain_torch_does_in_float64(regime: str, switched_off: str, loss: str) -> None:
+    exact = plain_sgd(loss, regime, scorer="transe", margin=3.0)
+    if switched_off:
+        exact["student"]["distill"] |= {switched_off: False}
+    if not nested.available(torch.zeros(1, 1, 1)):
+        pytest.skip("no C++ compiler here")
+    for blocks in ("whole", "queries", "candidates"):
+        with patch.object(nested, "available", lambda b: False):
+            slow = one_step(Ranks(), exact, blocks)
+        with patch.object(nested, "_call", wraps=nested._call) as calls:
+            fast = one_step(Ranks(), exact | {"dtype": "float32"}, blocks)
+        assert calls.call_count >= 2
+        assert fast["losses"] == pytest.approx(slow["losses"], rel=1e-5)
+        for name in ("entity", "relation", "w"):
+            torch.testing.assert_close(fast[name].double(), slow[name], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,90 @@
+"""The README's example of a method: its code is run as it stands."""
+
+import re
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import yaml
+
+from distkgd import methods
+from distkgd.config import parse_config
+from distkgd.distributed.cost import traffic
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
+from distkgd.exchange import shape_of
+from tests.jobs import NaiveModel, spelled_out
+from tests.ranks import run_on_ranks
+from tests.toys import toy_graph, toy_job, train_some
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+GRAPH = toy_graph()
+
+
+def example() -> tuple[type[methods.Method[Any]], dict[str, Any]]:
+    """The class of the example, and the stages of its config."""
+    found = re.search(
+        r"^## A method of your own.*?```python\n(.*?)```\n\n```yaml\n(.*?)```", README, re.DOTALL | re.MULTILINE
+    )
+    assert found
+    namespace: dict[str, Any] = {"__name__": "example"}
+    exec(compile(found[1], "README.md", "exec"), namespace)
+    return namespace["Match"], yaml.safe_load(found[2])
+
+
+def trained(ranks: Ranks, steps: int) -> dict[str, Any]:
+    kind, config = example()
+    with patch.dict(methods.METHODS, {"match": kind}):
+        return train_some(ranks, {"dtype": "float64", "student": small(config)}, steps)
+
+
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    return config["student"] | {"dim": 8, "batch_size": 60, "negatives": {"kind": "all"}, "move": "queries"}
+
+
+def test_its_terms_are_what_its_docstring_says() -> None:
+    kind, config = example()
+    with patch.dict(methods.METHODS, {"match": kind}):
+        job = toy_job({"dtype": "float64", "student": small(config)}, Ranks(), Path("/nonexistent"), GRAPH)
+    (update,) = job.method.updates(job.scenes.scene(*job.scenes.parts(0, 1)))
+    student, teacher = NaiveModel(job.method.student), NaiveModel(job.method.teachers[0])
+    queries = spelled_out(job.scenes, 0)
+    gaps = torch.stack([(student.own(query) - teacher.own(query)).square() for query in queries])
+    torch.testing.assert_close(update.terms["match"], 0.1 * gaps.mean())
+    assert update.terms.keys() == {"hard", "match"}
+
+
+def test_two_ranks_train_it_as_one_does() -> None:
+    (one,) = run_on_ranks(1, trained, steps=6)
+    two = run_on_ranks(2, trained, steps=6)
+    rows = torch.cat([each["tables"]["student"] for each in two])
+    torch.testing.assert_close(rows, one["tables"]["student"], rtol=0, atol=1e-9)
+
+
+def sent_and_expected(ranks: Ranks) -> tuple[dict[str, float], dict[str, float]]:
+    kind, config = example()
+    with patch.dict(methods.METHODS, {"match": kind}):
+        job = toy_job({"dtype": "float64", "student": small(config)}, ranks, Path("/nonexistent"), GRAPH)
+        ranks.traffic.clear()
+        (update,) = job.method.updates(job.scenes.scene(*job.scenes.parts(0, 1)))
+        sum(update.terms.values()).backward()
+        sent = dict(ranks.traffic)
+        return sent, traffic(shape_of(job.scenes, job.method, job.config), job.scenes.move)
+
+
+def test_what_it_says_it_sends_is_what_it_sends() -> None:
+    for sent, expected in run_on_ranks(2, sent_and_expected):
+        for kind in ("queries", "partials"):
+            assert sent[kind] == pytest.approx(expected[kind], rel=0.05)
+
+
+def test_its_settings_are_checked_like_all_others() -> None:
+    kind, config = example()
+    with patch.dict(methods.METHODS, {"match": kind}):
+        assert parse_config(config, "README").student.distill.weight == 0.1
+        with pytest.raises(ConfigError, match=r"no such option.*allowed here: weight"):
+            parse_config(config | {"student": config["student"] | {"distill": {"wait": 1}}}, "README")
+    with pytest.raises(ConfigError, match="there is no method 'match'"):
+        parse_config(config, "README")
