@@ -57,7 +57,7 @@ class MetricsLog:
         means["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
         self._sent = sent
         means["lr_scale"] = schedule_scale(self._job, progress)
-        for name, tensor in self._job.method.evaluators.items():
+        for name, tensor in self._job.method.shown.items():
             if tensor.dim() > 1:
                 continue  # a table is too long for a log
             means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(tensor.detach().tolist())}

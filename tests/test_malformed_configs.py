@@ -27,6 +27,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "dml": {"student": {"method": "dml"}},
     "rkd": {"teacher": {"dim": 16}, "student": {"method": "rkd"}},
     "iterde": {"teacher": {"dim": 16}, "student": {"method": "iterde"}},
+    "med": {"student": {"method": "med"}},
     "metasd": {"student": {"method": "metasd"}},
 }
 METHOD_NODES = {name: method.Settings for name, method in METHODS.items()}

@@ -67,6 +67,8 @@ MULDE = {"method": "mulde"}
 DML = {"method": "dml"}
 RKD = {"method": "rkd", "distill": {"group": 2}}
 ITERDE = {"method": "iterde"}
+MED = {"method": "med"}
+FAST_MED = merge(MED, {"distill": {"evaluator_lr": 0.5}, "loss": {"name": "softplus"}})
 METASD = {"method": "metasd", "distill": {"prune": {"rate": 0.5}}}
 BOTH = merge(DUALDE, {"distill": {"stage_one": False}})
 
@@ -160,6 +162,19 @@ CASES: dict[str, Case] = {
     "iterde.soft": Case(["huber", "kl"], context=ITERDE),
     "iterde.delta": Case([0.01, 1.0], context=ITERDE),
     "iterde.temperature": Case([1.0, 4.0], context=merge(ITERDE, {"distill": {"soft": "kl"}})),
+    "med.dims": Case([None, (2, 8), (4, 8)], context=MED),
+    "med.mutual": Case([False, True], context=MED),
+    "med.mutual_weight": Case([0.5, 1.0], context=MED),
+    "med.mutual_delta": Case([0.01, 1.0], context=MED),
+    "med.evolution": Case([False, True], context=MED),
+    "med.positives": Case(["sigmoid", "score"], context=MED),
+    "med.dynamic": Case([False, True], context=MED),
+    "med.w": Case([0.5, 1.0], context=MED),
+    "med.w1": Case([(0.25, 4.0), (0.999, 1.001)], "evaluators", context=FAST_MED),
+    "med.w2": Case([(0.25, 4.0), (0.999, 1.001)], "evaluators", context=FAST_MED),
+    "med.w3": Case([(0.0, 4.0), (0.999, 1.001)], "evaluators", context=FAST_MED),
+    "med.evaluator_lr": Case([0.01, 0.1], context=MED),
+    "med.select": Case(["mean", "largest"], "validated", context=MED),
     "metasd.prune.rate": Case([0.0, 0.5, 0.8], context=METASD),
     "metasd.prune.scope": Case(["global", "table", "row", "column"], context=METASD),
     "metasd.prune.ramp": Case([0, 1, 2], context=METASD),
@@ -211,6 +226,7 @@ def observe(student: dict[str, Any], folder: Path, curve: list[float]) -> dict[s
         "checkpoints": list_steps(job.checkpoints),
         "rows": digest(job.method.student.entity.weight),
         "relation": digest(job.method.student.relation),
+        "validated": job.method.validate(dict, lambda dims, _: {dim: {"mrr": dim / 100} for dim in dims}).get("mrr"),
         "teacher": digest(teacher.entity.weight) if teacher is not None else None,
     }
 
@@ -257,7 +273,7 @@ def test_dualde_whose_second_stage_starts_at_epoch_0_has_no_first_stage_or_is_re
     assert any(key.startswith("loss/teacher_") for key in losses[0])
 
 
-@pytest.mark.parametrize("context", [{}, BKD, DUALDE, METASD], ids=["scratch", "bkd", "dualde", "metasd"])
+@pytest.mark.parametrize("context", [{}, BKD, DUALDE, MED, METASD], ids=["scratch", "bkd", "dualde", "med", "metasd"])
 def test_two_runs_of_one_config_differ_in_nothing(context: dict[str, Any], tmp_path: Path) -> None:
     stage = merge(BASE | {"dropout": 0.1}, context)
     first, second = (observe(stage, tmp_path / run, RISING) for run in ("first", "second"))

@@ -130,6 +130,11 @@ class Method(ABC, Generic[S]):
         """Small learned tensors beside the models."""
         return {}
 
+    @property
+    def shown(self) -> Mapping[str, Tensor]:
+        """What the curves show of the evaluators; default: themselves."""
+        return self.evaluators
+
     @abstractmethod
     def updates(self, scene: Scene) -> Iterator[Update]:
         """The updates of one part of a batch, in order."""

@@ -12,10 +12,11 @@ Differs from the paper:
 - With loss softmax, L_EI of a query is its cross-entropy, weighed by pos^i; there is no neg^i (our listwise form).
 - MED[DLW]: exp(w3 d_i / d_n) is divided by its mean over the sub-models. Left alone, the loss that w3 scales drives it
   to minus infinity; so it can only move weight from one sub-model to another.
-- w1, w2, w3 stay within bounds: beyond one, only gradients that lead back count.
+- w1, w2, w3 stay within bounds: low + (high - low) sigmoid(u), and u learns.
 Differs from the authors' code: none was released.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,7 +35,7 @@ from distkgd.losses import Travel, huber
 from distkgd.methods.base import Curve, HardSettings, Method, Setup, Update
 from distkgd.model import Model
 from distkgd.scenes import Scene
-from distkgd.scorers import build_scorer
+from distkgd.scorers import Scorer, build_scorer
 from distkgd.settings import Frozen, Positive, Rate, Real
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def _span(value: Any) -> Any:
 class MedConfig(Frozen):
     """MED (Zhu et al., ACL 2025): every crop of a list is a model, all trained at once.
 
-    dims: those of the sub-models, ascending, the last one the stage's; or {from: 10, to: 640, step: 10}.
+    dims: those of the sub-models, ascending, the last one the stage's; or {from: 10, to: 640, step: 10}. None: eighths
+        of the stage's dim.
     mutual: neighbours teach each other (MED[ML]). mutual_weight: factor on that (the paper's is 1).
         mutual_delta: of its Huber distance.
     evolution: what the next smaller sub-model gets wrong weighs more (MED[EI]); off: all triples weigh the same.
@@ -66,7 +68,7 @@ class MedConfig(Frozen):
     select: validation picks the rows with the best "mean" MRR of all sub-models, or that of the "largest".
     """
 
-    dims: Annotated[tuple[Positive, ...], BeforeValidator(_span)]
+    dims: Annotated[tuple[Positive, ...] | None, BeforeValidator(_span)] = None
     mutual: bool = True
     mutual_weight: Rate = 1.0
     mutual_delta: Rate = 1.0
@@ -82,15 +84,25 @@ class MedConfig(Frozen):
 
     @model_validator(mode="after")
     def _starts_within_bounds(self) -> "MedConfig":
-        if len(self.dims) < 2:
+        if self.dims is not None and len(self.dims) < 2:
             raise ValueError(f"dims {list(self.dims)}: med needs two sub-models at least; one alone is method scratch")
         for name in ("w1", "w2", "w3"):
             low, high = getattr(self, name)
             if not low < high:
                 raise ValueError(f"{name} holds its bounds, lowest first (given: [{low}, {high}])")
-            if not low <= self.w <= high:
-                raise ValueError(f"w {self.w} starts outside of {name}'s bounds [{low}, {high}]; change one of them")
+            if not low < self.w < high:
+                raise ValueError(
+                    f"w {self.w} does not start between {name}'s bounds {low} and {high}; change one of them"
+                )
         return self
+
+
+def sub_dims(settings: MedConfig, scorer: Scorer) -> tuple[int, ...]:
+    """Ascending dims of the sub-models of a model of `scorer`."""
+    if settings.dims is not None:
+        return settings.dims
+    unit = scorer.dim_multiple
+    return tuple(sorted({unit * math.ceil(scorer.dim * part / 8 / unit) for part in range(1, 9)}))
 
 
 class Med(Method[MedConfig]):
@@ -110,18 +122,25 @@ class Med(Method[MedConfig]):
     ) -> None:
         super().__init__(student, hard, teachers, settings, setup)
         self.evaluator_lr = settings.evaluator_lr
-        self.crops = Crops(student.scorer, settings.dims)
+        self.dims = sub_dims(settings, student.scorer)
+        self.crops = Crops(student.scorer, self.dims)
         relation = student.relation
-        self.w = torch.full((3,), settings.w, device=relation.device, dtype=relation.dtype)
-        shares = [dim / settings.dims[-1] for dim in settings.dims]
+        low, high = torch.tensor([settings.w1, settings.w2, settings.w3], dtype=torch.float64).T
+        place = torch.logit((settings.w - low) / (high - low))
+        self._low, self._span, self.u = (x.to(relation) for x in (low, high - low, place))
+        shares = [dim / self.dims[-1] for dim in self.dims]
         self._shares = torch.tensor(shares, device=relation.device, dtype=relation.dtype)
 
     @classmethod
     def check(cls, stage: "StageConfig") -> None:
         how = stage.distill
-        if how.dims[-1] != stage.dim:
-            raise ValueError(f"distill.dims ends with {how.dims[-1]}; it must end with the stage's dim {stage.dim}")
-        check_dims(build_scorer(stage.scorer, stage.dim, stage.margin, stage.norm), how.dims)
+        scorer = build_scorer(stage.scorer, stage.dim, stage.margin, stage.norm)
+        dims = sub_dims(how, scorer)
+        if dims[-1] != stage.dim:
+            raise ValueError(f"distill.dims ends with {dims[-1]}; it must end with the stage's dim {stage.dim}")
+        if len(dims) < 2:
+            raise ValueError(f"med needs two sub-models at least, and dim {stage.dim} makes one; use method scratch")
+        check_dims(scorer, dims)
         if stage.loss.name == "margin":
             raise UnsupportedError(
                 "med weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
@@ -138,14 +157,23 @@ class Med(Method[MedConfig]):
 
     @property
     def evaluators(self) -> Mapping[str, Tensor]:
-        return {"w": self.w} if self.settings.evolution or self.settings.dynamic else {}
+        return {"u": self.u} if self.settings.evolution or self.settings.dynamic else {}
+
+    @property
+    def shown(self) -> Mapping[str, Tensor]:
+        return {"w": self.w.detach()} if self.evaluators else {}
+
+    @property
+    def w(self) -> Tensor:
+        """[3]: w1, w2, w3, within their bounds."""
+        return self._low + self._span * torch.sigmoid(self.u)
 
     def updates(self, scene: Scene) -> Iterator[Update]:
         view = self.view(self.student, scene, grad=True)
         queries = self.crops.queries(scene.batch.queries, self.student.reciprocal, *view.dropped)
         field = Field(scene.layout, self.crops.meet, queries, view.negatives.rows, len(self.crops.dims))
         own = self.crops.meet_own(queries, view.answer)
-        sums = _Sums(self, self.bounded())
+        sums = _Sums(self, self.w)
         asks = {"evolution": self._evolution(field, own, scene, sums)}
         if self.settings.mutual:
             asks["mutual"] = self._mutual(field, own, sums)
@@ -164,25 +192,18 @@ class Med(Method[MedConfig]):
         return own + Travel(shared=2 * (n - 1)) if how.evolution else own
 
     def validate(self, evaluate: Callable[[], dict[str, float]], curve: Curve) -> dict[str, float]:
-        found = curve(self.settings.dims, "valid")
-        chosen = list(found.values()) if self.settings.select == "mean" else [found[self.settings.dims[-1]]]
+        found = curve(self.dims, "valid")
+        chosen = list(found.values()) if self.settings.select == "mean" else [found[self.dims[-1]]]
         means = {name: sum(one[name] for one in chosen) / len(chosen) for name in chosen[0]}
         return means | {f"mrr_{dim}": one["mrr"] for dim, one in found.items()}
 
     def report(self, curve: Curve, splits: Sequence[str]) -> dict[str, Any]:
-        return {"curve": {split: curve(self.settings.dims, split) for split in splits}}
+        return {"curve": {split: curve(self.dims, split) for split in splits}}
 
     @property
     def listwise(self) -> bool:
         """Whether a query's candidates share one cross-entropy."""
         return self.hard.loss == "softmax"
-
-    def bounded(self) -> Tensor:
-        """[3]: w1, w2, w3 within their bounds."""
-        how = self.settings
-        low, high = (self.w.new_tensor([pair[i] for pair in (how.w1, how.w2, how.w3)]) for i in (0, 1))
-        held: Tensor = _Bounded.apply(self.w, low, high)  # type: ignore[no-untyped-call]
-        return held
 
     def dynamic_weights(self, w3: Tensor) -> Tensor:
         """[P]: exp(w3 d_i / d_n), divided by their mean (MED[DLW])."""
@@ -284,19 +305,3 @@ class _Sums:
             gap = found[-1][1:] if how.mutual else found[-1]
             self._of = contributions, tuple(x.unsqueeze(-1) for x in (*found[:-1], gap))
         return self._of[1]
-
-
-class _Bounded(torch.autograd.Function):
-    """[k] numbers held within [low, high]; out there, a gradient passes only if a step against it leads back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        ctx.save_for_backward(x, low, high)
-        return torch.minimum(torch.maximum(x, low), high)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        x, low, high = ctx.saved_tensors
-        (grad,) = grads
-        outwards = ((x <= low) & (grad > 0)) | ((x >= high) & (grad < 0))
-        return grad.masked_fill(outwards, 0.0), None, None

@@ -24,6 +24,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("bkd", {"temperature": 2.0}),
     ("bkd", {"temperature": 2.0, "divergence": "js"}),
     ("dualde", {"stage_two": {"start": 2, "epochs": 9}}),
+    ("med", {"evaluator_lr": 0.5}),
     ("metasd", {"prune": {"rate": 0.5}, "reverse_kl": 0.5, "meta_lr": 1.0, "meta_optimizer": "sgd"}),
 ]
 METHOD_IDS = ["-".join([method, *filter(None, [options.get("divergence")])]) for method, options in METHODS]

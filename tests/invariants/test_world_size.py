@@ -23,6 +23,7 @@ METHOD_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"stage_two": {"start": 2, "epochs": 9}},
         {"stage_two": {"start": 2, "epochs": 9}, "soft": "kl", "stop_opposite": True},
     ],
+    "med": [{"evaluator_lr": 0.1}, {"dims": [2, 8], "positives": "score", "mutual_delta": 0.3}],
     "metasd": [
         {"prune": {"rate": 0.5, "every": 4}, "reverse_kl": 0.5, "meta_lr": 1.0, "meta_optimizer": "sgd"},
         {"prune": {"rate": 0.5, "scope": "column"}, "relation_weight": 0.5, "meta": False},
