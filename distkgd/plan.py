@@ -170,6 +170,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
         "num_parameters": student.num_parameters,
         "teachers": list(stage.teachers),
         "seconds": progress.seconds,
+        "train_seconds": progress.train_seconds,
         "steps": progress.step,
         "triples_per_second": triples / max(progress.train_seconds, 1e-9),
         "best_step": progress.best_step,

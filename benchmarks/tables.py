@@ -1,0 +1,247 @@
+"""Tables of methods beside the direct model of equal size, all under one tuning budget; resumable.
+
+    python benchmarks/tables.py benchmarks/tables/umls.yaml [--arm NAME]… [--workers 2] [--out runs/tables]
+
+The YAML names the data, the teachers (trained once per seed and shared), what every arm's plan has (`plan`), the
+arms, and `space`: keys of the plan with the values that trials draw from, those of an arm beside those of all. Trial 0
+takes the first value of each key; the others are drawn, the same for every run of this script. Every arm has as many
+trials as the others, with the first seed; the one with the best validation MRR is trained with all seeds. A finished
+run is never repeated. benchmarks/results/table_NAME.json is written after every run.
+
+An arm is compared with arm `beside` (default: direct), pair by pair of seeds. `curve` lists dims to which arms of a
+larger dim are cropped, too.
+"""
+
+import hashlib
+import json
+import os
+import random
+import statistics
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from foundation import RESULTS, machine
+
+from distkgd.config import merge, parse_config
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
+from distkgd.evaluate import metrics, ranks_of_crops
+from distkgd.graph import Graph, load_graph
+from distkgd.graph.filters import KnownAnswers
+from distkgd.model_folder import load_model
+from distkgd.plan import run_plan
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of as many paired differences
+DIRECT = "direct"
+Tree = dict[str, Any]
+
+
+def main(
+    table: Annotated[Path, typer.Argument(help="What to compare (YAML).")],
+    arm: Annotated[list[str] | None, typer.Option(help="Only these arms; default: all.")] = None,
+    workers: Annotated[int, typer.Option(help="Runs side by side, one thread each.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/tables"),
+) -> None:
+    """Run whatever has no result yet, then print the table."""
+    spec = yaml.safe_load(table.read_text(encoding="utf-8"))
+    if unknown := set(arm or ()) - set(spec["arms"]):
+        raise SystemExit(f"{table} has no arm {', '.join(sorted(unknown))}; it has {', '.join(spec['arms'])}.")
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        Table(spec, table.stem, arm or list(spec["arms"]), out / table.stem, pool).run()
+
+
+class Table:
+    """One comparison and what is known of it."""
+
+    def __init__(self, spec: Tree, name: str, arms: list[str], folder: Path, pool: ProcessPoolExecutor) -> None:
+        self.spec, self.name, self.arms, self.folder, self.pool = spec, name, arms, folder, pool
+        self.seeds: list[int] = spec.get("seeds", [0, 1, 2])
+        self.path = RESULTS / f"table_{name}.json"
+        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        self.runs: dict[str, Tree] = before.get("runs", {})
+
+    def run(self) -> None:
+        """Teachers, then trials, then the chosen trials with the other seeds."""
+        self.finish({f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers()})
+        first = self.seeds[0]
+        self.finish({key(arm, n, first): self.plan(arm, n, first) for n in range(self.trials()) for arm in self.arms})
+        chosen = {arm: self.chosen(arm) for arm in self.arms}
+        self.finish({key(arm, n, seed): self.plan(arm, n, seed) for seed in self.seeds for arm, n in chosen.items()})
+        print(self.table())
+
+    def trials(self) -> int:
+        """Of every arm."""
+        return int(self.spec["trials"])
+
+    def teachers(self) -> Iterator[tuple[str, int]]:
+        """(name, seed) of all of them."""
+        for seed in self.seeds:
+            for name in self.spec["teachers"]:
+                yield name, seed
+
+    def teacher(self, name: str, seed: int) -> Tree:
+        """Its plan."""
+        return {"data": self.spec["data"], "seed": seed, "student": self.spec["teachers"][name], "baseline": False}
+
+    def overrides(self, arm: str, number: int) -> Tree:
+        """{key: value} of a trial."""
+        spaces = {"": self.spec.get("space", {}), arm: self.spec["arms"][arm].get("space", {})}
+        drawn = {}
+        for owner, space in spaces.items():
+            # All arms draw alike what they share, so that none of them is luckier.
+            chance = random.Random(f"{owner} {number}")
+            drawn |= {name: values[0] if number == 0 else chance.choice(values) for name, values in space.items()}
+        return drawn
+
+    def plan(self, arm: str, number: int, seed: int) -> Tree:
+        """The plan of a trial; its teachers are paths."""
+        tree = merge(self.spec["plan"], self.spec["arms"][arm].get("plan", {}))
+        for name, value in self.overrides(arm, number).items():
+            for part in reversed(name.split(".")):
+                value = {part: value}  # noqa: PLW2901 - from the leaf to the root
+            tree = merge(tree, value)
+        tree = merge({"data": self.spec["data"], "seed": seed, "baseline": False}, tree)
+        paths = {f"@{name}": self.folder_of(self.teacher(name, seed)) for name in self.spec["teachers"]}
+        if "teacher" in tree:
+            tree["teacher"] = str(paths[tree["teacher"]] / "stages/student")
+        if "teachers" in tree:
+            tree["teachers"] = {name: str(paths[at] / "stages/student") for name, at in tree["teachers"].items()}
+        return tree
+
+    def folder_of(self, tree: Tree) -> Path:
+        """Named by what is trained."""
+        return self.folder / hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+    def finish(self, plans: Mapping[str, Tree]) -> None:
+        """Run what has no result, and note each result as it comes."""
+        waiting: dict[Future[Tree], str] = {}
+        for name, tree in plans.items():
+            folder = self.folder_of(tree)
+            known = self.runs.get(name, {})
+            teacher_gone = name.startswith("teacher") and not (folder / "report.json").exists()
+            if known.get("digest") != folder.name or teacher_gone:
+                waiting[self.pool.submit(train, tree, str(folder), self.spec.get("curve", []))] = name
+        for done in as_completed(waiting):
+            name = waiting[done]
+            self.runs[name] = {"digest": self.folder_of(plans[name]).name} | done.result()
+            student = self.runs[name]["stages"][-1]
+            print(f"{name}: valid MRR {student['valid_mrr']:.4f}, {student['train_seconds']:.0f} s", flush=True)
+            self.write()
+
+    def chosen(self, arm: str) -> int:
+        """The trial with the best validation MRR."""
+        return max(range(self.trials()), key=lambda n: self.figure(arm, n, self.seeds[0], "valid_mrr"))
+
+    def figure(self, arm: str, number: int, seed: int, name: str) -> float:
+        """Of the run's student."""
+        return float(self.runs[key(arm, number, seed)]["stages"][-1][name])
+
+    def summary(self) -> Tree:
+        """{arm: figures over the seeds}, for arms that are through."""
+        found: Tree = {}
+        for arm in self.spec["arms"]:
+            trials = [n for n in range(self.trials()) if key(arm, n, self.seeds[0]) in self.runs]
+            if len(trials) < self.trials():
+                continue
+            number = self.chosen(arm)
+            if all(key(arm, number, seed) in self.runs for seed in self.seeds):
+                found[arm] = {"trial": number, "overrides": self.overrides(arm, number)} | self.over_seeds(arm, number)
+        for arm, row in found.items():
+            other = found.get(self.spec["arms"][arm].get("beside", DIRECT))
+            for split in ("valid", "test") if other else ():
+                pairs = zip(row[f"{split}_mrr"], other[f"{split}_mrr"], strict=True)
+                row[f"{split}_gain"] = interval([mine - theirs for mine, theirs in pairs])
+        return found
+
+    def over_seeds(self, arm: str, number: int) -> Tree:
+        """Figures of a trial, one for each seed; seconds of all its stages but those outside of its plan."""
+        runs = [self.runs[key(arm, number, seed)]["stages"] for seed in self.seeds]
+        names = ("valid_mrr", "test_mrr", "test_hits_at_1", "test_hits_at_10", "bytes")
+        found: Tree = {name: [stages[-1][name] for stages in runs] for name in names}
+        found["seconds"] = [sum(stage["train_seconds"] for stage in stages) for stages in runs]
+        curves = [stages[-1]["curve"] for stages in runs if "curve" in stages[-1]]
+        return found | {"dim": runs[0][-1]["dim"]} | ({"curve": curves} if curves else {})
+
+    def table(self) -> str:
+        """Markdown."""
+        heads = ("arm", "bytes", "valid MRR", "test MRR", "±", "test gain (95%)", "H@1", "H@10", "training s")
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for arm, row in self.summary().items():
+            names = ("valid_mrr", "test_mrr", "test_hits_at_1", "test_hits_at_10", "seconds", "bytes")
+            valid, test, one, ten, seconds, size = (statistics.mean(row[name]) for name in names)
+            spread = statistics.stdev(row["test_mrr"]) if len(self.seeds) > 1 else float("nan")
+            gain = row.get("test_gain", {})
+            said = f"{gain['mean']:+.4f} ({gain['low']:+.4f} … {gain['high']:+.4f})" if gain else ""
+            cells = [arm, f"{size:,.0f}", *(f"{x:.4f}" for x in (valid, test, spread)), said]
+            cells += [f"{one:.4f}", f"{ten:.4f}", f"{seconds:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def write(self) -> None:
+        """The results file."""
+        content = {"data": self.spec["data"], "selected_on": "valid", "seeds": self.seeds, "trials": self.trials()}
+        content |= {"machine": machine(), "arms": self.summary(), "table": self.table().splitlines(), "runs": self.runs}
+        text = json.dumps(content, indent=1) + "\n"
+        aside = self.path.with_suffix(".part")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(self.path)
+
+
+def key(arm: str, number: int, seed: int) -> str:
+    """Of a run."""
+    return f"{arm} {number} {seed}"
+
+
+def interval(differences: list[float]) -> dict[str, float]:
+    """Mean and 95% interval of paired differences; not finite for one pair."""
+    mean, n = statistics.mean(differences), len(differences)
+    half = T_95[n] * statistics.stdev(differences) / n**0.5 if n > 1 else float("inf")
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+@cache
+def graph_of(data: str) -> Graph:
+    """Read once per process."""
+    return load_graph(data)
+
+
+def train(tree: Tree, folder: str, dims: list[int]) -> Tree:
+    """{"stages": rows} of one plan, the student with a curve over `dims` below its own; in a worker."""
+    config = parse_config(tree | {"mlflow": {"enabled": False}, "threads": 1}, "table")
+    graph = graph_of(tree["data"])
+    report = run_plan(config, graph, Ranks(), Path(folder), resume=True, display=Display(False))
+    stages = [row(stage) for stage in in_order(report["stages"])]
+    smaller = [dim for dim in dims if dim < stages[-1]["dim"]]
+    if smaller and "curve" not in stages[-1]:
+        model = load_model(Path(folder) / "stages/student", Ranks()).model
+        known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+        found = ranks_of_crops(model, smaller, graph.test, known, Ranks())
+        stages[-1]["curve"] = {"test": {dim: metrics(ranks) for dim, ranks in found.items()}}
+    return {"stages": stages}
+
+
+def in_order(stages: list[Tree]) -> list[Tree]:
+    """The student last, whatever was trained beside it."""
+    return sorted(stages, key=lambda stage: stage["name"] == "student")
+
+
+def row(stage: Tree) -> Tree:
+    """What a table needs of a stage."""
+    found = {
+        name: stage[name] for name in ("name", "method", "scorer", "dim", "bytes", "sparse_bytes", "train_seconds")
+    }
+    for split in ("valid", "test"):
+        found |= {f"{split}_{name}": stage[split][name] for name in ("mrr", "hits_at_1", "hits_at_10")}
+    return found | {name: stage[name] for name in ("curve", "chosen") if name in stage}
+
+
+if __name__ == "__main__":
+    typer.run(main)
