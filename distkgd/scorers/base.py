@@ -208,8 +208,10 @@ class Scorer(ABC):
         """`[relation_size]` bool: columns of a relation row that belong to the entity columns `kept`, `[dim]` bool.
 
         Entity columns stay or go `dim_multiple` at a time. Where those that go are 0, in relations too, the scores are
-        those of the model made of the rest.
+        those of the model made of the rest. UnsupportedError for scorers with biases.
         """
+        if self.biases:
+            raise UnsupportedError(f"{self.name}: whole columns of a model with biases cannot be pruned; prune numbers.")
         coordinates = kept[:: self.dim_multiple]
         return coordinates.repeat_interleave(self.relation_size // len(coordinates))
 

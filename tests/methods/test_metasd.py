@@ -448,6 +448,10 @@ REFUSED = {
         "scorer": "rotate",
         "distill": {"meta": False, "relation_weight": 1.0},
     },
+    "column does not work for roth, which has biases": {
+        "scorer": "roth",
+        "distill": {"meta": False, "prune": {"scope": "column"}},
+    },
     "neither balanced: true nor labels: known": {"negatives": {"labels": "known"}},
     "alpha: 0 and beta: 0": {"distill": {"alpha": 0.0, "beta": 0.0}},
     "set alpha below 1": {"distill": {"alpha": 1.0}},
