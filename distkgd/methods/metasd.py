@@ -139,7 +139,7 @@ class MetaSD(Method[MetasdConfig]):
         kind = SCORERS.get(stage.scorer)
         if how.prune.scope == "column" and kind is not None and kind.biases:
             raise UnsupportedError(
-                f"distill.prune.scope: column does not work for {stage.scorer}, which has biases; use global, table or row"
+                f"distill.prune.scope: column cannot prune {stage.scorer}, which has biases; use global, table or row"
             )
         if how.relation_weight and kind is not None and kind.relation_query is Scorer.relation_query:
             raise UnsupportedError(f"metasd.relation_weight needs a bilinear scorer, not {stage.scorer}; set it to 0")

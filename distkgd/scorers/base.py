@@ -211,7 +211,7 @@ class Scorer(ABC):
         those of the model made of the rest. UnsupportedError for scorers with biases.
         """
         if self.biases:
-            raise UnsupportedError(f"{self.name}: whole columns of a model with biases cannot be pruned; prune numbers.")
+            raise UnsupportedError(f"{self.name}: whole columns of a model with biases cannot go; prune numbers.")
         coordinates = kept[:: self.dim_multiple]
         return coordinates.repeat_interleave(self.relation_size // len(coordinates))
 

@@ -448,7 +448,7 @@ REFUSED = {
         "scorer": "rotate",
         "distill": {"meta": False, "relation_weight": 1.0},
     },
-    "column does not work for roth, which has biases": {
+    "column cannot prune roth, which has biases": {
         "scorer": "roth",
         "distill": {"meta": False, "prune": {"scope": "column"}},
     },

@@ -1,0 +1,57 @@
+"""The tables of benchmarks/tables: every trial of every arm is a plan that can be run, and the budget is the same."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import pytest
+import yaml
+
+from distkgd.config import parse_config
+from tests.launches import ROOT
+
+PLANS = sorted((ROOT / "benchmarks/tables").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks/tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_trial_is_a_plan(path: Path, tables: ModuleType) -> None:
+    spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    table = tables.Table(spec, path.stem, list(spec["arms"]), Path("runs"), None)
+    for name, seed in table.teachers():
+        parse_config(table.teacher(name, seed), name)
+    for arm, what in spec["arms"].items():
+        assert what.get("beside", tables.DIRECT) in spec["arms"]
+        for number in range(table.trials()):
+            parsed = parse_config(table.plan(arm, number, 0), f"{arm} {number}")
+            assert parsed.baseline is not False or parsed.assistant is None or len(parsed.assistant.dims) == 1
+
+
+def test_arms_draw_alike_what_they_share(tables: ModuleType) -> None:
+    spec = yaml.safe_load((ROOT / "benchmarks/tables/umls.yaml").read_text(encoding="utf-8"))
+    table = tables.Table(spec, "umls", list(spec["arms"]), Path("runs"), None)
+    for number in range(table.trials()):
+        drawn = [table.overrides(arm, number) for arm in spec["arms"]]
+        assert {tuple(x[name] for name in spec["space"]) for x in drawn} == {
+            tuple(table.overrides(tables.DIRECT, number).values())
+        }
+    assert len({str(table.overrides(tables.DIRECT, n)) for n in range(table.trials())}) > 1
+
+
+def test_an_interval_is_that_of_students_t(tables: ModuleType) -> None:
+    found = tables.interval([0.01, 0.02, 0.06])
+    half = 4.303 * math.sqrt((0.02**2 + 0.01**2 + 0.03**2) / 2) / math.sqrt(3)
+    assert found["mean"] == pytest.approx(0.03)
+    assert (found["low"], found["high"]) == pytest.approx((0.03 - half, 0.03 + half))
