@@ -1,6 +1,6 @@
 """Tables of methods beside the direct model of equal size, all under one tuning budget; resumable.
 
-    python benchmarks/tables.py benchmarks/tables/umls.yaml [--arm NAME]… [--workers 2] [--out runs/tables]
+    python benchmarks/tables.py benchmarks/tables/umls_8.yaml [--arm NAME]… [--workers 2] [--out runs/tables]
 
 The YAML names the data, the teachers (trained once per seed and shared), what every arm's plan has (`plan`), the
 arms, and `space`: keys of the plan with the values that trials draw from, those of an arm beside those of all. Trial 0
