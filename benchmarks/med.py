@@ -24,14 +24,15 @@ from distkgd.kernels.memory import keep_freed_memory
 from distkgd.train import train_step
 
 ENTITIES, RELATIONS, TRIPLES, DIM = 14_541, 237, 100_000, 640
-SHARED = {
+NEGATIVES = {
+    "triple": {"kind": "triple", "num": 64, "sides": "uniform"},  # the paper's
     "chunk": {"kind": "chunk", "num": 256, "chunk": 64},
     "batch": {"kind": "batch", "num": 1024},
 }
 CASES = [
     (scorer, negatives, loss)
     for scorer in ("complex", "transe")
-    for negatives in SHARED
+    for negatives in NEGATIVES
     for loss in ("softmax", "softplus")
 ]
 app = typer.Typer(help=__doc__)
@@ -43,9 +44,9 @@ def main() -> None:
 
 
 def stage(scorer: str, negatives: str, loss: str, croppable: bool) -> dict[str, Any]:
-    """Batch of 1024 triples, both ends asked for."""
-    found = {"scorer": scorer, "dim": DIM, "batch_size": 1024, "negatives": SHARED[negatives], "loss": {"name": loss}}
-    found |= {"reciprocal": False, "optimizer": {"name": "adagrad", "lr": 0.1}}
+    """Batch of 1024 triples, both ends asked for, or with negatives of their own either one."""
+    found = {"scorer": scorer, "dim": DIM, "batch_size": 1024, "negatives": NEGATIVES[negatives]}
+    found |= {"loss": {"name": loss}, "reciprocal": False, "optimizer": {"name": "adagrad", "lr": 0.1}}
     span = {"from": DIM // 64, "to": DIM, "step": DIM // 64}
     return found | ({"method": "med", "distill": {"dims": span}} if croppable else {})
 

@@ -13,6 +13,7 @@ larger dim are cropped, too.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -96,9 +97,11 @@ class Table:
         spaces = {"": self.spec.get("space", {}), arm: self.spec["arms"][arm].get("space", {})}
         drawn = {}
         for owner, space in spaces.items():
-            # All arms draw alike what they share, so that none of them is luckier.
-            chance = random.Random(f"{owner} {number}")
-            drawn |= {name: values[0] if number == 0 else chance.choice(values) for name, values in space.items()}
+            # All arms draw alike what they share; no two trials are alike while others are left.
+            first, *others = itertools.product(*space.values())
+            random.Random(owner).shuffle(others)
+            values = first if number == 0 or not others else others[(number - 1) % len(others)]
+            drawn |= dict(zip(space, values, strict=True))
         return drawn
 
     def plan(self, arm: str, number: int, seed: int) -> Tree:
