@@ -97,7 +97,9 @@ def test_a_launcher_is_shorter_than_sixty_lines(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: str(p.relative_to(ROOT / "configs"))
+    "path",
+    [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "ray"],  # Ray's own files
+    ids=lambda p: str(p.relative_to(ROOT / "configs")),
 )
 def test_every_shipped_config_loads(path: Path) -> None:
     assert load_config(path).student.epochs > 0

@@ -1,5 +1,5 @@
-"""Ray, started on this machine or joined, with settings that are safe on a shared one: no telemetry, clients must know
-a token, everything that can be is bound to 127.0.0.1."""
+"""Ray, started on this machine or joined, with settings that are safe on a shared one: no telemetry, a dashboard on
+127.0.0.1 or none, and a token that clients must know, for Ray's other processes listen on the node's address."""
 
 import os
 import secrets
@@ -25,12 +25,8 @@ class Session:
 
 
 def import_ray() -> Any:
-    """The module, without telemetry; ConfigError where it is not installed.
-
-    Token authentication is on unless RAY_AUTH_MODE says otherwise: Ray's own processes listen on all interfaces.
-    """
+    """The module, without telemetry; ConfigError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour, and no warning about it
     try:
         return import_module("ray")
@@ -48,13 +44,14 @@ def ray_session(
     that runs on this machine, "local" never joins one. num_cpus, num_gpus (default: what the machine has) and
     dashboard are of a local session. Raises ConfigError when the cluster cannot be joined.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        need_token()  # before Ray is imported, which reads it then
     ray = import_ray()
     if ray.is_initialized():
         yield Session(ray, local=False)
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        _need_token()
         ray.init(
             "local",
             num_cpus=num_cpus or len(os.sched_getaffinity(0)),
@@ -62,7 +59,6 @@ def ray_session(
             include_dashboard=dashboard,
             dashboard_host=LOCAL,
             object_store_memory=STORE_BYTES,
-            _node_ip_address=LOCAL,
         )
     else:
         try:
@@ -79,8 +75,12 @@ def ray_session(
         ray.shutdown()
 
 
-def _need_token() -> None:
-    """A token for a session that only this process and its children use; without it Ray leaves one in ~/.ray."""
+def need_token() -> None:
+    """Token authentication for a session of this process and its children, unless RAY_AUTH_MODE says otherwise.
+
+    The token is in their environment; without it Ray leaves one in ~/.ray.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if not given and not (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
