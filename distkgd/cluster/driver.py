@@ -75,7 +75,7 @@ def answered(ray: Any, request: Request, display: Display) -> Answer:
         answer: Answer = ray.get(running)
     except ray.exceptions.RayActorError as error:
         raise ChainError(
-            f"the coordinator died {retries + 1} times, at last so: {told(error)} What is finished is kept: use --resume."
+            f"the coordinator died {retries + 1} times, at last: {told(error)} Use --resume: what is finished is kept."
         ) from error
     ray.wait([news], timeout=POLL_SECONDS)
     show(ray, news, display)

@@ -17,7 +17,7 @@ from distkgd.plan import run_plan
 from tests.cluster.clusters import CHAIN, Background, attempts, chained, kill
 from tests.launches import small_data
 
-LONG = {"epochs": 150, "validate_every": 10, "checkpoint_every": 5}
+LONG = {"epochs": 80, "validate_every": 10, "checkpoint_every": 5}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,9 @@ def overlap(report: dict[str, Any], one: str, other: str) -> bool:
 
 @pytest.mark.usefixtures("two_slots")
 def test_a_chain_of_gangs_has_the_figures_of_one_process_group(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree = merge(tree, {"teacher": LONG, "baseline": LONG})  # long enough to meet
     config = parse_config(tree, "test")
-    alone = run_plan(
-        config, load_graph(config.data), Ranks(), tmp_path / "alone", resume=False, display=Display(False)
-    )
+    alone = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "alone", resume=False, display=Display(False))
     report = chained(tree, tmp_path / "run")
     assert [stage["name"] for stage in report["stages"]] == ["teacher", "student_8", "student", "direct"]
     for mine, theirs in zip(report["stages"], alone["stages"], strict=True):
@@ -78,7 +77,7 @@ def test_a_stage_whose_worker_is_killed_goes_on_from_its_checkpoint(tree: dict[s
 def test_a_stage_that_cannot_be_finished_is_named_with_its_cause_and_the_others_keep_theirs(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    tree = merge(tree, {"teacher": {"optimizer": {"name": "sgd", "lr": 1e30}}, "baseline": {"dim": 8, **LONG}})
+    tree = merge(tree, {"teacher": {"optimizer": {"name": "sgd", "lr": 1e30}}, "baseline": LONG})
     with pytest.raises(ChainError, match=r"stage teacher: DivergedError: Stage teacher, step \d+: loss term"):
         chained(tree, tmp_path / "run")
     report = chained(merge(tree, {"teacher": {"optimizer": {"lr": 0.1}}}), tmp_path / "other")

@@ -57,7 +57,10 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
             raise ConnectionError(f"nobody at {address}\nand much more")
 
     monkeypatch.setattr(session_module, "import_module", lambda _name: NoRay)
-    with pytest.raises(ConfigError, match=r"at '127.0.0.1:1' \(ConnectionError: nobody at 127.0.0.1:1\)"), ray_session():
+    with (
+        pytest.raises(ConfigError, match=r"at '127.0.0.1:1' \(ConnectionError: nobody at 127.0.0.1:1\)"),
+        ray_session(),
+    ):
         pass
 
 
