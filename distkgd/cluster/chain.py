@@ -3,7 +3,7 @@
 The run folder holds all that is known: whoever dies, the next one reads there what is finished and where to go on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from distkgd.cluster.gang import Gang, Slot
+from distkgd.cluster.gang import Gang, Slot, dissolve
 from distkgd.cluster.schedule import Timeline, allot, ready
 from distkgd.cluster.session import import_ray
 from distkgd.cluster.worker import LOCK_SECONDS, BusyError, Place, Surroundings, Work, held
@@ -107,6 +107,7 @@ class Coordinator:
 
     def _run(self) -> dict[str, Any]:
         request, options = self._request, self._request.options
+        dissolve(import_ray(), request.launcher)
         config, folder = parse_config(request.config, "the plan"), request.folder
         graph = load_graph(config.data)
         self._news += [f"warning: {warning}" for warning in graph.warnings]
@@ -133,7 +134,10 @@ class Coordinator:
 
 
 class Walk:
-    """The stages of a plan on their way. Every running stage has a thread, which waits for its gang."""
+    """The stages of a plan on their way. Every running stage has a thread, which waits for its gang.
+
+    slot: what one worker takes. stop: set when all are to end. say: takes lines for the user.
+    """
 
     def __init__(
         self,
@@ -144,7 +148,7 @@ class Walk:
         device: str,
         slot: Slot,
         stop: Event,
-        say: Any,
+        say: Callable[[str], None],
     ) -> None:
         self._request = request
         self._config = config
@@ -160,7 +164,7 @@ class Walk:
         self._too_small = -1  # the cluster's slots when there was no room for a whole gang
         self.timeline = Timeline(request.folder)
 
-    def run(self, signal_number: Any) -> list[dict[str, Any]]:
+    def run(self, signal_number: Callable[[], int]) -> list[dict[str, Any]]:
         """The rows of all stages, in the order of the plan. signal_number: -> what asked to stop."""
         rows: dict[str, dict[str, Any]] = {}
         running: dict[Future[dict[str, Any]], str] = {}
@@ -213,13 +217,13 @@ class Walk:
                 return world
         raise error or AssertionError(f"{stage.name} on {size} workers")
 
-    def _train(self, stage: Stage, size: int, signal_number: Any) -> dict[str, Any]:
+    def _train(self, stage: Stage, size: int, signal_number: Callable[[], int]) -> dict[str, Any]:
         """A stage's row, after as many attempts as it takes; StageError after too many."""
         options, request = self._request.options, self._request
         threads = self._config.threads or max(1, options.cpus)
         folder, sha256 = request.folder, self._graph.sha256
         work = Work(request.config, stage.name, folder, request.uri, sha256, self._device, threads)
-        gang = Gang(self._ray, self._slot, request.surroundings, partial(self._permitted, stage))
+        gang = Gang(self._ray, request.launcher, self._slot, request.surroundings, partial(self._permitted, stage))
         for attempt in range(options.retries + 1):
             events: list[dict[str, Any]] = []
             outcome = gang.run(
@@ -242,9 +246,11 @@ class Walk:
             "kept: cure the cause and use --resume, or allow more with --retries."
         )
 
-    def _begun(self, name: str, size: int, events: list[dict[str, Any]], places: list[Place]) -> None:
+    def _begun(
+        self, name: str, size: int, events: list[dict[str, Any]], places: list[Place], granted_at: float
+    ) -> None:
         hosts = [place.host for place in places]
-        events.append(self.timeline.begin(name, hosts, [place.pid for place in places]))
+        events.append(self.timeline.begin(name, hosts, [place.pid for place in places], granted_at))
         with self._lock:
             self._taken[name] = len(places)
             if len(places) < size:

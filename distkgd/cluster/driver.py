@@ -33,6 +33,11 @@ def run_chain(
 
     Raises ChainError when the plan is refused or a stage could not be finished, Stopped after a signal.
     """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not folder.is_absolute():
+        display.warn(
+            f"the run folder {folder} is in this job's copy of the working directory, which only this node sees and "
+            "which goes with the job; give --out an absolute path on storage that all nodes share"
+        )
     folder = folder.resolve()
     uri = resolve_uri(config.mlflow.uri, folder) if config.mlflow.enabled else None
     request = Request(resolved(config), folder, uri, resume, uuid.uuid4().hex, options, Surroundings())

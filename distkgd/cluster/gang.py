@@ -3,7 +3,9 @@
 import math
 import signal
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from threading import Event
@@ -43,26 +45,37 @@ class Slot:
 
 
 class Gang:
-    """Runs one attempt at a stage. permitted: n -> the largest number of workers up to n that the stage allows."""
+    """Runs one attempt at a stage.
 
-    def __init__(self, ray: Any, slot: Slot, surroundings: Surroundings, permitted: Callable[[int], int]) -> None:
+    launcher: begins the names of its placement groups. permitted: n -> the largest number of workers up to n that the
+    stage allows.
+    """
+
+    def __init__(
+        self, ray: Any, launcher: str, slot: Slot, surroundings: Surroundings, permitted: Callable[[int], int]
+    ) -> None:
         self._ray = ray
+        self._launcher = launcher
         self._slot = slot
         self._surroundings = surroundings
         self._permitted = permitted
 
     def run(
-        self, work: Work, size: int, wait_seconds: float, stop: Event, begun: Callable[[list[Place]], None]
+        self, work: Work, size: int, wait_seconds: float, stop: Event, begun: Callable[[list[Place], float], None]
     ) -> Outcome:
-        """How the stage ended on `size` workers, or after `wait_seconds` without room on fewer."""
+        """How the stage ended on `size` workers, or after `wait_seconds` without room on fewer.
+
+        begun: is told where the workers are, and when (Unix seconds) they got their room.
+        """
         ray, group, workers = self._ray, None, []
         try:
-            group, world = self._placed(size, wait_seconds, stop)
+            group, world = self._placed(work.stage, size, wait_seconds, stop)
             if group is None:
                 return Outcome("stopped" if stop.is_set() else "failed", self._no_room(wait_seconds))
+            granted_at = time.time()
             workers = self._hired(work.stage, group, world)
             places = ray.get([worker.place.remote() for worker in workers], timeout=START_SECONDS)
-            begun(places)
+            begun(places, granted_at)
             return self._watched(workers, work, places, stop)
         except ray.exceptions.GetTimeoutError:
             return Outcome("failed", f"the workers did not start within {START_SECONDS:g} s")
@@ -80,7 +93,7 @@ class Gang:
             "less with --cpus-per-worker"
         )
 
-    def _placed(self, size: int, seconds: float, stop: Event) -> tuple[Any, int]:
+    def _placed(self, stage: str, size: int, seconds: float, stop: Event) -> tuple[Any, int]:
         """A placement group and its size; None and 0 where there is no room for even one worker."""
         sizes = [size]
         while sizes[-1] > 1:
@@ -88,7 +101,8 @@ class Gang:
             left = min(sizes[-1] - 1, self._slot.count(self._ray.nodes())) if len(sizes) == 1 else sizes[-1] // 2
             sizes.append(self._permitted(max(1, left)))
         for number, world in enumerate(sizes):
-            group = self._ray.util.placement_group([self._slot.bundle] * world, strategy="PACK")
+            name = f"{self._launcher}.{stage}.{uuid.uuid4().hex}"
+            group = self._ray.util.placement_group([self._slot.bundle] * world, strategy="PACK", name=name)
             last = number == len(sizes) - 1
             deadline = time.monotonic() + (seconds if number == 0 or last else min(seconds, RETRY_SECONDS))
             while not (ready := group.wait(POLL_SECONDS)) and time.monotonic() < deadline and not stop.is_set():
@@ -137,6 +151,17 @@ class Gang:
             return outcome
         except self._ray.exceptions.RayError as error:
             return Outcome("died", told(error))
+
+
+def dissolve(ray: Any, launcher: str) -> None:
+    """Remove the placement groups, and so the workers, that an earlier life of this launcher's coordinator has left.
+
+    Ray does that for actors that have died, and not for those that it starts again.
+    """
+    for known in ray.util.placement_group_table().values():
+        if known["name"].startswith(f"{launcher}.") and known["state"] != "REMOVED":
+            with suppress(ValueError):  # it is gone by now
+                ray.util.remove_placement_group(ray.util.get_placement_group(known["name"]))
 
 
 class Pulse:

@@ -68,8 +68,8 @@ class Timeline:
             if event["outcome"] is None:
                 event |= {"ended": time.time(), "outcome": "lost with its coordinator"}
 
-    def begin(self, stage: str, nodes: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
-        """A gang has found its place; its event, to be given to `end`."""
+    def begin(self, stage: str, nodes: Sequence[str], pids: Sequence[int], started: float) -> dict[str, Any]:
+        """A gang is at work; its event, to be given to `end`. started: when it got its room."""
         with self._lock:
             earlier = sum(event["stage"] == stage for event in self.events)
             event = {
@@ -78,7 +78,7 @@ class Timeline:
                 "world": len(nodes),
                 "nodes": list(nodes),
                 "pids": list(pids),
-                "started": time.time(),
+                "started": started,
                 "ended": None,
                 "outcome": None,
             }

@@ -1,6 +1,7 @@
 """What runs in the actors: one rank of the process group that trains one stage, as torchrun would run it."""
 
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -27,6 +28,8 @@ from distkgd.stage_job import stage_folder
 from distkgd.stages import build_plan, check_stage
 from distkgd.stopping import ask_to_stop
 from distkgd.tracking import open_tracking
+
+logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 60.0  # for the last attempt's rank 0 to be gone
 INHERITED = ("DISTKGD_", "MLFLOW_")
@@ -126,6 +129,7 @@ class StageWorker:
         except DistkgdError as error:
             return Outcome("refused", f"{type(error).__name__}: {error}")
         except Exception as error:  # told to the coordinator, which may start the stage again
+            logger.exception("rank %d of stage %s", rank, work.stage)
             at = traceback.extract_tb(error.__traceback__)[-1]
             return Outcome("failed", f"{type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})")
 

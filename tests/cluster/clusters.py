@@ -96,7 +96,7 @@ def actor_process(title: str) -> psutil.Process:
     """The process of an actor below this one whose title has these letters."""
     for child in psutil.Process().children(recursive=True):
         try:
-            if title in " ".join(child.cmdline()):
+            if title in " ".join(child.cmdline()).lower():
                 return child
         except psutil.NoSuchProcess:
             continue

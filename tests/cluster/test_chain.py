@@ -73,6 +73,7 @@ def test_a_stage_whose_worker_is_killed_goes_on_from_its_checkpoint(tree: dict[s
         assert (mine["valid"], mine["test"]) == (theirs["valid"], theirs["test"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_slots")
 def test_a_stage_that_cannot_be_finished_is_named_with_its_cause_and_the_others_keep_theirs(
     tree: dict[str, Any], tmp_path: Path
@@ -88,6 +89,7 @@ def test_a_stage_that_cannot_be_finished_is_named_with_its_cause_and_the_others_
     assert outcomes.get("direct", "stopped") in ("stopped", "done")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_slots")
 def test_retries_are_bounded(tree: dict[str, Any], tmp_path: Path) -> None:
     tree = merge(tree, {"teacher": LONG | {"epochs": 100_000}})

@@ -99,10 +99,10 @@ def test_a_gang_is_judged_by_the_cause_and_not_by_what_follows_from_it(
 
 def test_the_timeline_outlives_its_coordinator(tmp_path: Path) -> None:
     first = Timeline(tmp_path)
-    first.end(first.begin("teacher", ["a", "a"], [1, 2]), "done")
-    first.begin("student", ["a"], [3])
+    first.end(first.begin("teacher", ["a", "a"], [1, 2], 5.0), "done")
+    first.begin("student", ["a"], [3], 6.0)
     second = Timeline(tmp_path)
-    second.end(second.begin("student", ["b"], [4]), "done")
+    second.end(second.begin("student", ["b"], [4], 7.0), "done")
     stored = json.loads((tmp_path / "timeline.json").read_text(encoding="utf-8"))
     assert [(event["stage"], event["attempt"], event["outcome"]) for event in stored] == [
         ("teacher", 1, "done"),
@@ -110,4 +110,8 @@ def test_the_timeline_outlives_its_coordinator(tmp_path: Path) -> None:
         ("student", 2, "done"),
     ]
     assert second.worlds() == "1–2"
-    assert "on 2 workers; student" in second.sentence() and "broken off" in second.sentence()
+    assert (
+        "Timeline: teacher 0.0–" in second.sentence()
+        and "on 2 workers; student 1.0–" in second.sentence()
+        and "broken off" in second.sentence()
+    )
