@@ -17,7 +17,7 @@ from distkgd.config import load_config, merge, parse_config
 from distkgd.display import Display
 from tests.launches import SMALL
 
-SECONDS = 180.0
+SECONDS = 240.0
 
 # Three stages in a row and one beside them.
 CHAIN: dict[str, Any] = merge(
