@@ -53,7 +53,7 @@ class Run:
 
     def stage_folder(self, name: str) -> Path:
         """Where a stage keeps everything."""
-        return self.folder / "stages" / name
+        return stage_folder(self.folder, name)
 
     def evaluate(self, model: Model, split: str) -> tuple[dict[str, float], torch.Tensor]:
         """Metrics and ranks of a model on "valid" or "test"."""
@@ -157,15 +157,20 @@ def build_scenes(run: Run, config: StageConfig, triples: torch.Tensor, batch_siz
     )
 
 
-def teacher_folder(run: Run, name: str) -> Path:
+def stage_folder(run_folder: Path, name: str) -> Path:
+    """Where a stage keeps everything."""
+    return run_folder / "stages" / name
+
+
+def teacher_folder(run_folder: Path, name: str) -> Path:
     """The folder of a teacher: a finished stage of this plan, or a path."""
-    own = run.stage_folder(name)
+    own = stage_folder(run_folder, name)
     return own if (own / "model").is_dir() else Path(name)
 
 
 def load_teacher(run: Run, name: str) -> Model:
     """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten."""
-    folder = teacher_folder(run, name)
+    folder = teacher_folder(run.folder, name)
     loaded = load_model(folder, run.ranks, run.dtype)
     same_vocabulary(loaded, run.graph, str(folder))
     return loaded.model

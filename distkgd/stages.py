@@ -42,6 +42,12 @@ class Stage:
         """All that this stage may have."""
         return [self.config] if self.choice is None else list(self.choice.configs.values())
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be finished before this one begins: names of stages, among them perhaps paths of models."""
+        choice = self.choice
+        return self.teachers if choice is None else (*self.teachers, *choice.configs, *choice.between)
+
 
 def build_plan(config: RunConfig) -> list[Stage]:
     """The stages of a run, in an order in which every teacher comes first."""

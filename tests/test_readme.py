@@ -51,6 +51,8 @@ def test_every_other_flag_belongs_to_some_launcher_or_to_a_named_program() -> No
     foreign = {
         "torchrun": {"--standalone", "--nproc-per-node", "--max-restarts", "--nnodes", "--rdzv-backend", "--rdzv-conf"},
         "mlflow ui": {"--backend-store-uri"},
+        "ray job submit": {"--address", "--working-dir", "--runtime-env"},
+        "ray get-auth-token": {"--generate"},
     }
     for program, flags in foreign.items():
         assert all(re.search(rf"{program}[^\n]*{flag}", README) for flag in flags)
