@@ -263,7 +263,8 @@ class EngineConfig(Frozen):
 class RunConfig(Frozen):
     """A whole run; see the module's docstring.
 
-    teacher: a stage, the path of a finished model or LIBRARY:PATH of another library's, or nothing. teachers: name -> stage or path, in place of `teacher`
+    teacher: a stage, the path of a finished model or LIBRARY:PATH of another library's, or nothing.
+    teachers: name -> stage or path, in place of `teacher`
         for methods that have several; the student gets them in this order.
     chain, assistant: models between teacher and student (`distkgd.plan_config`).
     baseline: also train the student's config without its teacher; a mapping puts keys over it.

@@ -210,7 +210,7 @@ def write_names(folder: Path, names: str, labels: str, vocabulary: Vocabulary) -
 
 
 def read_names(folder: Path, names: str, labels: str, number: int) -> Vocabulary:
-    """`number` names of a model folder, and labels where there are any: "entities", "entity_labels", or of relations."""
+    """`number` names of a model folder, and labels if there are any: "entities", "entity_labels", or of relations."""
     vocabulary = Vocabulary.read_tsv(folder / f"{names}.tsv")
     if len(vocabulary) != number:
         raise ModelError(f"{folder / names}.tsv has {len(vocabulary)} rows; config.json says {number}.")

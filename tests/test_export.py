@@ -56,7 +56,9 @@ def onnx_table(folder: Path, name: str) -> Tensor:
     """An initializer of the graph."""
     onnx = pytest.importorskip("onnx")
     found = {tensor.name: tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer}
-    return torch.from_numpy(onnx.numpy_helper.to_array(found[name]).copy())
+    return torch.from_numpy(
+        onnx.numpy_helper.to_array(found[name[:-1] + "ies" if name == "entity" else "relations"]).copy()
+    )
 
 
 def pykeen_table(folder: Path, name: str) -> Tensor:

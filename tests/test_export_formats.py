@@ -1,4 +1,4 @@
-"""What is in an export beyond rows and names: searches and graphs that answer as the model does, bytes, crops, cards."""
+"""What is in an export beyond rows and names: searches and graphs that answer as the model, bytes, crops, cards."""
 
 import json
 import os
@@ -138,7 +138,7 @@ def test_a_graph_that_answers_otherwise_is_not_exported(
     checked = onnx_format._check
 
     def other(path: Path, model: Any) -> None:
-        model.relation.data += 0.1
+        model.relations.data += 0.1
         checked(path, model)
 
     monkeypatch.setattr(onnx_format, "_check", other)
@@ -193,7 +193,7 @@ def test_a_damaged_file_of_eight_bit_rows_is_refused_by_name(tmp_path: Path) -> 
     with pytest.raises(ModelError, match="table: missing, truncated"):
         read_int8(tmp_path / "table", 9, 0, 4, 0, 1)
     write_tensors(tmp_path / "other", {"scale": torch.ones(9), "rows": torch.ones(9, 4)})
-    with pytest.raises(ModelError, match="'rows' is .* not"):
+    with pytest.raises(ModelError, match=r"'rows' is .* not"):
         read_int8(tmp_path / "other", 9, 0, 4, 0, 1)
 
 
@@ -267,7 +267,7 @@ def test_every_format_takes_a_crop(format_: str, graph: Graph, tmp_path: Path) -
     else:
         onnx = pytest.importorskip("onnx")
         tensors = {one.name: one for one in onnx.load(out / "model.onnx").graph.initializer}
-        rows = torch.from_numpy(onnx.numpy_helper.to_array(tensors["entity"]).copy())
+        rows = torch.from_numpy(onnx.numpy_helper.to_array(tensors["entities"]).copy())
     torch.testing.assert_close(rows, model.entity.weight, atol=0.02 if format_ == "int8" else 1e-7, rtol=0)
 
 

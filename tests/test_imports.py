@@ -84,10 +84,8 @@ def formula(name: str, h: Array, r: Array, t: Array, gamma: float, norm: int, tu
     if name == "cp":
         return float((a * r * d).sum())
     forth, back = halves(r)
-    if name == "simple":
-        return float((a * forth * d + c * back * b).sum()) / 2
-    assert name == "complex"
-    return float(((a + 1j * b) * (forth + 1j * back) * (c - 1j * d)).sum().real)
+    simple, product = a * forth * d + c * back * b, (a + 1j * b) * (forth + 1j * back) * (c - 1j * d)
+    return float(simple.sum()) / 2 if name == "simple" else float(product.sum().real)
 
 
 WIDTHS = {"transe": (1, 1), "distmult": (1, 1), "complex": (2, 2), "rotate": (2, 1), "simple": (2, 2), "cp": (2, 1)}

@@ -47,7 +47,10 @@ def write_int8(path: Path, blocks: Blocks, num: int, biases: int, dim: int) -> i
 
 
 def read_int8(path: Path, num: int, biases: int, dim: int, lo: int, hi: int) -> Tensor:
-    """[hi - lo, biases + dim] float32: rows lo … hi - 1 of a table that `write_int8` wrote; ModelError names a bad file."""
+    """[hi - lo, biases + dim] float32: rows lo … hi - 1 of a table that `write_int8` wrote.
+
+    ModelError names a bad file.
+    """
     wanted = {"scale": ([num], torch.float32), "rows": ([num, dim], torch.int8)}
     if biases:
         wanted["bias"] = ([num, biases], torch.float32)

@@ -4,7 +4,6 @@ For scorers that meet candidates by an inner product (IndexFlatIP) or a Euclidea
 the relations, from which queries are made.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -75,7 +74,7 @@ class Searcher:
     reciprocal: bool
 
     def search(self, anchor: Tensor, relation: Tensor, k: int, *, ask: str = "tail") -> tuple[Tensor, Tensor]:
-        """([Q, k] scores, [Q, k] ids): the best tails of heads [Q] and relations [Q], or heads of tails (ask "head")."""
+        """([Q, k] scores, [Q, k] ids): the best tails of heads [Q] and relations [Q]; ask "head": heads of tails."""
         side = torch.full_like(relation, int(ask == "head"))
         rows = torch.from_numpy(self.index.reconstruct_batch(anchor.numpy()))
         row = relation + self.num_relations * side if self.reciprocal else relation

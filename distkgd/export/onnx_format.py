@@ -1,7 +1,7 @@
 """An ONNX graph that answers questions: head [Q], relation [Q] and k [1], all int64, to the k best tails.
 
-Outputs: score [Q, k] and tail [Q, k], best first. With reciprocal relations, row r + num_relations of `relation` asks for
-the heads of the tails given as `head`.
+Outputs: score [Q, k] and tail [Q, k], best first. With reciprocal relations, `relation` r + num_relations asks for the
+heads of the tails given as `head`.
 """
 
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distkgd.errors import ModelError, UnsupportedError
@@ -21,22 +22,19 @@ EXAMPLES = 4  # questions that are asked of a written graph
 
 
 class Tails(nn.Module):
-    """The graph in torch. entity: [num_entities, entity_size], relation: [rows, relation_size], float32."""
+    """The graph in torch. entities: [num_entities, entity_size], relations: [rows, relation_size], float32."""
 
-    def __init__(self, scorer: Scorer, entity: Tensor, relation: Tensor) -> None:
+    def __init__(self, scorer: Scorer, entities: Tensor, relations: Tensor) -> None:
         super().__init__()
         self.scorer = scorer
-        self.entity, self.relation = (
-            nn.Parameter(entity, requires_grad=False),
-            nn.Parameter(relation, requires_grad=False),
-        )
+        self.entities, self.relations = (nn.Parameter(table, requires_grad=False) for table in (entities, relations))
 
     def scores(self, head: Tensor, relation: Tensor) -> Tensor:
         """[Q, num_entities] of all tails."""
-        h, r = self.entity[head], self.relation[relation]
+        h, r = F.embedding(head, self.entities), F.embedding(relation, self.relations)
         if self.scorer.candidate_form == "coordinates":  # else compiled loops would score
-            return self.scorer.score(h.unsqueeze(1), r.unsqueeze(1), self.entity.unsqueeze(0))
-        return self.scorer.meet(self.scorer.tail_query(h, r), self.entity)
+            return self.scorer.score(h.unsqueeze(1), r.unsqueeze(1), self.entities.unsqueeze(0))
+        return self.scorer.meet(self.scorer.tail_query(h, r), self.entities)
 
     def forward(self, head: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:
         """([Q, 1] scores, [Q, 1] int64 tails); the number of answers becomes an input of the graph."""
@@ -54,7 +52,7 @@ def write_onnx(source: Source, folder: Path) -> dict[str, Any]:
     need("onnxscript", "--format onnx")
     tables = [torch.cat([block.float() for block in table.blocks()]) for table in source.tables]
     model = Tails(source.scorer, *tables).eval()
-    ids = torch.arange(2) % min(map(len, tables))
+    ids = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)  # one tensor would be one input
     batch = torch.export.Dim("questions")
     shapes = {"head": {0: batch}, "relation": {0: batch}}
     outputs = ["score", "tail"]
@@ -65,7 +63,13 @@ def write_onnx(source: Source, folder: Path) -> dict[str, Any]:
         loud.setLevel(logging.ERROR)
         try:
             program = torch.onnx.export(
-                model, (ids, ids), dynamo=True, output_names=outputs, dynamic_shapes=shapes, verbose=False
+                model,
+                ids,
+                dynamo=True,
+                output_names=outputs,
+                dynamic_shapes=shapes,
+                verbose=False,
+                optimize=False,  # it would keep a transposed copy of the table
             )
         finally:
             loud.setLevel(level)
@@ -81,7 +85,7 @@ def _ask_for_k(model: Any) -> None:
     """Make the number of answers, which an export of torch fixes, an input of the graph."""
     ir = need("onnx_ir", "--format onnx")
     (top,) = [node for node in model.graph if node.op_type == "TopK"]
-    k = ir.Input("k", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+    k = ir.val("k", ir.DataType.INT64, [1])
     top.replace_input_with(1, k)
     model.graph.inputs.append(k)
     for output in model.graph.outputs:
@@ -95,8 +99,10 @@ def _check(path: Path, model: Tails) -> None:
     except UnsupportedError:
         return
     generator = torch.Generator().manual_seed(0)
-    head, relation = (torch.randint(len(t), (EXAMPLES,), generator=generator) for t in (model.entity, model.relation))
-    k = min(10, len(model.entity))
+    head, relation = (
+        torch.randint(len(t), (EXAMPLES,), generator=generator) for t in (model.entities, model.relations)
+    )
+    k = min(10, len(model.entities))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     asked = {"head": head.numpy(), "relation": relation.numpy(), "k": torch.tensor([k]).numpy()}
     values, tails = (torch.from_numpy(found) for found in session.run(["score", "tail"], asked))

@@ -16,6 +16,7 @@ from torch import Tensor
 from distkgd.errors import UnsupportedError
 from distkgd.export.extras import need
 from distkgd.export.source import Source
+from distkgd.imports.pykeen import CROSSED
 from distkgd.model_folder import read_names
 from distkgd.scorers import Scorer
 from distkgd.scorers.base import split_pairs
@@ -71,7 +72,7 @@ def interaction_of(scorer: Scorer) -> tuple[Any, dict[str, Any]]:
         case "transe", norm:
             name, arguments = "TransE", {"p": norm, "power_norm": False}
         case "rotate", 1:
-            why = "PyKEEN takes the root of all squared coordinates, which is norm: 2, this model adds up moduli (norm: 1)"
+            why = "PyKEEN takes the root of all squares, which is norm: 2, and this model adds up moduli, norm: 1"
             raise UnsupportedError(f"rotate with norm 1 cannot be exported: {why}. Use another format.")
         case ("distmult" | "complex" | "cp" | "rescal" | "simple" | "rotate" | "pairre") as found, _:
             names = {"distmult": "DistMult", "complex": "ComplEx", "cp": "CP", "rescal": "RESCAL", "simple": "SimplE"}
@@ -80,6 +81,8 @@ def interaction_of(scorer: Scorer) -> tuple[Any, dict[str, Any]]:
         case _:
             raise UnsupportedError(f"PyKEEN has no {scorer.name}; use another format.")
     made = getattr(modules, f"{name}Interaction")(**arguments)
+    if scorer.name == "simple":  # PyKEEN's own lets first vectors meet first ones
+        made._tail_indices = CROSSED
     if not scorer.margin:
         return made, {}
     bias = {"initial_bias": scorer.margin, "trainable_bias": False, "trainable_scale": False}

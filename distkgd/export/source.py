@@ -1,4 +1,4 @@
-"""A finished model folder as exporters see it: tables as streams of bytes or rows, so that no table is ever in memory."""
+"""A finished model folder as exporters see it: tables as streams of bytes or rows, so that none is ever in memory."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Models of DGL-KE: DATA_MODEL_entity.npy, DATA_MODEL_relation.npy and config.json in one folder (`ckpts/MODEL_DATA_0`).
+"""Models of DGL-KE: DATA_MODEL_entity.npy, DATA_MODEL_relation.npy and config.json in one folder.
 
 Its formulas (dglke/models/pytorch/score_fun.py): TransE with norm 1 or 2, DistMult, ComplEx, RESCAL, RotatE, SimplE;
 pairs of vectors in halves. DGL-KE clamps SimplE's scores to ±20, which is left out here. TransR is not supported.

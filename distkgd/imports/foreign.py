@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distkgd.errors import ModelError
@@ -15,6 +16,7 @@ from distkgd.scorers import Scorer
 from distkgd.scorers.base import join_pairs
 
 Rows = Callable[[Tensor], Tensor]
+Array = NDArray[np.floating[Any]]
 Layout = Literal["interleaved", "halves"]
 NAME_FILES = {
     "entities": ("entities.tsv", "entities.dict", "entity_ids.del"),
@@ -44,8 +46,9 @@ class Given:
 class Foreign:
     """A model of another library.
 
-    entity: [k] int64 ids -> [k, scorer.entity_size]. relation: [k] -> [k, scorer.relation_size], of num_relations rows or,
-        with `reciprocal`, of twice as many, the inverse ones last.
+    entity: [k] int64 ids -> [k, scorer.entity_size].
+    relation: [k] -> [k, scorer.relation_size] of as many rows as relations or, with `reciprocal`, twice as many, the
+        inverse ones last.
     original: [n, 3] int64 triples -> [n] scores as the library itself computes them, where it is at hand.
     """
 
@@ -81,11 +84,11 @@ def check(model: Foreign) -> str:
     sizes = torch.tensor([len(model.entities), len(model.relations), len(model.entities)])
     triples = (torch.rand(CHECKED, 3, generator=generator) * sizes).long()
     theirs, ours = model.original(triples).double(), model.score(triples).double()
-    apart = float(((theirs - ours).abs() / theirs.abs().clamp_min(1.0)).max())
+    apart = float(((theirs - ours).abs() / theirs.abs().clamp_min(1.0)).max().detach())
     if not apart <= 1e-5:
         raise ModelError(
-            f"{model.library} scores its triples otherwise than {model.scorer} (by up to {apart:.2g}), so this is another "
-            "formula than it seems; not imported."
+            f"{model.library} scores its triples otherwise than {model.scorer} does (by up to {apart:.2g}); it "
+            "computes another formula than it seems to, and is not imported."
         )
     return f"{CHECKED} triples score as in {model.library} (largest difference {apart:.1g})"
 
@@ -100,7 +103,7 @@ def in_pairs(scorer: str, table: Literal["entity", "relation"]) -> bool:
     return scorer in (("complex", "rotate", "simple", "cp") if table == "entity" else ("complex", "simple", "pairre"))
 
 
-def open_array(path: Path) -> "np.ndarray[tuple[int, int], np.dtype[np.floating]]":
+def open_array(path: Path) -> Array:
     """[rows, columns] of a .npy file, mapped, not read; ModelError when it is damaged or something else."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -108,12 +111,11 @@ def open_array(path: Path) -> "np.ndarray[tuple[int, int], np.dtype[np.floating]
         raise ModelError(f"{path}: missing, truncated, or no .npy file of numbers: {error}.") from None
     if found.ndim < 2 or not np.issubdtype(found.dtype, np.floating):
         raise ModelError(f"{path} holds {found.dtype} {list(found.shape)}; expected a table of floating-point rows.")
-    return found.reshape(len(found), -1)
+    table: Array = found.reshape(len(found), -1)
+    return table
 
 
-def rows_of_array(
-    array: "np.ndarray[tuple[int, int], np.dtype[np.floating]]", change: Callable[[Tensor], Tensor]
-) -> Rows:
+def rows_of_array(array: Array, change: Callable[[Tensor], Tensor]) -> Rows:
     """Rows of a mapped array, changed by `change`; only those that are asked for are read."""
     return lambda ids: change(torch.from_numpy(np.ascontiguousarray(array[ids.numpy()])))
 
@@ -123,8 +125,8 @@ def read_names(folder: Path, kind: Literal["entities", "relations"], number: int
     paths = [folder / name for name in NAME_FILES[kind] if (folder / name).is_file()]
     if not paths:
         raise ModelError(
-            f"{folder} holds no names of {kind}; looked for {', '.join(NAME_FILES[kind])} with a line `id<TAB>name` per row. "
-            "Say where they are (--names FOLDER)."
+            f"{folder} holds no names of {kind}; looked for {', '.join(NAME_FILES[kind])}, with a line `id<TAB>name` "
+            "per row. Say where they are (--names FOLDER)."
         )
     return names_of_table(paths[0], number, ("id", "name"), halves=halves)
 
@@ -146,7 +148,6 @@ def names_of_table(
             new_columns=list(columns),
             schema_overrides=[types[column] for column in columns],
             quote_char=quote,
-            missing_utf8_is_empty_string=True,
         ).sort("id")
     except (OSError, pl.exceptions.PolarsError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)

@@ -1,15 +1,14 @@
 """Checkpoints and packages of LibKGE (uma-pi1/kge): one .pt file with a state dict and the configuration.
 
 Read without LibKGE and without running what the file says: its class `Config` is read as plain attributes. Models:
-ComplEx, DistMult, RESCAL, TransE, RotatE, CP, SimplE, alone or under a ReciprocalRelationsModel; complex numbers and other
-pairs in halves. A package holds the names; a training checkpoint needs entity_ids.del and relation_ids.del beside it.
+ComplEx, DistMult, RESCAL, TransE, RotatE, CP, SimplE, alone or under a ReciprocalRelationsModel; pairs of numbers in
+halves. A package holds the names; a training checkpoint needs entity_ids.del and relation_ids.del beside it.
 """
 
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from torch import Tensor
 
 from distkgd.errors import ModelError, UnsupportedError

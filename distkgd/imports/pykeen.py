@@ -1,13 +1,15 @@
 """Models of PyKEEN.
 
-A result directory (trained_model.pkl and training_triples/): the pickle runs what it says, so it needs `trust_pickle`, and
-PyKEEN. Its scores are compared with ours.
+A result directory (trained_model.pkl and training_triples/): the pickle runs what it says, so it needs `trust_pickle`,
+and PyKEEN. Its scores are compared with ours.
 
-A state dict, `torch.save(model.state_dict(), "state_dict.pt")`, as such a file or in a directory: tensors alone, which say
-neither the scorer nor a norm; the user does, or the config.json of an export of ours.
+A state dict, `torch.save(model.state_dict(), "state_dict.pt")`, as such a file or in a directory: tensors alone, which
+say neither the scorer nor a norm; the user does, or the config.json of an export of ours.
 
-PyKEEN interleaves complex numbers as we do; it has relation r and its inverse in rows 2r and 2r + 1, its RotatE takes the
-root of all squares (norm 2), and none of its models has a margin, which may be the bias of an affine transformation.
+PyKEEN interleaves complex numbers as we do; it has relation r and its inverse in rows 2r and 2r + 1, its RotatE takes
+the root of all squares (norm 2), and none of its models has a margin, but for the bias of an affine transformation.
+Its SimplE (1.11.1) lets first vectors meet first ones and second ones second ones, both as head and as tail, so that it
+is a DistMult, and is imported as one; a SimplE of ours, exported, says that tails take theirs in the other order.
 """
 
 from collections.abc import Sequence
@@ -37,6 +39,7 @@ SCORER_OF = {
     "RotatEInteraction": "rotate",
     "PairREInteraction": "pairre",
 }
+CROSSED = (1, 0)  # which of SimplE's two vectors a tail takes first
 PARTS = {"cp": (2, 1), "simple": (2, 2), "pairre": (1, 2)}  # representations per entity and relation, if not one each
 
 
@@ -50,8 +53,8 @@ def open_pykeen(path: Path, given: Given) -> Foreign:
         return _of_model(pickled, given)
     if not state.is_file():
         raise ModelError(
-            f"{pickled} is a pickle, which can run anything when it is read. If you trust it: --trust-pickle, in a plan "
-            f"trust_pickle: true. Else save the numbers alone, torch.save(model.state_dict(), '{STATE}'), and import that."
+            f"{pickled} is a pickle, which can run anything when it is read. If you trust it: --trust-pickle, in "
+            f"a plan trust_pickle: true. Else import the numbers alone: torch.save(model.state_dict(), '{STATE}')."
         )
     return _of_state(state, given)
 
@@ -61,8 +64,8 @@ def _of_state(path: Path, given: Given) -> Foreign:
     if not isinstance(state, dict):
         raise ModelError(f"{path} holds a {type(state).__name__}, not a state dict.")
     config = read_json(path.parent / "config.json") if (path.parent / "config.json").is_file() else {}
-    ours: dict[str, Any] = config["scorer"] if "scorer" in config else {}
-    name = given.scorer or ours.get("name")
+    ours: dict[str, Any] = config.get("scorer", {})
+    name = str(given.scorer or ours.get("name", ""))
     if name not in SCORER_OF.values():
         known = ", ".join(SCORER_OF.values())
         raise ConfigError(f"{path} does not say its scorer; say which of {known} it is (--scorer), not {name!r}.")
@@ -72,7 +75,8 @@ def _of_state(path: Path, given: Given) -> Foreign:
     entity, relation = (_weights(state, kind, name, path) for kind in ("entity", "relation"))
     scale = float(state.get("interaction.log_scale", torch.zeros(())))
     margin = _margin(float(state.get("interaction.bias", torch.zeros(()))), scale, str(path))
-    scorer, convert = _convert(name, entity, relation, margin, 2 if name == "rotate" else norm, path)
+    crossed = bool(ours)
+    scorer, convert = _convert(name, entity, relation, margin, 2 if name == "rotate" else norm, path, crossed)
     return _foreign(path.parent, given, scorer, *convert)
 
 
@@ -90,7 +94,9 @@ def _of_model(path: Path, given: Given) -> Foreign:
         model = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a pickle can raise anything
         raise ModelError(f"{path}: truncated, or not PyKEEN's: {type(error).__name__}: {error}.") from error
-    interaction, scale, bias = getattr(model, "interaction", None), 0.0, 0.0
+    interaction: Any = getattr(model, "interaction", None)
+    scale = bias = 0.0
+    crossed = getattr(interaction, "_tail_indices", None) == CROSSED
     if type(interaction).__name__ == "MonotonicAffineTransformationInteraction":
         scale, bias, interaction = float(interaction.log_scale), float(interaction.bias), interaction.base
     if type(interaction).__name__ == "ClampedInteraction":
@@ -102,9 +108,8 @@ def _of_model(path: Path, given: Given) -> Foreign:
         what = f"{type(model).__name__} with {type(interaction).__name__}"
         raise UnsupportedError(f"{path}: {what} has no counterpart here; supported are {', '.join(SCORER_OF)}.")
     if getattr(interaction, "power_norm", False) or getattr(interaction, "p", 1) not in (1, 2):
-        raise UnsupportedError(
-            f"{path}: p={interaction.p}, power_norm={interaction.power_norm}; allowed: p 1 or 2, not powered."
-        )
+        given_norm = f"p={interaction.p}, power_norm={interaction.power_norm}"
+        raise UnsupportedError(f"{path}: {given_norm}; allowed are p 1 and 2 without power_norm.")
     norm = {"transe": getattr(interaction, "p", 1), "rotate": 2}.get(name)
     if name == "pairre" and interaction.p != 1:
         raise UnsupportedError(f"{path}: PairRE with p={interaction.p}; only p=1 has a counterpart here.")
@@ -113,13 +118,14 @@ def _of_model(path: Path, given: Given) -> Foreign:
         entity, relation = (
             [_rows(one) for one in getattr(model, f"{k}_representations")] for k in ("entity", "relation")
         )
-    scorer, convert = _convert(name, entity, relation, _margin(bias, scale, str(path)), norm, path)
+    scorer, convert = _convert(name, entity, relation, _margin(bias, scale, str(path)), norm, path, crossed)
     foreign = _foreign(path.parent, given, scorer, *convert)
 
     def original(triples: Tensor) -> Tensor:
         model.predict_with_sigmoid = False
         with torch.no_grad():
-            return model.predict_hrt(triples).squeeze(1)
+            scores: Tensor = model.predict_hrt(triples).squeeze(1)
+        return scores
 
     return Foreign(**{**vars(foreign), "original": original})
 
@@ -133,26 +139,37 @@ def _rows(representation: Any) -> Tensor:
 def _margin(bias: float, log_scale: float, where: str) -> float:
     if abs(log_scale) > 1e-7 or bias < 0:
         raise UnsupportedError(
-            f"{where} scales its scores by exp({log_scale:.4g}) and adds {bias:.4g}; only a bias >= 0 has a counterpart "
-            "here, the margin."
+            f"{where} scales its scores by exp({log_scale:.4g}) and adds {bias:.4g}; only a bias >= 0 has a "
+            "counterpart here, the margin."
         )
     return bias
 
 
 def _convert(
-    name: str, entity: Sequence[Tensor], relation: Sequence[Tensor], margin: float, norm: int | None, path: Path
+    name: str,
+    entity: Sequence[Tensor],
+    relation: Sequence[Tensor],
+    margin: float,
+    norm: int | None,
+    path: Path,
+    crossed: bool,
 ) -> tuple[Scorer, tuple[Tensor, Tensor]]:
-    """The scorer and both tables in our layout, relations still in PyKEEN's order."""
+    """The scorer and both tables in our layout, relations still in PyKEEN's order.
+
+    crossed: whether SimplE's first vectors meet second ones.
+    """
     if name == "pairre":
         entities, relations = entity[0], join_pairs(*relation)
     elif name in ("cp", "simple"):
         entities = join_pairs(*entity)
         relations = relation[0] if name == "cp" else join_pairs(*relation)
+        if name == "simple" and not crossed:
+            name, relations = "distmult", 0.5 * relations
     else:
         entities, relations = entity[0], relation[0]
     if name == "rotate":
         real, imaginary = relations.unflatten(1, (-1, 2)).unbind(-1)
-        if float((real.square() + imaginary.square() - 1.0).abs().max()) > 1e-4:
+        if float((real.square() + imaginary.square() - 1.0).abs().max().detach()) > 1e-4:
             raise UnsupportedError(
                 f"{path}: relations of RotatE whose numbers do not have modulus 1 scale, not only turn."
             )

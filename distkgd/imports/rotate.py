@@ -50,7 +50,8 @@ def of_arrays(
     made = build_scorer(scorer, entity.shape[1], **options)
     if relation.shape[1] != made.relation_size:
         raise ModelError(
-            f"{files[1]} has {relation.shape[1]} columns; {made} needs {made.relation_size} beside {entity.shape[1]} per entity."
+            f"{files[1]} has {relation.shape[1]} columns; {made} needs {made.relation_size} beside {entity.shape[1]} "
+            "per entity."
         )
     turn = math.pi * hidden / (margin + RANGE) if scorer == "rotate" else 1.0
     return Foreign(

@@ -23,8 +23,8 @@ ROWS_AT_ONCE = 1 << 14
 def write_model(model: Foreign, out: Path, ranks: Ranks, graph: Graph | None, data: str) -> list[str]:
     """Write `out`, which appears only when it is complete, and return what became of unknown names.
 
-    Entities that the graph has and the model lacks get the mean of all rows where no training triple holds them; one that
-    has any is an error. All ranks call it, the first one writes.
+    Entities that the graph has and the model lacks get the mean of all rows where no training triple holds them; one
+    that has any is an error. All ranks call it, the first one writes.
     """
     if any(ranks.gather_objects(out.exists())):
         raise ConfigError(f"{out} exists; name a folder that does not exist yet, or remove this one.")
@@ -99,8 +99,8 @@ def _entity_rows(model: Foreign, graph: Graph) -> tuple[Tensor, list[str]]:
     if trained.any():
         names = ", ".join(repr(graph.entities.name(int(i))) for i in missing[trained][:3])
         raise ModelError(
-            f"the model lacks {int(trained.sum()):,} entities that {graph.name} has training triples of ({names} …); it was "
-            "trained on other data, or its names are written otherwise."
+            f"the model lacks {int(trained.sum()):,} entities that {graph.name} has training triples of ({names} …); "
+            "it was trained on other data, or its names are written otherwise."
         )
     notes = []
     if len(missing):
