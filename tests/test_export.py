@@ -41,7 +41,7 @@ def sparse_table(folder: Path, name: str) -> Tensor:
 def parquet_table(folder: Path, name: str) -> Tensor:
     """The column `embedding`."""
     column = pytest.importorskip("pyarrow.parquet").read_table(folder / f"{name}.parquet")["embedding"]
-    return torch.from_numpy(column.combine_chunks().flatten().to_numpy()).reshape(len(column), -1)
+    return torch.from_numpy(column.combine_chunks().flatten().to_numpy().copy()).reshape(len(column), -1)
 
 
 def faiss_table(folder: Path, name: str) -> Tensor:
@@ -56,9 +56,8 @@ def onnx_table(folder: Path, name: str) -> Tensor:
     """An initializer of the graph."""
     onnx = pytest.importorskip("onnx")
     found = {tensor.name: tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer}
-    return torch.from_numpy(
-        onnx.numpy_helper.to_array(found[name[:-1] + "ies" if name == "entity" else "relations"]).copy()
-    )
+    table = found[{"entity": "entities", "relation": "relations"}[name]]
+    return torch.from_numpy(onnx.numpy_helper.to_array(table).copy())
 
 
 def pykeen_table(folder: Path, name: str) -> Tensor:

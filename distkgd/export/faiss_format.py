@@ -34,7 +34,9 @@ def write_faiss(source: Source, folder: Path) -> dict[str, Any]:
     faiss = need("faiss", "--format faiss")
     form = source.scorer.candidate_form
     if form not in ("dot", "l2"):
-        raise UnsupportedError(f"{source.scorer.name} cannot be searched by FAISS: {WHY_NOT[form]}. Use --format onnx.")
+        raise UnsupportedError(
+            f"{source.scorer.name} cannot be searched by FAISS: {WHY_NOT[form]}. Use --format numpy."
+        )
     index = faiss.IndexFlatIP if form == "dot" else faiss.IndexFlatL2
     entity, relation = source.tables
     rows = (block.float().contiguous().view(torch.uint8).numpy().tobytes() for block in entity.blocks())

@@ -45,9 +45,12 @@ class Tails(nn.Module):
 def write_onnx(source: Source, folder: Path) -> dict[str, Any]:
     """Write model.onnx, its tables in float32; beyond 2 GB of them beside it, in model.onnx.data.
 
-    The tables are in memory meanwhile. Raises UnsupportedError without onnx, and ModelError where onnxruntime, if it is
-    installed, answers otherwise than torch.
+    The tables are in memory meanwhile. Raises UnsupportedError without onnx and for hyperbolic scorers, and ModelError
+    where onnxruntime, if it is installed, answers otherwise than torch.
     """
+    if source.scorer.candidate_form == "hyperbolic":
+        why = "it computes in float64, for which onnxruntime has neither softplus nor artanh"
+        raise UnsupportedError(f"{source.scorer.name} has no ONNX graph: {why}. Use --format safetensors.")
     onnx = need("onnx", "--format onnx")
     need("onnxscript", "--format onnx")
     tables = [torch.cat([block.float() for block in table.blocks()]) for table in source.tables]

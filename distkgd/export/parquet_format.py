@@ -40,7 +40,7 @@ def _write(table: Table, path: Path, words: Vocabulary) -> None:
         fields.append(("inverse", pa.bool_()))
     fields.append(("embedding", pa.list_(getattr(pa, TYPES[table.tag])(), table.shape[1])))
     schema, at = pa.schema(fields), 0
-    with parquet.ParquetWriter(path, schema, compression="none") as writer:
+    with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         for block in table.blocks():
             ids = pl.int_range(at, at + len(block), eager=True)
             rows = ids % max(1, len(words))
