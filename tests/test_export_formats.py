@@ -112,7 +112,13 @@ def test_a_damaged_index_is_refused_by_name(file: str, graph: Graph, tmp_path: P
 # -- onnx -------------------------------------------------------------------------------------------------------------
 
 
-@EVERY_CASE
+ONE_OF_A_KIND = ("transe", "complex", "rescal", "pairre", "rote", "roth")  # the others take three seconds each
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [pytest.param(*case, marks=[] if case[0] in ONE_OF_A_KIND else pytest.mark.slow) for case in CASES],
+)
 def test_a_graph_answers_as_torch_does(name: str, norm: int | None, graph: Graph, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from distkgd.distributed.model_files import read_table, safetensors_header, write_bytes
 from distkgd.errors import ModelError, UnsupportedError
-from distkgd.export.extras import need
 from distkgd.export.source import Source
+from distkgd.extras import need
 from distkgd.graph.filters import Queries
 from distkgd.model import project
 from distkgd.model_folder import read_json, sha256_of

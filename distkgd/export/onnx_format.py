@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distkgd.errors import ModelError, UnsupportedError
-from distkgd.export.extras import need
 from distkgd.export.source import Source
+from distkgd.extras import need
 from distkgd.scorers import Scorer
 
 EXAMPLES = 4  # questions that are asked of a written graph

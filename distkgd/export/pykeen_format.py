@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from distkgd.errors import UnsupportedError
-from distkgd.export.extras import need
 from distkgd.export.source import Source
+from distkgd.extras import need
 from distkgd.imports.pykeen import CROSSED
 from distkgd.model_folder import read_names
 from distkgd.scorers import Scorer

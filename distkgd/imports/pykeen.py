@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
-from distkgd.export.extras import need
+from distkgd.extras import need
 from distkgd.imports.foreign import Foreign, Given, names_of_table, read_names
 from distkgd.imports.torch_files import load_tensors
 from distkgd.model_folder import read_json
