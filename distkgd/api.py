@@ -199,7 +199,7 @@ class TrainedModel:
         return TrainedModel(replace(self._loaded, model=self._model.crop(dim)), self._folder, self._data)
 
     def save(self, folder: str | Path) -> None:
-        """Write a model folder; ModelError when `folder` exists."""
+        """Write a model folder; ConfigError when `folder` exists."""
         if Path(folder).exists():
             raise ConfigError(f"{folder} exists; name a folder that does not exist yet.")
         kept = ("data", "source", "stage", "method")
