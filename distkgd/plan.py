@@ -27,6 +27,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import protocol
 from distkgd.graph import Graph
+from distkgd.imports.teachers import bring_teachers
 from distkgd.job import Progress
 from distkgd.long_tail import in_parts
 from distkgd.model import Model
@@ -51,6 +52,8 @@ def run_plan(
     """
     stages = checked_plan(config, graph, ranks.world)
     prepare_folder(config, stages, graph, folder, ranks, resume)
+    source, trust = source_of(config, graph), config.trust_pickle
+    bring_teachers(stages, graph, folder, ranks, display, data=source, trust=trust)
     track = config.mlflow
     tracking = open_tracking(
         run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
@@ -180,9 +183,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
     """Save the model, evaluate it, and say what the stage was."""
     folder = run.stage_folder(stage.name)
     config = stage.config
-    source = run.config.data
-    if source != run.graph.name and Path(source).is_dir():
-        source = str(Path(source).resolve())  # found again from any working directory
+    source = source_of(run.config, run.graph)
     about = {"data": run.graph.summary(), "source": source, "stage": stage.name, "method": config.method}
     save_model(folder / "model", student, run.graph, about)
     found = {split: run.evaluate(student, split) for split in run.splits}
@@ -207,6 +208,13 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
         **{split: found[split][0] for split in run.splits},
         f"{last}_by": details,
     }
+
+
+def source_of(config: RunConfig, graph: Graph) -> str:
+    """What a model's config.json says of where its data set was; found again from any working directory."""
+    if config.data != graph.name and Path(config.data).is_dir():
+        return str(Path(config.data).resolve())
+    return config.data
 
 
 def make_report(

@@ -17,6 +17,8 @@ from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Balanced, Sampler
+from distkgd.imports import is_foreign
+from distkgd.imports.teachers import imported_folder
 from distkgd.job import Job
 from distkgd.methods import METHODS, Method, Setup, build_method
 from distkgd.model import Model, new_model
@@ -163,7 +165,9 @@ def stage_folder(run_folder: Path, name: str) -> Path:
 
 
 def teacher_folder(run_folder: Path, name: str) -> Path:
-    """The folder of a teacher: a finished stage of this plan, or a path."""
+    """The folder of a teacher: a finished stage of this plan, a path, or what was imported of another library."""
+    if is_foreign(name):
+        return imported_folder(run_folder, name)
     own = stage_folder(run_folder, name)
     return own if (own / "model").is_dir() else Path(name)
 

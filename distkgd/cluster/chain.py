@@ -16,10 +16,12 @@ from distkgd.cluster.schedule import Timeline, allot, ready
 from distkgd.cluster.session import import_ray
 from distkgd.cluster.worker import LOCK_SECONDS, BusyError, Place, Surroundings, Work, held
 from distkgd.config import RunConfig, parse_config, resolved
+from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.graph import Graph, load_graph
-from distkgd.plan import checked_plan, closing, finished_row, make_report, tags_of
+from distkgd.imports.teachers import bring_teachers
+from distkgd.plan import checked_plan, closing, finished_row, make_report, source_of, tags_of
 from distkgd.report import write_report
 from distkgd.run_folder import prepare_folder
 from distkgd.stages import Stage, check_stage
@@ -117,6 +119,8 @@ class Coordinator:
         try:
             with held(folder / "chain.lock", LOCK_SECONDS):
                 prepare_folder(config, stages, graph, folder, Ranks(), request.resume, request.launcher)
+                source, trust = source_of(config, graph), config.trust_pickle
+                bring_teachers(stages, graph, folder, Ranks(), Display(False), data=source, trust=trust)
                 tracking = open_tracking(
                     run_folder=folder, name=config.name, uri=request.uri, enabled=config.mlflow.enabled, active=True
                 )
