@@ -27,7 +27,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import protocol
 from distkgd.graph import Graph
-from distkgd.job import Progress
+from distkgd.job import Progress, Watch
 from distkgd.long_tail import in_parts
 from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, find_model, save_model, sparse_bytes
@@ -41,13 +41,22 @@ from distkgd.train import train_stage
 
 
 def run_plan(
-    config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, resume: bool, display: Display
+    config: RunConfig,
+    graph: Graph,
+    ranks: Ranks,
+    folder: Path,
+    *,
+    resume: bool,
+    display: Display,
+    stages: list[Stage] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train every unfinished stage, write the report, and return it.
 
+    stages: in place of those of `config`'s own plan. watch: see `Job`.
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
-    stages = build_plan(config)
+    stages = build_plan(config) if stages is None else stages
     check_plan(config, stages, graph, ranks.world)
     if config.engine.name == "deepspeed":
         tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
@@ -67,6 +76,7 @@ def run_plan(
         display,
         shared_answers(ranks, [graph.train], graph.num_entities),
         shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities),
+        watch,
     )
     tags = {"git_sha": git_sha(), "world": str(ranks.world), "device": str(ranks.device)}
     tags |= {f"protocol.{key}": str(value) for key, value in protocol(config.ties, config.filter).items()}

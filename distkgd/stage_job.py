@@ -17,7 +17,7 @@ from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Balanced, Sampler
-from distkgd.job import Job
+from distkgd.job import Job, Watch
 from distkgd.methods import METHODS, Method, Setup, build_method
 from distkgd.model import Model, new_model
 from distkgd.model_folder import load_model, same_vocabulary
@@ -40,6 +40,7 @@ class Run:
     display: Display
     train_answers: KnownAnswers
     all_answers: KnownAnswers
+    watch: Watch | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,6 +108,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         tracking=tracking,
         display=run.display,
         engine=run.config.engine,
+        watch=run.watch,
     )
 
 
