@@ -195,8 +195,11 @@ class _Driver:
         for arm, samples in zip(arms, budgets(sweep, arms), strict=True):
             if arm.shares_teachers:
                 self._teach([arm.trial(arm.first)])
-            how = (sweep.search, sweep.scheduler, self._call, self._resources, self._notice)
-            self._tune.run_arm(arm, samples, *how, read_draws(self._draws, arm))
+            before = read_draws(self._draws, arm)
+            over = [trial for trial in before if self._record(trial).is_over(self._call.stops)]
+            if len(over) < len(before) or len(over) < samples * arm.num_points:
+                how = (sweep.search, sweep.scheduler, self._call, self._resources, self._notice)
+                self._tune.run_arm(arm, samples, *how, before)
             done = read_draws(self._draws, arm)
             finished = [trial for trial in done if self._record(trial).status == "finished"]
             if not finished:
@@ -205,8 +208,9 @@ class _Driver:
             best.append(max(finished, key=lambda trial: scored_row(trial, self._call.out)["valid"]["mrr"]))
         winners = [at_seed(trial, seed) for trial in best for seed in sweep.seeds]
         self._run(winners)
-        finished = [trial for trial in winners if self._record(trial).status == "finished"]
-        for trial in self._tune.run_tasks(rank_test, finished, self._call, self._resources):
+        unranked = [trial for trial in winners if self._record(trial).status == "finished"]
+        unranked = [trial for trial in unranked if not (trial.folder(self._call.out) / "test.json").exists()]
+        for trial in self._tune.run_tasks(rank_test, unranked, self._call, self._resources):
             self._display.line(f"{trial.name}: ranked on test")
         return make_report(sweep, winners, self._call.out, tried)
 

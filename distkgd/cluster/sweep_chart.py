@@ -43,6 +43,9 @@ def draw(report: Report, paths: Sequence[Path]) -> None:
             axis.set_xlabel(f"{split} MRR")
     seeds = len(report["seeds"])
     over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    marks = {label: mark for axis in axes for mark, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if marks:
+        figure.legend(marks.values(), marks.keys(), loc="outside lower right", fontsize=8)
     figure.suptitle(f"{report['name']}: {split} MRR, {over}", fontsize=11)
     for path in paths:
         part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -64,7 +67,6 @@ def _bars(axis: Any, rows: Sequence[Report], reference: str, split: str) -> None
     papers = [(figure, place) for figure, place in papers if isinstance(figure, int | float)]
     if papers:
         axis.plot(*zip(*papers, strict=True), "D", color=PAPER, markersize=5, label="paper")
-        axis.legend(loc="lower right", fontsize=8)
     axis.set_yticks(places, [row["row"] for row in rows], fontsize=8)
     for place, one in zip(places, found, strict=True):
         axis.text(0.0, place, f" {one['mean']:.3f}", va="center", color="white", fontsize=8)

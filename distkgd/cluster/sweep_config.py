@@ -198,8 +198,8 @@ def _told(error: ValidationError) -> str:
         where = ".".join(map(str, item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            allowed = Domain if item["loc"][0] == "space" else SweepConfig
-            allowed = AshaConfig if item["loc"][0] == "scheduler" else allowed
+            nodes: dict[Any, type[Frozen]] = {"space": Domain, "scheduler": AshaConfig}
+            allowed = nodes.get(item["loc"][0], SweepConfig)
             message = f"no such option; allowed here: {', '.join(allowed.model_fields)}"
         lines.append(f"{where}: {message}" if where else message)
     return "; ".join(dict.fromkeys(lines))

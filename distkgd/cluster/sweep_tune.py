@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from distkgd.cluster.sweep_config import AshaConfig, Domain
 from distkgd.cluster.sweep_search import Arm
@@ -57,7 +57,7 @@ def _work(config: dict[str, Any], find: Find, call: Call) -> None:
         raise stopped[0]
 
 
-class _Watch(tune.Callback):  # type: ignore[misc]
+class _Watch(tune.Callback):
     """Tells of the trials, and notes which the scheduler has stopped."""
 
     def __init__(self, find: Find, call: Call, notice: Notice) -> None:
@@ -146,9 +146,9 @@ def to_tune(domain: Domain) -> Any:
     return tune.loguniform(*domain.loguniform)
 
 
-def _scheduler(config: AshaConfig) -> TrialScheduler:
+def _scheduler(config: AshaConfig) -> TrialScheduler | None:
     if config.name == "none":
-        return FIFOScheduler()
+        return None
     return ASHAScheduler(time_attr=TIME, max_t=NEVER, grace_period=config.grace, reduction_factor=config.reduction)
 
 
@@ -215,12 +215,12 @@ def _stops() -> Iterator[list[int]]:
 def run_tasks(
     function: Callable[[Trial, Call], None], trials: Sequence[Trial], call: Call, resources: Mapping[str, float]
 ) -> Iterator[Trial]:
-    """`function` of each trial as a task in a process of its own; yields those that are done as they come.
+    """`function` of each trial as a task; yields those that are done as they come.
 
     Raises DistkgdError when one fails, after the others are cancelled.
     """
-    options = {"num_cpus": resources["cpu"], "num_gpus": resources.get("gpu", 0), "max_calls": 1, "max_retries": TRIES}
-    task = ray.remote(**options)(function)
+    task: Any = ray.remote(function)
+    task = task.options(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0), max_retries=TRIES)
     waiting = {task.remote(trial, call): trial for trial in trials}
     try:
         while waiting:

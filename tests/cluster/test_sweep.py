@@ -17,6 +17,8 @@ import pytest
 import torch
 import yaml
 
+from distkgd.cluster.sweep import Slots, run_sweep
+from distkgd.cluster.sweep_config import load_sweep
 from distkgd.cluster.sweep_worker import claim
 from distkgd.config import parse_config
 from distkgd.display import Display
@@ -63,7 +65,7 @@ def ablate(cwd: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
 
 def sweep_file(folder: Path, data: Path, **sweep: Any) -> str:
     base = {**PLAN, "data": str(data)} | sweep.pop("base", {})
-    (folder / "sweep.yaml").write_text(yaml.safe_dump({"base": base, **sweep}), encoding="utf-8")
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"base": base, **sweep}, sort_keys=False), encoding="utf-8")
     return "sweep.yaml"
 
 
@@ -99,8 +101,9 @@ def test_a_table_trains_its_teacher_once_as_distill_would_and_a_resumed_one_only
     assert report["rows"][0]["test"]["mrr"]["mean"] == expected["student"]
     assert report["rows"][2]["test"]["mrr"]["mean"] == expected["direct"]
 
-    code, said, _ = ended(tmp_path, file)
-    assert code == 2 and "already holds a sweep; add --resume" in said
+    sweep, base = load_sweep(tmp_path / file)
+    with pytest.raises(ConfigError, match="already holds a sweep; add --resume"):
+        run_sweep(sweep, base, tmp_path / "out", resume=False, slots=Slots(), display=Display(False))
     code, said, report = ended(tmp_path, file, "--resume", "--seeds", "0,1")
     assert code == 0, said
     assert [row["num_finished"] for row in report["rows"]] == [2, 2, 2]
@@ -129,17 +132,17 @@ def check_tracking(folder: Path) -> None:
         assert "final/test/mrr" in run.data.metrics
 
 
-def test_a_search_halves_its_trials_reads_test_for_the_best_alone_and_goes_on_when_resumed(
-    tmp_path: Path, data: Path
-) -> None:
-    space = {"student.optimizer.lr": {"loguniform": [0.001, 1.0]}, "student.distill.temperature": {"uniform": [1, 3]}}
-    how = {"search": "optuna", "scheduler": {"name": "asha", "grace": 1, "reduction": 2}, "seeds": [0, 1]}
-    base = {"student": {**PLAN["student"], "epochs": 4}}
-    code, said, report = ended(tmp_path, sweep_file(tmp_path, data, space=space, trials=3, base=base, **how))
+HALVING = {"search": "optuna", "scheduler": {"name": "asha", "grace": 1, "reduction": 2}}
+SPACE = {"student.optimizer.lr": {"loguniform": [0.001, 1.0]}, "student.distill.temperature": {"uniform": [1, 3]}}
+LONGER = {"student": {**PLAN["student"], "epochs": 4}}
+
+
+def test_a_search_halves_the_trials_of_both_arms_and_reads_test_for_the_best_alone(tmp_path: Path, data: Path) -> None:
+    file = sweep_file(tmp_path, data, space=SPACE, trials=3, base=LONGER, seeds=[0, 1], **HALVING)
+    code, said, report = ended(tmp_path, file)
     assert code == 0, said
     assert Counter(one["kind"] for one in report["tried"]) == {"student": 3, "direct": 3}
-    states = {one["status"] for one in report["tried"]}
-    assert states == {"finished", "stopped"}
+    assert {one["status"] for one in report["tried"]} == {"finished", "stopped"}
     stopped = [one for one in report["tried"] if one["status"] == "stopped"]
     assert all(0 < one["epoch"] < 4 for one in stopped)
     assert [(row["row"], row["num_finished"]) for row in report["rows"]] == [("student", 2), ("direct", 2)]
@@ -149,11 +152,22 @@ def test_a_search_halves_its_trials_reads_test_for_the_best_alone_and_goes_on_wh
     whole = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("trials/*/report.json")]
     assert whole and not any("test" in stage for one in whole for stage in one["stages"])
 
-    before = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/report.json")}
-    code, said, report = ended(tmp_path, "sweep.yaml", "--resume")
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_search_asked_for_more_trials_keeps_those_it_has(tmp_path: Path, data: Path, search: str) -> None:
+    how = {**HALVING, "search": search, "space": SPACE, "base": LONGER}
+    code, said, first = ended(tmp_path, sweep_file(tmp_path, data, trials=3, **how))
     assert code == 0, said
-    assert {path: path.stat().st_mtime_ns for path in out.glob("trials/*/report.json")} == before
-    assert Counter(one["kind"] for one in report["tried"]) == {"student": 3, "direct": 3}
+    out = tmp_path / "out"
+    before = {path: path.read_bytes() for path in out.glob("trials/*/report.json")}
+    code, said, again = ended(tmp_path, sweep_file(tmp_path, data, trials=5, **how), "--resume")
+    assert code == 0, said
+    assert {path: path.read_bytes() for path in before} == before
+    assert Counter(one["kind"] for one in again["tried"]) == {"student": 5, "direct": 5}
+    names = {one["name"]: one["status"] for one in again["tried"]}
+    assert all(names[one["name"]] == one["status"] for one in first["tried"])
     assert max(len(one["starts"]) for one in records(out, "trials")) == 1
 
 
@@ -201,11 +215,11 @@ def test_ctrl_c_ends_a_sweep_in_order(tmp_path: Path, data: Path) -> None:
     assert records(tmp_path / "out", "trials")[0]["status"] == "running"
 
 
-def test_a_sweep_that_cannot_work_is_refused_before_ray_is_started(tmp_path: Path, data: Path) -> None:
-    file = sweep_file(tmp_path, data, rows={"a": {"student.batch_size": 100000}})
-    code, said, _ = ended(tmp_path, file)
-    assert code == 2 and "batch_size 100000 does not fit" in said
-    assert not (tmp_path / "out").exists() and "Ray" not in said
+def test_a_sweep_that_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, data: Path) -> None:
+    sweep, base = load_sweep(tmp_path / sweep_file(tmp_path, data, rows={"a": {"student.batch_size": 100000}}))
+    with pytest.raises(ConfigError, match="batch_size 100000 does not fit"):
+        run_sweep(sweep, base, tmp_path / "out", resume=False, slots=Slots(), display=Display(False))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_claim_keeps_others_out_until_it_is_given_up(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def sha(data: str) -> str:
 
 def loaded(folder: Path, **sweep: Any) -> tuple[SweepConfig, Tree]:
     path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump({"base": BASE, **sweep}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({"base": BASE, **sweep}, sort_keys=False), encoding="utf-8")
     return load_sweep(path)
 
 
