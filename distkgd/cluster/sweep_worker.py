@@ -4,12 +4,13 @@ trial.json beside a trial's run holds what the sweep has to remember of it:
   status    running, finished, stopped (by the scheduler), diverged, or failed
   curve     [[epoch, best validation MRR so far], …] of the scored stage
   attempt   the call of the sweep that has last worked on it
-  starts, ends    when it was begun, and came to an end, each time
+  starts, ends    when it was begun, and came to an end, each time; pid: of the process that began it last
   error     why it diverged or failed
 """
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Record:
     curve: list[tuple[int, float]] = field(default_factory=list)
     starts: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
+    pid: int = 0
     error: str | None = None
 
     @classmethod
@@ -72,7 +74,7 @@ class Record:
 
     def begin(self, folder: Path) -> None:
         """Note a start."""
-        self.status, self.error = "running", None
+        self.status, self.error, self.pid = "running", None, os.getpid()
         self.starts.append(_now())
         self.write(folder)
 

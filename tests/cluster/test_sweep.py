@@ -183,7 +183,7 @@ def test_a_sweep_killed_at_half_has_eight_results_after_resuming_none_made_twice
         return sum(one["status"] == "finished" for one in records(out, "trials"))
 
     with ablate(tmp_path, file, "--out", "out") as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 500
         while done() < 4 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         assert 4 <= done() < 8, output_of(tmp_path)
@@ -204,6 +204,22 @@ def test_a_sweep_killed_at_half_has_eight_results_after_resuming_none_made_twice
     assert [(len(one["starts"]), len(one["ends"])) for one in teachers] == [(1, 1)]
     logs = [json.loads(line) for path in out.glob("trials/*/stages/student/metrics.jsonl") for line in path.open()]
     assert torch.tensor([row["step"] for row in logs]).min() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_trial_whose_process_dies_is_begun_again_where_it_was(tmp_path: Path, data: Path) -> None:
+    student = {**PLAN["student"], "epochs": 60, "checkpoint_every": 1}
+    base = {"student": student, "baseline": False}
+    file, out = sweep_file(tmp_path, data, rows={"a": {}}, base=base), tmp_path / "out"
+    with ablate(tmp_path, file, "--out", "out") as process:
+        wait_for(process, tmp_path, lambda: any(len(one["curve"]) > 4 for one in records(out, "trials")))
+        os.kill(records(out, "trials")[0]["pid"], signal.SIGKILL)
+        code, said = finish(process, tmp_path, 400)
+    assert code == 0, said
+    record = records(out, "trials")[0]
+    assert (record["status"], len(record["starts"]), len(record["ends"])) == ("finished", 2, 1)
+    assert [epoch for epoch, _ in record["curve"]] == list(range(1, 61))
 
 
 def test_ctrl_c_ends_a_sweep_in_order(tmp_path: Path, data: Path) -> None:
