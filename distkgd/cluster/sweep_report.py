@@ -204,11 +204,11 @@ def _shown(row: Result) -> float | None:
 
 def notes(report: Result) -> list[str]:
     """How to read the tables."""
-    told = [f"Seeds {', '.join(map(str, report['seeds']))}; ± is the standard deviation over seeds."]
-    told.append(
-        f"Differences are to {report['reference']}, paired over seeds; [ ] is their 95% interval (Student's t) where "
-        "there are two seeds or more."
-    )
+    seeds = ", ".join(map(str, report["seeds"]))
+    many = len(report["seeds"]) > 1
+    told = [f"Seeds {seeds}; ± is the standard deviation over them." if many else f"One seed, {seeds}."]
+    paired_ = ", paired over seeds; [ ] is their 95% interval (Student's t)" if many else ""
+    told.append(f"Differences are to {report['reference']}{paired_}.")
     if report["paper"]:
         told.append(f"Paper: {report['paper']}.")
     if report["tried"]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 import yaml
 
 from distkgd.cluster.sweep import Slots, run_sweep
@@ -182,12 +181,14 @@ def test_a_sweep_killed_at_half_has_eight_results_after_resuming_none_made_twice
     def done() -> int:
         return sum(one["status"] == "finished" for one in records(out, "trials"))
 
+    def under_way() -> list[dict[str, Any]]:
+        return [one for one in records(out, "trials") if one["status"] == "running" and len(one["curve"]) > 10]
+
     with ablate(tmp_path, file, "--out", "out") as process:
         deadline = time.monotonic() + 500
-        while done() < 4 and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        assert 4 <= done() < 8, output_of(tmp_path)
-        under_way = [one for one in records(out, "trials") if one["status"] == "running"]
+        while (done() < 4 or not under_way()) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        assert 4 <= done() < 8 and under_way(), output_of(tmp_path)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
         before = {path: path.read_bytes() for path in out.glob("trials/*/report.json")}
@@ -199,11 +200,12 @@ def test_a_sweep_killed_at_half_has_eight_results_after_resuming_none_made_twice
     assert all(path.read_bytes() == content for path, content in before.items())
     for one in report["trials"]:
         assert len(one["ends"]) == 1 and len(one["starts"]) <= 2, one
-    assert under_way and sum(len(one["starts"]) for one in report["trials"]) <= 8 + 2
+    assert 1 <= sum(len(one["starts"]) for one in report["trials"]) - 8 <= 2
     teachers = records(out, "teachers")
     assert [(len(one["starts"]), len(one["ends"])) for one in teachers] == [(1, 1)]
-    logs = [json.loads(line) for path in out.glob("trials/*/stages/student/metrics.jsonl") for line in path.open()]
-    assert torch.tensor([row["step"] for row in logs]).min() > 0
+    for path in out.glob("trials/*/stages/student/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert [row["epoch"] for row in rows if "valid/mrr" in row] == list(range(1, 41)), path
 
 
 @pytest.mark.slow
