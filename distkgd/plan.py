@@ -28,7 +28,7 @@ from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import protocol
 from distkgd.graph import Graph
 from distkgd.imports.teachers import bring_teachers
-from distkgd.job import Progress
+from distkgd.job import Progress, Watch
 from distkgd.long_tail import in_parts
 from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, find_model, save_model, sparse_bytes
@@ -44,13 +44,22 @@ RESULT = "result.json"
 
 
 def run_plan(
-    config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, resume: bool, display: Display
+    config: RunConfig,
+    graph: Graph,
+    ranks: Ranks,
+    folder: Path,
+    *,
+    resume: bool,
+    display: Display,
+    stages: list[Stage] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train every unfinished stage, write the report, and return it.
 
+    stages: in place of those of `config`'s own plan. watch: see `Job`.
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
-    stages = checked_plan(config, graph, ranks.world)
+    stages = checked_plan(config, graph, ranks.world, stages)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     source, trust = source_of(config, graph), config.trust_pickle
     bring_teachers(stages, graph, folder, ranks, display, data=source, trust=trust)
@@ -58,7 +67,7 @@ def run_plan(
     tracking = open_tracking(
         run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
     )
-    run = open_run(config, graph, ranks, folder, tracking, display)
+    run = open_run(config, graph, ranks, folder, tracking, display, watch)
     tracking.start(resolved(config), tags_of(config, ranks.world, str(ranks.device)), graph.summary())
     with closing(tracking, folder):
         rows = [run_stage(run, stage) for stage in stages]
@@ -69,9 +78,12 @@ def run_plan(
     return report
 
 
-def checked_plan(config: RunConfig, graph: Graph, world: int) -> list[Stage]:
-    """The stages of a run; ConfigError, UnsupportedError or ModelError for what could not work on this data."""
-    stages = build_plan(config)
+def checked_plan(config: RunConfig, graph: Graph, world: int, stages: list[Stage] | None = None) -> list[Stage]:
+    """The stages of a run; ConfigError, UnsupportedError or ModelError for what could not work on this data.
+
+    stages: in place of those of `config`'s own plan.
+    """
+    stages = build_plan(config) if stages is None else stages
     check_plan(config, stages, graph, world)
     if config.engine.name == "deepspeed":
         tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
@@ -80,11 +92,19 @@ def checked_plan(config: RunConfig, graph: Graph, world: int) -> list[Stage]:
     return stages
 
 
-def open_run(config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, tracking: Tracking, display: Display) -> Run:
+def open_run(
+    config: RunConfig,
+    graph: Graph,
+    ranks: Ranks,
+    folder: Path,
+    tracking: Tracking,
+    display: Display,
+    watch: Watch | None = None,
+) -> Run:
     """What stages of a plan share in one process group. All ranks call it."""
     train = shared_answers(ranks, [graph.train], graph.num_entities)
     everything = shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities)
-    return Run(config, graph, ranks, folder, tracking, display, train, everything)
+    return Run(config, graph, ranks, folder, tracking, display, train, everything, watch)
 
 
 def tags_of(config: RunConfig, world: int | str, device: str) -> dict[str, str]:

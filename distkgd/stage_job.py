@@ -19,7 +19,7 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Balanced, Sampler
 from distkgd.imports import is_foreign
 from distkgd.imports.teachers import imported_folder
-from distkgd.job import Job
+from distkgd.job import Job, Watch
 from distkgd.methods import METHODS, Method, Setup, build_method
 from distkgd.model import Model, new_model
 from distkgd.model_folder import load_model, same_vocabulary
@@ -42,6 +42,7 @@ class Run:
     display: Display
     train_answers: KnownAnswers
     all_answers: KnownAnswers
+    watch: Watch | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,6 +110,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         tracking=tracking,
         display=run.display,
         engine=run.config.engine,
+        watch=run.watch,
     )
 
 
