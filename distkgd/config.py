@@ -263,13 +263,15 @@ class EngineConfig(Frozen):
 class RunConfig(Frozen):
     """A whole run; see the module's docstring.
 
-    teacher: a stage, the path of a finished model, or nothing. teachers: name -> stage or path, in place of `teacher`
+    teacher: a stage, the path of a finished model or LIBRARY:PATH of another library's, or nothing.
+    teachers: name -> stage or path, in place of `teacher`
         for methods that have several; the student gets them in this order.
     chain, assistant: models between teacher and student (`distkgd.plan_config`).
     baseline: also train the student's config without its teacher; a mapping puts keys over it.
     ties: how equal scores rank: realistic (mean of best and worst), optimistic, pessimistic.
     filter: filtered, or raw (known answers compete too).
     test: off leaves the test split unread (for tuning).
+    trust_pickle: a teacher `pykeen:PATH` may be a pickle, which runs what it says when it is read.
     keep: newest checkpoints kept beside the best one; with 1, a damaged one may leave none to go back to.
     threads: CPU threads per rank, 0: torch's default.
     """
@@ -289,6 +291,7 @@ class RunConfig(Frozen):
     ties: Literal["realistic", "optimistic", "pessimistic"] = "realistic"
     filter: Literal["filtered", "raw"] = "filtered"
     test: bool = True
+    trust_pickle: bool = False
     keep: Positive = 2
     engine: EngineConfig = EngineConfig()
     mlflow: MlflowConfig = MlflowConfig()

@@ -23,6 +23,9 @@ from distkgd.methods import Method
 from distkgd.scenes import Lookahead, SceneBuilder
 from distkgd.tracking import StageTracking
 
+# (stage, epoch, best validation MRR so far) -> whether to go on.
+Watch = Callable[[str, int, float], bool]
+
 
 @dataclass
 class Progress:
@@ -48,6 +51,8 @@ class Job:
 
     digest: identifies config, data and teachers; a checkpoint of another digest is refused.
     validate: -> validation metrics (with "mrr"), or None when there is nothing to validate on.
+    watch: told the stage's name, epoch and best MRR after every validation, once its checkpoint is on the way; False
+        stops the stage there. All ranks must get the same answer.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Job:
     tracking: StageTracking
     display: Display
     engine: EngineConfig = field(default_factory=EngineConfig)
+    watch: Watch | None = None
     rows: dict[str, RowOptimizer] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
     writer: Writer = field(init=False)

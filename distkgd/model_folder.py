@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 import torch
 
+from distkgd.distributed.int8_files import read_int8
 from distkgd.distributed.model_files import TAGS, Rows, atomic_folder, read_table, write_table
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.sparse_files import read_sparse, smallest
@@ -29,6 +30,7 @@ from distkgd.scorers import Scorer, from_constants
 
 FORMAT = "distkgd-model/1"
 SPARSE = "distkgd-sparse/1"  # the same with tables as `sparse_files` writes them
+INT8 = "distkgd-int8/1"  # the same with entities as `int8_files` writes them
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def save_model(folder: Path, model: Model, graph: Graph | LoadedModel, about: Ma
                 **about,
             }
             (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            _write_names(part, "entities", "entity_labels", graph.entities)
-            _write_names(part, "relations", "relation_labels", graph.relations)
+            write_names(part, "entities", "entity_labels", graph.entities)
+            write_names(part, "relations", "relation_labels", graph.relations)
 
 
 def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> LoadedModel:
@@ -90,11 +92,15 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
         if config["format"] == SPARSE:
             entity = read_sparse(folder / files["entity"][0], (num_entities, scorer.entity_size), lo, hi)
             relation = read_sparse(folder / files["relation"][0], (rows, scorer.relation_size), 0, rows)
+        elif config["format"] == INT8:
+            path = folder / files["entity"][0]
+            entity = read_int8(path, num_entities, scorer.biases, scorer.dim, lo, hi)
+            relation = read_table(folder, files["relation"], "relation", 0, rows).float()
         else:
             entity = read_table(folder, files["entity"], "entity", lo, hi)
             relation = read_table(folder, files["relation"], "relation", 0, rows)
-        entities = _read_names(folder, "entities", "entity_labels", num_entities)
-        relations = _read_names(folder, "relations", "relation_labels", num_relations)
+        entities = read_names(folder, "entities", "entity_labels", num_entities)
+        relations = read_names(folder, "relations", "relation_labels", num_relations)
     except (ModelError, DataError):
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -124,21 +130,6 @@ def read_shape(folder: Path) -> tuple[Scorer, bool]:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
 
 
-def crop_model(folder: Path, out: Path, dim: int, ranks: Ranks) -> Model:
-    """Write the crop of the model in `folder` to its first `dim` columns as a model folder `out`; all ranks call it.
-
-    Raises ModelError when `out` exists, ConfigError or UnsupportedError where the scorer has no such crop.
-    """
-    if any(ranks.gather_objects(out.exists())):
-        raise ModelError(f"{out} exists already; choose a folder that does not.")
-    loaded = load_model(folder, ranks)
-    cropped = loaded.model.crop(dim)
-    kept = {key: loaded.config[key] for key in ("data", "source", "stage", "method") if key in loaded.config}
-    source = {"model": str(find_model(folder).resolve()), "dim": loaded.model.scorer.dim}
-    save_model(out, cropped, loaded, kept | {"crop_of": source})
-    return cropped
-
-
 def find_model(folder: Path) -> Path:
     """`folder` itself or its `model/` subfolder, whichever holds a config.json."""
     for candidate in (folder, folder / "model"):
@@ -153,14 +144,25 @@ def find_model(folder: Path) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}/config.json cannot be read: {error}.") from None
-    if not isinstance(config, dict) or config.get("format") not in (FORMAT, SPARSE):
-        given = config.get("format") if isinstance(config, dict) else config
-        raise ModelError(f"{folder}/config.json has format {given!r}; this version reads {FORMAT!r} and {SPARSE!r}.")
+    config = read_json(folder / "config.json")
+    known = (FORMAT, SPARSE, INT8)
+    if config.get("format") not in known:
+        given = config.get("format")
+        raise ModelError(
+            f"{folder}/config.json has format {given!r}; this version reads {', '.join(map(repr, known))}."
+        )
     return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; ModelError when there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds {found!r:.80}, not a mapping of names to values.")
+    return found
 
 
 def bytes_on_disk(folder: Path) -> int:
@@ -198,7 +200,8 @@ def same_vocabulary(loaded: LoadedModel, graph: Graph, folder: str) -> None:
             )
 
 
-def _write_names(folder: Path, names: str, labels: str, vocabulary: Vocabulary) -> None:
+def write_names(folder: Path, names: str, labels: str, vocabulary: Vocabulary) -> None:
+    """Write names, and labels where there are any: "entities", "entity_labels", or of relations."""
     vocabulary.write_tsv(folder / f"{names}.tsv")
     if vocabulary.labels is not None:
         texts = vocabulary.labels
@@ -206,7 +209,8 @@ def _write_names(folder: Path, names: str, labels: str, vocabulary: Vocabulary) 
         frame.write_csv(folder / f"{labels}.tsv", separator="\t", include_header=False)
 
 
-def _read_names(folder: Path, names: str, labels: str, number: int) -> Vocabulary:
+def read_names(folder: Path, names: str, labels: str, number: int) -> Vocabulary:
+    """`number` names of a model folder, and labels if there are any: "entities", "entity_labels", or of relations."""
     vocabulary = Vocabulary.read_tsv(folder / f"{names}.tsv")
     if len(vocabulary) != number:
         raise ModelError(f"{folder / names}.tsv has {len(vocabulary)} rows; config.json says {number}.")

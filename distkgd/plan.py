@@ -10,8 +10,8 @@ runs/NAME/
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,57 +27,98 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import protocol
 from distkgd.graph import Graph
-from distkgd.job import Progress
+from distkgd.imports.teachers import bring_teachers
+from distkgd.job import Progress, Watch
 from distkgd.long_tail import in_parts
 from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, find_model, save_model, sparse_bytes
 from distkgd.report import write_atomic, write_report
 from distkgd.run_folder import prepare_folder
 from distkgd.scorers import SCORERS
-from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, teacher_folder
+from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
 from distkgd.stages import Stage, build_plan, check_plan
-from distkgd.tracking import Status, open_tracking
+from distkgd.tracking import Status, Tracking, open_tracking
 from distkgd.train import train_stage
+
+RESULT = "result.json"
 
 
 def run_plan(
-    config: RunConfig, graph: Graph, ranks: Ranks, folder: Path, *, resume: bool, display: Display
+    config: RunConfig,
+    graph: Graph,
+    ranks: Ranks,
+    folder: Path,
+    *,
+    resume: bool,
+    display: Display,
+    stages: list[Stage] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train every unfinished stage, write the report, and return it.
 
+    stages: in place of those of `config`'s own plan. watch: see `Job`.
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
-    stages = build_plan(config)
-    check_plan(config, stages, graph, ranks.world)
-    if config.engine.name == "deepspeed":
-        tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
-        for one in (one for stage in stages for one in stage.configs):
-            check_supported(one.optimizer.name, config.engine.zero, tensors)
+    stages = checked_plan(config, graph, ranks.world, stages)
     prepare_folder(config, stages, graph, folder, ranks, resume)
+    source, trust = source_of(config, graph), config.trust_pickle
+    bring_teachers(stages, graph, folder, ranks, display, data=source, trust=trust)
     track = config.mlflow
     tracking = open_tracking(
         run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
     )
-    run = Run(
-        config,
-        graph,
-        ranks,
-        folder,
-        tracking,
-        display,
-        shared_answers(ranks, [graph.train], graph.num_entities),
-        shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities),
-    )
-    tags = {"git_sha": git_sha(), "world": str(ranks.world), "device": str(ranks.device)}
-    tags |= {f"protocol.{key}": str(value) for key, value in protocol(config.ties, config.filter).items()}
-    tracking.start(resolved(config), tags, graph.summary())
-    status: Status = "FAILED"
-    try:
-        results = [run_stage(run, stage) for stage in stages]
-        report = make_report(run, results)
+    run = open_run(config, graph, ranks, folder, tracking, display, watch)
+    tracking.start(resolved(config), tags_of(config, ranks.world, str(ranks.device)), graph.summary())
+    with closing(tracking, folder):
+        rows = [run_stage(run, stage) for stage in stages]
+        report = make_report(config, graph, rows, ranks.world, str(ranks.device))
         if ranks.first:
             write_report(folder, report)
         ranks.barrier()
+    return report
+
+
+def checked_plan(config: RunConfig, graph: Graph, world: int, stages: list[Stage] | None = None) -> list[Stage]:
+    """The stages of a run; ConfigError, UnsupportedError or ModelError for what could not work on this data.
+
+    stages: in place of those of `config`'s own plan.
+    """
+    stages = build_plan(config) if stages is None else stages
+    check_plan(config, stages, graph, world)
+    if config.engine.name == "deepspeed":
+        tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
+        for one in (one for stage in stages for one in stage.configs):
+            check_supported(one.optimizer.name, config.engine.zero, tensors)
+    return stages
+
+
+def open_run(
+    config: RunConfig,
+    graph: Graph,
+    ranks: Ranks,
+    folder: Path,
+    tracking: Tracking,
+    display: Display,
+    watch: Watch | None = None,
+) -> Run:
+    """What stages of a plan share in one process group. All ranks call it."""
+    train = shared_answers(ranks, [graph.train], graph.num_entities)
+    everything = shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities)
+    return Run(config, graph, ranks, folder, tracking, display, train, everything, watch)
+
+
+def tags_of(config: RunConfig, world: int | str, device: str) -> dict[str, str]:
+    """Of the plan's run: the code, the machine and the protocol."""
+    tags = {"git_sha": git_sha(), "world": str(world), "device": device}
+    return tags | {f"protocol.{key}": str(value) for key, value in protocol(config.ties, config.filter).items()}
+
+
+@contextmanager
+def closing(tracking: Tracking, folder: Path) -> Iterator[None]:
+    """Close the plan's run as its block ends; with the report, where the block came to its end."""
+    status: Status = "FAILED"
+    try:
+        yield
         status = "FINISHED"
     except (KeyboardInterrupt, Stopped):
         status = "KILLED"
@@ -85,21 +126,17 @@ def run_plan(
     finally:
         done = status == "FINISHED"
         tracking.finish(status, [folder / "report.json", folder / "report.md"] if done else [])
-    return report
 
 
 def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     """One stage's row of the report; trains it unless it is finished."""
     folder = run.stage_folder(stage.name)
-    result = folder / "result.json"
     stage, chosen = settled(run, stage)
-    digest = stage_digest(run, stage)
-    if result.exists():
-        row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        if row.pop("digest") != digest:
-            raise ConfigError(f"{folder} was made by another config, data set or teacher; use another --out.")
+    row = finished_row(run.config, run.graph.sha256, run.folder, stage)
+    if row is not None:
         run.display.line(f"{stage.name}: finished before, valid MRR {row['valid']['mrr']:.4f}")
         return row
+    digest = stage_digest(run.config, run.graph.sha256, run.folder, stage)
     tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
     status: Status = "FAILED"
     try:
@@ -109,14 +146,30 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         row = finish_stage(run, stage, job.method.product, progress) | chosen
         row |= job.method.report(partial(run.curve, job.method.product), run.splits)
         if run.ranks.first:
-            write_atomic(result, json.dumps({**row, "digest": digest}, indent=2) + "\n")
+            write_atomic(folder / RESULT, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
         status = "FINISHED"
     finally:
-        found = {} if status != "FINISHED" else flatten_metrics(row)
+        found = {} if status != "FINISHED" else flatten_metrics(row or {})
         tracking.finish(status, folder / "model" if status == "FINISHED" else None, found)
     scores = ", ".join(f"{split} MRR {row[split]['mrr']:.4f}" for split in run.splits)
     run.display.line(f"{stage.name}: done in {row['seconds']:.0f} s, {scores}")
+    return row
+
+
+def finished_row(config: RunConfig, sha256: str, folder: Path, stage: Stage) -> dict[str, Any] | None:
+    """The row of a stage that is finished in the run folder, None of one that is not.
+
+    sha256: the data's. Raises ConfigError when the stage was made by another config, data set or teacher.
+    """
+    result = stage_folder(folder, stage.name) / RESULT
+    if not result.exists():
+        return None
+    row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    if stage.choice is not None:
+        stage = replace(stage, config=stage.choice.configs[row["chosen"]["winner"]], choice=None)
+    if row.pop("digest") != stage_digest(config, sha256, folder, stage):
+        raise ConfigError(f"{result.parent} was made by another config, data set or teacher; use another --out.")
     return row
 
 
@@ -140,7 +193,7 @@ def settled(run: Run, stage: Stage) -> tuple[Stage, dict[str, Any]]:
 
 def valid_mrr(run: Run, name: str) -> float:
     """Of a finished stage of this run as its result says, or of a model elsewhere, ranked now."""
-    result = run.stage_folder(name) / "result.json"
+    result = run.stage_folder(name) / RESULT
     if result.exists():
         return float(json.loads(result.read_text(encoding="utf-8"))["valid"]["mrr"])
     return run.evaluate(load_teacher(run, name), "valid")[0]["mrr"]
@@ -150,9 +203,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
     """Save the model, evaluate it, and say what the stage was."""
     folder = run.stage_folder(stage.name)
     config = stage.config
-    source = run.config.data
-    if source != run.graph.name and Path(source).is_dir():
-        source = str(Path(source).resolve())  # found again from any working directory
+    source = source_of(run.config, run.graph)
     about = {"data": run.graph.summary(), "source": source, "stage": stage.name, "method": config.method}
     save_model(folder / "model", student, run.graph, about)
     found = {split: run.evaluate(student, split) for split in run.splits}
@@ -179,30 +230,39 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
     }
 
 
-def make_report(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def source_of(config: RunConfig, graph: Graph) -> str:
+    """What a model's config.json says of where its data set was; found again from any working directory."""
+    if config.data != graph.name and Path(config.data).is_dir():
+        return str(Path(config.data).resolve())
+    return config.data
+
+
+def make_report(
+    config: RunConfig, graph: Graph, rows: list[dict[str, Any]], world: int | str, device: str
+) -> dict[str, Any]:
     """report.json's content."""
     return {
-        "name": run.config.name,
-        "data": run.graph.summary(),
-        "protocol": protocol(run.config.ties, run.config.filter),
-        "seed": run.config.seed,
-        "world": run.ranks.world,
-        "device": str(run.ranks.device),
+        "name": config.name,
+        "data": graph.summary(),
+        "protocol": protocol(config.ties, config.filter),
+        "seed": config.seed,
+        "world": world,
+        "device": device,
         "stages": rows,
     }
 
 
-def stage_digest(run: Run, stage: Stage) -> str:
+def stage_digest(config: RunConfig, data_sha256: str, run_folder: Path, stage: Stage) -> str:
     """sha256 of what determines a stage's result: its config, seed, dtype, data, and the teachers' files."""
     teachers = {}
     for name in stage.teachers:
-        folder = find_model(teacher_folder(run, name))
+        folder = find_model(teacher_folder(run_folder, name))
         teachers[name] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     content = {
         "stage": stage.config.model_dump(mode="json"),
-        "seed": run.config.seed,
-        "dtype": run.config.dtype,
-        "data": run.graph.sha256,
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "data": data_sha256,
         "teachers": teachers,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

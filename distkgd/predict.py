@@ -90,16 +90,17 @@ def top_k(
             query, entity = exclude
             here = (entity >= table.lo + start) & (entity < table.lo + stop)
             block[query[here], entity[here] - table.lo - start] = -torch.inf
-        scores, ids = _best(torch.cat([scores, block], 1), torch.cat([ids, block_ids], 1), k)
+        scores, ids = best(torch.cat([scores, block], 1), torch.cat([ids, block_ids], 1), k)
     if ranks.world > 1:
         # A shard may hold fewer than k rows; the others must still know how many numbers it sends.
         kept = [min(k, hi - lo) for lo, hi in pairwise(ranks.bounds(table.total))]
         gathered = ranks.gather(scores.T, kept, "partials"), ranks.gather(ids.T, kept, "partials")
-        scores, ids = _best(gathered[0].T, gathered[1].T, k)
+        scores, ids = best(gathered[0].T, gathered[1].T, k)
     return scores, ids
 
 
-def _best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """([Q, k] scores, [Q, k] ids): the best of [Q, n] each, best first, equal scores by id."""
     # topk leaves the order of equal scores open, so all that equal the last one are taken along before the cut.
     k = min(k, scores.shape[1])
     if not k or not len(scores):

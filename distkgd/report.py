@@ -88,9 +88,17 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """The protocol, the data, each student beside the direct model of its dim, what was chosen, and the long tail."""
-    stages = report["stages"]
-    return [_protocol(report), _data(report["data"]), *_comparisons(stages), *_choices(stages), *_long_tail(stages)]
+    """The protocol, the data, each student beside the direct model of its dim, what was chosen, the long tail, and
+    whatever the one who ran the plan remarks."""
+    stages, remarks = report["stages"], report.get("remarks", [])
+    return [
+        _protocol(report),
+        _data(report["data"]),
+        *_comparisons(stages),
+        *_choices(stages),
+        *_long_tail(stages),
+        *remarks,
+    ]
 
 
 def _curve(stage: Stage) -> str:

@@ -19,14 +19,21 @@ FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlfl
 
 
 def prepare_folder(
-    config: RunConfig, stages: list[Stage], graph: Graph, folder: Path, ranks: Ranks, resume: bool
+    config: RunConfig,
+    stages: list[Stage],
+    graph: Graph,
+    folder: Path,
+    ranks: Ranks,
+    resume: bool,
+    launcher: str | None = None,
 ) -> None:
     """Create the run folder and plan.yaml, or check that an existing one is the same run.
 
-    A folder that this very torchrun launch has made needs no `resume`: torchrun has started the ranks anew.
+    A folder that this very launch has made needs no `resume`: the ranks were started anew. launcher: what tells this
+        launch from all others; default: the torchrun process above this one, if any.
     """
     path, launch = folder / "plan.yaml", folder / "launch.json"
-    agents = sorted({agent for agent in ranks.gather_objects(launch_agent()) if agent})
+    agents = sorted({agent for agent in ranks.gather_objects(launcher or launch_agent()) if agent})
     exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
     if exists and not resume and not known:
         raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")

@@ -17,7 +17,9 @@ from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Balanced, Sampler
-from distkgd.job import Job
+from distkgd.imports import is_foreign
+from distkgd.imports.teachers import imported_folder
+from distkgd.job import Job, Watch
 from distkgd.methods import METHODS, Method, Setup, build_method
 from distkgd.model import Model, new_model
 from distkgd.model_folder import load_model, same_vocabulary
@@ -40,6 +42,7 @@ class Run:
     display: Display
     train_answers: KnownAnswers
     all_answers: KnownAnswers
+    watch: Watch | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,7 +56,7 @@ class Run:
 
     def stage_folder(self, name: str) -> Path:
         """Where a stage keeps everything."""
-        return self.folder / "stages" / name
+        return stage_folder(self.folder, name)
 
     def evaluate(self, model: Model, split: str) -> tuple[dict[str, float], torch.Tensor]:
         """Metrics and ranks of a model on "valid" or "test"."""
@@ -107,6 +110,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         tracking=tracking,
         display=run.display,
         engine=run.config.engine,
+        watch=run.watch,
     )
 
 
@@ -157,15 +161,22 @@ def build_scenes(run: Run, config: StageConfig, triples: torch.Tensor, batch_siz
     )
 
 
-def teacher_folder(run: Run, name: str) -> Path:
-    """The folder of a teacher: a finished stage of this plan, or a path."""
-    own = run.stage_folder(name)
+def stage_folder(run_folder: Path, name: str) -> Path:
+    """Where a stage keeps everything."""
+    return run_folder / "stages" / name
+
+
+def teacher_folder(run_folder: Path, name: str) -> Path:
+    """The folder of a teacher: a finished stage of this plan, a path, or what was imported of another library."""
+    if is_foreign(name):
+        return imported_folder(run_folder, name)
+    own = stage_folder(run_folder, name)
     return own if (own / "model").is_dir() else Path(name)
 
 
 def load_teacher(run: Run, name: str) -> Model:
     """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten."""
-    folder = teacher_folder(run, name)
+    folder = teacher_folder(run.folder, name)
     loaded = load_model(folder, run.ranks, run.dtype)
     same_vocabulary(loaded, run.graph, str(folder))
     return loaded.model

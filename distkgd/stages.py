@@ -7,6 +7,7 @@ from pathlib import Path
 from distkgd.config import RunConfig, StageConfig, alone
 from distkgd.errors import ConfigError, DistkgdError, UnsupportedError
 from distkgd.graph import Graph
+from distkgd.imports import Given, is_foreign, open_foreign
 from distkgd.model_folder import read_shape
 from distkgd.scorers import build_scorer
 from distkgd.scorers.base import check_reciprocal
@@ -41,6 +42,12 @@ class Stage:
     def configs(self) -> list[StageConfig]:
         """All that this stage may have."""
         return [self.config] if self.choice is None else list(self.choice.configs.values())
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be finished before this one begins: names of stages, among them perhaps paths of models."""
+        choice = self.choice
+        return self.teachers if choice is None else (*self.teachers, *choice.configs, *choice.between)
 
 
 def build_plan(config: RunConfig) -> list[Stage]:
@@ -88,7 +95,7 @@ def check_plan(config: RunConfig, stages: Sequence[Stage], graph: Graph, world: 
         shapes[stage.name] = [shape_of(one) for one in stage.configs]
         for name in stage.teachers:
             if name not in shapes:
-                shapes[name] = [Shape(*read_shape(Path(name)))]
+                shapes[name] = [shape_of_teacher(name, config.trust_pickle)]
         for one, mine in zip(stage.configs, shapes[stage.name], strict=True):
             if one.start == "random":
                 continue
@@ -107,6 +114,14 @@ def check_plan(config: RunConfig, stages: Sequence[Stage], graph: Graph, world: 
         dim = shapes[config.teacher][0].scorer.dim
         if max(config.assistant.dims) >= dim:
             raise ConfigError(f"assistant: dims must be below {dim}, that of the model {config.teacher}.")
+
+
+def shape_of_teacher(source: str, trust_pickle: bool) -> Shape:
+    """Of a finished model: a model folder, or LIBRARY:PATH of another library."""
+    if is_foreign(source):
+        model = open_foreign(source, Given(trust_pickle=trust_pickle))
+        return Shape(model.scorer, model.reciprocal)
+    return Shape(*read_shape(Path(source)))
 
 
 def shape_of(config: StageConfig) -> Shape:

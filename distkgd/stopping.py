@@ -8,11 +8,20 @@ from types import FrameType
 from typing import Any
 
 
-@dataclass
+@dataclass(eq=False)
 class StopRequest:
     """The signal that asked this process to stop, or 0."""
 
     signal_number: int = 0
+
+
+_listening: list[StopRequest] = []  # the loops of this process
+
+
+def ask_to_stop(signal_number: int) -> None:
+    """What that signal would do to the loops of this process, also to those outside its main thread."""
+    for request in list(_listening):
+        request.signal_number = signal_number
 
 
 @contextmanager
@@ -29,10 +38,12 @@ def listen_for_stop() -> Iterator[StopRequest]:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             before[number] = signal.signal(number, note)
     except ValueError:
-        # Not the main thread (a Ray actor): its owner decides when to stop.
+        # Not the main thread (a Ray actor): its owner decides when to stop, and says so with `ask_to_stop`.
         before.clear()
+    _listening.append(request)
     try:
         yield request
     finally:
+        _listening.remove(request)
         for number, handler in before.items():
             signal.signal(number, handler)

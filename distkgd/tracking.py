@@ -78,6 +78,13 @@ class Tracking(ABC):
         """
 
     @abstractmethod
+    def attach(self, dataset: Params) -> None:
+        """In place of `start`: the parent run is one that another process has started and will finish.
+
+        Where the store cannot be reached there is a warning, and the stages go untracked.
+        """
+
+    @abstractmethod
     def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
         """Create or reopen the child run of one stage."""
 
@@ -96,7 +103,7 @@ def open_tracking(*, run_folder: Path, name: str, uri: str | None, enabled: bool
     """
     if not enabled:
         return NoTracking()
-    uri = _resolve_uri(uri, run_folder)  # before `active`: a typing error stops all ranks and not one
+    uri = resolve_uri(uri, run_folder)  # before `active`: a typing error stops all ranks and not one
     if not active:
         return NoTracking()
     try:
@@ -129,6 +136,9 @@ class NoTracking(Tracking):
     """Does nothing: tracking is off, mlflow is missing, or this is not the first rank."""
 
     def start(self, params: Params, tags: Tags, dataset: Params) -> None:
+        pass
+
+    def attach(self, dataset: Params) -> None:
         pass
 
     def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
@@ -389,6 +399,7 @@ class MlflowTracking(Tracking):
         self._run: _Run | None = None
         self._dataset: Params = {}
         self._stages: list[MlflowStageTracking] = []
+        self._attached = False
 
     def start(self, params: Params, tags: Tags, dataset: Params) -> None:
         self._dataset = dict(dataset)
@@ -404,7 +415,20 @@ class MlflowTracking(Tracking):
                 "or http://host:5000), start that server, or set mlflow.enabled=false."
             ) from error
 
+    def attach(self, dataset: Params) -> None:
+        self._dataset = dict(dataset)
+        self._attached = True
+
+        def connect() -> None:
+            store = _Store(self._run_folder, self._uri)
+            self._run = _Run(store.get(None)["run_id"], "", True, {})
+            self._store = store
+
+        self._guard.attempt(connect)
+
     def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
+        if self._attached and self._store is None:
+            return NoStageTracking()
         assert self._store is not None and self._run is not None, "stage() before start()"
         tags = dict(tags) | {"mlflow.parentRunId": self._run.id, "stage": name}
         stage = MlflowStageTracking(self._store, name, params, tags, self._dataset)
@@ -415,7 +439,7 @@ class MlflowTracking(Tracking):
         for stage in self._stages:
             stage.finish(status, None)
         store, run = self._store, self._run
-        if store is None or run is None:
+        if store is None or run is None or self._attached:
             return
         self._run = None
         for path in artifacts:
@@ -498,7 +522,8 @@ def _check_sqlite(file: Path) -> None:
         ) from error
 
 
-def _resolve_uri(uri: str | None, run_folder: Path) -> str:
+def resolve_uri(uri: str | None, run_folder: Path) -> str:
+    """The store that `open_tracking` would use; relative files become absolute ones."""
     kept = _read_state(run_folder).get("uri")
     if not uri and kept is not None and "***@" not in kept:
         return str(kept)

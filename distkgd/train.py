@@ -21,9 +21,10 @@ def train_stage(job: Job) -> Progress:
     """Train until the epochs are over, validation stops rising, or the method has finished; leaves the best rows in the
     student. Resumes from the newest checkpoint in the stage's folder if there is one.
 
-    Raises Stopped after a signal (the checkpoint is written), DivergedError on a NaN or Inf loss.
+    Raises Stopped after a signal or when `job.watch` has seen enough (the checkpoint is written), DivergedError on a
+    NaN or Inf loss.
     """
-    progress = restore(job)
+    progress, unwanted = restore(job), False
     per_epoch = job.scenes.sampler.steps_per_epoch
     begun = time.monotonic() - progress.seconds
     finished_before = progress.done
@@ -43,7 +44,10 @@ def train_stage(job: Job) -> Progress:
 
             if progress.step % per_epoch == 0:
                 progress.epoch += 1
-                end_epoch(job, progress, log, begun)
+                validated = end_epoch(job, progress, log, begun)
+                if validated and job.watch is not None:
+                    unwanted = not job.watch(job.name, progress.epoch, progress.best_mrr)
+                    stopping = stopping or unwanted
             if stopping:
                 break
         job.lookahead.drop()
@@ -53,7 +57,8 @@ def train_stage(job: Job) -> Progress:
             write(job, progress)
             settle(job)
         # A signal may also have come in the last step or validation, after which no step would see it.
-        if any(job.ranks.gather_objects(stop.signal_number)):
+        unwanted = unwanted and not progress.done
+        if any(job.ranks.gather_objects(stop.signal_number)) or unwanted:
             raise Stopped(stop.signal_number or int(signal.SIGTERM), f"in stage {job.name} after step {progress.step}")
     if job.validate is not None and progress.best_step >= 0:
         load_group(job, "student", job.checkpoints / step_name(progress.best_step))
@@ -115,8 +120,11 @@ def apply(
     return found
 
 
-def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> None:
-    """Validate, remember the best, advance the method's phases, decide whether to go on, and checkpoint."""
+def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> bool:
+    """Validate, remember the best, advance the method's phases, decide whether to go on, and checkpoint.
+
+    Returns whether there was a validation.
+    """
     config, epoch = job.config, progress.epoch
     due = bool(config.validate_every) and (epoch % config.validate_every == 0 or epoch == last_epoch(job))
     improved = False
@@ -142,6 +150,7 @@ def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> No
     if not ends and (improved or (config.checkpoint_every and epoch % config.checkpoint_every == 0)):
         progress.seconds = time.monotonic() - begun
         write(job, progress)
+    return due and job.validate is not None
 
 
 def follow_plateau(schedule: ScheduleConfig, progress: Progress, improved: bool) -> None:

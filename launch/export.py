@@ -1,6 +1,6 @@
-"""Write a finished model in a format that other programs read, in flat memory.
+"""Write a finished model, or a crop of it, in a format that other programs read.
 
-python launch/export.py RUN/stages/student OUT [--format safetensors]
+python launch/export.py RUN/stages/student OUT [--format safetensors] [--dim 32]
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ import typer
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.export import FORMATS, export_model
+from distkgd.export.int8_format import cost_of_int8
 from distkgd.launching import launch
 
 
@@ -18,16 +19,18 @@ def main(
     model: Annotated[Path, typer.Argument(help="Folder of a finished stage or of its model.")],
     out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     format_: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.")] = "safetensors",
+    dim: Annotated[int | None, typer.Option(min=1, help="Keep the first so many numbers per entity.")] = None,
 ) -> None:
-    """Write one file per table, the names of its rows, and config.json."""
+    """Write the tables, the names of their rows, and config.json."""
 
     def body(ranks: Ranks, display: Display) -> None:
-        files = export_model(model, out, format_, ranks)
+        files = export_model(model, out, format_, ranks, dim)
         size = sum(file.stat().st_size for file in files)
-        tables = sum(file.stat().st_size for file in files if file.suffix not in (".tsv", ".json"))
-        display.line(
-            f"written: {out} ({', '.join(file.name for file in files)}; {size / 1e6:,.1f} MB, tables {tables:,} bytes)"
-        )
+        tables = sum(file.stat().st_size for file in files if file.suffix not in (".tsv", ".json", ".md"))
+        names = ", ".join(str(file.relative_to(out)) for file in files)
+        display.line(f"written: {out} ({names}; {size / 1e6:,.1f} MB, tables {tables:,} bytes)")
+        if format_ == "int8":
+            display.line(cost_of_int8(model, out, ranks, dim))
 
     launch(body, device="cpu")
 

@@ -21,7 +21,7 @@ from distkgd.display import Display
 from distkgd.distributed.checkpoint import list_steps
 from distkgd.distributed.dense import DenseOptimizer
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
+from distkgd.errors import ConfigError, DistkgdError
 from distkgd.methods import METHODS
 from distkgd.methods.dualde import StageTwoConfig
 from distkgd.plan import run_plan
@@ -412,6 +412,16 @@ def engines_of(folder: Path, options: dict[str, Any]) -> list[int]:
     return made
 
 
+def refused_pickle_after(folder: Path, options: dict[str, Any]) -> str:
+    """What is wrong with a teacher that is a pickle, and no model of PyKEEN."""
+    folder.mkdir()
+    (folder / "trained_model.pkl").write_bytes(b"not a model")
+    taught = {"teacher": f"pykeen:{folder}", "student": {**BASE, "method": "bkd"}}
+    with pytest.raises(DistkgdError) as refused:
+        run_toy(folder / "run", merge(taught, options))
+    return str(refused.value).replace(str(folder), "")
+
+
 RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = {
     "name": (["one", "two"], lambda f, o: launched(f, o)["out"]),
     "data": ([0, 1], data_after),
@@ -431,6 +441,7 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "ties": (["realistic", "optimistic", "pessimistic"], tied_metrics_after),
     "filter": (["filtered", "raw"], metrics_after),
     "test": ([False, True], splits_after),
+    "trust_pickle": ([False, True], refused_pickle_after),
     "keep": ([1, 2, 3], checkpoints_after),
     "engine.name": (["ddp", "deepspeed"], engines_of),
     "engine.zero": ([0, 1, 2, 3], engines_of),

@@ -51,6 +51,8 @@ def test_every_other_flag_belongs_to_some_launcher_or_to_a_named_program() -> No
     foreign = {
         "torchrun": {"--standalone", "--nproc-per-node", "--max-restarts", "--nnodes", "--rdzv-backend", "--rdzv-conf"},
         "mlflow ui": {"--backend-store-uri"},
+        "ray job submit": {"--address", "--working-dir", "--runtime-env"},
+        "ray get-auth-token": {"--generate"},
     }
     for program, flags in foreign.items():
         assert all(re.search(rf"{program}[^\n]*{flag}", README) for flag in flags)
@@ -66,7 +68,8 @@ def test_every_make_target_named_in_the_readme_exists() -> None:
 
 def test_every_config_in_the_readme_is_valid() -> None:
     # The example of a method has a test of its own: tests/methods/test_own_method.py.
-    elsewhere = README.replace(section("A method of your own"), "")
+    # Sweeps are no plans: tests/cluster/test_sweep_config.py.
+    elsewhere = README.replace(section("A method of your own"), "").replace(section("Sweeps"), "")
     blocks = re.findall(r"```yaml\n(.*?)```", elsewhere, re.DOTALL)
     assert blocks
     for block in blocks:

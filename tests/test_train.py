@@ -16,7 +16,7 @@ import torch
 from distkgd import train
 from distkgd.distributed.checkpoint import list_steps, load_rows, read_meta
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import CheckpointError, DivergedError
+from distkgd.errors import CheckpointError, DivergedError, Stopped
 from distkgd.job import Job, Progress, schedule_scale, step_name
 from distkgd.methods.base import Update
 from distkgd.methods.scratch import Scratch
@@ -352,3 +352,27 @@ def test_one_dying_rank_ends_the_whole_launch_within_a_minute(tmp_path: Path) ->
     assert code != 0
     assert not alive, "a rank outlived the launch"
     assert not (tmp_path / "run/report.json").exists()
+
+
+# -- a watcher that has seen enough ----------------------------------------------------------------------------------
+
+
+def test_a_stage_stopped_by_its_watcher_goes_on_to_the_same_rows(tmp_path: Path) -> None:
+    whole = job_in(tmp_path / "whole", checkpoint_every=1)
+    told: list[tuple[str, int]] = []
+    whole.watch = lambda stage, epoch, _mrr: told.append((stage, epoch)) or True
+    train_stage(whole)
+    assert told == [("student", epoch) for epoch in range(1, 7)]
+    half = job_in(tmp_path / "half")
+    half.watch = lambda _stage, epoch, _mrr: epoch < 3
+    with pytest.raises(Stopped, match="--resume"):
+        train_stage(half)
+    again = job_in(tmp_path / "half")
+    assert train_stage(again).step == 6 * again.scenes.sampler.steps_per_epoch
+    assert torch.equal(rows_of(again), rows_of(whole))
+
+
+def test_a_watcher_cannot_stop_what_is_finished(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    job.watch = lambda _stage, epoch, _mrr: epoch < 6
+    assert train_stage(job).done

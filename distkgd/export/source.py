@@ -1,20 +1,23 @@
-"""A finished model folder as exporters see it: tables as streams of bytes, so that no table is ever in memory."""
+"""A finished model folder as exporters see it: tables as streams of bytes or rows, so that none is ever in memory."""
 
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from distkgd.distributed.model_files import TAGS
 from distkgd.errors import ModelError
-from distkgd.model_folder import find_model, read_config
-from distkgd.scorers import from_constants
+from distkgd.model_folder import FORMAT, find_model, read_config
+from distkgd.scorers import Scorer, from_constants
 
 PIECE_BYTES = 1 << 22
+DTYPE_OF = {tag: dtype for dtype, tag in TAGS.items()}
 ITEM_BYTES = {tag: dtype.itemsize for dtype, tag in TAGS.items()}
 
 
@@ -45,22 +48,47 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """Parts that make one table [rows, columns] of one dtype (`tag`: as safetensors spells it)."""
+    """Parts that make one table [rows, columns] of one dtype (`tag`: as safetensors spells it).
+
+    columns: those of the parts' columns that the table has, in its order; None: all.
+    """
 
     name: str
     tag: str
     shape: tuple[int, int]
     parts: tuple[Part, ...]
+    columns: Tensor | None = None
 
     @property
     def size(self) -> int:
         """Bytes of all rows."""
-        return sum(part.size for part in self.parts)
+        return math.prod(self.shape) * ITEM_BYTES[self.tag]
 
     def pieces(self) -> Iterator[bytes]:
         """All rows in order: little-endian, row after row."""
+        if self.columns is None:
+            for part in self.parts:
+                yield from part.pieces()
+        else:
+            for rows in self.blocks():
+                yield rows.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def blocks(self) -> Iterator[Tensor]:
+        """[k, columns] all rows in order, a few megabytes at a time."""
+        dtype = DTYPE_OF[self.tag]
         for part in self.parts:
-            yield from part.pieces()
+            rest, row_bytes = b"", math.prod(part.shape[1:]) * dtype.itemsize
+            for piece in part.pieces():
+                data = rest + piece
+                whole = len(data) // row_bytes * row_bytes
+                rest = data[whole:]
+                if whole:
+                    rows = torch.frombuffer(bytearray(data[:whole]), dtype=dtype).reshape(-1, part.shape[1])
+                    yield rows if self.columns is None else rows[:, self.columns]
+
+    def crop(self, columns: Tensor) -> "Table":
+        """The same rows of some columns ([k] int64)."""
+        return replace(self, shape=(self.shape[0], len(columns)), columns=columns)
 
 
 @dataclass(frozen=True)
@@ -69,6 +97,7 @@ class Source:
 
     folder: Path
     config: dict[str, Any]
+    scorer: Scorer
     entity: Table
     relation: Table
 
@@ -77,11 +106,21 @@ class Source:
         """What every format writes."""
         return self.entity, self.relation
 
+    def crop(self, dim: int) -> "Source":
+        """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none."""
+        scorer = self.scorer.crop(dim)
+        entity = self.entity.crop(torch.arange(scorer.entity_size))
+        relation = self.relation.crop(self.scorer.crop_columns(dim))
+        config = self.config | {"scorer": scorer.constants(), "crop_of": {"dim": self.scorer.dim}}
+        return Source(self.folder, config, scorer, entity, relation)
+
 
 def open_source(folder: Path) -> Source:
     """The model in `folder` or its `model/` subfolder; ModelError names what is missing or does not fit."""
     folder = find_model(folder)
     config = read_config(folder)
+    if config["format"] != FORMAT:
+        raise ModelError(f"{folder} is an export already ({config['format']}); export the model that it was made of.")
     try:
         scorer = from_constants(config["scorer"])
         num_relations = int(config["num_relations"]) * (2 if config["reciprocal"] else 1)
@@ -94,7 +133,7 @@ def open_source(folder: Path) -> Source:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
-    return Source(folder, config, *(_open_table(folder, name, shapes[name], files[name]) for name in shapes))
+    return Source(folder, config, scorer, *(_open_table(folder, name, shapes[name], files[name]) for name in shapes))
 
 
 def _open_table(folder: Path, name: str, shape: tuple[int, int], files: list[tuple[str, str]]) -> Table:

@@ -37,6 +37,10 @@ SCORERS: dict[str, type[Scorer]] = {
 }
 
 
+# Constants that a scorer got later, and what models written before that mean.
+_LATER: dict[str, dict[str, Any]] = {"rotate": {"norm": 1}}
+
+
 def build_scorer(name: str, dim: int, margin: float | None = None, norm: int | None = None) -> Scorer:
     """The scorer `name`; None leaves an option at the scorer's own default."""
     if name not in SCORERS:
@@ -64,6 +68,7 @@ def from_constants(constants: Mapping[str, Any]) -> Scorer:
             f"scorer constants name {name!r}; known are {', '.join(sorted(SCORERS))}. "
             "The model was written by another version, or its file is damaged."
         )
+    constants = {**_LATER.get(str(name), {}), **constants}
     wanted = {"name", "dim"} | SCORERS[name].options
     if set(constants) != wanted:
         raise ConfigError(

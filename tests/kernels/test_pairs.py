@@ -121,7 +121,7 @@ def test_a_number_that_is_not_one_reaches_the_sum(kind: pairs.Kind) -> None:
 
 
 @pytest.mark.parametrize("queries", [1, 3, 6])
-@pytest.mark.parametrize(("name", "norm"), [*((name, None) for name in SCORERS), ("transe", 2)])
+@pytest.mark.parametrize(("name", "norm"), [*((name, None) for name in SCORERS), ("transe", 2), ("rotate", 2)])
 def test_listed_candidates_score_as_copies_do_to_the_second_derivative(
     name: str, norm: int | None, queries: int
 ) -> None:

@@ -42,8 +42,8 @@ def simple(h: Row, r: Row, t: Row, margin: float, norm: int) -> float:
 def rotate(h: Row, r: Row, t: Row, margin: float, norm: int) -> float:
     total = 0.0
     for head, phase, tail in zip(_complex(h), r, _complex(t), strict=True):
-        total += abs(head * complex(math.cos(phase), math.sin(phase)) - tail)
-    return margin - total
+        total += abs(head * complex(math.cos(phase), math.sin(phase)) - tail) ** norm
+    return margin - total ** (1 / norm)
 
 
 def pairre(h: Row, r: Row, t: Row, margin: float, norm: int) -> float:

@@ -14,7 +14,7 @@ from tests.scorers.naive import NAIVE, RELATION_SIZE
 
 DIM = 8
 # Every scorer at its defaults, and every value of an option that selects another formula.
-CASES = [*((name, None) for name in SCORERS), ("transe", 2)]
+CASES = [*((name, None) for name in SCORERS), ("transe", 2), ("rotate", 2)]
 EVERY_CASE = pytest.mark.parametrize(("name", "norm"), CASES, ids=[f"{n}-{p or 'default'}" for n, p in CASES])
 EVERY_SCORER = pytest.mark.parametrize("name", list(SCORERS))
 INTERLEAVED = ["complex", "simple", "rotate", "cp", "rote", "refe", "roth", "refh", "atth"]
@@ -334,6 +334,11 @@ def test_constants_hold_exactly_what_the_formula_needs() -> None:
 def test_constants_with_missing_or_unknown_keys_are_refused(constants: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="needed are exactly"):
         from_constants(constants)
+
+
+def test_a_rotate_written_before_it_had_a_norm_is_read() -> None:
+    assert from_constants({"name": "rotate", "dim": 8, "margin": 9.0}).norm == 1
+    assert build_scorer("rotate", 8, norm=2).constants() == {"name": "rotate", "dim": 8, "margin": 9.0, "norm": 2}
 
 
 def test_constants_of_an_unknown_scorer_are_refused() -> None:

@@ -1,0 +1,284 @@
+"""A finished model in a program: `distkgd.load(folder)`, then `predict`, `score`, `nearest`, `crop`.
+
+>>> import distkgd
+>>> m = distkgd.load("runs/capitals/stages/student")
+>>> m
+TrainedModel(TransE(dim=2, margin=9.0, norm=1), 6 entities, 2 relations)
+>>> m.predict(head="paris", relation="capital_of", k=2).names
+[['france', 'italy']]
+>>> m.predict(tail=["france", "italy"], relation="capital_of", k=1).names
+[['paris'], ['rome']]
+>>> m.predict(head="paris", relation="capital_of", k=1, exclude_known=True).names
+[['italy']]
+>>> m.score([("paris", "capital_of", "france"), ("rome", "capital_of", "france")])
+tensor([9., 7.])
+>>> m.nearest("paris", k=1).names, m.crop(1).nearest("paris", k=1).names
+([['rome']], [['france']])
+
+Entities and relations are given by name, label or id, one or many at a time: a list, a tensor of ids, a numpy array,
+a column of a pandas or polars frame. A name may be written loosely ("capital of"), as at the command line.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError, DataError
+from distkgd.graph import Vocabulary
+from distkgd.graph.filters import KnownAnswers, Queries
+from distkgd.graph.triples import shorten
+from distkgd.model_folder import LoadedModel, load_model, save_model
+from distkgd.predict import best, data_of, find_entity, find_relation, top_k
+from distkgd.scorers import Scorer
+from distkgd.words import Words, columns_of, rows_of
+
+if TYPE_CHECKING:
+    import pandas
+
+QUESTIONS_AT_ONCE = 1 << 12
+NUMBERS_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The best answers of Q questions, best first.
+
+    ids: [Q, k] int64, -1 where a question has fewer than k answers. scores: [Q, k], -inf there.
+    questions: for each question its columns, e.g. {"head": "paris", "relation": "capital_of"}.
+    answered: the column that the answers belong to: "head", "tail" or "neighbour".
+    """
+
+    ids: Tensor
+    scores: Tensor
+    questions: list[dict[str, str]]
+    answered: str
+    entities: Vocabulary
+
+    @property
+    def names(self) -> list[list[str]]:
+        """Of the answers of each question."""
+        return [[self.entities.name(i) for i in row if i >= 0] for row in self.ids.tolist()]
+
+    def frame(self) -> "pandas.DataFrame":
+        """One row per answer: the question's columns, the answer under `answered`, its label, rank, id and score."""
+        pandas = _import_pandas()
+        rows = [
+            {**question, self.answered: self.entities.name(i), "label": self.entities.label(i)}
+            | {"rank": rank, "id": i, "score": score}
+            for question, ids, scores in zip(self.questions, self.ids.tolist(), self.scores.tolist(), strict=True)
+            for rank, (i, score) in enumerate(zip(ids, scores, strict=True), 1)
+            if i >= 0
+        ]
+        return pandas.DataFrame(rows)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+
+def load(
+    path: str | Path, *, data: str | Path | None = None, device: str = "cpu", dtype: torch.dtype | None = None
+) -> "TrainedModel":
+    """The finished model in a folder: of a stage, of its `model/`, or of an export that is a model folder.
+
+    data: name or folder of the data set whose triples `exclude_known` leaves out; default: what it was trained on.
+    device: "cpu" or "cuda". dtype: of computations; default: the model's own.
+
+    Raises ModelError where there is no model or a file of it is damaged.
+    """
+    loaded = load_model(Path(path), Ranks(device=torch.device(device)), dtype)
+    return TrainedModel(loaded, str(path), None if data is None else str(data))
+
+
+class TrainedModel:
+    """A finished model and its vocabularies, held by one process. Made by `load`; nothing here changes it."""
+
+    def __init__(self, loaded: LoadedModel, folder: str, data: str | None = None) -> None:
+        self._loaded, self._folder, self._data = loaded, folder, data
+        self._model = loaded.model
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.entities):,} entities, {len(self.relations):,} relations"
+        return f"TrainedModel({self.scorer}, {sizes})"
+
+    @property
+    def entities(self) -> Vocabulary:
+        """Names and labels by id."""
+        return self._loaded.entities
+
+    @property
+    def relations(self) -> Vocabulary:
+        """Names and labels by id."""
+        return self._loaded.relations
+
+    @property
+    def scorer(self) -> Scorer:
+        """The formula and its constants; `scorer.dim` is the number of coordinates per entity."""
+        return self._model.scorer
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json of the model folder says."""
+        return dict(self._loaded.config)
+
+    @property
+    def entity_rows(self) -> Tensor:
+        """[num_entities, scorer.entity_size]: biases, if the scorer has them, then coordinates."""
+        return self._model.entity.weight
+
+    @property
+    def relation_rows(self) -> Tensor:
+        """[num_relations, scorer.relation_size], twice as many with reciprocal relations, inverse ones last."""
+        return self._model.relation
+
+    def predict(
+        self,
+        *,
+        head: Words | None = None,
+        relation: Words,
+        tail: Words | None = None,
+        k: int = 10,
+        exclude_known: bool = False,
+    ) -> Answers:
+        """The k best tails of (head, relation), or heads of (relation, tail); give exactly one of head and tail.
+
+        head, tail, relation: one or many; one of them beside many of the other is asked with each of these.
+        exclude_known: leave out answers that the data set's splits hold.
+
+        Equal scores are ordered by id. Raises DataError for unknown or ambiguous words and ids out of range,
+        ConfigError for a question that cannot be asked or a data set that is not at hand.
+        """
+        if (head is None) == (tail is None):
+            raise ConfigError("give exactly one of head and tail; the other one is what is asked for.")
+        _check_k(k)
+        given, asked, side = ("head", "tail", 0) if head is not None else ("tail", "head", 1)
+        anchor = self._entity_ids(head if head is not None else tail, given)
+        r = self._relation_ids(relation)
+        if len(anchor) != len(r) and 1 not in (len(anchor), len(r)):
+            raise ConfigError(f"{len(anchor)} of {given} and {len(r)} of relation; give as many, or one of either.")
+        num = max(len(anchor), len(r)) if len(anchor) and len(r) else 0
+        anchor, r = anchor.expand(num), r.expand(num)
+        queries = Queries(anchor, r, torch.full_like(anchor, side), anchor)
+        parts = [self._best(Queries(*(c[at] for c in queries)), k, exclude_known) for at in _chunks(num)]
+        names = [self.entities.name(i) for i in anchor.tolist()], [self.relations.name(i) for i in r.tolist()]
+        questions = [{given: a, "relation": b} for a, b in zip(*names, strict=True)]
+        return self._answers(parts, questions, asked, k)
+
+    def score(self, triples: Any, *, ask: Literal["tail", "head"] = "tail") -> Tensor:
+        """[n] scores of n triples; higher is better.
+
+        triples: (head, relation, tail) each, of names or ids; a [n, 3] tensor or array of ids; a pandas or polars frame
+            with the columns head, relation, tail.
+        ask: with reciprocal relations a triple has a score as an answer of (head, relation, ?) and another as one of
+            (?, relation, tail).
+        """
+        head, relation, tail = columns_of(triples)
+        h, r, t = self._entity_ids(head, "head"), self._relation_ids(relation), self._entity_ids(tail, "tail")
+        side = torch.full_like(h, int(ask == "head"))
+        queries = Queries(t, r, side, h) if ask == "head" else Queries(h, r, side, t)
+        parts = [self._score(Queries(*(c[at] for c in queries))) for at in _chunks(len(h))]
+        return torch.cat(parts) if parts else self.relation_rows.new_empty(0)
+
+    def nearest(self, entity: Words, k: int = 10) -> Answers:
+        """The k entities most like each given one, itself left out.
+
+        By the cosine of their coordinates where the scorer multiplies entities or takes their direction, else by their
+        distance, whose negative is the score; hyperbolic scorers: the distance of the tangent vectors.
+        """
+        _check_k(k)
+        ids = self._entity_ids(entity, "entity")
+        parts = [self._nearest(ids[at], k) for at in _chunks(len(ids))]
+        return self._answers(parts, [{"entity": self.entities.name(i)} for i in ids.tolist()], "neighbour", k)
+
+    def crop(self, dim: int) -> "TrainedModel":
+        """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none."""
+        return TrainedModel(replace(self._loaded, model=self._model.crop(dim)), self._folder, self._data)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder; ConfigError when `folder` exists."""
+        if Path(folder).exists():
+            raise ConfigError(f"{folder} exists; name a folder that does not exist yet.")
+        kept = ("data", "source", "stage", "method")
+        about = {key: self._loaded.config[key] for key in kept if key in self._loaded.config}
+        save_model(Path(folder), self._model, self._loaded, about)
+
+    @cached_property
+    def _known(self) -> KnownAnswers:
+        graph, note = data_of(self._loaded, self._folder, self._data)
+        if graph is None:
+            raise ConfigError(f"exclude_known needs the data set: distkgd.load(path, data=NAME_OR_FOLDER). {note}")
+        device = self.relation_rows.device
+        return KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(device), graph.num_entities)
+
+    def _best(self, queries: Queries, k: int, exclude_known: bool) -> tuple[Tensor, Tensor]:
+        return top_k(self._model, queries, k, self._known.pairs(queries) if exclude_known else None)
+
+    @torch.no_grad()
+    def _score(self, queries: Queries) -> Tensor:
+        anchor, answer = (
+            self.entity_rows[ids].to(self.relation_rows.dtype) for ids in (queries.anchor, queries.answer)
+        )
+        relation = self.relation_rows[self._model.relation_ids(queries)]
+        return self._model.answer_scores(queries, anchor, relation, answer)
+
+    @torch.no_grad()
+    def _nearest(self, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scorer, table = self.scorer, self.entity_rows
+        by_angle = scorer.candidate_form == "dot" or scorer.name == "pairre"
+
+        def rows(which: Tensor | slice) -> Tensor:
+            found = scorer.coordinates(table[which]).double()
+            return found / found.norm(dim=1, keepdim=True).clamp_min(1e-12) if by_angle else found
+
+        own, k = rows(ids), min(k, len(table) - 1)
+        scores, found = own.new_empty(len(ids), 0), ids.new_empty(len(ids), 0)
+        width = max(k + 1, NUMBERS_AT_ONCE // max(1, len(ids)))
+        for lo in range(0, len(table), width):
+            block = rows(slice(lo, lo + width))
+            near = own @ block.T if by_angle else -torch.cdist(own, block, compute_mode="donot_use_mm_for_euclid_dist")
+            here = torch.arange(lo, lo + len(block), device=ids.device).expand(len(ids), -1)
+            near[here == ids.unsqueeze(1)] = -torch.inf
+            scores, found = best(torch.cat([scores, near], 1), torch.cat([found, here], 1), k)
+        return scores, found
+
+    def _answers(
+        self, parts: list[tuple[Tensor, Tensor]], questions: list[dict[str, str]], answered: str, k: int
+    ) -> Answers:
+        scores = torch.cat([scores for scores, _ in parts]) if parts else torch.empty(0, k)
+        ids = torch.cat([ids for _, ids in parts]) if parts else torch.empty(0, k, dtype=torch.int64)
+        return Answers(ids.where(scores > -torch.inf, -1), scores, questions, answered, self.entities)
+
+    def _entity_ids(self, words: Words | None, what: str) -> Tensor:
+        def one(text: str) -> int:
+            found = find_entity(self.entities, text, None)
+            if found.also:
+                names = ", ".join(repr(self.entities.name(i)) for i in (found.id, *found.also)[:5])
+                raise DataError(f"{len(found.also) + 1} entities are called {shorten(text)!r}: {names}; give a name.")
+            return found.id
+
+        return rows_of(words, self.entities, what, one).to(self.relation_rows.device)
+
+    def _relation_ids(self, words: Words) -> Tensor:
+        found = rows_of(words, self.relations, "relation", lambda text: find_relation(self.relations, text))
+        return found.to(self.relation_rows.device)
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"k={k}; allowed is a whole number >= 1.")
+
+
+def _chunks(num: int) -> list[slice]:
+    return [slice(at, at + QUESTIONS_AT_ONCE) for at in range(0, num, QUESTIONS_AT_ONCE)]
+
+
+def _import_pandas() -> Any:
+    try:
+        import pandas  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ConfigError("a frame of answers needs pandas: pip install 'distkgd[export]'.") from None
+    return pandas

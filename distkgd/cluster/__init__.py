@@ -1,0 +1,1 @@
+"""Plans and sweeps on Ray; the only importer of ray."""

@@ -1,0 +1,90 @@
+"""Ray, started on this machine or joined, with settings that are safe on a shared one: no telemetry, a dashboard on
+127.0.0.1 or none, and a token that clients must know, for Ray's other processes listen on the node's address."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from distkgd.errors import ConfigError
+
+LOCAL = "127.0.0.1"
+STORE_BYTES = 256 << 20  # of a local session's object store: tables travel as files, not as objects
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection to Ray. ray: the module. local: whether this process has started it and will end it."""
+
+    ray: Any
+    local: bool
+
+
+def import_ray() -> Any:
+    """The module, without telemetry; ConfigError where it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour, and no warning about it
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise ConfigError(f"Ray cannot be imported ({error}); pip install 'distkgd[ray]'") from None
+
+
+@contextmanager
+def ray_session(
+    address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None, dashboard: bool = False
+) -> Iterator[Session]:
+    """Join the cluster at `address`, or at RAY_ADDRESS (a Ray job has it), or else start Ray on this machine.
+
+    Where this process is connected already, that connection is used and left open. `address` "auto" is the cluster
+    that runs on this machine, "local" never joins one. num_cpus, num_gpus (default: what the machine has) and
+    dashboard are of a local session. Raises ConfigError when the cluster cannot be joined.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        need_token()  # before Ray is imported, which reads it then
+    ray = import_ray()
+    if ray.is_initialized():
+        yield Session(ray, local=False)
+        return
+    if address == "local":
+        ray.init(
+            "local",
+            num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+            num_gpus=num_gpus,
+            include_dashboard=dashboard,
+            dashboard_host=LOCAL,
+            object_store_memory=STORE_BYTES,
+        )
+    else:
+        try:
+            ray.init(address)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"no Ray cluster can be joined at {address!r} ({_first_line(error)}); look at the address, at "
+                "RAY_AUTH_MODE (token on both sides, or on neither) and the token, or leave the address out to start "
+                "Ray on this machine"
+            ) from error
+    try:
+        yield Session(ray, local=address == "local")
+    finally:
+        ray.shutdown()
+
+
+def need_token() -> None:
+    """Token authentication for a session of this process and its children, unless RAY_AUTH_MODE says otherwise.
+
+    The token is in their environment; without it Ray leaves one in ~/.ray.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not given and not (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

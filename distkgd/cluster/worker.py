@@ -1,0 +1,201 @@
+"""What runs in the actors: one rank of the process group that trains one stage, as torchrun would run it."""
+
+import fcntl
+import logging
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from distkgd.cluster.session import import_ray
+from distkgd.config import parse_config
+from distkgd.display import Display
+from distkgd.distributed.nodes import shared_graph
+from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
+from distkgd.distributed.rendezvous import RendezvousError
+from distkgd.errors import CheckpointError, ConfigError, DataError, DistkgdError, Stopped
+from distkgd.graph import load_graph
+from distkgd.kernels.memory import keep_freed_memory
+from distkgd.plan import open_run, run_stage
+from distkgd.stage_job import stage_folder
+from distkgd.stages import build_plan, check_stage
+from distkgd.stopping import ask_to_stop
+from distkgd.tracking import open_tracking
+
+logger = logging.getLogger(__name__)
+
+LOCK_SECONDS = 60.0  # for the last attempt's rank 0 to be gone
+INHERITED = ("DISTKGD_", "MLFLOW_")
+
+
+class BusyError(DistkgdError):
+    """A lock that another process holds."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor is. port: free a moment ago."""
+
+    host: str
+    port: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all workers of a stage are told.
+
+    config: the resolved run. folder: of the run. uri: MLflow's store. sha256: of the data that the plan was checked on.
+    """
+
+    config: Mapping[str, Any]
+    stage: str
+    folder: Path
+    uri: str | None
+    sha256: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What actors take over from the launcher: its working directory where they have it, and settings of ours."""
+
+    cwd: str = field(default_factory=os.getcwd)
+    variables: Mapping[str, str] = field(
+        default_factory=lambda: {k: v for k, v in os.environ.items() if k.startswith(INHERITED)}
+    )
+
+    def enter(self) -> None:
+        """In the actor's process."""
+        os.environ.update(self.variables)
+        if Path(self.cwd).is_dir():
+            os.chdir(self.cwd)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a rank, or a whole gang, has ended.
+
+    kind: done; stopped by a signal, checkpoint written; refused: it would end so again; failed: it may not; died: the
+        rank's process, or its node, is gone.
+    row: the stage's row of the report. text: why.
+    """
+
+    kind: Literal["done", "stopped", "refused", "failed", "died"]
+    text: str = ""
+    row: Mapping[str, Any] | None = None
+
+
+class StageWorker:
+    """One rank. Its methods are called by the coordinator; `alive` and `stop` in another thread than `train`."""
+
+    def __init__(self, name: str, surroundings: Surroundings) -> None:
+        self._name = name
+        surroundings.enter()
+
+    def __repr__(self) -> str:
+        return self._name  # what Ray puts before this actor's lines
+
+    def place(self) -> Place:
+        """Where this actor is."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return Place(import_ray().util.get_node_ip_address(), int(s.getsockname()[1]), os.getpid())
+
+    def alive(self) -> bool:
+        """Whether this process still answers."""
+        return True
+
+    def stop(self, signal_number: int) -> None:
+        """Finish the step, write a checkpoint, and end."""
+        ask_to_stop(signal_number)
+
+    def train(self, work: Work, rank: int, world: int, first: Place) -> Outcome:
+        """This rank's part of the stage; `first` is where rank 0 is. Errors are told, not raised."""
+        try:
+            return Outcome("done", row=train_rank(work, rank, world, first))
+        except Stopped as stopped:
+            return Outcome("stopped", str(stopped))
+        except (RendezvousError, CheckpointError, BusyError) as error:
+            return Outcome("failed", f"{type(error).__name__}: {error}")
+        except DistkgdError as error:
+            return Outcome("refused", f"{type(error).__name__}: {error}")
+        except Exception as error:  # told to the coordinator, which may start the stage again
+            logger.exception("rank %d of stage %s", rank, work.stage)
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            return Outcome("failed", f"{type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})")
+
+
+def train_rank(work: Work, rank: int, world: int, first: Place) -> dict[str, Any] | None:
+    """Join the others, run the stage, leave; the stage's row on rank 0, None on the others."""
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": "0",  # Ray shows each worker its own GPU alone
+        "MASTER_ADDR": first.host,
+        "MASTER_PORT": str(first.port),
+    }
+    keep_freed_memory()
+    torch.set_num_threads(work.threads)
+    config = parse_config(work.config, "the plan")
+    if not (work.folder / "plan.yaml").is_file():
+        raise ConfigError(
+            f"{socket.gethostname()} does not see the run folder {work.folder}; give --out a path on storage that all "
+            "nodes share."
+        )
+    stage = next(stage for stage in build_plan(config) if stage.name == work.stage)
+    ranks = join_ranks(work.device)
+    with only_one(stage_folder(work.folder, stage.name) / "gang.lock", ranks):
+        graph = shared_graph(ranks, lambda: load_graph(config.data))
+        if graph.sha256 != work.sha256:
+            raise DataError(f"{socket.gethostname()} has other data at {config.data} than the coordinator has.")
+        check_stage(stage, graph, world)
+        tracking = open_tracking(
+            run_folder=work.folder,
+            name=config.name,
+            uri=work.uri,
+            enabled=config.mlflow.enabled,
+            active=ranks.first,
+        )
+        tracking.attach(graph.summary())
+        run = open_run(config, graph, ranks, work.folder, tracking, Display(ranks.first))
+        row = run_stage(run, stage)
+        leave_ranks(ranks)
+    return row if rank == 0 else None
+
+
+@contextmanager
+def only_one(path: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold `path` on rank 0, so that no earlier attempt still writes beside this one."""
+    if not ranks.first:
+        yield
+        return
+    with held(path, LOCK_SECONDS):
+        yield
+
+
+@contextmanager
+def held(path: Path, seconds: float) -> Iterator[None]:
+    """The lock at `path`, which the kernel frees with its holder; BusyError when it is not free within `seconds`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    with path.open("a", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BusyError(f"another process has held {path} for {seconds:g} s") from None
+                time.sleep(0.05)
+            except OSError:
+                break  # a file system without locks
+        yield

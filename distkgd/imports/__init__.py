@@ -1,0 +1,56 @@
+"""Models of other libraries as model folders of this one: `import_model` and the table IMPORTERS.
+
+An importer is a function (path, what the user says) -> `Foreign`. A source is written LIBRARY:PATH.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
+from distkgd.graph import Graph
+from distkgd.imports.dglke import open_dglke
+from distkgd.imports.foreign import Foreign, Given, check
+from distkgd.imports.libkge import open_libkge
+from distkgd.imports.plain import open_plain
+from distkgd.imports.pykeen import open_pykeen
+from distkgd.imports.rotate import open_rotate
+from distkgd.imports.writing import write_model
+
+IMPORTERS: dict[str, Callable[[Path, Given], Foreign]] = {
+    "pykeen": open_pykeen,
+    "libkge": open_libkge,
+    "rotate": open_rotate,
+    "dglke": open_dglke,
+    "plain": open_plain,
+}
+
+__all__ = ["IMPORTERS", "Foreign", "Given", "import_model", "is_foreign", "open_foreign"]
+
+
+def is_foreign(source: str) -> bool:
+    """Whether `source` names a model of another library, LIBRARY:PATH."""
+    return source.partition(":")[0] in IMPORTERS and ":" in source
+
+
+def open_foreign(source: str, given: Given) -> Foreign:
+    """The model that LIBRARY:PATH names, nothing written yet; a DistkgdError says what is wrong with it."""
+    library, _, path = source.partition(":")
+    if not is_foreign(source) or not path:
+        raise ConfigError(f"{source!r} names no model; write LIBRARY:PATH with a library of {', '.join(IMPORTERS)}.")
+    return IMPORTERS[library](Path(path), given)
+
+
+def import_model(
+    source: str, out: Path, given: Given, ranks: Ranks, graph: Graph | None = None, data: str = ""
+) -> tuple[Foreign, list[str]]:
+    """Write the model that LIBRARY:PATH names as the model folder `out`; returns it and what the user should know.
+
+    graph: whose entities and relations the rows become, in its order; None: the model's own. data: what the graph was
+        loaded by.
+
+    The first rank alone reads and writes; all call it. Raises ModelError where scores differ from the library's own.
+    """
+    model = open_foreign(source, given)
+    notes = [check(model)] if ranks.first else []
+    return model, [*notes, *write_model(model, out, ranks, graph, data)]

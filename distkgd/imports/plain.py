@@ -1,0 +1,69 @@
+"""Plain tables: entity.npy and relation.npy, or the same as .safetensors, beside entities.tsv and relations.tsv.
+
+A config.json with `scorer` and `reciprocal`, as `launch/export.py --format numpy` writes it, says what they mean;
+else the user says the scorer, its constants, and the layout of pairs.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from distkgd.errors import ConfigError, ModelError
+from distkgd.imports.foreign import Foreign, Given, Rows, in_pairs, interleaved, open_array, read_names, rows_of_array
+from distkgd.model_folder import read_json
+from distkgd.scorers import SCORERS, Scorer, build_scorer, from_constants
+
+
+def open_plain(path: Path, given: Given) -> Foreign:
+    """The tables in the folder `path`."""
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    name = given.scorer or config.get("scorer", {}).get("name")
+    if name not in SCORERS:
+        raise ConfigError(f"{path}: the scorer is {name!r}; say which of {', '.join(SCORERS)} it is (--scorer).")
+    entity, entity_shape, dtype = _open(path, "entity", name, given)
+    relation, relation_shape, _ = _open(path, "relation", name, given)
+    scorer = _scorer(config, given, name, entity_shape[1])
+    if relation_shape[1] != scorer.relation_size:
+        raise ModelError(
+            f"{path}: relations have {relation_shape[1]} columns; {scorer} needs {scorer.relation_size} beside "
+            f"{entity_shape[1]} per entity."
+        )
+    names = given.names or path
+    entities = read_names(names, "entities", entity_shape[0])
+    reciprocal = bool(config.get("reciprocal", False))
+    relations = read_names(names, "relations", relation_shape[0] // (2 if reciprocal else 1))
+    return Foreign("plain tables", scorer, reciprocal, entities, relations, entity, relation, dtype)
+
+
+def _scorer(config: dict[str, Any], given: Given, name: str, columns: int) -> Scorer:
+    if given.scorer is None and given.margin is None and given.norm is None and "scorer" in config:
+        found = from_constants(config["scorer"])
+        if found.entity_size != columns:
+            raise ModelError(f"entities have {columns} columns; {found} of config.json needs {found.entity_size}.")
+        return found
+    return build_scorer(name, columns - SCORERS[name].biases, given.margin, given.norm)
+
+
+def _open(
+    path: Path, table: Literal["entity", "relation"], scorer: str, given: Given
+) -> tuple[Rows, tuple[int, int], torch.dtype]:
+    change: Callable[[Tensor], Tensor] = lambda rows: rows  # noqa: E731
+    if given.layout == "halves" and in_pairs(scorer, table):
+        change = interleaved
+    if (path / f"{table}.npy").is_file() or not (path / f"{table}.safetensors").is_file():
+        array = open_array(path / f"{table}.npy")
+        return rows_of_array(array, change), (array.shape[0], array.shape[1]), torch.from_numpy(array[:0].copy()).dtype
+    file = path / f"{table}.safetensors"
+    try:
+        with safe_open(file, "pt") as opened:
+            (name,) = opened.keys()
+            stored = opened.get_tensor(name)  # a map of the file: rows are read when they are asked for
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(f"{file}: missing, truncated, or more than one table: {error}.") from None
+    if stored.ndim != 2 or not stored.is_floating_point():
+        raise ModelError(f"{file} holds {stored.dtype} {list(stored.shape)}; expected a table of floating-point rows.")
+    return (lambda ids: change(stored[ids])), (stored.shape[0], stored.shape[1]), stored.dtype

@@ -1,0 +1,66 @@
+"""Models of RotatE's authors (DeepGraphLearning/KnowledgeGraphEmbedding): entity_embedding.npy, relation_embedding.npy
+and config.json in one folder. The names are in the data set's entities.dict and relations.dict.
+
+Their formulas (codes/model.py): TransE with norm 1, DistMult, ComplEx, RotatE; complex numbers in halves; a phase is
+pi times the stored number over (gamma + 2) / hidden_dim. pRotatE is not supported.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distkgd.errors import ModelError, UnsupportedError
+from distkgd.imports.foreign import Foreign, Given, in_pairs, interleaved, open_array, read_names, rows_of_array
+from distkgd.model_folder import read_json
+from distkgd.scorers import build_scorer
+
+MODELS = {"TransE": "transe", "DistMult": "distmult", "ComplEx": "complex", "RotatE": "rotate"}
+RANGE = 2.0  # epsilon of their embedding range
+
+
+def open_rotate(path: Path, given: Given) -> Foreign:
+    """The model in the folder `path`."""
+    config = read_json(path / "config.json")
+    try:
+        model, margin, hidden = str(config["model"]), float(config["gamma"]), int(config["hidden_dim"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path}/config.json lacks or garbles {error}; it must say model, gamma and hidden_dim."
+        ) from None
+    if model not in MODELS:
+        raise UnsupportedError(f"{path}: {model} has no counterpart here; supported are {', '.join(MODELS)}.")
+    entities, relations = (path / f"{name}_embedding.npy" for name in ("entity", "relation"))
+    names = given.names or Path(str(config.get("data_path") or path))
+    return of_arrays("RotatE's authors", MODELS[model], (entities, relations), names, margin, hidden, 1)
+
+
+def of_arrays(
+    library: str, scorer: str, files: tuple[Path, Path], names: Path, margin: float, hidden: int, norm: int
+) -> Foreign:
+    """A model of two .npy files in the layout that RotatE's authors and DGL-KE share.
+
+    hidden: their hidden_dim; a phase is pi times the stored number over (margin + 2) / hidden.
+    """
+    arrays = [open_array(path) for path in files]
+    entity, relation = arrays
+    options: dict[str, Any] = {"margin": margin} if scorer in ("transe", "rotate") else {}
+    options |= {"norm": norm} if scorer in ("transe", "rotate") else {}
+    made = build_scorer(scorer, entity.shape[1], **options)
+    if relation.shape[1] != made.relation_size:
+        raise ModelError(
+            f"{files[1]} has {relation.shape[1]} columns; {made} needs {made.relation_size} beside {entity.shape[1]} "
+            "per entity."
+        )
+    turn = math.pi * hidden / (margin + RANGE) if scorer == "rotate" else 1.0
+    return Foreign(
+        library,
+        made,
+        False,
+        read_names(names, "entities", len(entity)),
+        read_names(names, "relations", len(relation)),
+        rows_of_array(entity, interleaved if in_pairs(scorer, "entity") else lambda rows: rows),
+        rows_of_array(relation, interleaved if in_pairs(scorer, "relation") else lambda rows: rows * turn),
+        torch.from_numpy(entity[:0].copy()).dtype,
+    )

@@ -1,0 +1,31 @@
+"""Teachers of a plan that are models of other libraries: `teacher: pykeen:PATH`.
+
+They are brought into the run's folder, as imported/KEY/model, with the rows of the run's data set, before its stages.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
+from distkgd.graph import Graph
+from distkgd.imports import Given, import_model, is_foreign
+from distkgd.stages import Stage
+
+
+def imported_folder(run_folder: Path, source: str) -> Path:
+    """Where a run keeps the model that LIBRARY:PATH names."""
+    return run_folder / "imported" / hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def bring_teachers(
+    stages: Sequence[Stage], graph: Graph, folder: Path, ranks: Ranks, display: Display, *, data: str, trust: bool
+) -> None:
+    """Import every foreign teacher of `stages` that `folder` does not hold yet; all ranks call it."""
+    for source in dict.fromkeys(name for stage in stages for name in stage.teachers if is_foreign(name)):
+        out = imported_folder(folder, source) / "model"
+        if any(ranks.gather_objects(out.exists())):
+            continue
+        model, notes = import_model(source, out, Given(trust_pickle=trust), ranks, graph, data)
+        display.line(f"{source}: {model.scorer}, {'; '.join(notes)}")

@@ -1,0 +1,52 @@
+"""Run a plan on Ray: the same as launch/distill.py, every stage a gang of actors, independent stages side by side.
+
+python launch/chain.py [CONFIG.yaml] [key=value …] [--data NAME_OR_FOLDER] [--out DIR] [--resume] [--workers N]
+ray job submit --working-dir . -- python launch/chain.py configs/wn18rr/dualde_complex.yaml --out /shared/runs/first
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from distkgd.cluster.chain import Options
+from distkgd.cluster.driver import run_chain
+from distkgd.config import load_config
+from distkgd.errors import DistkgdError, Stopped
+from distkgd.launching import refuse, split_arguments, terminal
+from distkgd.report import table
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
+
+
+def main(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...")] = None,
+    data: Annotated[str | None, typer.Option(help="Public set or folder, in place of the config's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder, seen by all nodes; default runs/<config name>.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in the run folder.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Of each stage, one per GPU or --cpus-per-worker; 0: share.")] = 0,
+    cpus_per_worker: Annotated[int, typer.Option(min=1, help="Also its threads, unless the config says.")] = 1,
+    retries: Annotated[int, typer.Option(min=0, help="How often a stage is started again after a death.")] = 3,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds for room for all workers, then fewer do.")] = 60,
+    address: Annotated[str | None, typer.Option(help="Of a cluster; default RAY_ADDRESS, else this machine.")] = None,
+) -> None:
+    """Run a plan on Ray and print its table."""
+    display, options = terminal(), Options(workers, cpus_per_worker, retries, wait)
+    try:
+        path, overrides = split_arguments(arguments or [])
+        config = load_config(path or DEFAULT, overrides, data)
+        folder = out or Path("runs") / config.name
+        report = run_chain(config, folder, resume=resume, address=address, options=options, display=display)
+    except DistkgdError as error:
+        refuse(error)
+    except Stopped as stopped:
+        display.line(str(stopped))
+        sys.exit(128 + stopped.signal_number)
+    Console(width=None if sys.stdout.isatty() else 110).print(table(report))
+    display.line(f"report: {folder / 'report.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,100 @@
+"""Plans on Ray: the same figures as in one process group, side by side where they can be, and through deaths."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distkgd.cluster.driver import ChainError
+from distkgd.cluster.session import ray_session
+from distkgd.config import merge, parse_config
+from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
+from distkgd.graph import load_graph
+from distkgd.plan import run_plan
+from tests.cluster.clusters import CHAIN, Background, attempts, chained, kill
+from tests.launches import small_data
+
+LONG = {"epochs": 80, "validate_every": 10, "checkpoint_every": 5}
+
+
+@pytest.fixture(scope="module")
+def two_slots() -> Iterator[None]:
+    with ray_session("local", num_cpus=2):
+        yield
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> dict[str, Any]:
+    return CHAIN | {"data": str(small_data(tmp_path / "data"))}
+
+
+def overlap(report: dict[str, Any], one: str, other: str) -> bool:
+    a, b = ([e for e in report["timeline"] if e["stage"] == name][-1] for name in (one, other))
+    return bool(a["started"] < b["ended"] and b["started"] < a["ended"])
+
+
+@pytest.mark.usefixtures("two_slots")
+def test_a_chain_of_gangs_has_the_figures_of_one_process_group(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree = merge(tree, {"teacher": LONG, "baseline": LONG})  # long enough to meet
+    config = parse_config(tree, "test")
+    alone = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "alone", resume=False, display=Display(False))
+    report = chained(tree, tmp_path / "run")
+    assert [stage["name"] for stage in report["stages"]] == ["teacher", "student_8", "student", "direct"]
+    for mine, theirs in zip(report["stages"], alone["stages"], strict=True):
+        assert (mine["valid"], mine["test"], mine["teachers"]) == (theirs["valid"], theirs["test"], theirs["teachers"])
+    assert overlap(report, "teacher", "direct") and not overlap(report, "teacher", "student_8")
+    stored = json.loads((tmp_path / "run/report.json").read_text(encoding="utf-8"))
+    assert {key: stored[key] for key in ("world", "device", "timeline")} == {
+        "world": 1,
+        "device": "cpu",
+        "timeline": report["timeline"],
+    }
+    assert "Timeline: teacher 0.0–" in (tmp_path / "run/report.md").read_text(encoding="utf-8")
+    with pytest.raises(ChainError, match=r"already holds a run; add --resume"):
+        chained(tree, tmp_path / "run")
+    assert chained(tree, tmp_path / "run", resume=True)["timeline"] == report["timeline"]
+    with pytest.raises(ChainError, match=r"made by another plan \(differs in: seed\)"):
+        chained(tree | {"seed": 1}, tmp_path / "run", resume=True)
+
+
+@pytest.mark.usefixtures("two_slots")
+def test_a_stage_whose_worker_is_killed_goes_on_from_its_checkpoint(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree = merge(tree, {"teacher": LONG, "chain": {"dims": [16, 8]}, "baseline": False})
+    chain = Background(tree, tmp_path / "run", workers=2)
+    kill(chain.at_work("teacher")["pids"][1])
+    report = chain.report()
+    assert attempts(report) == {"teacher": ["died", "done"], "student": ["done"]}
+    assert [event["world"] for event in report["timeline"]] == [2, 2, 2]
+    whole = chained(tree, tmp_path / "whole", workers=2)
+    for mine, theirs in zip(report["stages"], whole["stages"], strict=True):
+        assert (mine["valid"], mine["test"]) == (theirs["valid"], theirs["test"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_slots")
+def test_a_stage_that_cannot_be_finished_is_named_with_its_cause_and_the_others_keep_theirs(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = merge(tree, {"teacher": {"optimizer": {"name": "sgd", "lr": 1e30}}, "baseline": LONG})
+    with pytest.raises(ChainError, match=r"stage teacher: DivergedError: Stage teacher, step \d+: loss term"):
+        chained(tree, tmp_path / "run")
+    report = chained(merge(tree, {"teacher": {"optimizer": {"lr": 0.1}}}), tmp_path / "other")
+    assert attempts(report)["teacher"] == ["done"]
+    events = json.loads((tmp_path / "run/timeline.json").read_text(encoding="utf-8"))
+    outcomes = {event["stage"]: event["outcome"].partition(":")[0] for event in events}
+    assert outcomes["teacher"] == "refused"  # once: it would end so again
+    assert outcomes.get("direct", "stopped") in ("stopped", "done")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_slots")
+def test_retries_are_bounded(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree = merge(tree, {"teacher": LONG | {"epochs": 100_000}})
+    chain = Background(tree, tmp_path / "run", workers=2, retries=1)
+    for attempt in (1, 2):
+        kill(chain.at_work("teacher", attempt)["pids"][0])
+    with pytest.raises(ChainError, match=r"stage teacher ended 2 times, at last so: rank 0 \(process \d+ on [\d.]+\)"):
+        chain.report()
