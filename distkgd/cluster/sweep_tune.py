@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -158,7 +159,9 @@ def _optuna(space: Mapping[str, Any], seed: int, before: Sequence[Trial]) -> Any
         from ray.tune.search.optuna import OptunaSearch  # noqa: PLC0415
 
         points = [{key: trial.overrides[key] for key in space} for trial in before]
-        return OptunaSearch(dict(space), metric=METRIC, mode="max", seed=seed, points_to_evaluate=points)
+        import_module("optuna").logging.set_verbosity(logging.WARNING)
+        spaces = OptunaSearch.convert_search_space(dict(space))
+        return OptunaSearch(spaces, metric=METRIC, mode="max", seed=seed, points_to_evaluate=points)
     except (ImportError, AssertionError) as error:
         raise ConfigError(f"search: optuna needs Optuna ({error}); pip install 'distkgd[ray]'.") from None
 

@@ -71,7 +71,7 @@ def sweep_file(folder: Path, data: Path, **sweep: Any) -> str:
 def ended(cwd: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
     """Exit code, output so far and report of a whole launch with --out out."""
     with ablate(cwd, *arguments, "--out", "out") as process:
-        code, said = finish(process, cwd, 240)
+        code, said = finish(process, cwd, 500)
     path = cwd / "out" / "report.json"
     return code, said, json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -80,6 +80,7 @@ def records(out: Path, kind: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / kind).glob("*/trial.json"))]
 
 
+@pytest.mark.timeout(600)  # seconds of work each, minutes on a busy machine
 def test_a_table_trains_its_teacher_once_as_distill_would_and_a_resumed_one_only_what_is_new(
     tmp_path: Path, data: Path
 ) -> None:
@@ -136,6 +137,7 @@ SPACE = {"student.optimizer.lr": {"loguniform": [0.001, 1.0]}, "student.distill.
 LONGER = {"student": {**PLAN["student"], "epochs": 4}}
 
 
+@pytest.mark.timeout(600)
 def test_a_search_halves_the_trials_of_both_arms_and_reads_test_for_the_best_alone(tmp_path: Path, data: Path) -> None:
     file = sweep_file(tmp_path, data, space=SPACE, trials=3, base=LONGER, seeds=[0, 1], **HALVING)
     code, said, report = ended(tmp_path, file)
