@@ -83,6 +83,7 @@ class Timeline:
                 "outcome": None,
             }
             self.events.append(event)
+            self.events.sort(key=lambda one: one["started"])
             self._write()
             return event
 
