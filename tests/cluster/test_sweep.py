@@ -18,6 +18,7 @@ import yaml
 
 from distkgd.cluster.sweep import Slots, run_sweep
 from distkgd.cluster.sweep_config import load_sweep
+from distkgd.cluster.sweep_search import search_arms
 from distkgd.cluster.sweep_worker import claim
 from distkgd.config import parse_config
 from distkgd.display import Display
@@ -152,6 +153,18 @@ def test_a_search_halves_the_trials_of_both_arms_and_reads_test_for_the_best_alo
     assert len(list(out.glob("trials/*/test.json"))) == 4
     whole = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("trials/*/report.json")]
     assert whole and not any("test" in stage for one in whole for stage in one["stages"])
+
+
+def test_optuna_is_asked_for_the_trials_of_an_earlier_call_first(tmp_path: Path, data: Path) -> None:
+    from distkgd.cluster.sweep_tune import _optuna, to_tune
+
+    sweep, base = load_sweep(tmp_path / sweep_file(tmp_path, data, space=SPACE, trials=3, **HALVING))
+    arm = search_arms(sweep, base, lambda _: "sha")[0]
+    before = [arm.trial({"student.optimizer.lr": lr, "student.distill.temperature": 2.0}) for lr in (0.5, 0.25)]
+    search = _optuna({key: to_tune(domain) for key, domain in arm.drawn.items()}, 0, before)
+    drawn = [arm.trial(search.suggest(str(i))) for i in range(3)]
+    assert [trial.digest for trial in drawn[:2]] == [trial.digest for trial in before]
+    assert 0.001 <= drawn[2].scored.optimizer.lr < 1.0 and drawn[2].digest not in {t.digest for t in before}
 
 
 @pytest.mark.slow
