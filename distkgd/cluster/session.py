@@ -36,13 +36,19 @@ def import_ray() -> Any:
 
 @contextmanager
 def ray_session(
-    address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None, dashboard: bool = False
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    dashboard: bool = False,
+    quiet: bool = False,
 ) -> Iterator[Session]:
     """Join the cluster at `address`, or at RAY_ADDRESS (a Ray job has it), or else start Ray on this machine.
 
     Where this process is connected already, that connection is used and left open. `address` "auto" is the cluster
     that runs on this machine, "local" never joins one. num_cpus, num_gpus (default: what the machine has) and
-    dashboard are of a local session. Raises ConfigError when the cluster cannot be joined.
+    dashboard are of a local session. quiet: nothing of what workers print comes here. Raises ConfigError when the
+    cluster cannot be joined.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
@@ -51,6 +57,7 @@ def ray_session(
     if ray.is_initialized():
         yield Session(ray, local=False)
         return
+    told: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"} if quiet else {}
     if address == "local":
         ray.init(
             "local",
@@ -59,10 +66,11 @@ def ray_session(
             include_dashboard=dashboard,
             dashboard_host=LOCAL,
             object_store_memory=STORE_BYTES,
+            **told,
         )
     else:
         try:
-            ray.init(address)
+            ray.init(address, **told)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"no Ray cluster can be joined at {address!r} ({_first_line(error)}); look at the address, at "

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distkgd.cluster.session import ray_session
 from distkgd.cluster.sweep_chart import check_installed
 from distkgd.cluster.sweep_config import SweepConfig, Tree
 from distkgd.cluster.sweep_report import make_report, write_files
@@ -35,12 +35,9 @@ from distkgd.report import write_atomic
 from distkgd.stages import check_plan
 from distkgd.tracking import Status, Tracking, open_tracking
 
-# Read by Ray when it is imported or started.
+# Read by Ray Tune when it is imported or started; see `session` for Ray's own.
 ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -145,29 +142,15 @@ def _ray(slots: Slots, display: Display) -> Iterator[None]:
     """Ray, started on this machine, or joined at an address or as RAY_ADDRESS says."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    try:
-        ray = import_module("ray")
-        import_module("ray.tune")
-        check_installed()
-    except ImportError as error:
-        raise ConfigError(f"Ray cannot be imported ({error}); pip install 'distkgd[ray]'.") from None
-    address = slots.address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    if address == "local":
-        here: dict[str, Any] = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
-        ray.init("local", _node_ip_address="127.0.0.1", object_store_memory=256 << 20, **here, **quiet)
-    else:
-        ray.init(address, **quiet)
-    try:
-        have = ray.cluster_resources()
+    check_installed()
+    with ray_session(slots.address, quiet=True) as session:
+        have = session.ray.cluster_resources()
         for what, need in (("CPU", slots.cpus), ("GPU", slots.gpus)):
             if need > have.get(what, 0):
                 raise ConfigError(f"A trial is to have {need} {what}s and Ray has {have.get(what, 0):g}; ask for less.")
         at_once = int(have["CPU"] // slots.cpus)
         display.line(f"Ray: {have['CPU']:g} CPUs, {have.get('GPU', 0):g} GPUs, up to {at_once} trials at once")
         yield
-    finally:
-        ray.shutdown()
 
 
 class _Driver:
