@@ -27,7 +27,7 @@ from distkgd.scorers.base import Candidates, Collecting, Listed, plain
 
 # Scores of a block of each field; with fewer queries than this, matrix products lose more than what the second visit
 # costs.
-_NUMBERS = {"cpu": 14 * BLOCK_NUMBERS["cpu"]}
+_NUMBERS = {"cpu": 12 * BLOCK_NUMBERS["cpu"]}
 _FEWEST_QUERIES = 64
 # Of a block with many planes: beyond that, candidates are cut too, and visited twice.
 _MOST_NUMBERS = 1 << 25

@@ -32,6 +32,7 @@ from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble, 
 # With fewer triples most entities are leaves, of which nothing can be predicted; three leaves some 40,000.
 MIN_DEGREE = 3
 HELD_OUT = 0.05  # of the triples, for valid and again for test
+REPLACED = frozenset({"__import__", "input", "open", "print"})  # builtins that libraries put functions of their own for
 
 Triple = tuple[str, str, str]
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3", "_bundled"}
@@ -291,4 +292,5 @@ def _builtin(name: str) -> str | None:
     value = getattr(builtins, name, None)
     if isinstance(value, type) and value.__module__ == "builtins":
         return f"exception:{name}" if issubclass(value, BaseException) else f"class:{name}"
-    return f"function:{name}" if isinstance(value, BuiltinFunctionType) else None
+    known = isinstance(value, BuiltinFunctionType) or name in REPLACED
+    return f"function:{name}" if known else None
