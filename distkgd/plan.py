@@ -10,7 +10,7 @@ runs/NAME/
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,7 @@ from distkgd.tracking import Status, Tracking, open_tracking
 from distkgd.train import train_stage
 
 RESULT = "result.json"
+REPORTS = ("report.json", "report.md")
 
 
 def run_plan(
@@ -62,14 +63,15 @@ def run_plan(
     stages = checked_plan(config, graph, ranks.world, stages)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     source, trust = source_of(config, graph), config.trust_pickle
-    bring_teachers(stages, graph, folder, ranks, display, data=source, trust=trust)
+    for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
+        display.line(line)
     track = config.mlflow
     tracking = open_tracking(
         run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
     )
     run = open_run(config, graph, ranks, folder, tracking, display, watch)
     tracking.start(resolved(config), tags_of(config, ranks.world, str(ranks.device)), graph.summary())
-    with closing(tracking, folder):
+    with closing(tracking, folder, REPORTS):
         rows = [run_stage(run, stage) for stage in stages]
         report = make_report(config, graph, rows, ranks.world, str(ranks.device))
         if ranks.first:
@@ -114,8 +116,8 @@ def tags_of(config: RunConfig, world: int | str, device: str) -> dict[str, str]:
 
 
 @contextmanager
-def closing(tracking: Tracking, folder: Path) -> Iterator[None]:
-    """Close the plan's run as its block ends; with the report, where the block came to its end."""
+def closing(tracking: Tracking, folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """Close a run as its block ends; with those files of `folder` that are there, where the block came to its end."""
     status: Status = "FAILED"
     try:
         yield
@@ -124,8 +126,8 @@ def closing(tracking: Tracking, folder: Path) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        done = status == "FINISHED"
-        tracking.finish(status, [folder / "report.json", folder / "report.md"] if done else [])
+        files = [folder / name for name in names if (folder / name).exists()]
+        tracking.finish(status, files if status == "FINISHED" else [])
 
 
 def run_stage(run: Run, stage: Stage) -> dict[str, Any]:

@@ -12,16 +12,16 @@ from threading import Event, Lock
 from typing import Any
 
 from distkgd.cluster.gang import Gang, Slot, dissolve
+from distkgd.cluster.locks import BusyError, held
 from distkgd.cluster.schedule import Timeline, allot, ready
 from distkgd.cluster.session import import_ray
-from distkgd.cluster.worker import LOCK_SECONDS, BusyError, Place, Surroundings, Work, held
+from distkgd.cluster.worker import Place, Surroundings, Work
 from distkgd.config import RunConfig, parse_config, resolved
-from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.graph import Graph, load_graph
 from distkgd.imports.teachers import bring_teachers
-from distkgd.plan import checked_plan, closing, finished_row, make_report, source_of, tags_of
+from distkgd.plan import REPORTS, checked_plan, closing, finished_row, make_report, source_of, tags_of
 from distkgd.report import write_report
 from distkgd.run_folder import prepare_folder
 from distkgd.stages import Stage, check_stage
@@ -117,16 +117,16 @@ class Coordinator:
         device = pick(config.device, import_ray().cluster_resources())
         slot = Slot(options.cpus, 1.0 if device == "cuda" else 0.0)
         try:
-            with held(folder / "chain.lock", LOCK_SECONDS):
+            with held(folder / "chain.lock"):
                 prepare_folder(config, stages, graph, folder, Ranks(), request.resume, request.launcher)
                 source, trust = source_of(config, graph), config.trust_pickle
-                bring_teachers(stages, graph, folder, Ranks(), Display(False), data=source, trust=trust)
+                self._news += bring_teachers(stages, graph, folder, Ranks(), data=source, trust=trust)
                 tracking = open_tracking(
                     run_folder=folder, name=config.name, uri=request.uri, enabled=config.mlflow.enabled, active=True
                 )
                 tags = tags_of(config, options.workers or "shared", device) | {"launcher": "ray"}
                 tracking.start(resolved(config), tags, graph.summary())
-                with closing(tracking, folder):
+                with closing(tracking, folder, REPORTS):
                     walk = Walk(request, config, graph, stages, device, slot, self._stop, self._news.append)
                     rows = walk.run(lambda: self._signal_number)
                     report = make_report(config, graph, rows, walk.timeline.worlds(), device)

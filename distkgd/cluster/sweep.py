@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from distkgd.cluster.locks import held
 from distkgd.cluster.session import ray_session
 from distkgd.cluster.sweep_chart import check_installed
 from distkgd.cluster.sweep_config import SweepConfig, Tree
@@ -25,15 +26,15 @@ from distkgd.cluster.sweep_report import make_report, write_files
 from distkgd.cluster.sweep_search import Arm, budgets, note_draw, read_draws, search_arms
 from distkgd.cluster.sweep_tracking import Children
 from distkgd.cluster.sweep_trials import Trial, table_trials
-from distkgd.cluster.sweep_worker import Call, Record, claim, rank_test, scored_row, train_teacher
+from distkgd.cluster.sweep_worker import Call, Record, rank_test, scored_row, train_teacher
 from distkgd.config import parse_config
 from distkgd.display import Display
-from distkgd.errors import ConfigError, DistkgdError, Stopped
+from distkgd.errors import ConfigError, DistkgdError
 from distkgd.graph import Graph, load_graph
-from distkgd.plan import git_sha
+from distkgd.plan import closing, git_sha
 from distkgd.report import write_atomic
 from distkgd.stages import check_plan
-from distkgd.tracking import Status, Tracking, open_tracking
+from distkgd.tracking import Tracking, open_tracking
 
 # Read by Ray Tune when it is imported or started; see `session` for Ray's own.
 ENVIRONMENT = {
@@ -43,6 +44,8 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",  # of this process, which trains nothing
 }
+
+FILES = ("report.json", "report.md", "chart.svg", "chart.png")  # of a finished sweep, for MLflow
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def run_sweep(
     if (out / "sweep.yaml").exists() and not resume:
         raise ConfigError(f"{out} already holds a sweep; add --resume to go on with it, or choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
-    with claim(out / "claim", 5.0):
+    with held(out / "claim", 5.0):
         plain = {"sweep": sweep.model_dump(mode="json", exclude_none=True), "base": base}
         write_atomic(out / "sweep.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         stops = sweep.scheduler.name != "none"
@@ -85,7 +88,7 @@ def run_sweep(
         track = config.mlflow
         tracking = open_tracking(run_folder=out, name=sweep.name, uri=track.uri, enabled=track.enabled, active=True)
         tracking.start(plain, {"git_sha": git_sha(), "kind": "sweep"}, graphs.get(config.data).summary())
-        with _ended(tracking, out), _ray(slots, display):
+        with closing(tracking, out, FILES), _ray(slots, display):
             driver = _Driver(sweep, call, slots, display, tracking)
             report = driver.table(trials) if sweep.space is None else driver.search(arms)
             write_files(out, report, display)
@@ -119,22 +122,6 @@ class _Graphs:
 
     def sha256(self, data: str) -> str:
         return self.get(data).sha256
-
-
-@contextmanager
-def _ended(tracking: Tracking, out: Path) -> Iterator[None]:
-    """Close the sweep's run as what happened."""
-    status: Status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except (KeyboardInterrupt, Stopped):
-        status = "KILLED"
-        raise
-    finally:
-        names = ("report.json", "report.md", "chart.svg", "chart.png")
-        files = [out / name for name in names if (out / name).exists()]
-        tracking.finish(status, files if status == "FINISHED" else [])
 
 
 @contextmanager

@@ -8,12 +8,9 @@ trial.json beside a trial's run holds what the sweep has to remember of it:
   error     why it diverged or failed
 """
 
-import fcntl
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 
 import torch
 
+from distkgd.cluster.locks import SECONDS, held
 from distkgd.cluster.sweep_trials import Trial
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks, join_ranks
@@ -32,7 +30,6 @@ from distkgd.kernels.memory import keep_freed_memory
 from distkgd.plan import run_plan
 from distkgd.report import write_atomic
 
-CLAIM_SECONDS = 60.0  # a process of an earlier call that was killed may need so long to notice
 TEACHER_SECONDS = 24 * 3600.0  # another trial may be training the teacher
 Report = Callable[[float, int], bool]  # (best MRR so far, epoch) -> whether to go on
 
@@ -85,26 +82,6 @@ class Record:
         self.write(folder)
 
 
-@contextmanager
-def claim(path: Path, seconds: float = CLAIM_SECONDS) -> Iterator[None]:
-    """Be the only process that holds the file `path`; the system gives it free when a process dies.
-
-    Raises ConfigError when another still holds it after so many seconds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + seconds
-    with path.open("w", encoding="utf-8") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ConfigError(f"{path.parent} is in use by another process; end it, or wait.") from None
-                time.sleep(0.2)
-        yield
-
-
 @dataclass(frozen=True)
 class Call:
     """One call of a sweep.
@@ -131,7 +108,7 @@ def run_trial(trial: Trial, call: Call, report: Report) -> None:
     is reported twice. A trial that diverged has MRR 0. Raises nothing that would come again in another try.
     """
     folder = trial.folder(call.out)
-    with claim(folder / "claim"):
+    with held(folder / "claim"):
         record = Record.read(folder)
         curve = record.curve if record.attempt != call.attempt else []
         record.attempt = call.attempt
@@ -157,7 +134,7 @@ def run_trial(trial: Trial, call: Call, report: Report) -> None:
             report(float(scored_row(trial, call.out)["valid"]["mrr"]), trial.scored.epochs)
 
 
-def train_teacher(trial: Trial, call: Call, wait: float = CLAIM_SECONDS) -> None:
+def train_teacher(trial: Trial, call: Call, wait: float = SECONDS) -> None:
     """Train a teacher unless it is finished; whoever comes second waits for whoever is training it.
 
     Raises ConfigError when that takes longer than `wait` seconds.
@@ -165,7 +142,7 @@ def train_teacher(trial: Trial, call: Call, wait: float = CLAIM_SECONDS) -> None
     folder = trial.folder(call.out)
     if (folder / "report.json").exists():
         return
-    with claim(folder / "claim", wait):
+    with held(folder / "claim", wait):
         if (folder / "report.json").exists():
             return
         record = Record.read(folder)

@@ -1,10 +1,8 @@
 """What runs in the actors: one rank of the process group that trains one stage, as torchrun would run it."""
 
-import fcntl
 import logging
 import os
 import socket
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from distkgd.cluster.locks import BusyError, held
 from distkgd.cluster.session import import_ray
 from distkgd.config import parse_config
 from distkgd.display import Display
@@ -31,12 +30,7 @@ from distkgd.tracking import open_tracking
 
 logger = logging.getLogger(__name__)
 
-LOCK_SECONDS = 60.0  # for the last attempt's rank 0 to be gone
 INHERITED = ("DISTKGD_", "MLFLOW_")
-
-
-class BusyError(DistkgdError):
-    """A lock that another process holds."""
 
 
 @dataclass(frozen=True)
@@ -178,24 +172,5 @@ def only_one(path: Path, ranks: Ranks) -> Iterator[None]:
     if not ranks.first:
         yield
         return
-    with held(path, LOCK_SECONDS):
-        yield
-
-
-@contextmanager
-def held(path: Path, seconds: float) -> Iterator[None]:
-    """The lock at `path`, which the kernel frees with its holder; BusyError when it is not free within `seconds`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + seconds
-    with path.open("a", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BusyError(f"another process has held {path} for {seconds:g} s") from None
-                time.sleep(0.05)
-            except OSError:
-                break  # a file system without locks
+    with held(path):
         yield

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.graph import Graph
 from distkgd.imports import Given, import_model, is_foreign
@@ -20,12 +19,14 @@ def imported_folder(run_folder: Path, source: str) -> Path:
 
 
 def bring_teachers(
-    stages: Sequence[Stage], graph: Graph, folder: Path, ranks: Ranks, display: Display, *, data: str, trust: bool
-) -> None:
-    """Import every foreign teacher of `stages` that `folder` does not hold yet; all ranks call it."""
+    stages: Sequence[Stage], graph: Graph, folder: Path, ranks: Ranks, *, data: str, trust: bool
+) -> list[str]:
+    """Import every foreign teacher of `stages` that `folder` lacks, and say what came; all ranks call it."""
+    said = []
     for source in dict.fromkeys(name for stage in stages for name in stage.teachers if is_foreign(name)):
         out = imported_folder(folder, source) / "model"
         if any(ranks.gather_objects(out.exists())):
             continue
         model, notes = import_model(source, out, Given(trust_pickle=trust), ranks, graph, data)
-        display.line(f"{source}: {model.scorer}, {'; '.join(notes)}")
+        said.append(f"{source}: {model.scorer}, {'; '.join(notes)}")
+    return said

@@ -54,7 +54,14 @@ def _digest(source: Path, compiler: str) -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [source.read_text(encoding="utf-8"), " ".join(_FLAGS), version, *processor, torch.__version__]
+    sources = [source, *sorted(source.parent.glob("*.h"))]
+    parts = [
+        *(path.read_text(encoding="utf-8") for path in sources),
+        " ".join(_FLAGS),
+        version,
+        *processor,
+        torch.__version__,
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

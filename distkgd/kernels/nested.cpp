@@ -5,20 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
-#define INLINE static inline __attribute__((always_inline))
+#include "vectors.h"
 
 namespace {
 
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-constexpr int L = 16;
 constexpr float NEVER = -1e30f;
 
-INLINE V load(const float* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
-INLINE void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
 INLINE V maximum(V a, V b) { return a > b ? a : b; }
 INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
 
@@ -32,22 +26,6 @@ float largest(V v) {
     float top = v[0];
     for (int l = 1; l < L; ++l) top = std::max(top, v[l]);
     return top;
-}
-
-// exp to 2 units in the last place; 0 below the smallest normal number. For x <= 88.
-INLINE V exponential(V x) {
-    const V lowest = V{} - 87.3f;
-    const V y = x < lowest ? lowest : x;
-    const V shifted = y * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
-    const V r = (y - k * 0.693359375f) + k * 2.12194440e-4f;
-    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    const V power = (V)(((I)shifted + (127 - 0x4b400000)) << 23);
-    return x < lowest ? V{} : p * power;
 }
 
 // log(1 + t) for t in [0, 1], as 2 artanh(t / (2 + t)).
@@ -110,6 +88,15 @@ struct Space {
     explicit Space(int64_t n) : z((n + L - 1) / L * L), e((n + L - 1) / L * L) {}
 };
 
+// z [n]: what the largest model scores in one row, whose part of plane i begins at b + i * stride.
+INLINE void last_scores(const float* b, int64_t planes, int64_t stride, int64_t n, float margin, float* z) {
+    for (int64_t i = 0; i < n; i += L) store(z + i, V{} + margin);
+    for (int64_t plane = 0; plane < planes; ++plane) {
+        const Row mine{b + plane * stride, n, plane == 0};
+        for (int64_t i = 0; i < n; i += L) store(z + i, load(z + i) + Row::at(mine, i));
+    }
+}
+
 }  // namespace
 
 // listwise: lse [planes, rows] of each model's scores. gap [planes, rows]: sum of Huber's loss of b_i (0 for i = 0), or
@@ -154,11 +141,8 @@ extern "C" void nested_listwise_pull_float32(const float* b, int64_t planes, int
         float *z = space.z.data(), *pulled = space.e.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
-            for (int64_t i = 0; i < n; i += L) store(z + i, V{} + margin), store(pulled + i, V{});
-            for (int64_t plane = 0; plane < planes; ++plane) {
-                const Row mine{b + (plane * rows + row) * n, n, plane == 0};
-                for (int64_t i = 0; i < n; i += L) store(z + i, load(z + i) + Row::at(mine, i));
-            }
+            last_scores(b + row * n, planes, rows * n, n, margin, z);
+            std::fill(pulled, pulled + space.e.size(), 0.0f);
             for (int64_t plane = planes - 1; plane >= 0; --plane) {
                 const int64_t at = plane * rows + row;
                 const Row mine{b + at * n, n, plane == 0};
@@ -246,11 +230,8 @@ extern "C" void nested_pointwise_pull_float32(const float* b, int64_t planes, in
         float *z = space.z.data(), *pulled = space.e.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
-            for (int64_t i = 0; i < n; i += L) store(z + i, V{} + margin), store(pulled + i, V{});
-            for (int64_t plane = 0; plane < planes; ++plane) {
-                const Row mine{b + (plane * rows + row) * n, n, plane == 0};
-                for (int64_t i = 0; i < n; i += L) store(z + i, load(z + i) + Row::at(mine, i));
-            }
+            last_scores(b + row * n, planes, rows * n, n, margin, z);
+            std::fill(pulled, pulled + space.e.size(), 0.0f);
             double slope_of_w = 0;
             for (int64_t plane = planes - 1; plane >= 0; --plane) {
                 const int64_t at = plane * rows + row;

@@ -99,6 +99,10 @@ class Method(ABC, Generic[S]):
         self.teachers = list(teachers)
         self.settings = settings
         self._setup = setup
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make what the method keeps beside student, teachers and settings; called once, when these are there."""
 
     @property
     def setup(self) -> Setup:

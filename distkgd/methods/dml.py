@@ -11,7 +11,7 @@ Differs from the paper:
 Differs from the authors' code: none of it was read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from distkgd.distributed.query_blocks import answer_means
 from distkgd.errors import DistkgdError
 from distkgd.losses import KL_TRAVEL, Travel, kl_divergence
-from distkgd.methods.base import HardSettings, Method, Setup, Update
+from distkgd.methods.base import Method, Update
 from distkgd.model import Model
 from distkgd.scenes import Scene
 from distkgd.scorers import build_scorer
@@ -49,16 +49,8 @@ class Dml(Method[DmlConfig]):
     Settings = DmlConfig
     num_teachers = range(1)
 
-    def __init__(
-        self,
-        student: Model,
-        hard: HardSettings,
-        teachers: Sequence[Model],
-        settings: DmlConfig,
-        setup: Setup | None = None,
-    ) -> None:
-        super().__init__(student, hard, teachers, settings, setup)
-        self.peer = self.setup.fresh(settings.peer_dim or student.entity.dim, "peer")
+    def prepare(self) -> None:
+        self.peer = self.setup.fresh(self.settings.peer_dim or self.student.entity.dim, "peer")
 
     @classmethod
     def check(cls, stage: "StageConfig") -> None:

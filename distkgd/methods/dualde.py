@@ -32,7 +32,7 @@ from torch import Tensor
 from distkgd.distributed.rows import NEVER, Ask, Partial, SoftmaxMean, Sum, answer, present
 from distkgd.errors import UnsupportedError
 from distkgd.losses import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
-from distkgd.methods.base import HardSettings, Method, Setup, Update
+from distkgd.methods.base import Method, Update
 from distkgd.methods.structure import Shapes
 from distkgd.model import Model, View
 from distkgd.scenes import Scene
@@ -104,22 +104,13 @@ class DualDE(Method[DualdeConfig]):
     Settings = DualdeConfig
     num_teachers = range(1, 9)
 
-    def __init__(
-        self,
-        student: Model,
-        hard: HardSettings,
-        teachers: Sequence[Model],
-        settings: DualdeConfig,
-        setup: Setup | None = None,
-    ) -> None:
-        super().__init__(student, hard, teachers, settings, setup)
-        self.evaluator_lr = settings.evaluator_lr
-        self.stage = 1 if settings.stage_one else 2
+    def prepare(self) -> None:
+        self.evaluator_lr = self.settings.evaluator_lr
+        self.stage = 1 if self.settings.stage_one else 2
         self.stage_two_since = 0
         # alpha_1..4 and beta_1..4 of Eq. 8, 9, 12, 13: student's positives and negatives, then each teacher's.
-        table = student.entity.weight
-        self.alpha = torch.full((2 + 2 * len(self.teachers),), settings.alpha, device=table.device, dtype=table.dtype)
-        self.beta = torch.full_like(self.alpha, settings.beta)
+        self.alpha = self.student.entity.weight.new_full((2 + 2 * len(self.teachers),), self.settings.alpha)
+        self.beta = torch.full_like(self.alpha, self.settings.beta)
 
     @classmethod
     def check(cls, stage: "StageConfig") -> None:

@@ -32,8 +32,7 @@ from distkgd.distributed.rows import NEVER, Ask, Field, LogSumExp, Partial, Soft
 from distkgd.errors import UnsupportedError
 from distkgd.kernels import nested
 from distkgd.losses import Travel, huber
-from distkgd.methods.base import Curve, HardSettings, Method, Setup, Update
-from distkgd.model import Model
+from distkgd.methods.base import Curve, Method, Update
 from distkgd.scenes import Scene
 from distkgd.scorers import Scorer, build_scorer
 from distkgd.settings import Frozen, Positive, Rate, Real
@@ -112,21 +111,13 @@ class Med(Method[MedConfig]):
     Settings = MedConfig
     num_teachers = range(1)
 
-    def __init__(
-        self,
-        student: Model,
-        hard: HardSettings,
-        teachers: Sequence[Model],
-        settings: MedConfig,
-        setup: Setup | None = None,
-    ) -> None:
-        super().__init__(student, hard, teachers, settings, setup)
-        self.evaluator_lr = settings.evaluator_lr
-        self.dims = sub_dims(settings, student.scorer)
-        self.crops = Crops(student.scorer, self.dims)
-        relation = student.relation
-        low, high = torch.tensor([settings.w1, settings.w2, settings.w3], dtype=torch.float64).T
-        place = torch.logit((settings.w - low) / (high - low))
+    def prepare(self) -> None:
+        self.evaluator_lr = self.settings.evaluator_lr
+        self.dims = sub_dims(self.settings, self.student.scorer)
+        self.crops = Crops(self.student.scorer, self.dims)
+        relation = self.student.relation
+        low, high = torch.tensor([self.settings.w1, self.settings.w2, self.settings.w3], dtype=torch.float64).T
+        place = torch.logit((self.settings.w - low) / (high - low))
         self._low, self._span, self.u = (x.to(relation) for x in (low, high - low, place))
         shares = [dim / self.dims[-1] for dim in self.dims]
         self._shares = torch.tensor(shares, device=relation.device, dtype=relation.dtype)

@@ -21,7 +21,7 @@ Differs from the authors' code:
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -36,7 +36,7 @@ from distkgd.distributed.rows import Ask
 from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.losses import KL_TRAVEL, Travel, batch_mean, kl_divergence, relation_loss
 from distkgd.meta import divergence_slope, gradient_of, model_like
-from distkgd.methods.base import FurtherScenes, HardSettings, Method, Setup, Update
+from distkgd.methods.base import FurtherScenes, Method, Update
 from distkgd.model import Model, View
 from distkgd.pruned import mask_of, pruned, seen_through
 from distkgd.random import Stream
@@ -115,19 +115,12 @@ class MetaSD(Method[MetasdConfig]):
     Settings = MetasdConfig
     num_teachers = range(1)
 
-    def __init__(
-        self,
-        student: Model,
-        hard: HardSettings,
-        teachers: Sequence[Model],
-        settings: MetasdConfig,
-        setup: Setup | None = None,
-    ) -> None:
-        super().__init__(student, hard, teachers, settings, setup)
-        self.mask = Mask(*(torch.ones_like(x, dtype=torch.bool) for x in (student.entity.weight, student.relation)))
-        self.small = seen_through(student, self.mask)
+    def prepare(self) -> None:
+        tables = self.student.entity.weight, self.student.relation
+        self.mask = Mask(*(torch.ones_like(table, dtype=torch.bool) for table in tables))
+        self.small = seen_through(self.student, self.mask)
         self.pruned_at = -1
-        self._quiz = [self._quiz_scenes()] if settings.meta else []
+        self._quiz = [self._quiz_scenes()] if self.settings.meta else []
 
     @classmethod
     def check(cls, stage: "StageConfig") -> None:

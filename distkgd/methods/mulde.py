@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distkgd.distributed.rows import NEVER, Ask, LogSumExp, Partial, SoftmaxGap, Sum, answer, present
 from distkgd.losses import Travel, batch_mean
-from distkgd.methods.base import HardSettings, Method, Setup, Update
+from distkgd.methods.base import Method, Update
 from distkgd.model import Model, View
 from distkgd.scenes import Scene
 from distkgd.settings import Frozen, Rate, Real, Weight
@@ -58,20 +58,12 @@ class MulDE(Method[MuldeConfig]):
     Settings = MuldeConfig
     num_teachers = range(1, 9)
 
-    def __init__(
-        self,
-        student: Model,
-        hard: HardSettings,
-        teachers: Sequence[Model],
-        settings: MuldeConfig,
-        setup: Setup | None = None,
-    ) -> None:
-        super().__init__(student, hard, teachers, settings, setup)
-        self.evaluator_lr = settings.evaluator_lr
-        table = student.relation
+    def prepare(self) -> None:
+        self.evaluator_lr = self.settings.evaluator_lr
+        table = self.student.relation
         # Rows: relations as asked for tails, then as asked for heads.
-        self.scale = table.new_zeros(2 * student.num_relations, len(self.teachers))
-        self.attention = table.new_full((1,), settings.attention)
+        self.scale = table.new_zeros(2 * self.student.num_relations, len(self.teachers))
+        self.attention = table.new_full((1,), self.settings.attention)
 
     @property
     def evaluators(self) -> Mapping[str, Tensor]:

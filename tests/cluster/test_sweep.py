@@ -16,10 +16,10 @@ import psutil
 import pytest
 import yaml
 
+from distkgd.cluster.locks import BusyError, held
 from distkgd.cluster.sweep import Slots, run_sweep
 from distkgd.cluster.sweep_config import load_sweep
 from distkgd.cluster.sweep_search import search_arms
-from distkgd.cluster.sweep_worker import claim
 from distkgd.config import parse_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
@@ -259,7 +259,7 @@ def test_a_sweep_that_cannot_work_is_refused_before_anything_is_written(tmp_path
 
 
 def test_a_claim_keeps_others_out_until_it_is_given_up(tmp_path: Path) -> None:
-    with claim(tmp_path / "claim"), pytest.raises(ConfigError, match="in use"), claim(tmp_path / "claim", 0.3):
+    with held(tmp_path / "claim"), pytest.raises(BusyError, match="in use"), held(tmp_path / "claim", 0.3):
         pass
-    with claim(tmp_path / "claim", 0.0):
+    with held(tmp_path / "claim", 0.0):
         pass
