@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distkgd.bench.data import graph_of
 from distkgd.bench.jobs import bare_job
-from distkgd.bench.roofline import measure_ceilings
+from distkgd.bench.roofline import gemm_rate, measure_ceilings
 from distkgd.distributed.checkpoint_writer import State, Writer
 from distkgd.distributed.model_files import Rows
 from distkgd.distributed.ranks import Ranks
@@ -186,6 +186,11 @@ def ceilings(options: Options) -> Round:
     return lambda: vars(measure_ceilings(options["numbers"])).copy()
 
 
+def products(options: Options) -> Round:
+    """Matrix products, per FLOP, at the rate of the moment."""
+    return lambda: {"seconds": 1.0 / gemm_rate(options["numbers"])}
+
+
 ARMS: Mapping[str, Callable[[Options], Round]] = {
     "train": train,
     "distil_apart": distil_apart,
@@ -195,4 +200,5 @@ ARMS: Mapping[str, Callable[[Options], Round]] = {
     "checkpoint": checkpoint,
     "serve": serve,
     "ceilings": ceilings,
+    "products": products,
 }

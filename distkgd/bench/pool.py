@@ -26,15 +26,11 @@ class ArmError(BenchError):
 
 
 def environment(threads: int, home: str) -> dict[str, str]:
-    """Of all measuring processes alike. home: where a library may keep what it wants to keep.
-
-    Idle OpenMP threads sleep: by default those of a process that waits for its turn spin, and take the cores from the
-    one that is being measured.
-    """
-    ours = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    """Of all measuring processes alike. home: where a library may keep what it wants to keep."""
+    ours = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     kept = {"PYSTOW_HOME": home, "PYKEEN_HOME": home, "MPLCONFIGDIR": home}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | ours | {"GOMP_SPINCOUNT": "0", "PYTHONPATH": path, "TQDM_DISABLE": "1"} | kept
+    return os.environ | ours | {"PYTHONPATH": path, "TQDM_DISABLE": "1"} | kept
 
 
 class Worker:

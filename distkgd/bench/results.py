@@ -33,10 +33,11 @@ def row_of(
     peer_name: str | None,
     peer_version: str | None,
     skipped: str | None = None,
+    products: Sequence[Mapping[str, float]] = (),
 ) -> Row:
     """One task's figures.
 
-    ours, peer: what each round said. No rounds of the peer: it is missing, and `skipped` says why.
+    ours, peer, products: what each round said. No rounds of the peer: it is missing, and `skipped` says why.
     """
     seconds = [one["seconds"] for one in ours]
     mine, least = statistics.median(seconds), task.work.seconds(ceilings)
@@ -62,8 +63,10 @@ def row_of(
         row["skipped"] = skipped
     if task.more_targets:
         row["more_targets"] = dict(task.more_targets)
-    if task.gemm_share:
-        row["gemm_share"] = task.work.gemm / ceilings.gemm / mine
+    if products:
+        shares = [task.work.gemm * one["seconds"] / s for one, s in zip(products, seconds, strict=True)]
+        row["gemm_share"] = statistics.median(shares)
+        row["gemm_share_min"], row["gemm_share_max"] = min(shares), max(shares)
     for key in ours[0]:
         if key != "seconds":
             row[f"ours_{key}"] = statistics.median(one[key] for one in ours)

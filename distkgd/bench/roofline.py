@@ -90,18 +90,25 @@ def times(work: Work, number: float) -> Work:
 def measure_ceilings(numbers: int = 1 << 26) -> Ceilings:
     """With torch, in this process, with its threads.
 
-    numbers: of the copied tensor; the sides of a product are half of their root, 2048 at most.
+    numbers: of the copied tensor.
     elementwise: half of the product's rate, whose FLOPs come in fused pairs, one vector instruction for two; those of a
     distance are an instruction each. Or what `torch.cdist` with p = 1 reaches on rows in the cache, if that is more.
     """
     source, target = torch.ones(numbers), torch.zeros(numbers)
-    side = max(8, min(2048, int(numbers**0.5) // 2))
-    a, b = torch.rand(side, side), torch.rand(side, side)
-    rows = torch.rand(min(64, side), 512)
-    copy = 8 * numbers / _best(lambda: target.copy_(source))
-    gemm = 2 * side**3 / _best(lambda: a @ b)
+    copy, gemm = 8 * numbers / _best(lambda: target.copy_(source)), gemm_rate(numbers)
+    rows = torch.rand(64, 512)
     distances = 3 * len(rows) ** 2 * 512 * 16 / _best(lambda: [torch.cdist(rows, rows, p=1) for _ in range(16)])
     return Ceilings(copy, gemm, max(gemm / 2, distances))
+
+
+def gemm_rate(numbers: int = 1 << 26) -> float:
+    """FLOPs per second of float32 matrix products, the best of several.
+
+    numbers: the sides are half of its root, 2048 at most.
+    """
+    side = max(8, min(2048, int(numbers**0.5) // 2))
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    return 2 * side**3 / _best(lambda: a @ b)
 
 
 def best_of(found: list[Ceilings]) -> Ceilings:

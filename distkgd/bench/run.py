@@ -2,10 +2,12 @@
 
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from distkgd.bench.data import write_triples
 from distkgd.bench.machine import PEERS, machine, version_of
@@ -16,6 +18,8 @@ from distkgd.bench.tasks import TINY, Arm, Scale, Task, all_tasks
 from distkgd.display import Display
 from distkgd.errors import ConfigError
 from distkgd.report import write_atomic
+
+PAUSE = 0.1  # seconds before a round: by then the idle threads of the side that ran before have gone to sleep
 
 
 @dataclass
@@ -44,7 +48,7 @@ def measure(names: Sequence[str], scale: Scale, display: Display, threads: int) 
             write_triples(Path(folder) / "tiny", TINY.loaded, TINY.names)
         for peer in sorted({task.peer.family for task in tasks if missing(task.peer.family)}):
             display.warn(f"{peer} is not installed, its figures are left out: pip install 'distkgd[bench]'")
-        for family in {arm.family for task in tasks for arm in (task.ours, task.peer) if not missing(arm.family)}:
+        for family in {arm.family for task in tasks for arm in arms_of(task)}:
             pool.start(family)
         ceilings = [ask_ceilings(pool, scale)]
         groups = [list(group) for _, group in groupby(tasks, key=lambda task: task.group)]
@@ -76,10 +80,15 @@ def _means(name: str, task: str) -> bool:
     return task == name or task.startswith((f"{name}/", f"{name}:"))
 
 
+def arms_of(task: Task) -> list[Arm]:
+    """Those that can run here, in the order of a round."""
+    return [arm for arm in (task.products, task.ours, task.peer) if arm is not None and not missing(arm.family)]
+
+
 def run_group(tasks: Sequence[Task], number: int, pool: Pool) -> Rounds:
     """`number` rounds of every arm, each once, in turn: ours, its peer, the next one of ours, …"""
     found = Rounds()
-    arms = {key_of(arm): arm for task in tasks for arm in (task.ours, task.peer) if not missing(arm.family)}
+    arms = {key_of(arm): arm for task in tasks for arm in arms_of(task)}
     for key, arm in list(arms.items()):
         try:
             pool.start(arm.family).ask(do="prepare", arm=key, function=arm.function, options=arm.options)
@@ -89,6 +98,7 @@ def run_group(tasks: Sequence[Task], number: int, pool: Pool) -> Rounds:
             del arms[key]
     for _ in range(number):
         for key, arm in list(arms.items()):
+            time.sleep(PAUSE)
             try:
                 found.said[key].append(pool.start(arm.family).ask(do="run", arm=key))
             except ArmError as error:
@@ -107,8 +117,9 @@ def figures(task: Task, rounds: Rounds, ceilings: Ceilings) -> Row:
     name, version = {"ours": ("two steps", version_of("distkgd")), "plain": ("torch", version_of("torch"))}.get(
         family, (family, version_of(family) if family in PEERS else None)
     )
-    found = rounds.said.get(peer, [])
-    return row_of(task, rounds.said[ours], found, ceilings, peer_name=name, peer_version=version, skipped=reason)
+    found, products = rounds.said.get(peer, []), [] if task.products is None else rounds.said[key_of(task.products)]
+    named: Any = {"peer_name": name, "peer_version": version, "skipped": reason}
+    return row_of(task, rounds.said[ours], found, ceilings, products=products, **named)
 
 
 def ask_ceilings(pool: Pool, scale: Scale) -> Ceilings:

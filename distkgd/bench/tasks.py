@@ -108,7 +108,7 @@ class Task:
     """unit: what is counted per second. group: tasks that are measured side by side, each shared arm once.
 
     work: the least that a unit needs. memory: measure peaks in fresh processes too, and how many bytes both sides hold
-    anyway. gemm_share: report the matrix products' share of the machine's rate.
+    anyway. products: matrix products on this side, in every round; the task's share of their rate is reported.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Task:
     target: float | None = None
     more_targets: Mapping[str, float] = field(default_factory=dict)
     memory: int | None = None
-    gemm_share: bool = False
+    products: Arm | None = None
 
 
 def all_tasks(scale: Scale, folder: str) -> dict[str, Task]:
@@ -173,7 +173,8 @@ def _full(scale: Scale, source: str) -> list[Task]:
         work = full_step(scorer, scale.entities, scale.dim, batch)
         task = Task(name, "positives/s", name, Arm("ours", "train", ours), Arm("plain", "one_vs_all", plain), work)
         if scorer == "complex":  # table, gradient, state
-            task = replace(task, memory=3 * 4 * scale.dim * scale.entities, gemm_share=True)
+            products = Arm("ours", "products", {"numbers": scale.ceiling_numbers})
+            task = replace(task, memory=3 * 4 * scale.dim * scale.entities, products=products)
         tasks.append(task)
     return tasks
 

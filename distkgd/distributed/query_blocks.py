@@ -25,9 +25,10 @@ from distkgd.distributed.rows import (
 from distkgd.kernels.rows import add, take
 from distkgd.scorers.base import Candidates, Collecting, Listed, plain
 
-# Scores of a block of each field; with fewer queries than this, matrix products lose more than what the second visit
-# costs.
-_NUMBERS = {"cpu": 12 * BLOCK_NUMBERS["cpu"]}
+# Scores of a block: of each field, and of all its fields together. With fewer queries than the third, matrix products
+# lose more than what the second visit costs.
+_NUMBERS = {"cpu": 10 * BLOCK_NUMBERS["cpu"]}
+_TOGETHER = {"cpu": 16 * BLOCK_NUMBERS["cpu"]}
 _FEWEST_QUERIES = 64
 # Of a block with many planes: beyond that, candidates are cut too, and visited twice.
 _MOST_NUMBERS = 1 << 25
@@ -41,7 +42,7 @@ def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_quer
     equal: they are to be added up, as the training loop does; second derivatives are not to be had of large batches.
     """
     fields = list({id(f): f for ask in asks.values() for f in ask.fields}.values())
-    blocks = _number_of_blocks(fields[0])
+    blocks = _number_of_blocks(fields[0], len(fields))
     if blocks == 1 or not torch.is_grad_enabled():
         return {name: weights[name] * got.sum() / num_queries for name, got in answer(asks).items()}
     batch = _Batch(list(asks.values()), fields, blocks, [weights[name] / num_queries for name in asks])
@@ -49,7 +50,7 @@ def answer_means(asks: Mapping[str, Ask], weights: Mapping[str, float], num_quer
     return dict(zip(asks, terms.unbind(), strict=True))
 
 
-def _number_of_blocks(field: Field) -> int:
+def _number_of_blocks(field: Field, num_fields: int) -> int:
     layout, device = field.layout, field.layout.ranks.device
     if layout.groups is not None and field.planes == 1:
         return 1
@@ -57,7 +58,8 @@ def _number_of_blocks(field: Field) -> int:
     each = max(1, layout.most_candidates) * field.planes
     if numbers_at_once(met * each, device) >= met * each:
         return 1
-    limit = _NUMBERS.get(device.type, DEVICE_NUMBERS)
+    numbers, together = (most.get(device.type, DEVICE_NUMBERS) for most in (_NUMBERS, _TOGETHER))
+    limit = min(numbers, together // num_fields)
     if layout.groups is not None:
         # No block is empty on all ranks.
         most = met if layout.counts is None else max(layout.counts)
