@@ -21,6 +21,7 @@ from distkgd.distributed.rows import (
     Layout,
     answer,
     numbers_at_once,
+    whole_lanes,
 )
 from distkgd.kernels.rows import add, take
 from distkgd.scorers.base import Candidates, Collecting, Listed, plain
@@ -28,7 +29,7 @@ from distkgd.scorers.base import Candidates, Collecting, Listed, plain
 # Scores of a block: of each field, and of all its fields together. With fewer queries than the third, matrix products
 # lose more than what the second visit costs.
 _NUMBERS = {"cpu": 10 * BLOCK_NUMBERS["cpu"]}
-_TOGETHER = {"cpu": 16 * BLOCK_NUMBERS["cpu"]}
+_TOGETHER = {"cpu": 20 * BLOCK_NUMBERS["cpu"]}
 _FEWEST_QUERIES = 64
 # Of a block with many planes: beyond that, candidates are cut too, and visited twice.
 _MOST_NUMBERS = 1 << 25
@@ -67,7 +68,9 @@ def _number_of_blocks(field: Field, num_fields: int) -> int:
     queries = limit // each
     if field.planes > 1 and _FEWEST_QUERIES * each <= _MOST_NUMBERS:
         queries = max(queries, _FEWEST_QUERIES)
-    return 1 if queries < _FEWEST_QUERIES else -(-met // queries)
+    # With a teacher a second visit costs one more product, but the teacher's runs at twice the rate there.
+    fewest = _FEWEST_QUERIES * min(2, num_fields)
+    return 1 if queries < fewest else -(-met // whole_lanes(queries))
 
 
 class _Batch:
@@ -157,7 +160,7 @@ class _Visit(torch.autograd.Function):
         needed, n = ctx.needs_input_grad[1:], len(batch.rows)
         rows = [x.detach() for x in tensors[:n]]
         collected = [torch.zeros_like(x) if need else None for x, need in zip(rows, needed, strict=False)]
-        met_here = [x if grad is None else Collecting(x, grad) for x, grad in zip(rows, collected, strict=True)]
+        met_here = [Collecting(x, grad) for x, grad in zip(rows, collected, strict=True)]
         leaves = [x.detach().requires_grad_(need) for x, need in zip(tensors[n:], needed[n:], strict=True)]
         total = torch.zeros(())
         for index, (layout, met) in enumerate(batch.layout.query_blocks(batch.blocks, len(batch.fields[0].queries))):

@@ -20,6 +20,11 @@ def available(z: Tensor) -> bool:
     )
 
 
+def summable(*scores: Tensor) -> bool:
+    """Whether `logsumexp` or, of two, `softmax_gap` can work on scores here: row by row, or [Q, n] by columns."""
+    return all(map(available, scores)) or all(_by_columns(z) and available(z.T) for z in scores)
+
+
 def logsumexp(z: Tensor, overwrite: bool = False) -> Tensor:
     """[...]: log of the sum of exp(z) of scores [..., n].
 
@@ -62,7 +67,7 @@ class _LogSumExp(torch.autograd.Function):
             return grads[0].unsqueeze(-1) * torch.softmax(z, -1), None
         grad = grads[0].contiguous()
         out = z.detach() if ctx.overwrite else torch.empty_like(z)
-        _call("logsumexp_pull", z, address(lse), address(grad), address(out))
+        _call("logsumexp_pull", z, address(lse), address(grad), _start(out))
         return out, None
 
 
@@ -70,7 +75,7 @@ class _SoftmaxGap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, overwrite: bool) -> tuple[Tensor, Tensor, Tensor]:
         lse_t, gap, lse_z = (student.new_empty(student.shape[:-1]) for _ in range(3))
-        _call("softmax_gap", student, address(teacher), address(lse_t), address(gap), address(lse_z))
+        _call("softmax_gap", student, _start(teacher), address(lse_t), address(gap), address(lse_z))
         ctx.overwrite = overwrite
         ctx.save_for_backward(student, teacher, lse_t, lse_z)
         ctx.mark_non_differentiable(lse_t)
@@ -85,11 +90,20 @@ class _SoftmaxGap(torch.autograd.Function):
             return pulled, None, None
         gap, lse = gap.contiguous(), lse.contiguous()
         out = teacher if ctx.overwrite else torch.empty_like(student)
-        rest = [address(x) for x in (teacher, lse_t, lse_z, gap, lse, out)]
-        _call("softmax_gap_pull", student, *rest)
+        rest = [address(x) for x in (lse_t, lse_z, gap, lse)]
+        _call("softmax_gap_pull", student, _start(teacher), *rest, _start(out))
         return out, None, None
 
 
 def _call(what: str, z: Tensor, *rest: Any) -> None:
     sizes = [ctypes.c_int64(n) for n in (z.numel() // z.shape[-1], z.shape[-1])]
-    getattr(library("scores"), f"{what}_float32")(address(z), *sizes, *rest)
+    order = "_columns" if _by_columns(z) else ""
+    getattr(library("scores"), f"{what}{order}_float32")(_start(z), *sizes, *rest)
+
+
+def _by_columns(z: Tensor) -> bool:
+    return z.dim() == 2 and not z.is_contiguous() and z.T.is_contiguous()
+
+
+def _start(z: Tensor) -> Any:
+    return address(z.T if _by_columns(z) else z)

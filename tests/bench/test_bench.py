@@ -3,10 +3,12 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import typer
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 import launch.bench
 from distkgd.bench import ours, plain, run
 from distkgd.bench.data import write_triples
-from distkgd.bench.pool import ArmError, BenchError, Worker, environment
+from distkgd.bench.pool import ArmError, BenchError, Worker
 from distkgd.bench.results import fallen, memory_of, merge, notes, ratios_of, read_rows, row_of, table
 from distkgd.bench.roofline import Ceilings, Work, distinct, full_pass, full_step, measure_ceilings, sampled_step
 from distkgd.bench.tasks import FULL, QUICK, TINY, Arm, Task, all_tasks
@@ -321,9 +323,19 @@ def test_names_choose_tasks_or_the_beginnings_of_several() -> None:
         run.chosen(known, ["train/trans"])
 
 
-def test_idle_threads_of_a_measuring_process_sleep() -> None:
-    found = environment(2, "/somewhere")
-    assert (found["OMP_WAIT_POLICY"], found["GOMP_SPINCOUNT"], found["OMP_NUM_THREADS"]) == ("PASSIVE", "0", "2")
+def test_a_measuring_process_sleeps_before_the_next_side_has_its_round(tmp_path: Path) -> None:
+    worker = Worker("ours", 2, str(tmp_path))
+    try:
+        worker.ask(do="prepare", arm="products", function="products", options={"numbers": 1 << 20})
+        worker.ask(do="run", arm="products")
+        time.sleep(run.PAUSE)
+        process = psutil.Process(worker._process.pid)
+        before = process.cpu_times()
+        time.sleep(0.3)
+        after = process.cpu_times()
+    finally:
+        worker.close()
+    assert after.user + after.system - before.user - before.system < 0.1
 
 
 def test_a_run_in_real_processes_with_a_peer_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

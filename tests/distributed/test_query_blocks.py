@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from distkgd.distributed import query_blocks
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rows import Ask, Field, Layout, Sum
+from distkgd.distributed.rows import LANES, Ask, Field, Layout, Sum
 from distkgd.job import Progress
 from distkgd.scorers.base import Candidates, plain
 from distkgd.train import train_step
@@ -124,7 +125,19 @@ def test_a_large_batch_is_cut_so_that_few_scores_exist_at_once() -> None:
 def test_a_small_batch_and_one_of_too_many_candidates_are_not_cut() -> None:
     for queries, candidates in ((10, 100), (40, 1_000_000)):
         big, _ = ask(queries, candidates, [])
-        assert query_blocks._number_of_blocks(big.fields[0]) == 1
+        assert query_blocks._number_of_blocks(big.fields[0], 1) == 1
+
+
+def test_fields_share_the_memory_of_a_block_and_queries_fill_vectors() -> None:
+    with patch.object(query_blocks, "numbers_at_once", lambda numbers, device: 1):
+        big, _ = ask(2048, 40_000, [])
+        layout = big.fields[0].layout
+        for fields in (1, 2, 3):
+            cuts = layout.block_cuts(2048, query_blocks._number_of_blocks(big.fields[0], fields))
+            sizes = [b - a for a, b in pairwise(cuts)]
+            assert all(size % LANES == 0 for size in sizes[:-1]) and sum(sizes) == 2048 and min(sizes) > 0
+            assert max(sizes) * 40_000 <= query_blocks._NUMBERS["cpu"]
+            assert max(sizes) * 40_000 * fields <= max(query_blocks._NUMBERS["cpu"], query_blocks._TOGETHER["cpu"])
 
 
 def test_terms_that_are_weighted_differently_afterwards_are_refused() -> None:

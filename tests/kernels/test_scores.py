@@ -47,9 +47,44 @@ def test_scores_above_and_at_least_two_bounds_are_counted(shape: tuple[int, ...]
     assert torch.equal(better, (z > 3).sum(-1)) and torch.equal(no_worse, (z >= 2).sum(-1))
 
 
+@pytest.mark.parametrize("queries", [1, 5, 16, 40])
+@pytest.mark.parametrize("candidates", [1, 15, 33, 3000])
+def test_scores_that_lie_by_columns_give_what_they_give_by_rows(queries: int, candidates: int) -> None:
+    generator = torch.Generator().manual_seed(queries)
+    tables = [torch.randn(candidates, queries, generator=generator) * 20 for _ in range(2)]
+    for table in tables:
+        table[candidates // 2, : queries // 2] = -1e30
+    upstream = torch.randn(3, queries, generator=generator)
+    found = []
+    for columns in (True, False):
+        z, t = (table.T if columns else table.T.contiguous() for table in tables)
+        assert scores.summable(z, t)
+        leaf = z.detach().requires_grad_()
+        lse_t, gap, lse_z = scores.softmax_gap(leaf, t)
+        lse = scores.logsumexp(leaf)
+        sum((x * u).sum() for x, u in zip((gap, lse_z, lse), upstream, strict=True)).backward()
+        found.append((lse_t, gap, lse_z, lse.detach(), leaf.grad))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert not scores.summable(tables[0].T, tables[1].T.contiguous()) or min(queries, candidates) == 1
+
+
+def test_columns_are_summed_alike_by_any_number_of_threads() -> None:
+    z, t = torch.randn(5000, 20).T, torch.randn(5000, 20).T
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.stack([*scores.softmax_gap(z, t), scores.logsumexp(z)]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 def test_double_precision_and_strange_layouts_are_left_to_torch() -> None:
     for z in (torch.zeros(3, 4).double(), torch.zeros(4, 3).T, torch.zeros(3, 0), torch.zeros(3, 4).bfloat16()):
         assert not scores.available(z)
+    assert not scores.summable(torch.zeros(6, 8)[::2, ::2])
 
 
 @SHAPES
