@@ -3,18 +3,22 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
+import torch
+
 from distkgd.bench.data import write_triples
-from distkgd.bench.machine import PEERS, machine, version_of
+from distkgd.bench.machine import PEERS, version_of
 from distkgd.bench.pool import ArmError, Pool, missing, open_pool
 from distkgd.bench.results import Row, memory_of, merge, read_rows, row_of
 from distkgd.bench.roofline import Ceilings, best_of
+from distkgd.bench.run_tasks import run_tasks
 from distkgd.bench.tasks import TINY, Arm, Scale, Task, all_tasks
 from distkgd.display import Display
 from distkgd.errors import ConfigError
+from distkgd.provenance import machine
 from distkgd.report import write_atomic
 
 
@@ -31,13 +35,19 @@ def key_of(arm: Arm) -> str:
     return json.dumps([arm.family, arm.function, arm.options], sort_keys=True)
 
 
-def measure(names: Sequence[str], scale: Scale, display: Display, threads: int) -> list[Row]:
+def measure(
+    names: Sequence[str], scale: Scale, display: Display, threads: int, finished: Path | None = None
+) -> list[Row]:
     """The rows of the named tasks, of all if none is named.
+
+    finished: folder of a run whose models are measured, in place of the tasks that there are otherwise.
 
     Raises ConfigError for an unknown name.
     """
+    scale = replace(scale, devices=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     with tempfile.TemporaryDirectory(prefix="distkgd-bench-") as folder, open_pool(threads) as pool:
-        known, tiny = all_tasks(scale, f"{folder}/text"), all_tasks(TINY, f"{folder}/tiny")
+        tiny = all_tasks(TINY, f"{folder}/tiny")
+        known = all_tasks(scale, f"{folder}/text") if finished is None else run_tasks(finished, scale)
         tasks = chosen(known, names)
         if any(task.name == "load" for task in tasks):
             write_triples(Path(folder) / "text", scale.loaded, scale.names)
@@ -108,6 +118,7 @@ def figures(task: Task, rounds: Rounds, ceilings: Ceilings) -> Row:
         family, (family, version_of(family) if family in PEERS else None)
     )
     found = rounds.said.get(peer, [])
+    name, version = (name, version) if task.peer_name is None else (task.peer_name, None)
     return row_of(task, rounds.said[ours], found, ceilings, peer_name=name, peer_version=version, skipped=reason)
 
 
