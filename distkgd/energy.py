@@ -12,7 +12,9 @@ class Meter:
     """
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        self._seen: dict[Path, tuple[int, int]] = {}  # counter -> what it said last, where it wraps; both in microjoules
+        self._seen: dict[
+            Path, tuple[int, int]
+        ] = {}  # counter -> what it said last, where it wraps; both in microjoules
         self._joules = 0.0
         for domain in sorted(root.glob("intel-rapl:*")):
             name = _text(domain / "name")

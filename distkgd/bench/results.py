@@ -146,9 +146,12 @@ def notes(rows: Sequence[Row]) -> list[str]:
             share = f", {row['memory_ratio']:.3f} of it{aim}" if "memory_ratio" in row else ""
             said.append(f"peak memory {row['memory_ours'] / 1e6:,.0f} MB{theirs}{share}")
         if "ours_all" in row:
-            theirs = f", {row['peer_name']} in {row['peer_all']:.3g} s from {row['peer_bytes'] / 1e6:,.1f} MB"
-            mine = f"{row['ours_queries']:,.0f} tail queries in {row['ours_all']:.3g} s from {row['ours_bytes'] / 1e6:,.1f} MB"
-            said.append(mine + (theirs if "peer_all" in row else ""))
+            theirs = ""
+            if row["peer"] is not None:
+                theirs = f", {row['peer_name']} in {row['peer_all']:.3g} s from {row['peer_bytes'] / 1e6:,.1f} MB"
+            queries, held = row["ours_queries"], row["ours_bytes"] / 1e6
+            mine = f"{queries:,.0f} tail queries in {row['ours_all']:.3g} s from {held:,.1f} MB"
+            said.append(mine + theirs)
         if "skipped" in row:
             said.append(f"no peer: {row['skipped']}")
         lines += [f"{row['task']}: {'; '.join(said)}"] if said else []

@@ -13,7 +13,7 @@ from distkgd.stage_job import stage_folder
 
 
 def run_tasks(folder: Path, scale: Scale) -> dict[str, Task]:
-    """"inference/STAGE" of every stage but the teacher, by name.
+    """ "inference/STAGE" of every stage but the teacher, by name.
 
     Raises ConfigError where the folder holds no finished run, or one without a larger model to compare with.
     """

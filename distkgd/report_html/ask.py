@@ -34,9 +34,7 @@ class Asked:
 
 
 @torch.no_grad()
-def ask(
-    source: Source, queries: Queries, other: Tensor, known: KnownAnswers | None, *, ties: Ties, k: int
-) -> Asked:
+def ask(source: Source, queries: Queries, other: Tensor, known: KnownAnswers | None, *, ties: Ties, k: int) -> Asked:
     """Rank and score queries in one pass over the files of a model, a block of rows in memory at a time.
 
     The ranks are those of `evaluate.ranks_of`. other: [Q] an entity each, to be scored beside the answer.

@@ -75,7 +75,7 @@ def sizes(dots: Sequence[Dot], crops: Mapping[str, Sequence[Dot]], split: str, w
 def timeline(
     runs: Sequence[Run], pick: Callable[[Curves], Points], what: str, width: float, *, log: bool = False
 ) -> Drawing:
-    """A curve of every stage, one after the other in the order of the plan, with a rule where a stage or phase begins."""
+    """A curve of every stage, one after the other as planned, with a rule where a stage or phase begins."""
     drawing = Drawing(width, 330, f"{what} over the training steps of every stage")
     values = [value for run in runs for _, value in pick(run.curves)]
     values += [run.best[1] for run in runs if run.best and not log]
@@ -100,7 +100,9 @@ def timeline(
             drawing.mark(at, high, run.role, 4.5, f"{run.curves.stage}: best {fixed(run.best[1])}")
             over = at > left + 0.5 * (right - left)
             if right - left > 60:
-                drawing.text(at - 8 if over else at + 8, high + 18, fixed(run.best[1]), "small", "end" if over else "start")
+                drawing.text(
+                    at - 8 if over else at + 8, high + 18, fixed(run.best[1]), "small", "end" if over else "start"
+                )
         begun += run.curves.steps
     return drawing
 
@@ -143,7 +145,9 @@ def bars(rows: Sequence[Bar], roles: Sequence[str], names: Mapping[str, str], wi
         middle = top + high * i + (32 if left == 0 else 12)
         words = cut(row.name, (width - 90 if left == 0 else left - 10) - GLYPH * (len(row.note) + 2))
         drawing.text(0, middle - 13 if left == 0 else middle + 4, words, "word")
-        drawing.text(left - 10 if left else width - 84, middle - 13 if left == 0 else middle + 4, row.note, "small", "end")
+        drawing.text(
+            left - 10 if left else width - 84, middle - 13 if left == 0 else middle + 4, row.note, "small", "end"
+        )
         for role, shape in zip(roles, _SHAPES, strict=False):
             if role in row.values:
                 shape(drawing, x(0.0), x(row.values[role]), middle, role)

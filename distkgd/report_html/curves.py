@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 POINTS = 160  # of a curve at most
@@ -67,17 +68,19 @@ def _sorted(stage: str, steps: int, series: dict[str, Points]) -> Curves:
         elif kind == "mask":
             found.mask[rest] = thin
         elif name == "phase":
-            changes = zip(points, points[1:], strict=False)
-            found.phases = [int(before[0]) for before, after in changes if after[1] != before[1]]
+            found.phases = [int(before[0]) for before, after in pairwise(points) if after[1] != before[1]]
     return found
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Points:
-    """At most `most` of the points in order: first and last, and of every run between them its extremes in turn."""
+    """At most `most` of the points in order: first and last, and the extremes of every run between them."""
     if len(points) <= most:
         return list(points)
-    inner, runs = points[1:-1], most - 2
+    inner, runs = points[1:-1], (most - 2) // 2
     cuts = [i * len(inner) // runs for i in range(runs + 1)]
-    pick = [max, min]
-    chosen = [pick[i % 2](inner[a:b], key=lambda p: p[1]) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))]
+    chosen = []
+    for low, high in pairwise(cuts):
+        run = inner[low:high]
+        ends = {min(run, key=lambda p: p[1]), max(run, key=lambda p: p[1])}
+        chosen += sorted(ends)
     return [points[0], *chosen, points[-1]]

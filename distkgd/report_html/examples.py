@@ -8,7 +8,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers, Queries, both_sides
 from distkgd.model_folder import find_model, sha256_of
 from distkgd.report import write_atomic
-from distkgd.report_html.pairs import Pair, Speaker
 from distkgd.report_html.ask import Asked, ask
+from distkgd.report_html.pairs import Pair, Speaker
 
 FILE = "examples.json"
 FORMAT = "distkgd-examples/1"
@@ -47,7 +46,7 @@ def examples(
     """
     split = "test" if any("test" in stage for stage in report["stages"]) else "valid"
     speakers = {"teacher": pair.teacher, "student": pair.student}
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "data": report["data"]["sha256"],
         "protocol": dict(report["protocol"]),
@@ -171,7 +170,8 @@ def _examples(queries: Queries, teacher: Asked, student: Asked, graph: Graph) ->
 def _spread(order: Sequence[int], relations: Sequence[int]) -> list[int]:
     """The same in order, those beyond a few of one relation last."""
     seen: Counter[int] = Counter()
-    first, later = [], []
+    first: list[int] = []
+    later: list[int] = []
     for i in order:
         seen[relations[i]] += 1
         (first if seen[relations[i]] <= PER_RELATION else later).append(i)

@@ -1,6 +1,6 @@
 """The figures of the report: which numbers of the run go into which chart, and what is said below it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,9 +61,7 @@ def size_section(report: Mapping[str, Any]) -> Section:
         for stage in stages
         if stage.get("bytes") and mrr_of(stage, split) is not None
     ]
-    crops = {
-        stage["name"]: line for stage in stages if len(line := _crops(stage, role_of(stage, stages), split)) > 1
-    }
+    crops = {stage["name"]: line for stage in stages if len(line := _crops(stage, role_of(stage, stages), split)) > 1}
     section = Section("size", "Size and quality")
     if not dots:
         section.missing.append(f"No model of this run has bytes and {split} MRR.")
@@ -71,7 +69,9 @@ def size_section(report: Mapping[str, Any]) -> Section:
     rows = [[dot.name, size_text(dot.size), fixed(dot.mrr)] for dot in dots]
     for name, line in crops.items():
         rows += [[f"{name}, first {dot.name} numbers", size_text(dot.size), fixed(dot.mrr)] for dot in line]
-    caption = f"{split.capitalize()} MRR of every finished model against the bytes of its table files, on a scale of ratios."
+    caption = (
+        f"{split.capitalize()} MRR of every finished model against the bytes of its table files, on a scale of ratios."
+    )
     if crops:
         caption += " The small marks are crops: the first numbers of every entity, as many as are written below."
     chart = drawn(partial(sizes, dots, crops, split), full=True)
@@ -103,14 +103,18 @@ def training_section(report: Mapping[str, Any], folder: Path) -> Section:
     learned = [run for run in runs if run.curves.valid]
     if learned:
         chart = drawn(partial(timeline, learned, _valid, "valid MRR"), full=True)
-        caption = "Validation MRR of every stage in the order of the plan; a mark is the validation whose rows were kept."
+        caption = (
+            "Validation MRR of every stage in the order of the plan; a mark is the validation whose rows were kept."
+        )
         section.figures.append(Figure("Learning curves", chart, caption, full=True))
     else:
         section.missing.append("No stage was validated while it trained: there are no learning curves.")
     lossy = [Run(run.role, run.curves) for run in runs if run.curves.loss]
     if lossy:
         chart = drawn(partial(timeline, lossy, _loss, "training loss", log=True), full=True)
-        caption = "Sum of the loss terms, averaged over a fifth of an epoch. Losses of different methods do not compare."
+        caption = (
+            "Sum of the loss terms, averaged over a fifth of an epoch. Losses of different methods do not compare."
+        )
         section.figures.append(Figure("Training loss", chart, caption, full=True))
     for stage, run in zip(stages, runs, strict=True):
         section.figures += method_figures(stage, run.curves)
@@ -127,7 +131,8 @@ def _loss(curves: Curves) -> Points:
 
 def method_figures(stage: Stage, curves: Curves) -> list[Figure]:
     """Soft-label weights, lambda, w1 to w3, the mask: what the stage's method has."""
-    name, kind, found = stage["name"], stage.get("method"), []
+    name, kind = stage["name"], stage.get("method")
+    found: list[Figure] = []
 
     def chart(title: str, series: Mapping[str, Points], what: str, caption: str) -> None:
         if any(series.values()):
@@ -144,12 +149,13 @@ def method_figures(stage: Stage, curves: Curves) -> list[Figure]:
     )
     if kind == "dualde":
         for letter, caption in (("alpha", "slopes \u03b1"), ("beta", "offsets \u03b2")):
-            series = {
-                f"{letter}{key.removeprefix(letter + '_')} {_EVALUATORS.get(key.removeprefix(letter + '_'), '')}": points
+            numbered = {
+                key.removeprefix(f"{letter}_"): points
                 for key, points in curves.evaluators.items()
                 if key.startswith(f"{letter}_")
             }
-            said = f"DualDE Eq. 8, 9, 12, 13: the learned {caption} of the soft-label evaluators \u03c3(\u03b1(f + \u03b2))."
+            series = {f"{caption[-1]}{i} {_EVALUATORS.get(i, '')}".strip(): points for i, points in numbered.items()}
+            said = f"DualDE Eq. 8, 9, 12, 13: the learned {caption} in \u03c3(\u03b1(f + \u03b2)), a soft label's quality."
             chart(f"Evaluators' {caption}", series, letter, said)
     chart(
         "Weight of the soft loss",
@@ -159,7 +165,12 @@ def method_figures(stage: Stage, curves: Curves) -> list[Figure]:
     )
     if kind == "med":
         series = {_EXPONENTS.get(key, key): points for key, points in curves.evaluators.items() if key.startswith("w_")}
-        chart("Learned exponents", series, "exponent", "MED: how sharply hard examples (w1, w2) and dims (w3) are weighed.")
+        chart(
+            "Learned exponents",
+            series,
+            "exponent",
+            "MED: how sharply hard examples (w1, w2) and dims (w3) are weighed.",
+        )
         chart(
             "Validation of the crops",
             {f"first {dim}": curves.crops[dim] for dim in _few(sorted(curves.crops))},
@@ -206,7 +217,9 @@ def parts_section(report: Mapping[str, Any], pair: Pair | None) -> Section:
     if "student" not in found:
         section.missing.append("This run's report.json has no results by relation.")
         return section
-    legend = ", ".join(f"{shape} {names[role]}" for role, shape in zip(found, ("broad bar", "slim bar", "tick"), strict=False))
+    legend = ", ".join(
+        f"{shape} {names[role]}" for role, shape in zip(found, ("broad bar", "slim bar", "tick"), strict=False)
+    )
     counted = sorted(found["student"]["relation"].items(), key=lambda item: (-item[1]["num_triples"], item[0]))
     relations = _rows(found, "relation", [name for name, _ in counted], "num_triples")
     few = f" The {RELATIONS} of {len(relations)} with the most triples." if len(relations) > RELATIONS else ""
@@ -217,8 +230,8 @@ def parts_section(report: Mapping[str, Any], pair: Pair | None) -> Section:
         *_rows(found, "answer_degree", None, "num_queries", lambda key: f"answers seen {key}\u00d7"),
     ]
     caption = (
-        f"{split.capitalize()} MRR on relations with few and many training triples, and by the number of training triples "
-        "that hold the answer; beside the name, triples or queries."
+        f"{split.capitalize()} MRR on relations with few and many training triples, and by the number of training "
+        "triples that hold the answer; beside the name, triples or queries."
     )
     if tail:
         section.figures.append(_bars("The long tail", tail, tail, names, caption))
@@ -236,7 +249,7 @@ def _sign(key: str) -> str:
 
 
 def _rows(
-    found: Mapping[str, Any], part: str, keys: Iterable[str] | None, count: str, name: Any = str
+    found: Mapping[str, Any], part: str, keys: Iterable[str] | None, count: str, name: Callable[[str], str] = str
 ) -> list[Bar]:
     rows = []
     for key in found["student"].get(part, {}) if keys is None else keys:
@@ -251,9 +264,7 @@ def _rows(
 
 def _bars(title: str, shown: Sequence[Bar], every: Sequence[Bar], names: Mapping[str, str], caption: str) -> Figure:
     roles = list(names)
-    rows = [
-        [row.name, row.note, *(fixed(row.values.get(role)) for role in roles)] for row in every[:IN_TABLE]
-    ]
+    rows = [[row.name, row.note, *(fixed(row.values.get(role)) for role in roles)] for row in every[:IN_TABLE]]
     header = ("", "number", *(names[role] for role in roles))
     return Figure(title, drawn(partial(bars, shown, roles, names)), caption, header, rows)
 
@@ -264,9 +275,11 @@ def scatter_figure(found: Mapping[str, Any], pair: Pair) -> Figure | None:
         return None
     names = pair.teacher.name, pair.student.name
     chart = drawn(partial(scatter, found["points"], names))
-    linked = "" if found["correlation"] is None else f" Scores of the true ones correlate by {found['correlation']:.2f}."
+    linked = (
+        "" if found["correlation"] is None else f" Scores of the true ones correlate by {found['correlation']:.2f}."
+    )
     caption = (
-        f"{found['queries']:,} of the {found['num_split']:,} {found['split']} queries, each with its true answer and with "
-        f"one drawn at random.{linked}"
+        f"{found['queries']:,} of the {found['num_split']:,} {found['split']} queries, each with its true answer and "
+        f"with one drawn at random.{linked}"
     )
     return Figure("Scores", chart, caption)

@@ -52,7 +52,7 @@ QUERIES = 200
 def write_html(folder: Path, report: Mapping[str, Any], load: Callable[[], Graph], queries: int = QUERIES) -> list[str]:
     """Write `report.html` into a run folder, and `examples.json` if models have to be asked for it.
 
-    load: the run's graph, wanted only for that. queries: of the last split asked for it, of large tables fewer; 0: none.
+    load: the run's graph, wanted only for that. queries: asked of the last split, of large tables fewer; 0: none.
 
     Returns what could not be shown, and why.
     """
@@ -96,7 +96,7 @@ def render(
     """The page of a run, and what could not be shown; see `write_html`."""
     pair = pair_of(report, folder)
     asked, missing = _asked(folder, report, load, pair, queries)
-    answers = Section("answers", "Teacher and student, question by question", missing=missing)
+    answers = Section("answers", "Question by question", missing=missing)
     if asked is not None and pair is not None and (figure := scatter_figure(asked, pair)) is not None:
         answers.figures.append(figure)
     sections = [size_section(report), training_section(report, folder), parts_section(report, pair)]
@@ -144,7 +144,7 @@ def _asked(
     try:
         return examples(folder, report, load, pair, queries), []
     except DistkgdError as error:
-        return None, [f"The models could not be asked: {error}."]
+        return None, [f"The models could not be asked: {str(error).rstrip('.')}."]
 
 
 def _lead(report: Mapping[str, Any]) -> str:
@@ -167,11 +167,16 @@ def _keys(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append((texts["retained"], "of the teacher's test MRR kept"))
     if texts["smaller"] != NONE:
         found.append((texts["smaller"], "smaller than the teacher, on disk"))
-    direct = next((stage for stage in stages if is_direct(stage) and stage["dim"] == student["dim"]), None)
-    if direct is not None:
-        gain = difference(student, direct, split).split()[0]
-        found.append((gain, f"{split} MRR over {direct['name']}, equally small and trained without a teacher"))
-    return found
+    # A crop of a model is held beside the direct model of its own dim.
+    crops = {int(dim): {split: found} for dim, found in (student.get("curve") or {}).get(split, {}).items()}
+    for direct in (stage for stage in stages if is_direct(stage)):
+        if direct["dim"] == student["dim"]:
+            words = f"{split} MRR over {direct['name']}, equally small and trained without a teacher"
+            found.append((difference(student, direct, split).split()[0], words))
+        elif direct["dim"] in crops:
+            words = f"{split} MRR of the first {direct['dim']} numbers over {direct['name']}, trained at that size"
+            found.append((difference(crops[direct["dim"]], direct, split).split()[0], words))
+    return found[:4]
 
 
 def _took(report: Mapping[str, Any]) -> list[list[str]]:

@@ -73,7 +73,9 @@ class Drawing:
             case "teacher":
                 self.add("rect", inner, x=x - s, y=y - s, width=2 * s, height=2 * s, class_=f"mark {role}")
             case "direct":
-                path = f"M{_number(x)} {_number(y - 1.2 * s)}l{_number(1.2 * s)} {_number(2.1 * s)}h{_number(-2.4 * s)}z"
+                path = (
+                    f"M{_number(x)} {_number(y - 1.2 * s)}l{_number(1.2 * s)} {_number(2.1 * s)}h{_number(-2.4 * s)}z"
+                )
                 self.add("path", inner, d=path, class_=f"mark {role}")
             case "assistant":
                 r = 1.25 * s
@@ -128,16 +130,17 @@ def nice(step: float) -> float:
 def logarithmic(
     low: float, high: float, start: float, end: float, word: Callable[[float], str], room: float = 0.08
 ) -> Axis:
-    """An axis of equal ratios, ticked at powers of two of its unit where few of ten are in it."""
+    """An axis of equal ratios, ticked at powers of ten, and at 2 and 5 times them where there are few of those."""
     ratio = max(high / low, 1.5)
     low, high = low / ratio**room, high * ratio**room
-    tens = [10.0**k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-    if len(tens) < 3:
-        tens = sorted(t * m for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-                      for t, m in ((10.0**k, 1), (10.0**k, 2), (10.0**k, 5)) if low <= t * m <= high)  # fmt: skip
-    while len(tens) > max(2, abs(end - start) / 62):
-        tens = tens[::2]
-    return Axis(low, high, start, end, [(value, word(value)) for value in tens], log=True)
+    powers = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    ticks = [power for power in powers if low <= power <= high]
+    if len(ticks) < 3:
+        ticks = [power * unit for power in powers for unit in (1, 2, 5) if low <= power * unit <= high]
+    ticks = ticks or [low, high]
+    while len(ticks) > max(2, abs(end - start) / 62):
+        ticks = ticks[::2]
+    return Axis(low, high, start, end, [(value, word(value)) for value in ticks], log=True)
 
 
 def frame(drawing: Drawing, x: Axis, y: Axis, x_title: str = "", y_title: str = "") -> None:

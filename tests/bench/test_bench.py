@@ -293,7 +293,7 @@ def test_a_finished_runs_models_are_measured_beside_their_teacher(tmp_path: Path
     found = run_tasks(tmp_path / "run", TINY)
     assert list(found) == ["inference/student", "inference/direct"]
     for task in found.values():
-        assert task.peer_name == "teacher" and 0 < task.work.seconds(CEILINGS)
+        assert task.peer_name == "teacher" and task.work.seconds(CEILINGS) > 0
         ours_, peer = (ours.ARMS["inference"](arm.options)() for arm in (task.ours, task.peer))
         assert ours_["bytes"] * 2 == peer["bytes"] and ours_["queries"] == TINY.asked
     with pytest.raises(ConfigError, match="no folder of a finished run"):

@@ -30,6 +30,7 @@ DIM = 16
 def saved(folder: Path, scorer: str, graph: Graph = GRAPH, reciprocal: bool = False) -> Model:
     """A model that was not trained, in two files of entities and written to `folder`."""
     made = build_scorer(scorer, DIM)
+    reciprocal = reciprocal or made.tails_only
     numbers = graph.num_entities, graph.num_relations
     model = new_model(made, *numbers, Ranks(), reciprocal=reciprocal, seed=3, init_scale=0.5)
     save_model(folder, model, graph, {})

@@ -106,7 +106,9 @@ def test_the_bars_are_the_metrics_by_relation_and_by_degree(page: Node, report: 
     for bucket in by[1]["answer_degree"]:
         assert found[f"answers seen {bucket}×"] == [fixed(one["answer_degree"][bucket]["mrr"]) for one in by]
     assert found["relations < 1000"] == [fixed(one["relation_frequency"]["<1000"]["mrr"]) for one in by]
-    assert {"tail asked", "head asked"} <= {r[0] for r in cells(figure(page, "Directions and categories").find("table")[0])}
+    assert {"tail asked", "head asked"} <= {
+        r[0] for r in cells(figure(page, "Directions and categories").find("table")[0])
+    }
 
 
 def test_learning_curves_show_stages_their_best_and_the_second_phase(page: Node, report: dict[str, Any]) -> None:
@@ -247,7 +249,11 @@ KINDS: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
         {"Learned exponents of student", "Validation of the crops of student", "Scores"},
         set(),
     ),
-    "metasd": ({"student": {**STAGE, "dim": 6, "method": "metasd"}}, {"Mask of student"}, {"nothing to hold beside it"}),
+    "metasd": (
+        {"student": {**STAGE, "dim": 6, "method": "metasd"}},
+        {"Mask of student"},
+        {"nothing to hold beside it"},
+    ),
     "scratch": ({"student": {**STAGE, "dim": 6, "validate_every": 0}}, {"Training loss"}, {"no learning curves"}),
     "valid only": ({"student": {**STAGE, "dim": 6}, "baseline": True, "test": False}, {"Scores"}, set()),
     "chain": (
@@ -316,8 +322,7 @@ def test_what_is_gone_is_told_and_the_rest_stays(copy: Path, report: dict[str, A
 
 def test_other_data_than_the_run_had_are_not_asked_about(copy: Path, report: dict[str, Any]) -> None:
     (copy / "examples.json").unlink()
-    other = {**report, "data": {**report["data"], "sha256": "0" * 64}}
-    _, missing = render(copy, {**other, "data": {**other["data"], "sha256": "f" * 64}}, loaded)
+    _, missing = render(copy, {**report, "data": {**report["data"], "sha256": "f" * 64}}, loaded)
     assert "sha256 differs" in missing[0]
 
 

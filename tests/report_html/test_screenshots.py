@@ -14,7 +14,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 SECONDS = 90
 # The page in a frame as wide as a telephone: a browser's own window cannot be made so narrow everywhere.
-FRAME = """<!doctype html><meta charset="utf-8"><style>body {{ margin: 0 }} iframe {{ border: 0; display: block }}</style>
+FRAME = """<!doctype html><meta charset="utf-8">
+<style>body {{ margin: 0 }} iframe {{ border: 0; display: block }}</style>
 <iframe id="page" width="{width}" height="{height}" src="report.html"></iframe>
 <pre id="said"></pre><script>
 addEventListener("load", () => {{
