@@ -1,11 +1,13 @@
 """The charts of the report, each drawn for several widths, down to a telephone's. The page shows the one that fits."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distkgd.report import fixed, size_text
 from distkgd.report_html.curves import Curves, Points
-from distkgd.report_html.svg import GLYPH, LINE, Axis, Drawing, apart, cut, frame, linear, logarithmic
+from distkgd.report_html.svg import GLYPH, LINE, Axis, Drawing, Point, apart, cut, frame, linear, logarithmic
 
 FULL, MIDDLE, HALF, NARROW = 1040, 660, 492, 344  # px
 LEFT = 46  # px for the words of a vertical axis
@@ -51,7 +53,7 @@ def sizes(dots: Sequence[Dot], crops: Mapping[str, Sequence[Dot]], split: str, w
     every = [*dots, *(dot for line in crops.values() for dot in line)]
     found = [dot.mrr for dot in every]
     y = linear(min(found), max(found), 340 - 52, 34)
-    x = logarithmic(min(d.size for d in every), max(d.size for d in every), LEFT, width - 12, size_text, room=0.14)
+    x = logarithmic(min(d.size for d in every), max(d.size for d in every), LEFT, width - 12, _round_size, room=0.14)
     frame(drawing, x, y, "bytes of the model's files", f"{split} MRR")
     for line in crops.values():
         drawing.curve([(x(dot.size), y(dot.mrr)) for dot in line], line[0].role)
@@ -70,6 +72,10 @@ def sizes(dots: Sequence[Dot], crops: Mapping[str, Sequence[Dot]], split: str, w
             words = f"{cut(dot.name, 0.5 * width - 6 * GLYPH)} {fixed(dot.mrr)}"
             drawing.text(at, place, words, f"label {dot.role}", anchor)
     return drawing
+
+
+def _round_size(value: float) -> str:
+    return size_text(value).replace(".0 ", " ")
 
 
 def timeline(
@@ -92,8 +98,7 @@ def timeline(
         drawing.line(left, 34, left, y.start, "boundary")
         drawing.text(left + 6, 44, cut(run.curves.stage, right - left - 4), f"label {run.role}")
         for phase in run.curves.phases:
-            drawing.line(x(begun + phase), 50, x(begun + phase), y.start, "phase")
-            drawing.text(x(begun + phase) + 4, y.start - 6, "phase two", "small")
+            _phase(drawing, x(begun + phase), (50, y.start), 62, left if width > NARROW else 0.5 * width)
         drawing.curve([(x(begun + step), y(value)) for step, value in pick(run.curves)], run.role)
         if run.best is not None:
             at, high = x(begun + run.best[0]), y(run.best[1])
@@ -107,6 +112,13 @@ def timeline(
     return drawing
 
 
+def _phase(drawing: Drawing, x: float, ends: Point, y: float, right_of: float) -> None:
+    # A rule where a method's second phase begins; its words stand on the side that has room.
+    drawing.line(x, ends[0], x, ends[1], "phase")
+    after = x + 72 < right_of
+    drawing.text(x + 5 if after else x - 5, y, "phase two", "small", "start" if after else "end")
+
+
 def lines(series: Mapping[str, Points], phases: Sequence[int], what: str, width: float) -> Drawing:
     """Curves of one stage over its steps, each with its name at its end."""
     drawing = Drawing(width, 250, f"{what} over training steps")
@@ -117,8 +129,7 @@ def lines(series: Mapping[str, Points], phases: Sequence[int], what: str, width:
     x = linear(0, last, LEFT, width - room, max(2, int((width - room) / 90)), room=0.0)
     frame(drawing, x, y, "training steps", what)
     for phase in phases:
-        drawing.line(x(phase), 24, x(phase), y.start, "phase")
-        drawing.text(x(phase) + 4, 30, "phase two", "small")
+        _phase(drawing, x(phase), (18, y.start), 24, 0.5 * width)
     places = apart([y(points[-1][1]) + 4 for points in series.values()], 30, y.start, LINE)
     for i, ((name, points), place) in enumerate(zip(series.items(), places, strict=True)):
         drawing.curve([(x(step), y(value)) for step, value in points], f"series{i % 4 + 1}")
@@ -187,6 +198,35 @@ def scatter(points: Sequence[Sequence[float]], names: tuple[str, str], width: fl
     drawing.add("path", d="".join(_cross(a, b) for a, b, kind in places if not kind), class_="cross")
     drawing.add("path", d="".join(f"M{a:.0f} {b:.0f}h0" for a, b, kind in places if kind), class_="dots")
     return drawing
+
+
+RANKS = ((1, "1"), (3, "2\u20133"), (10, "4\u201310"), (100, "11\u2013100"), (math.inf, "over 100"))
+
+
+def matrix(ranks: Sequence[Sequence[float]], names: tuple[str, str], width: float) -> Drawing:
+    """How many queries have which rank of their answer by one model (rows) and by the other: [first, second] each."""
+    left, top, side = 66.0, 64.0, (min(width, 400) - 76) / len(RANKS)
+    drawing = Drawing(width, top + side * len(RANKS) + 8, f"Ranks of true answers by {names[0]} and by {names[1]}")
+    drawing.text(0, 12, f"rank by {cut(names[0], 150)}, downwards; by {cut(names[1], 150)}, across", "name")
+    counts: Counter[tuple[int, int]] = Counter((_bucket(a), _bucket(b)) for a, b in ranks)
+    most = max(counts.values(), default=1)
+    for i, (_, word) in enumerate(RANKS):
+        drawing.text(left + side * (i + 0.5), top - 10, word, "tick", "middle")
+        drawing.text(left - 10, top + side * (i + 0.5) + 4, word, "tick", "end")
+        for k in range(len(RANKS)):
+            class_ = "cell same" if i == k else "cell"
+            drawing.add("rect", x=left + side * k, y=top + side * i, width=side, height=side, class_=class_)
+    for (row, column), count in sorted(counts.items()):
+        x, y, r = left + side * (column + 0.5), top + side * (row + 0.5), 0.46 * side * math.sqrt(count / most)
+        role = "direct" if column > row else "student"
+        drawing.add("circle", cx=x, cy=y, r=max(2.0, r), class_=f"bubble {role}")
+        inside = 2 * r > GLYPH * len(str(count)) + 6
+        drawing.text(x if inside else x + r + 4, y + 4, f"{count}", "inside" if inside else "small", "middle" if inside else "start")
+    return drawing
+
+
+def _bucket(rank: float) -> int:
+    return next(i for i, (last, _) in enumerate(RANKS) if rank <= last)
 
 
 def _cross(x: float, y: float) -> str:

@@ -168,13 +168,18 @@ def _examples(queries: Queries, teacher: Asked, student: Asked, graph: Graph) ->
 
 
 def _spread(order: Sequence[int], relations: Sequence[int]) -> list[int]:
-    """The same in order, those beyond a few of one relation last."""
-    seen: Counter[int] = Counter()
+    """The same in order; last those beyond a few of one relation, and the second question of a triple."""
+    relation: Counter[int] = Counter()
+    triples: set[int] = set()
     first: list[int] = []
     later: list[int] = []
     for i in order:
-        seen[relations[i]] += 1
-        (first if seen[relations[i]] <= PER_RELATION else later).append(i)
+        if i // 2 not in triples and relation[relations[i]] < PER_RELATION:
+            relation[relations[i]] += 1
+            triples.add(i // 2)
+            first.append(i)
+        else:
+            later.append(i)
     return first + later
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distkgd.report import fixed, is_direct, mrr_of, size_text
-from distkgd.report_html.charts import Bar, Dot, Run, bars, drawn, lines, scatter, sizes, timeline
+from distkgd.report_html.charts import Bar, Dot, Run, bars, drawn, lines, matrix, scatter, sizes, timeline
 from distkgd.report_html.curves import Curves, Points, read_curves
 from distkgd.report_html.pairs import Pair, Stage, student_of
 from distkgd.stage_job import stage_folder
@@ -269,10 +269,10 @@ def _bars(title: str, shown: Sequence[Bar], every: Sequence[Bar], names: Mapping
     return Figure(title, drawn(partial(bars, shown, roles, names)), caption, header, rows)
 
 
-def scatter_figure(found: Mapping[str, Any], pair: Pair) -> Figure | None:
-    """Scores of two models for the same triples; None where none were asked."""
+def answer_figures(found: Mapping[str, Any], pair: Pair) -> list[Figure]:
+    """Scores and ranks of two models for the same queries; nothing where none were asked."""
     if not found["points"]:
-        return None
+        return []
     names = pair.teacher.name, pair.student.name
     chart = drawn(partial(scatter, found["points"], names))
     linked = (
@@ -282,4 +282,10 @@ def scatter_figure(found: Mapping[str, Any], pair: Pair) -> Figure | None:
         f"{found['queries']:,} of the {found['num_split']:,} {found['split']} queries, each with its true answer and "
         f"with one drawn at random.{linked}"
     )
-    return Figure("Scores", chart, caption)
+    scores = Figure("Scores", chart, caption)
+    chart = drawn(partial(matrix, found["ranks"], names))
+    caption = (
+        f"The same queries by the rank of their true answer: {names[0]} decides the row, {names[1]} the column. Right of "
+        f"the shaded squares {names[1]} is behind."
+    )
+    return [scores, Figure("Ranks", chart, caption)]

@@ -35,10 +35,10 @@ from distkgd.report import (
 from distkgd.report_html.examples import examples
 from distkgd.report_html.figures import (
     Section,
+    answer_figures,
     last_split,
     parts_section,
     role_of,
-    scatter_figure,
     size_section,
     training_section,
 )
@@ -97,8 +97,8 @@ def render(
     pair = pair_of(report, folder)
     asked, missing = _asked(folder, report, load, pair, queries)
     answers = Section("answers", "Question by question", missing=missing)
-    if asked is not None and pair is not None and (figure := scatter_figure(asked, pair)) is not None:
-        answers.figures.append(figure)
+    if asked is not None and pair is not None:
+        answers.figures += answer_figures(asked, pair)
     sections = [size_section(report), training_section(report, folder), parts_section(report, pair)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -12,7 +12,7 @@ from html import escape
 
 FONT = 12  # px, of words in a chart
 LINE = 15  # px between two of them
-GLYPH = 6.4  # px, about the width of a letter
+GLYPH = 7.0  # px, about the width of a letter
 DASHES = {"direct": "6 4", "assistant": "2 3", "series2": "6 4", "series3": "2 3", "series4": "9 3 2 3"}
 
 Point = tuple[float, float]
@@ -52,7 +52,8 @@ class Drawing:
 
     def text(self, x: float, y: float, words: str, class_: str = "", anchor: str = "start") -> None:
         """Words whose baseline is at y."""
-        self.add("text", escape(words), x=x, y=y, class_=class_, text_anchor=anchor)
+        if words:
+            self.add("text", escape(words), x=x, y=y, class_=class_, text_anchor=anchor)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, class_: str) -> None:
         """A straight one."""
@@ -122,9 +123,9 @@ def _tick(value: float, digits: int) -> str:
 
 
 def nice(step: float) -> float:
-    """The round number (1, 2 or 5 times a power of ten) not below `step`."""
+    """The round number (1, 2 or 5 times a power of ten) nearest to `step` by ratio."""
     power = 10.0 ** math.floor(math.log10(step))
-    return next(power * unit for unit in (1, 2, 5, 10) if power * unit >= step * (1 - 1e-9))
+    return min((power * unit for unit in (1, 2, 5, 10)), key=lambda one: abs(math.log(one / step)))
 
 
 def logarithmic(

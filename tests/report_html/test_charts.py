@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from distkgd.report_html.charts import Bar, Dot, Run, bars, lines, scatter, sizes, timeline
+from distkgd.report_html.charts import Bar, Dot, Run, bars, lines, matrix, scatter, sizes, timeline
 from distkgd.report_html.curves import Curves, read_curves, thinned
-from distkgd.report_html.svg import Drawing, apart, cut, linear, logarithmic, nice
+from distkgd.report_html.svg import GLYPH, Drawing, apart, cut, linear, logarithmic, nice
 from tests.report_html.pages import Node, read
 
 
@@ -33,7 +33,7 @@ def test_a_logarithmic_axis_holds_its_range(low: float, high: float) -> None:
 
 
 def test_round_steps() -> None:
-    assert [nice(x) for x in (0.011, 1.0, 1.2, 3.0, 70.0)] == pytest.approx([0.02, 1.0, 2.0, 5.0, 100.0])
+    assert [nice(x) for x in (0.011, 1.0, 1.2, 3.0, 70.0)] == pytest.approx([0.01, 1.0, 1.0, 2.0, 50.0])
 
 
 def test_labels_are_moved_apart_and_keep_their_order() -> None:
@@ -42,7 +42,7 @@ def test_labels_are_moved_apart_and_keep_their_order() -> None:
     assert all(b - a >= 15 for a, b in pairwise(order))
     assert sorted(range(4), key=lambda i: found[i]) == [2, 0, 3, 1]
     assert max(apart([99.0, 99.0, 99.0], 0.0, 100.0, 15.0)) <= 100
-    assert cut("abcdefgh", 5 * 6.4) == "abcd…" and cut("abc", 100) == "abc"
+    assert cut("abcdefgh", 5 * GLYPH) == "abcd…" and cut("abc", 100) == "abc"
 
 
 def test_thinned_curves_keep_ends_and_extremes() -> None:
@@ -98,3 +98,13 @@ def test_true_and_random_triples_have_other_marks() -> None:
 def test_a_stage_without_metrics_has_no_curves(tmp_path_factory: pytest.TempPathFactory) -> None:
     found = read_curves(tmp_path_factory.mktemp("none") / "metrics.jsonl", "x")
     assert (found.steps, found.valid, found.loss) == (0, [], [])
+
+
+def test_ranks_are_counted_by_both_models() -> None:
+    svg = drawn(matrix([[1.0, 1.0], [1.0, 1.0], [1.0, 1.5], [2.0, 500.0], [40.0, 1.0]], ("T", "S"), 492))
+    bubbles = svg.find("circle", class_="bubble")
+    assert len(bubbles) == 4 and len(svg.find("circle", class_="direct")) == 2  # those on which the student is behind
+    radii = sorted(float(bubble.attributes["r"]) for bubble in bubbles)
+    assert radii[-1] == pytest.approx(math.sqrt(2) * radii[0], rel=0.02)
+    counts = [t.text for c in ("inside", "small") for t in svg.find("text", class_=c)]
+    assert sorted(counts) == ["1", "1", "1", "2"]

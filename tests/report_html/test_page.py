@@ -171,8 +171,9 @@ def test_every_example_is_on_the_page_with_names_ranks_and_the_true_answer_marke
 
 
 def test_few_examples_are_of_the_same_relation_while_there_are_others() -> None:
-    found = examples_module._spread([0, 1, 2, 3, 4], [7, 7, 7, 8, 7])
-    assert found == [0, 1, 3, 2, 4] and PER_RELATION == 2
+    found = examples_module._spread([0, 2, 4, 6, 8], [7, 0, 7, 0, 7, 0, 8, 0, 7])
+    assert found == [0, 2, 6, 4, 8] and PER_RELATION == 2
+    assert examples_module._spread([0, 1, 2], [7, 7, 7]) == [0, 2, 1]  # 0 and 1 ask about one triple
 
 
 def test_the_same_run_gives_the_same_page_without_asking_again(folder: Path, report: dict[str, Any]) -> None:
