@@ -221,7 +221,13 @@ def matrix(ranks: Sequence[Sequence[float]], names: tuple[str, str], width: floa
         role = "direct" if column > row else "student"
         drawing.add("circle", cx=x, cy=y, r=max(2.0, r), class_=f"bubble {role}")
         inside = 2 * r > GLYPH * len(str(count)) + 6
-        drawing.text(x if inside else x + r + 4, y + 4, f"{count}", "inside" if inside else "small", "middle" if inside else "start")
+        drawing.text(
+            x if inside else x + r + 4,
+            y + 4,
+            f"{count}",
+            "inside" if inside else "small",
+            "middle" if inside else "start",
+        )
     return drawing
 
 

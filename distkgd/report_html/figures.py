@@ -155,7 +155,9 @@ def method_figures(stage: Stage, curves: Curves) -> list[Figure]:
                 if key.startswith(f"{letter}_")
             }
             series = {f"{caption[-1]}{i} {_EVALUATORS.get(i, '')}".strip(): points for i, points in numbered.items()}
-            said = f"DualDE Eq. 8, 9, 12, 13: the learned {caption} in \u03c3(\u03b1(f + \u03b2)), a soft label's quality."
+            said = (
+                f"DualDE Eq. 8, 9, 12, 13: the learned {caption} in \u03c3(\u03b1(f + \u03b2)), a soft label's quality."
+            )
             chart(f"Evaluators' {caption}", series, letter, said)
     chart(
         "Weight of the soft loss",
@@ -285,7 +287,7 @@ def answer_figures(found: Mapping[str, Any], pair: Pair) -> list[Figure]:
     scores = Figure("Scores", chart, caption)
     chart = drawn(partial(matrix, found["ranks"], names))
     caption = (
-        f"The same queries by the rank of their true answer: {names[0]} decides the row, {names[1]} the column. Right of "
-        f"the shaded squares {names[1]} is behind."
+        f"The same queries by the rank of their true answer: {names[0]} decides the row, {names[1]} the column. "
+        f"Right of the shaded squares {names[1]} is behind."
     )
     return [scores, Figure("Ranks", chart, caption)]
