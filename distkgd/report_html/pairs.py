@@ -45,7 +45,7 @@ def pair_of(report: Mapping[str, Any], folder: Path) -> Pair | None:
     student = student_of(stages)
 
     def own(stage: Stage, dim: int | None = None) -> Speaker:
-        name = stage["name"] if dim is None else f"{stage['name']}, first {dim} numbers"
+        name = stage["name"] if dim is None else f"{stage['name']} crop {dim}"
         return Speaker(name, stage_folder(folder, stage["name"]), dim)
 
     if student["teachers"]:
