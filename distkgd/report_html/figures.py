@@ -229,7 +229,7 @@ def parts_section(report: Mapping[str, Any], pair: Pair | None) -> Section:
     section.figures.append(_bars("By relation", relations[:RELATIONS], relations, names, caption))
     tail = [
         *_rows(found, "relation_frequency", None, "num_triples", lambda key: f"relations {_sign(key)}"),
-        *_rows(found, "answer_degree", None, "num_queries", lambda key: f"answers seen {key}\u00d7"),
+        *_rows(found, "answer_degree", None, "num_queries", lambda key: f"seen {key}\u00d7"),
     ]
     caption = (
         f"{split.capitalize()} MRR on relations with few and many training triples, and by the number of training "

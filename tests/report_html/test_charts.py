@@ -22,7 +22,7 @@ def test_a_linear_axis_holds_its_range_and_has_a_few_round_ticks(low: float, hig
     assert 2 <= len(axis.ticks) <= 12
     values = [value for value, _ in axis.ticks]
     assert values == sorted(values) and len({word for _, word in axis.ticks}) == len(values)
-    assert all(axis.low <= value <= axis.high for value in values)
+    assert all(axis.low - 1e-6 <= value <= axis.high + 1e-6 for value in values)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e3, 1e9), (5e6, 8.4e7), (100.0, 101.0), (7.0, 7.0), (0.002, 5.0)])

@@ -104,7 +104,7 @@ def test_the_bars_are_the_metrics_by_relation_and_by_degree(page: Node, report: 
     assert found == {name: [fixed(one["relation"][name]["mrr"]) for one in by] for name in by[1]["relation"]}
     found = {row[0]: row[2:] for row in cells(figure(page, "The long tail").find("table")[0])}
     for bucket in by[1]["answer_degree"]:
-        assert found[f"answers seen {bucket}×"] == [fixed(one["answer_degree"][bucket]["mrr"]) for one in by]
+        assert found[f"seen {bucket}×"] == [fixed(one["answer_degree"][bucket]["mrr"]) for one in by]
     assert found["relations < 1000"] == [fixed(one["relation_frequency"]["<1000"]["mrr"]) for one in by]
     assert {"tail asked", "head asked"} <= {
         r[0] for r in cells(figure(page, "Directions and categories").find("table")[0])
