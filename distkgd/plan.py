@@ -22,7 +22,7 @@ import torch
 from distkgd.config import RunConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.deepspeed_engine import check_supported
-from distkgd.distributed.nodes import shared_answers
+from distkgd.distributed.nodes import shared_answers, together
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import protocol
@@ -76,12 +76,16 @@ def run_plan(
     with closing(tracking, folder, REPORTS):
         rows = [run_stage(run, stage) for stage in stages]
         report = make_report(config, graph, rows, ranks.world, str(ranks.device))
-        if ranks.first:
-            write_report(folder, report)
-            if config.report.html:
-                write_html(folder, report, lambda: graph, config.report.queries)
-        ranks.barrier()
+        # Asking the models of a large run may take longer than the other ranks would wait in a collective.
+        together(ranks, lambda: write_reports(config, graph, folder, report) if ranks.first else None)
     return report
+
+
+def write_reports(config: RunConfig, graph: Graph, folder: Path, report: Mapping[str, Any]) -> None:
+    """All that a finished plan leaves of `REPORTS`."""
+    write_report(folder, report)
+    if config.report.html:
+        write_html(folder, report, lambda: graph, config.report.queries)
 
 
 def checked_plan(config: RunConfig, graph: Graph, world: int, stages: list[Stage] | None = None) -> list[Stage]:
