@@ -77,7 +77,7 @@ def run_plan(
         rows = [run_stage(run, stage) for stage in stages]
         report = make_report(config, graph, rows, ranks.world, str(ranks.device))
         # Asking the models of a large run may take longer than the other ranks would wait in a collective.
-        together(ranks, lambda: write_reports(config, graph, folder, report) if ranks.first else None)
+        together(ranks, partial(write_reports, config, graph, folder, report) if ranks.first else lambda: None)
     return report
 
 
