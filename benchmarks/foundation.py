@@ -18,10 +18,11 @@ import torch
 import typer
 
 from distkgd.bench.data import write_triples
-from distkgd.bench.machine import machine, status_bytes
+from distkgd.bench.machine import status_bytes
 from distkgd.evaluate import metrics
 from distkgd.graph import Graph, load_graph
 from distkgd.graph.filters import KnownAnswers, both_sides
+from distkgd.provenance import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

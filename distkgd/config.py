@@ -239,6 +239,17 @@ class MlflowConfig(Frozen):
     uri: str | None = None
 
 
+class ReportConfig(Frozen):
+    """What a finished run leaves beside report.json and report.md.
+
+    html: report.html, and in examples.json what it shows of the models' answers. queries: of the last split ranked, so
+    many are asked of teacher and student for it; of large tables fewer (`distkgd.report_html.ask`), 0: none.
+    """
+
+    html: bool = True
+    queries: Count = 200
+
+
 class EngineConfig(Frozen):
     """What trains the small replicated tensors (relations, evaluators); entity rows are always our own shards.
 
@@ -295,6 +306,7 @@ class RunConfig(Frozen):
     keep: Positive = 2
     engine: EngineConfig = EngineConfig()
     mlflow: MlflowConfig = MlflowConfig()
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _teachers_and_methods_agree(self) -> "RunConfig":

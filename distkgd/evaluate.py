@@ -125,11 +125,11 @@ def _ranks_at_once(
         asked = crops.queries(mine, model.reciprocal, anchor, relation)
         own = crops.scores(crops.meet_own(asked, answer))
         field = Field(layout, crops.meet, asked, opened.candidates(), len(crops.dims))
-    tolerance = TIE_TOLERANCE * own.abs().clamp(min=1.0)
+    high, low = thresholds(own)
 
-    def partials(z: Tensor, *thresholds: Tensor) -> dict[str, Partial]:
+    def partials(z: Tensor, *limits: Tensor) -> dict[str, Partial]:
         z = z.unsqueeze(0) if crops is None else crops.scores(z)
-        high, low = torch.stack(thresholds).chunk(2)
+        high, low = torch.stack(limits).chunk(2)
         if kernels.available(z):
             numbers = kernels.count(z, high.squeeze(-1), low.squeeze(-1))
             return {
@@ -137,12 +137,22 @@ def _ranks_at_once(
             }
         return {"better": Count(z > high), "no_worse": Count(z >= low)}
 
-    got = reduce(partials, field, per_query=(*(own + tolerance), *(own - tolerance)))
-    better, equal = got["better"], got["no_worse"] - got["better"]
-    rank = 1.0 + better + equal * {"realistic": 0.5, "optimistic": 0.0, "pessimistic": 1.0}[ties]
+    got = reduce(partials, field, per_query=(*high, *low))
+    rank = rank_of_counts(got["better"], got["no_worse"], ties)
     by_triple = rank.T.reshape(n // 2, 2 * len(own))
     told = ranks.gather(by_triple, [count // 2 for count in counts], "partials")
     return told.reshape(len(triples), 2, len(own)).permute(2, 0, 1)
+
+
+def thresholds(own: Tensor) -> tuple[Tensor, Tensor]:
+    """Of answers' own scores: above which a candidate is better, and from which it is no worse."""
+    tolerance = TIE_TOLERANCE * own.abs().clamp(min=1.0)
+    return own + tolerance, own - tolerance
+
+
+def rank_of_counts(better: Tensor, no_worse: Tensor, ties: Ties) -> Tensor:
+    """The rank of an answer of which so many other candidates are better, and so many no worse."""
+    return 1.0 + better + (no_worse - better) * {"realistic": 0.5, "optimistic": 0.0, "pessimistic": 1.0}[ties]
 
 
 def metrics(rank: Tensor) -> dict[str, float]:

@@ -40,6 +40,7 @@ class Progress:
     plateau_stale: int = 0
     seconds: float = 0.0
     train_seconds: float = 0.0
+    joules: float | None = None  # drawn by the first rank's machine so far; None: not known
     done: bool = False
     log_sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last logged row
     log_count: int = 0

@@ -1,4 +1,4 @@
-"""The curves of a stage: means of its loss terms a few times per epoch, and its validations."""
+"""The curves of a stage: means of its loss terms a few times per epoch, its validations, and what its method adds."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distkgd.energy import Meter
 from distkgd.job import Job, Progress, last_epoch, schedule_scale
 
 LOGS_PER_EPOCH = 5
@@ -24,6 +25,9 @@ class MetricsLog:
         self._sent = sum(job.ranks.traffic.values())
         self._since = time.monotonic()
         self._loss = math.nan
+        # Of a stage that goes on, without knowing what it has drawn so far, nothing is known.
+        known = job.ranks.first and (progress.step == 0 or progress.joules is not None)
+        self._drawn, self._meter = progress.joules or 0.0, Meter() if known else None
         self._path = job.folder / "metrics.jsonl"
         self._file = None
         if job.ranks.first:
@@ -47,8 +51,9 @@ class MetricsLog:
         self._timed += 1
         if progress.step % self._every:
             return
-        means = {f"loss/{name}": total / progress.log_count for name, total in progress.log_sums.items()}
-        means["loss"] = self._loss = sum(means.values())
+        sums = {name if "/" in name else f"loss/{name}": total for name, total in progress.log_sums.items()}
+        means = {name: total / progress.log_count for name, total in sums.items()}
+        means["loss"] = self._loss = sum(mean for name, mean in means.items() if name.startswith("loss/"))
         now = time.monotonic()
         batch = self._job.config.batch_size
         means["triples_per_second"] = self._timed * batch / max(now - self._since, 1e-9)
@@ -61,6 +66,7 @@ class MetricsLog:
             if tensor.dim() > 1:
                 continue  # a table is too long for a log
             means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(tensor.detach().tolist())}
+        means |= self._job.method.curves(progress.step)
         self._write(means)
         progress.log_sums, progress.log_count = {}, 0
         self._timed, self._since = 0, now
@@ -80,6 +86,9 @@ class MetricsLog:
 
     def _write(self, values: Mapping[str, float]) -> None:
         progress = self._progress
+        if self._meter is not None:
+            joules = self._meter.joules()
+            progress.joules = None if joules is None else self._drawn + joules
         if self._file is not None:
             row: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch, **values}
             self._file.write(json.dumps(row) + "\n")

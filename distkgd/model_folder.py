@@ -10,7 +10,7 @@ model/
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,19 @@ def read_json(path: Path) -> dict[str, Any]:
 def bytes_on_disk(folder: Path) -> int:
     """Bytes of the table files of a model folder: what a student costs."""
     return sum(path.stat().st_size for path in find_model(folder).glob("*.safetensors"))
+
+
+def crop_bytes(model: Model, dims: Sequence[int], whole: int) -> dict[int, int]:
+    """dim -> bytes of the table files of the crop of a model to it, of which the files of all of it have `whole`."""
+    scorer, table, relation = model.scorer, model.entity, model.relation
+    found = {}
+    for dim in dims:
+        crop = scorer.crop(dim)
+        rows = (scorer.entity_size - crop.entity_size) * table.total * table.weight.element_size()
+        found[dim] = (
+            whole - rows - (scorer.relation_size - crop.relation_size) * len(relation) * relation.element_size()
+        )
+    return found
 
 
 def sparse_bytes(model: Model) -> int:

@@ -4,14 +4,14 @@ runs/NAME/
   plan.yaml                      the resolved config and its stages
   stages/STAGE/checkpoint/       resumable state; model/ the finished model; metrics.jsonl; result.json
   report.json  report.md         what came out
+  report.html  examples.json     the same as a page, and the answers that it shows
   mlflow.json                    run ids, so that a resumed run continues its curves
 """
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from distkgd.config import RunConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.deepspeed_engine import check_supported
-from distkgd.distributed.nodes import shared_answers
+from distkgd.distributed.nodes import shared_answers, together
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import protocol
@@ -31,8 +31,10 @@ from distkgd.imports.teachers import bring_teachers
 from distkgd.job import Progress, Watch
 from distkgd.long_tail import in_parts
 from distkgd.model import Model
-from distkgd.model_folder import bytes_on_disk, find_model, save_model, sparse_bytes
+from distkgd.model_folder import bytes_on_disk, crop_bytes, find_model, save_model, sparse_bytes
+from distkgd.provenance import git_sha, machine
 from distkgd.report import write_atomic, write_report
+from distkgd.report_html import write_html
 from distkgd.run_folder import prepare_folder
 from distkgd.scorers import SCORERS
 from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
@@ -41,7 +43,7 @@ from distkgd.tracking import Status, Tracking, open_tracking
 from distkgd.train import train_stage
 
 RESULT = "result.json"
-REPORTS = ("report.json", "report.md")
+REPORTS = ("report.json", "report.md", "report.html")
 
 
 def run_plan(
@@ -74,10 +76,16 @@ def run_plan(
     with closing(tracking, folder, REPORTS):
         rows = [run_stage(run, stage) for stage in stages]
         report = make_report(config, graph, rows, ranks.world, str(ranks.device))
-        if ranks.first:
-            write_report(folder, report)
-        ranks.barrier()
+        # Asking the models of a large run may take longer than the other ranks would wait in a collective.
+        together(ranks, partial(write_reports, config, graph, folder, report) if ranks.first else lambda: None)
     return report
+
+
+def write_reports(config: RunConfig, graph: Graph, folder: Path, report: Mapping[str, Any]) -> None:
+    """All that a finished plan leaves of `REPORTS`."""
+    write_report(folder, report)
+    if config.report.html:
+        write_html(folder, report, lambda: graph, config.report.queries)
 
 
 def checked_plan(config: RunConfig, graph: Graph, world: int, stages: list[Stage] | None = None) -> list[Stage]:
@@ -147,6 +155,9 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         progress = train_stage(job)
         row = finish_stage(run, stage, job.method.product, progress) | chosen
         row |= job.method.report(partial(run.curve, job.method.product), run.splits)
+        if "curve" in row:
+            dims = next(iter(row["curve"].values()))
+            row["crop_bytes"] = crop_bytes(job.method.product, [int(dim) for dim in dims], row["bytes"])
         if run.ranks.first:
             write_atomic(folder / RESULT, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
@@ -223,6 +234,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
         "num_parameters": student.num_parameters,
         "teachers": list(stage.teachers),
         "seconds": progress.seconds,
+        "joules": progress.joules,
         "train_seconds": progress.train_seconds,
         "steps": progress.step,
         "triples_per_second": triples / max(progress.train_seconds, 1e-9),
@@ -250,6 +262,7 @@ def make_report(
         "seed": config.seed,
         "world": world,
         "device": device,
+        "machine": machine(),
         "stages": rows,
     }
 
@@ -273,14 +286,3 @@ def stage_digest(config: RunConfig, data_sha256: str, run_folder: Path, stage: S
 def flatten_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """valid and test metrics of a report row as flat names."""
     return {f"final/{split}/{k}": float(v) for split in ("valid", "test") for k, v in row.get(split, {}).items()}
-
-
-def git_sha() -> str:
-    """The commit this code is run from, or "unknown" outside a checkout."""
-    with suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).resolve().parent
-        out = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
-        )
-        return out.stdout.strip()
-    return "unknown"

@@ -84,7 +84,7 @@ def table(report: Mapping[str, Any]) -> Table:
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
     """One row of texts per stage, in the order of the plan; the columns are `HEADER`."""
     stages = report["stages"]
-    return [_row(stage, _teacher_of(stage, stages)) for stage in stages]
+    return [_row(stage, teacher_of(stage, stages)) for stage in stages]
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
@@ -92,10 +92,10 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     whatever the one who ran the plan remarks."""
     stages, remarks = report["stages"], report.get("remarks", [])
     return [
-        _protocol(report),
-        _data(report["data"]),
-        *_comparisons(stages),
-        *_choices(stages),
+        protocol_line(report),
+        data_line(report["data"]),
+        *comparisons(stages),
+        *choices(stages),
         *_long_tail(stages),
         *remarks,
     ]
@@ -110,7 +110,7 @@ def _curve(stage: Stage) -> str:
     lines = [head, ["---:"] * len(head)]
     for dim in by_split[splits[0]]:
         found = [by_split[split][dim] for split in splits]
-        lines.append([str(dim), *(_fixed(one[key]) for one in found for key in ("mrr", "hits_at_10"))])
+        lines.append([str(dim), *(fixed(one[key]) for one in found for key in ("mrr", "hits_at_10"))])
     return f"Crops of {stage['name']}:\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -118,33 +118,33 @@ def _row(stage: Stage, teacher: Stage | None) -> list[str]:
     test = stage.get("test") or {}
     retained = smaller = None
     if teacher is not None:
-        retained = _ratio(_mrr(stage, "test"), _mrr(teacher, "test"))
+        retained = _ratio(mrr_of(stage, "test"), mrr_of(teacher, "test"))
         smaller = _ratio(teacher.get("bytes"), stage.get("bytes"))
     return [
         str(stage["name"]),
         _text(stage.get("method")),
         _text(stage.get("scorer")),
-        _dim(stage),
-        _bytes(stage.get("bytes")),
-        _fixed(_mrr(stage, "valid")),
-        _fixed(_mrr(stage, "test")),
-        *[_fixed(test.get(f"hits_at_{k}")) for k in (1, 3, 10)],
+        dim_text(stage),
+        size_text(stage.get("bytes")),
+        fixed(mrr_of(stage, "valid")),
+        fixed(mrr_of(stage, "test")),
+        *[fixed(test.get(f"hits_at_{k}")) for k in (1, 3, 10)],
         NONE if retained is None else f"{100 * retained:.1f}%",
         NONE if smaller is None else f"{smaller:.1f}×",
-        _seconds(stage.get("seconds")),
+        seconds_text(stage.get("seconds")),
     ]
 
 
-def _teacher_of(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
+def teacher_of(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
     """The model a stage is measured against; None for the teacher itself and for one that is not here.
 
     In a chain (teacher, assistant, student) it is the head of the chain, not the assistant: otherwise the
     shares of a chain's student and of the direct model beside it would have different denominators.
     """
     by_name = {other["name"]: other for other in stages}
-    if _is_direct(stage):
-        taught = next((other for other in stages if other.get("teachers") and not _is_direct(other)), None)
-        return None if taught is None else _teacher_of(taught, stages)
+    if is_direct(stage):
+        taught = next((other for other in stages if other.get("teachers") and not is_direct(other)), None)
+        return None if taught is None else teacher_of(taught, stages)
     seen = {stage["name"]}
     teacher: Stage | None = None
     names = stage.get("teachers") or []
@@ -157,23 +157,23 @@ def _teacher_of(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
     return teacher
 
 
-def _is_direct(stage: Stage) -> bool:
+def is_direct(stage: Stage) -> bool:
     """Is this a model of a student's dim, trained without a teacher? Told by its name: direct, direct-64, and
     assistant_64, a candidate that was only trained to be measured."""
     name = str(stage["name"])
     return name == "direct" or name.startswith(("direct-", "direct_", "assistant_"))
 
 
-def _comparisons(stages: Sequence[Stage]) -> list[str]:
-    directs = [stage for stage in stages if _is_direct(stage)]
+def comparisons(stages: Sequence[Stage]) -> list[str]:
+    directs = [stage for stage in stages if is_direct(stage)]
     teaching = {name for stage in stages for name in stage.get("teachers") or []}
     sentences = []
     for stage in stages:
-        if _is_direct(stage) or not stage.get("teachers"):
+        if is_direct(stage) or not stage.get("teachers"):
             continue
         direct = next((other for other in directs if other.get("dim") == stage.get("dim")), None)
         if direct is not None:
-            parts = [_difference(stage, direct, split) for split in ("valid", "test")]
+            parts = [difference(stage, direct, split) for split in ("valid", "test")]
             sentences.append(f"{stage['name']} − {direct['name']}: {', '.join(parts)}.")
         elif stage["name"] not in teaching:
             sentences.append(
@@ -183,23 +183,23 @@ def _comparisons(stages: Sequence[Stage]) -> list[str]:
     return sentences
 
 
-def _difference(stage: Stage, direct: Stage, split: str) -> str:
-    ours, theirs = _mrr(stage, split), _mrr(direct, split)
+def difference(stage: Stage, direct: Stage, split: str) -> str:
+    ours, theirs = mrr_of(stage, split), mrr_of(direct, split)
     if ours is None or theirs is None:
         return f"no {split} MRR"
     gain = round(ours - theirs, 3) + 0.0  # + 0.0 turns -0.0 into 0.0
     return f"{gain:+.3f} {split} MRR".replace("-", "−", 1)
 
 
-def _choices(stages: Sequence[Stage]) -> list[str]:
+def choices(stages: Sequence[Stage]) -> list[str]:
     sentences = []
     for stage in stages:
         if chosen := stage.get("chosen"):
-            ends = " and ".join(f"{name} {_fixed(mrr)}" for name, mrr in chosen["between"].items())
-            found = ", ".join(f"{name} {_fixed(mrr)}" for name, mrr in chosen["candidates"].items())
+            ends = " and ".join(f"{name} {fixed(mrr)}" for name, mrr in chosen["between"].items())
+            found = ", ".join(f"{name} {fixed(mrr)}" for name, mrr in chosen["candidates"].items())
             sentences.append(
                 f"{stage['name']}: dim {chosen['dim']} of {chosen['winner']}, whose valid MRR is nearest to "
-                f"{_fixed(chosen['middle'])}, the middle of {ends} ({found})."
+                f"{fixed(chosen['middle'])}, the middle of {ends} ({found})."
             )
     return sentences
 
@@ -213,40 +213,40 @@ def _long_tail(stages: Sequence[Stage]) -> list[str]:
         return []
     first = next(iter(parts.values()))
     rare, row = next(iter(first["relation_frequency"].items()))
-    rares = [f"{name} {_fixed(part['relation_frequency'][rare]['mrr'])}" for name, part in parts.items()]
+    rares = [f"{name} {fixed(part['relation_frequency'][rare]['mrr'])}" for name, part in parts.items()]
     buckets = {
-        bucket: [f"{name} {_fixed(part['answer_degree'][bucket]['mrr'])}" for name, part in parts.items()]
+        bucket: [f"{name} {fixed(part['answer_degree'][bucket]['mrr'])}" for name, part in parts.items()]
         for bucket in first["answer_degree"]
     }
     told = "; ".join(
-        f"{bucket} ({_count(int(first['answer_degree'][bucket]['num_queries']))} queries) {', '.join(found)}"
+        f"{bucket} ({count_text(int(first['answer_degree'][bucket]['num_queries']))} queries) {', '.join(found)}"
         for bucket, found in buckets.items()
     )
     return [
-        f"Long tail, {split} MRR: relations of {rare} training triples ({_count(int(row['num_triples']))} triples) "
+        f"Long tail, {split} MRR: relations of {rare} training triples ({count_text(int(row['num_triples']))} triples) "
         f"{', '.join(rares)}. By training triples that hold the answer: {told}."
     ]
 
 
-def _protocol(report: Mapping[str, Any]) -> str:
+def protocol_line(report: Mapping[str, Any]) -> str:
     rules = ", ".join(f"{key}: {value}" for key, value in (report.get("protocol") or {}).items())
     where = f"world: {_text(report.get('world'))}, device: {_text(report.get('device'))}"
     return f"Protocol: {rules or NONE}; {where}; H@k are test figures."
 
 
-def _data(data: Mapping[str, Any]) -> str:
+def data_line(data: Mapping[str, Any]) -> str:
     digest = f" (sha256 {str(data['sha256'])[:12]})" if data.get("sha256") else ""
-    triples = ", ".join(f"{_count(data.get(f'num_{split}'))} {split}" for split in ("train", "valid", "test"))
-    sizes = f"{_count(data.get('num_entities'))} entities, {_count(data.get('num_relations'))} relations"
+    triples = ", ".join(f"{count_text(data.get(f'num_{split}'))} {split}" for split in ("train", "valid", "test"))
+    sizes = f"{count_text(data.get('num_entities'))} entities, {count_text(data.get('num_relations'))} relations"
     return f"Data: {_text(data.get('name'))}{digest}: {sizes}, triples: {triples}."
 
 
-def _mrr(stage: Stage, split: str) -> float | None:
+def mrr_of(stage: Stage, split: str) -> float | None:
     value = (stage.get(split) or {}).get("mrr")
     return None if value is None else float(value)
 
 
-def _dim(stage: Stage) -> str:
+def dim_text(stage: Stage) -> str:
     """Coordinates per entity, and its biases beside them: 32+1."""
     biases = stage.get("biases")
     return f"{_text(stage.get('dim'))}+{biases}" if biases else _text(stage.get("dim"))
@@ -260,21 +260,21 @@ def _text(value: object) -> str:
     return NONE if value is None else str(value)
 
 
-def _count(value: int | None) -> str:
+def count_text(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
 
 
-def _fixed(value: float | None) -> str:
+def fixed(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}"
 
 
-def _seconds(value: float | None) -> str:
+def seconds_text(value: float | None) -> str:
     if value is None:
         return NONE
     return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
-def _bytes(value: float | None) -> str:
+def size_text(value: float | None) -> str:
     """Decimal units, as a disk is sold: 1 kB is 1000 B."""
     if value is None:
         return NONE

@@ -75,7 +75,7 @@ def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[s
         for update in method.updates(scene):
             job.lookahead.advance()
             torch.stack(list(update.terms.values())).sum().backward()
-            for name, term in update.terms.items():
+            for name, term in (update.terms | update.watched).items():
                 totals[name] = totals[name] + term.detach().double().cpu()
             if i + 1 == accumulate:
                 values, stopping = apply(job, progress, sorted(update.groups), totals, signal_number)

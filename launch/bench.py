@@ -2,6 +2,7 @@
 
 python launch/bench.py --quick --json bench.json        # all tasks, small, within 5 minutes on 2 cores
 python launch/bench.py [--task train/transe --task load]  # in full, into benchmarks/results/bench.json
+python launch/bench.py inference [--run runs/demo]        # a teacher and its students answer all test queries
 """
 
 import os
@@ -23,9 +24,11 @@ RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "b
 
 
 def main(
+    tasks: Annotated[list[str] | None, typer.Argument(metavar="[TASK]...", help="The same as --task.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, at most 5 minutes on 2 cores.")] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="Write these rows here, and nowhere else.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="A task or the beginning of several; repeatable.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Measure the inference of this finished run's models.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Only name the tasks.")] = False,
     compare: Annotated[Path | None, typer.Option(help="Older results: exit 1 if a ratio has fallen.")] = None,
     tolerance: Annotated[float, typer.Option(help="Share of the older ratio that is still good.")] = TOLERANCE,
@@ -38,10 +41,10 @@ def main(
         return
     try:
         older = [] if compare is None else read_rows(compare)
-        rows = measure(task or [], scale, Display(True), threads)
+        rows = measure([*(tasks or []), *(task or [])], scale, Display(True), threads, run)
         if json_ is not None:
             save_list(json_, rows)
-        elif not quick:
+        elif not quick and run is None:
             save_merged(RESULTS, rows, scale)
     except DistkgdError as error:
         refuse(error)

@@ -45,7 +45,7 @@ def main(
         display.line(str(stopped))
         sys.exit(128 + stopped.signal_number)
     Console(width=None if sys.stdout.isatty() else 110).print(table(report))
-    display.line(f"report: {folder / 'report.md'}")
+    display.line(f"report: {folder / ('report.html' if config.report.html else 'report.md')}")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(
         report = run_plan(config, graph, ranks, folder, resume=resume, display=display)
         if ranks.first:
             Console(width=None if sys.stdout.isatty() else 110).print(table(report))
-            display.line(f"report: {folder / 'report.md'}")
+            display.line(f"report: {folder / ('report.html' if config.report.html else 'report.md')}")
 
     launch(body, config.device, config.threads)
 

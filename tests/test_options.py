@@ -422,6 +422,14 @@ def refused_pickle_after(folder: Path, options: dict[str, Any]) -> str:
     return str(refused.value).replace(str(folder), "")
 
 
+def page_after(folder: Path, options: dict[str, Any]) -> tuple[bool, int]:
+    """Whether there is a page, and how many answers it tells of."""
+    run_toy(folder, merge({"teacher": {**BASE, "dim": 12}, "student": {**BASE, "method": "bkd"}}, options))
+    examples = folder / "examples.json"
+    asked = json.loads(examples.read_text(encoding="utf-8"))["queries"] if examples.exists() else 0
+    return (folder / "report.html").exists(), asked
+
+
 RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = {
     "name": (["one", "two"], lambda f, o: launched(f, o)["out"]),
     "data": ([0, 1], data_after),
@@ -447,6 +455,8 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "engine.zero": ([0, 1, 2, 3], engines_of),
     "mlflow.enabled": ([False, True], tracking_of),
     "mlflow.uri": ([None, "sqlite:///other.db"], tracking_of),
+    "report.html": ([False, True], page_after),
+    "report.queries": ([0, 20, 60], page_after),
 }
 
 

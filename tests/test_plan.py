@@ -176,7 +176,8 @@ def test_the_run_folder_holds_what_the_documentation_names(tmp_path: Path) -> No
     tree = {**TAUGHT, "baseline": True}
     ran(tmp_path, tree)
     stages = {"teacher", "student", "direct"}
-    assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml", "report.json", "report.md", "stages"}
+    files = {"plan.yaml", "report.json", "report.md", "report.html", "examples.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*files, "stages"}
     assert {path.name for path in (tmp_path / "stages").iterdir()} == stages
     for stage in stages:
         folder = tmp_path / "stages" / stage

@@ -1,31 +1,9 @@
-"""What figures are measured on, and what a process holds."""
+"""The peers that are installed, and what a process holds."""
 
 import importlib.metadata
-import os
-import platform
 from pathlib import Path
-from typing import Any
-
-import torch
-
-from distkgd.plan import git_sha
 
 PEERS = ("pykeen", "torchkge")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, versions and commit."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0].split(":", 1)[1].strip() if names else cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": git_sha(),
-    }
 
 
 def version_of(package: str) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from distkgd.bench.data import graph_of
 from distkgd.bench.jobs import bare_job
 from distkgd.bench.roofline import gemm_rate, measure_ceilings
+from distkgd.bench.tasks import PREDICTED_AT_ONCE
 from distkgd.distributed.checkpoint_writer import State, Writer
 from distkgd.distributed.model_files import Rows
 from distkgd.distributed.ranks import Ranks
@@ -27,6 +28,7 @@ from distkgd.graph.readers import read_folder
 from distkgd.job import Job, Progress
 from distkgd.kernels.build import library
 from distkgd.model import Model, new_model
+from distkgd.model_folder import load_model
 from distkgd.predict import top_k
 from distkgd.scorers import build_scorer
 from distkgd.train import train_step
@@ -163,6 +165,36 @@ def serve(options: Options) -> Round:
     return run
 
 
+def inference(options: Options) -> Round:
+    """The ten best tails of every test query, some at once, per query (DualDE Table 6).
+
+    all: seconds of all of them. bytes: of the tables. model: folder of a finished model, in place of a made one of
+    `scorer` and `dim`. queries: so many of the test split, 0: all. device: where it runs.
+    """
+    graph, device = graph_of(options["source"]), torch.device(options["device"])
+    if "model" in options:
+        model = load_model(Path(options["model"]), Ranks(device=device)).model
+    else:
+        model = _model(options, device)
+    head, relation, tail = graph.test[: options["queries"] or None].to(device).unbind(1)
+    columns = [column.split(PREDICTED_AT_ONCE) for column in (head, relation, torch.zeros_like(head), tail)]
+    chunks = [Queries(*parts) for parts in zip(*columns, strict=True)]
+
+    def run() -> dict[str, float]:
+        started = time.perf_counter()
+        for queries in chunks:
+            top_k(model, queries, 10)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        tables = model.entity.weight, model.relation
+        held = sum(table.numel() * table.element_size() for table in tables)
+        return {"seconds": seconds / len(head), "all": seconds, "bytes": float(held), "queries": float(len(head))}
+
+    run()
+    return run
+
+
 def checkpoint_tensors(options: Options) -> dict[str, Tensor]:
     """A table and its Adagrad state."""
     shape = options["entities"], options["dim"]
@@ -176,9 +208,10 @@ def _job(options: Options) -> Job:
     return bare_job(options["stage"], graph.train, graph.num_entities, graph.num_relations, Ranks(), taught)
 
 
-def _model(options: Options) -> Model:
+def _model(options: Options, device: torch.device | None = None) -> Model:
     graph, scorer = graph_of(options["source"]), build_scorer(options["scorer"], options["dim"])
-    return new_model(scorer, graph.num_entities, graph.num_relations, Ranks(), reciprocal=False, seed=0)
+    ranks = Ranks(device=device or "cpu")
+    return new_model(scorer, graph.num_entities, graph.num_relations, ranks, reciprocal=False, seed=0)
 
 
 def ceilings(options: Options) -> Round:
@@ -199,6 +232,7 @@ ARMS: Mapping[str, Callable[[Options], Round]] = {
     "load": load,
     "checkpoint": checkpoint,
     "serve": serve,
+    "inference": inference,
     "ceilings": ceilings,
     "products": products,
 }

@@ -50,7 +50,8 @@ def row_of(
         "ratio": None,
         "ratio_min": None,
         "ratio_max": None,
-        "roofline_share": least / mine,
+        "roofline_share": least / mine if task.device == "cpu" else None,
+        "device": task.device,
         "unit": task.unit,
         "target": task.target,
         "rounds": len(ours),
@@ -128,7 +129,8 @@ def table(rows: Sequence[Row]) -> Table:
         target = "" if row["target"] is None else f"{row['target']:.2f}"
         theirs = "" if row["peer"] is None else number(row["peer"])
         cells = [row["task"], number(row["ours"]), row["unit"], peer, theirs, spread, target]
-        drawn.add_row(*map(Text, [*cells, f"{row['roofline_share']:.0%}"]))
+        share = row["roofline_share"]
+        drawn.add_row(*map(Text, [*cells, "" if share is None else f"{share:.0%}"]))
     return drawn
 
 
@@ -146,6 +148,13 @@ def notes(rows: Sequence[Row]) -> list[str]:
             theirs = f" against {row['memory_peer'] / 1e6:,.0f} MB" if "memory_peer" in row else ""
             share = f", {row['memory_ratio']:.3f} of it{aim}" if "memory_ratio" in row else ""
             said.append(f"peak memory {row['memory_ours'] / 1e6:,.0f} MB{theirs}{share}")
+        if "ours_all" in row:
+            theirs = ""
+            if row["peer"] is not None:
+                theirs = f", {row['peer_name']} in {row['peer_all']:.3g} s from {row['peer_bytes'] / 1e6:,.1f} MB"
+            queries, held = row["ours_queries"], row["ours_bytes"] / 1e6
+            mine = f"{queries:,.0f} tail queries in {row['ours_all']:.3g} s from {held:,.1f} MB"
+            said.append(mine + theirs)
         if "skipped" in row:
             said.append(f"no peer: {row['skipped']}")
         lines += [f"{row['task']}: {'; '.join(said)}"] if said else []

@@ -4,19 +4,23 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distkgd.bench.data import write_triples
-from distkgd.bench.machine import PEERS, machine, version_of
+from distkgd.bench.machine import PEERS, version_of
 from distkgd.bench.pool import ArmError, Pool, missing, open_pool
 from distkgd.bench.results import Row, memory_of, merge, read_rows, row_of
 from distkgd.bench.roofline import Ceilings, best_of
+from distkgd.bench.run_tasks import run_tasks
 from distkgd.bench.tasks import TINY, Arm, Scale, Task, all_tasks
 from distkgd.display import Display
 from distkgd.errors import ConfigError
+from distkgd.provenance import machine
 from distkgd.report import write_atomic
 
 PAUSE = 0.1  # seconds before a round: by then the idle threads of the side that ran before have gone to sleep
@@ -35,13 +39,19 @@ def key_of(arm: Arm) -> str:
     return json.dumps([arm.family, arm.function, arm.options], sort_keys=True)
 
 
-def measure(names: Sequence[str], scale: Scale, display: Display, threads: int) -> list[Row]:
+def measure(
+    names: Sequence[str], scale: Scale, display: Display, threads: int, finished: Path | None = None
+) -> list[Row]:
     """The rows of the named tasks, of all if none is named.
+
+    finished: folder of a run whose models are measured, in place of the tasks that there are otherwise.
 
     Raises ConfigError for an unknown name.
     """
+    scale = replace(scale, devices=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     with tempfile.TemporaryDirectory(prefix="distkgd-bench-") as folder, open_pool(threads) as pool:
-        known, tiny = all_tasks(scale, f"{folder}/text"), all_tasks(TINY, f"{folder}/tiny")
+        tiny = all_tasks(TINY, f"{folder}/tiny")
+        known = all_tasks(scale, f"{folder}/text") if finished is None else run_tasks(finished, scale)
         tasks = chosen(known, names)
         if any(task.name == "load" for task in tasks):
             write_triples(Path(folder) / "text", scale.loaded, scale.names)
@@ -118,6 +128,7 @@ def figures(task: Task, rounds: Rounds, ceilings: Ceilings) -> Row:
         family, (family, version_of(family) if family in PEERS else None)
     )
     found, products = rounds.said.get(peer, []), [] if task.products is None else rounds.said[key_of(task.products)]
+    name, version = (name, version) if task.peer_name is None else (task.peer_name, None)
     named: Any = {"peer_name": name, "peer_version": version, "skipped": reason}
     return row_of(task, rounds.said[ours], found, ceilings, products=products, **named)
 

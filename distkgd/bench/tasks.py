@@ -8,6 +8,7 @@ from distkgd.bench.data import source_of_size
 from distkgd.bench.roofline import Work, full_pass, full_step, sampled_step, times, together
 
 SCORERS = ("transe", "complex", "rotate")
+PREDICTED_AT_ONCE = 256  # queries
 REGIMES: Mapping[str, dict[str, Any]] = {
     # Equally many negatives per positive triple in each, as PyKEEN's num_negs_per_pos: head or tail is replaced.
     "triple": {"kind": "triple", "num": 64, "sides": "uniform"},
@@ -55,6 +56,9 @@ class Scale:
     peer_evaluated: Mapping[str, int] = field(default_factory=lambda: {"complex": 128, "transe": 128, "rotate": 64})
     second_peer: bool = True
     served: int = 100
+    asked: int = 0  # test queries of a whole test split's prediction, 0: all
+    students: Mapping[str, int] = field(default_factory=lambda: {"64": 64, "32": 32})  # beside `dim`, by their names
+    devices: tuple[str, ...] = ("cpu",)
     loaded: int = 10_000_000
     names: int = 2_000_000
     ceiling_numbers: int = 1 << 26
@@ -70,6 +74,7 @@ QUICK = Scale(
     peer_evaluated={"complex": 16, "transe": 8, "rotate": 4},
     second_peer=False,
     served=20,
+    asked=256,
     loaded=1_000_000,
     names=200_000,
 )
@@ -88,6 +93,8 @@ TINY = Scale(
     evaluated=8,
     peer_evaluated={"complex": 8, "transe": 8, "rotate": 8},
     served=2,
+    asked=8,
+    students={"64": 8, "32": 4},
     loaded=1000,
     names=100,
     ceiling_numbers=1 << 12,
@@ -108,7 +115,8 @@ class Task:
     """unit: what is counted per second. group: tasks that are measured side by side, each shared arm once.
 
     work: the least that a unit needs. memory: measure peaks in fresh processes too, and how many bytes both sides hold
-    anyway. products: matrix products on this side, in every round; the task's share of their rate is reported.
+    anyway. products: matrix products on this side, in every round; the task's share of their rate is reported. peer_name: of a
+    peer that is ours, too. device: of both sides; the ceilings are the processor's.
     """
 
     name: str
@@ -121,6 +129,8 @@ class Task:
     more_targets: Mapping[str, float] = field(default_factory=dict)
     memory: int | None = None
     products: Arm | None = None
+    peer_name: str | None = None
+    device: str = "cpu"
 
 
 def all_tasks(scale: Scale, folder: str) -> dict[str, Task]:
@@ -132,6 +142,7 @@ def all_tasks(scale: Scale, folder: str) -> dict[str, Task]:
         *_evaluation(scale, source),
         *_distillation(scale, source),
     ]
+    made += _inference(scale, source)
     made += _rest(scale, source, folder)
     return {t.name: replace(t, target=TARGETS.get(t.name), more_targets=MORE_TARGETS.get(t.name, {})) for t in made}
 
@@ -214,6 +225,30 @@ def _distillation(scale: Scale, source: str) -> list[Task]:
         apart = Arm("ours", "distil_apart", {**options, "stage": stage})
         name = f"distil/complex/{regime}"
         tasks.append(Task(name, "positives/s", name, ours, apart, together(learns, speaks)))
+    return tasks
+
+
+def _inference(scale: Scale, source: str) -> list[Task]:
+    # DualDE Table 6: a teacher and its students answer all tail queries of the test split.
+    tasks = []
+    for device in scale.devices:
+        for scorer in SCORERS:
+            for name, dim in scale.students.items():
+                size = {"source": source, "scorer": scorer, "device": device, "queries": scale.asked}
+                ours, teacher = (Arm("ours", "inference", size | {"dim": d}) for d in (dim, scale.dim))
+                group = f"inference/{scorer}" if device == "cpu" else f"inference/{scorer}:{device}"
+                tasks.append(
+                    Task(
+                        f"inference/{scorer}/{name}" if device == "cpu" else f"inference/{scorer}/{name}:{device}",
+                        "queries/s",
+                        group,
+                        ours,
+                        teacher,
+                        full_pass(scorer, scale.entities, dim, PREDICTED_AT_ONCE),
+                        peer_name=f"dim {scale.dim}",
+                        device=device,
+                    )
+                )
     return tasks
 
 

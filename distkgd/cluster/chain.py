@@ -21,8 +21,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.graph import Graph, load_graph
 from distkgd.imports.teachers import bring_teachers
-from distkgd.plan import REPORTS, checked_plan, closing, finished_row, make_report, source_of, tags_of
-from distkgd.report import write_report
+from distkgd.plan import REPORTS, checked_plan, closing, finished_row, make_report, source_of, tags_of, write_reports
 from distkgd.run_folder import prepare_folder
 from distkgd.stages import Stage, check_stage
 from distkgd.tracking import open_tracking
@@ -131,7 +130,7 @@ class Coordinator:
                     rows = walk.run(lambda: self._signal_number)
                     report = make_report(config, graph, rows, walk.timeline.worlds(), device)
                     report |= {"timeline": walk.timeline.events, "remarks": [walk.timeline.sentence()]}
-                    write_report(folder, report)
+                    write_reports(config, graph, folder, report)
         except BusyError as error:
             raise ConfigError(f"another launch is at work on {folder} ({error}); wait for it, or stop it.") from None
         return report

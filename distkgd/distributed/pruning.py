@@ -71,6 +71,14 @@ def largest(
             return Mask(kept.expand_as(entity).clone(), relation_columns(kept).expand_as(relation).clone(), kept)
 
 
+def changed(old: Mask, new: Mask, ranks: Ranks) -> tuple[float, float]:
+    """Shares of all ranks' numbers: those that `new` hides, those that it hides and `old` does not, or the reverse."""
+    pairs = [(old.entity, new.entity), *([(old.relation, new.relation)] if ranks.first else [])]
+    counts = [[y.numel(), int((~y).sum()), int((x != y).sum())] for x, y in pairs]
+    total, hidden, differ = ranks.all_reduce(torch.tensor(counts, device=ranks.device).sum(0)).tolist()
+    return hidden / total, differ / total
+
+
 def nth_magnitude(parts: Sequence[Tensor], place: Callable[[int], int], ranks: Ranks) -> float:
     """The magnitude of all ranks' numbers that as many lie below, or beside, as `place` makes of how many there are.
 

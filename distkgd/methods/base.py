@@ -25,10 +25,14 @@ Curve = Callable[[Sequence[int], str], dict[int, dict[str, float]]]
 
 @dataclass(frozen=True)
 class Update:
-    """One simultaneous step of some parameter groups on a sum of named loss terms ([] each, this rank's share)."""
+    """One simultaneous step of some parameter groups on a sum of named loss terms ([] each, this rank's share).
+
+    watched: numbers for the curves that are no loss (like the terms, without a gradient); their names have a slash.
+    """
 
     groups: frozenset[str]
     terms: dict[str, Tensor]
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,10 @@ class Method(ABC, Generic[S]):
     def shown(self) -> Mapping[str, Tensor]:
         """What the curves show of the evaluators; default: themselves."""
         return self.evaluators
+
+    def curves(self, step: int) -> Mapping[str, float]:
+        """Further numbers for the curves after `step` steps, the same on all ranks: schedules, phases, masks."""
+        return {}
 
     @abstractmethod
     def updates(self, scene: Scene) -> Iterator[Update]:

@@ -178,7 +178,21 @@ class DualDE(Method[DualdeConfig]):
         for i, teacher in enumerate(teachers if both else []):
             groups.add(_named(i))
             terms |= {f"{_named(i)}_{name}": value for name, value in self.penalty(teacher).items()}
-        yield Update(frozenset(groups), terms)
+        yield Update(frozenset(groups), terms, self._watched(student, teachers, scene))
+
+    def curves(self, step: int) -> Mapping[str, float]:
+        return {"phase": float(self.stage)}
+
+    def _watched(self, student: View, teachers: Sequence[View], scene: Scene) -> dict[str, Tensor]:
+        # Mean weight of the soft labels of positive triples, of the student and in stage two of each teacher.
+        if not self.settings.evaluation:
+            return {}
+        found, positives = {}, [view.positive.detach() for view in (student, *teachers)]
+        for tag, which in self._sides(self.stage == 2):
+            _, other = _opposite(which, positives)
+            weight, _ = self._weights(2 * which, other, self.alpha.detach(), self.beta.detach())
+            found[f"soft_weight/{tag or 'student_'}positive"] = batch_mean(torch.as_tensor(weight), scene)
+        return found
 
     def travel(self) -> Travel:
         several, each = len(self.teachers), self.hard_travel()

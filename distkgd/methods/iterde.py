@@ -18,7 +18,7 @@ Differs from the authors' code:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
@@ -90,6 +90,9 @@ class IterDE(Method[IterdeConfig]):
             # IterDE[SWDA]
             return how.k * math.pow(step // setup.steps_per_epoch / setup.epochs, how.p)
         return how.k
+
+    def curves(self, step: int) -> Mapping[str, float]:
+        return {} if self.rescales(max(0, step - 1)) else {"lambda": self.soft_weight(max(0, step - 1))}
 
     def rescales(self, step: int) -> bool:
         """Whether `step` is in the first half of two_phase."""

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from distkgd import random
 from distkgd.distributed.model_files import Rows
-from distkgd.distributed.pruning import Mask, Scope
+from distkgd.distributed.pruning import Mask, Scope, changed
 from distkgd.distributed.query_blocks import answer_means
 from distkgd.distributed.rows import Ask
 from distkgd.errors import ConfigError, UnsupportedError
@@ -120,6 +120,7 @@ class MetaSD(Method[MetasdConfig]):
         self.mask = Mask(*(torch.ones_like(table, dtype=torch.bool) for table in tables))
         self.small = seen_through(self.student, self.mask)
         self.pruned_at = -1
+        self.masked, self.churn = 0.0, 0.0  # shares of all numbers: hidden; shown or hidden anew by the last pruning
         self._quiz = [self._quiz_scenes()] if self.settings.meta else []
 
     @classmethod
@@ -173,11 +174,15 @@ class MetaSD(Method[MetasdConfig]):
         how = self.settings
         return stage.model_copy(update={"name": how.meta_optimizer, "lr": how.meta_lr, "relation_lr": None})
 
-    def state(self) -> dict[str, int]:
-        return {"pruned_at": self.pruned_at}
+    def state(self) -> dict[str, float]:
+        return {"pruned_at": self.pruned_at, "masked": self.masked, "churn": self.churn}
 
-    def restore(self, state: Mapping[str, int]) -> None:
-        self.pruned_at = state["pruned_at"]
+    def restore(self, state: Mapping[str, float]) -> None:
+        self.pruned_at = int(state["pruned_at"])
+        self.masked, self.churn = state.get("masked", 0.0), state.get("churn", 0.0)
+
+    def curves(self, step: int) -> Mapping[str, float]:
+        return {"mask/hidden": self.masked, "mask/churn": self.churn} if self.settings.prune.rate else {}
 
     def kept(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
         table = self.student.entity
@@ -209,6 +214,7 @@ class MetaSD(Method[MetasdConfig]):
             return
         missing = max(0.0, 1.0 - due / (how.ramp * per_epoch)) if how.ramp else 0.0
         found = mask_of(self.student, how.rate * (1.0 - missing**3), how.scope)
+        self.masked, self.churn = changed(self.mask, found, self.student.entity.ranks)
         self.mask.entity.copy_(found.entity)
         self.mask.relation.copy_(found.relation)
         self.pruned_at = due

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,17 @@ from distkgd.bench.data import write_triples
 from distkgd.bench.pool import ArmError, BenchError, Worker
 from distkgd.bench.results import fallen, memory_of, merge, notes, ratios_of, read_rows, row_of, table
 from distkgd.bench.roofline import Ceilings, Work, distinct, full_pass, full_step, measure_ceilings, sampled_step
+from distkgd.bench.run_tasks import run_tasks
 from distkgd.bench.tasks import FULL, QUICK, TINY, Arm, Task, all_tasks
 from distkgd.bench.worker import FAMILIES, Server
+from distkgd.config import parse_config
 from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
+from distkgd.graph import load_graph
+from distkgd.plan import run_plan
 from distkgd.scorers import build_scorer
+from tests.launches import small_data
 
 # Issue "Fast": what it must show. A new task is entered here with its target, or with None.
 TARGETS: dict[str, float | None] = {
@@ -49,6 +56,7 @@ TARGETS: dict[str, float | None] = {
     "evaluate/rotate": None,
     "distil/complex/all": 1 / 1.15,
     "distil/complex/chunk": 1 / 1.15,
+    **{f"inference/{scorer}/{dim}": None for scorer in ("transe", "complex", "rotate") for dim in (64, 32)},
     "load": 10,
     "sample": None,
     "checkpoint": None,
@@ -259,6 +267,50 @@ def test_plain_scores_are_ours(name: str) -> None:
     apart = torch.cat([entities[:, 0::2], entities[:, 1::2]], 1) if pairs else entities
     expected = scorer.score(anchor.unsqueeze(1), relation.unsqueeze(1), entities)
     torch.testing.assert_close(plain.SCORES[name](*split, apart), expected)
+
+
+def test_inference_is_measured_beside_the_teacher_on_every_device() -> None:
+    found = all_tasks(replace(TINY, devices=("cpu", "cuda")), "")
+    small, large = found["inference/complex/64"], found["inference/complex/64:cuda"]
+    assert (small.ours.options["dim"], small.peer.options["dim"], small.peer_name) == (8, 16, "dim 16")
+    assert large.ours.options == dict(small.ours.options) | {"device": "cuda"} and large.device == "cuda"
+    assert run.key_of(small.peer) == run.key_of(found["inference/complex/32"].peer)  # the teacher runs once a round
+    assert row_of(large, said(1.0), [], CEILINGS, peer_name="x", peer_version=None)["roofline_share"] is None
+    assert table([row_of(large, said(1.0), [], CEILINGS, peer_name="x", peer_version=None)]).row_count == 1
+
+
+def test_an_inference_row_tells_of_the_whole_test_split() -> None:
+    rounds = [{"seconds": 0.5, "all": 1.5, "bytes": 4e6, "queries": 3.0}]
+    slower = [{"seconds": 1.0, "all": 3.0, "bytes": 8e6, "queries": 3.0}]
+    (line,) = notes([row_of(TASK, rounds, slower, CEILINGS, peer_name="dim 512", peer_version=None)])
+    assert line == "t: 3 tail queries in 1.5 s from 4.0 MB, dim 512 in 3 s from 8.0 MB"
+
+
+def test_a_finished_runs_models_are_measured_beside_their_teacher(tmp_path: Path) -> None:
+    data = small_data(tmp_path / "data")
+    stage = {"dim": 8, "batch_size": 100, "epochs": 1}
+    tree = {"data": str(data), "teacher": {**stage, "dim": 16}, "student": {**stage, "method": "bkd"}}
+    config = parse_config({**tree, "baseline": True, "mlflow": {"enabled": False}}, "test")
+    run_plan(config, load_graph(str(data)), Ranks(), tmp_path / "run", resume=False, display=SILENT)
+    found = run_tasks(tmp_path / "run", TINY)
+    assert list(found) == ["inference/student", "inference/direct"]
+    for task in found.values():
+        assert task.peer_name == "teacher" and task.work.seconds(CEILINGS) > 0
+        ours_, peer = (ours.ARMS["inference"](arm.options)() for arm in (task.ours, task.peer))
+        assert ours_["bytes"] * 2 == peer["bytes"] and ours_["queries"] == TINY.asked
+    with pytest.raises(ConfigError, match="no folder of a finished run"):
+        run_tasks(tmp_path / "data", TINY)
+
+
+def test_names_may_be_given_without_a_flag_and_a_run_stays_out_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(launch.bench, "measure", lambda *given: asked.append(given) or [row("load", 5.0)])
+    monkeypatch.setattr(launch.bench, "RESULTS", tmp_path / "bench.json")
+    bench("inference", "--task", "load", "--run", str(tmp_path))
+    assert (asked[0][0], asked[0][4]) == (["inference", "load"], tmp_path)
+    assert not (tmp_path / "bench.json").exists()
 
 
 # -- running --------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def train_with_stops(
     progress = train_stage(job)
     ranks.barrier()
     manifest = read_meta(job.checkpoints / train.step_name(progress.step))
-    numbers = {k: v for k, v in manifest["meta"]["progress"].items() if "seconds" not in k}
+    numbers = {k: v for k, v in manifest["meta"]["progress"].items() if "seconds" not in k and k != "joules"}
     found = job.validate() if job.validate is not None else {}
     return {
         "steps": stopped,

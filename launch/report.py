@@ -1,0 +1,32 @@
+"""Make report.html of a finished run again.
+
+python launch/report.py RUN [--data NAME_OR_FOLDER] [--queries 200]
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distkgd.errors import DistkgdError
+from distkgd.launching import refuse, terminal
+from distkgd.report_html import remake
+
+
+def main(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, with its report.json.")],
+    data: Annotated[str | None, typer.Option(help="The run's data set, where it is no longer where it was.")] = None,
+    queries: Annotated[int | None, typer.Option(min=0, help="Asked of the models; default: as the run has it.")] = None,
+) -> None:
+    """Write RUN/report.html from the files of the run folder."""
+    try:
+        path, notes = remake(run, data, queries)
+    except DistkgdError as error:
+        refuse(error)
+    for note in notes:
+        terminal().warn(note)
+    terminal().line(f"report: {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
