@@ -35,6 +35,7 @@ from distkgd.model_folder import bytes_on_disk, find_model, save_model, sparse_b
 from distkgd.report import write_atomic, write_report
 from distkgd.run_folder import prepare_folder
 from distkgd.scorers import SCORERS
+from distkgd.serving import register_run, registered_stages
 from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
 from distkgd.stages import Stage, build_plan, check_plan
 from distkgd.tracking import Status, Tracking, open_tracking
@@ -60,7 +61,7 @@ def run_plan(
     stages: in place of those of `config`'s own plan. watch: see `Job`.
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
-    stages = checked_plan(config, graph, ranks.world, stages)
+    stages = checked_plan(config, graph, ranks.world, stages, folder)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     source, trust = source_of(config, graph), config.trust_pickle
     for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
@@ -76,17 +77,19 @@ def run_plan(
         report = make_report(config, graph, rows, ranks.world, str(ranks.device))
         if ranks.first:
             write_report(folder, report)
-        ranks.barrier()
+        ranks.first_alone(lambda: register_run(config, folder, tracking, display.line))
     return report
 
 
-def checked_plan(config: RunConfig, graph: Graph, world: int, stages: list[Stage] | None = None) -> list[Stage]:
+def checked_plan(
+    config: RunConfig, graph: Graph, world: int, stages: list[Stage] | None = None, folder: Path | None = None
+) -> list[Stage]:
     """The stages of a run; ConfigError, UnsupportedError or ModelError for what could not work on this data.
 
-    stages: in place of those of `config`'s own plan.
+    stages: in place of those of `config`'s own plan. folder: of the run, where teachers may have been imported before.
     """
     stages = build_plan(config) if stages is None else stages
-    check_plan(config, stages, graph, world)
+    check_plan(config, stages, graph, world, folder)
     if config.engine.name == "deepspeed":
         tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
         for one in (one for stage in stages for one in stage.configs):
@@ -153,7 +156,9 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         status = "FINISHED"
     finally:
         found = {} if status != "FINISHED" else flatten_metrics(row or {})
-        tracking.finish(status, folder / "model" if status == "FINISHED" else None, found)
+        # What is registered is not stored twice.
+        sent = status == "FINISHED" and stage.name not in registered_stages(run.config)
+        tracking.finish(status, folder / "model" if sent else None, found)
     scores = ", ".join(f"{split} MRR {row[split]['mrr']:.4f}" for split in run.splits)
     run.display.line(f"{stage.name}: done in {row['seconds']:.0f} s, {scores}")
     return row

@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import Any
 
@@ -63,6 +64,18 @@ class Ranks:
         """Wait until every rank is here."""
         if self.world > 1:
             dist.barrier()
+
+    def first_alone(self, action: Callable[[], None]) -> None:
+        """Run `action` on rank 0; the others wait however long it takes, where a barrier would give up."""
+        if self.world == 1:
+            action()
+            return
+        with ThreadPoolExecutor(1) as thread:
+            running = [thread.submit(action)] if self.first else []
+            while any(self.gather_objects(bool(wait(running, 0.5).not_done))):
+                pass
+            for future in running:
+                future.result()
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's `value`, in rank order, on every rank."""

@@ -3,6 +3,7 @@
 An importer is a function (path, what the user says) -> `Foreign`. A source is written LIBRARY:PATH.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,12 +26,17 @@ IMPORTERS: dict[str, Callable[[Path, Given], Foreign]] = {
     "plain": open_plain,
 }
 
-__all__ = ["IMPORTERS", "Foreign", "Given", "import_model", "is_foreign", "open_foreign"]
+__all__ = ["IMPORTERS", "Foreign", "Given", "import_model", "imported_folder", "is_foreign", "open_foreign"]
 
 
 def is_foreign(source: str) -> bool:
     """Whether `source` names a model of another library, LIBRARY:PATH."""
     return source.partition(":")[0] in IMPORTERS and ":" in source
+
+
+def imported_folder(run_folder: Path, source: str) -> Path:
+    """Where a run keeps the model that LIBRARY:PATH names."""
+    return run_folder / "imported" / hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
 def open_foreign(source: str, given: Given) -> Foreign:
