@@ -17,6 +17,7 @@ from distkgd.imports.plain import open_plain
 from distkgd.imports.pykeen import open_pykeen
 from distkgd.imports.rotate import open_rotate
 from distkgd.imports.writing import write_model
+from distkgd.model_folder import check_files, read_json
 
 IMPORTERS: dict[str, Callable[[Path, Given], Foreign]] = {
     "pykeen": open_pykeen,
@@ -39,6 +40,14 @@ def imported_folder(run_folder: Path, source: str) -> Path:
     return run_folder / "imported" / hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
+def check_own_export(path: Path) -> None:
+    """ModelError where `path`, or the folder of that file, is an export of this library whose files have changed."""
+    folder = path if path.is_dir() else path.parent
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if str(config.get("format", "")).startswith("distkgd-"):
+        check_files(folder)
+
+
 def open_foreign(source: str, given: Given) -> Foreign:
     """The model that LIBRARY:PATH names, nothing written yet; a DistkgdError says what is wrong with it."""
     library, _, path = source.partition(":")
@@ -58,5 +67,7 @@ def import_model(
     The first rank alone reads and writes; all call it. Raises ModelError where scores differ from the library's own.
     """
     model = open_foreign(source, given)
+    if ranks.first:
+        check_own_export(Path(source.partition(":")[2]))
     notes = [check(model)] if ranks.first else []
     return model, [*notes, *write_model(model, out, ranks, graph, data)]
