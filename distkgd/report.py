@@ -41,9 +41,8 @@ def write_report(run_folder: Path, report: Mapping[str, Any]) -> None:
     """Write `report.json` (all keys, also those no table shows) and `report.md` into the run folder."""
     run_folder.mkdir(parents=True, exist_ok=True)
     report = with_measured(report, run_folder)
-    data = json.dumps(report, indent=2, ensure_ascii=False, default=_plain) + "\n"
-    text = markdown(report)
-    write_atomic(run_folder / "report.json", data)
+    text = markdown(report)  # before anything is written
+    write_atomic(run_folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, default=_plain) + "\n")
     write_atomic(run_folder / "report.md", text)
 
 

@@ -81,7 +81,10 @@ def add_version(client: Any, experiment_id: str, name: str, entry: Entry, run_id
         if run_id is not None:
             output = import_module("mlflow.entities").LoggedModelOutput(logged.model_id, 0)
             client.log_outputs(run_id, [output])
-    return client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
+    # A database looks a model without a run up in whatever store the process has as its default; a server needs the id.
+    model_id = logged.model_id if run_id is not None or client.tracking_uri.startswith("http") else None
+    tags |= {"model_id": logged.model_id}
+    return client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=model_id)
 
 
 def upload(client: Any, model_id: str, entry: Entry) -> None:

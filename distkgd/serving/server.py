@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,10 @@ def connect(port: int) -> http.client.HTTPConnection:
 def _wait(process: "subprocess.Popen[str]", port: int, log: Any, what: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        connection = http.client.HTTPConnection(HOST, port, timeout=1.0)
-        with suppress(OSError, http.client.HTTPException):
-            connection.request("GET", "/ping")
-            if connection.getresponse().status == 200:
+        with suppress(OSError, http.client.HTTPException), closing(http.client.HTTPConnection(HOST, port, timeout=1.0)) as one:
+            one.request("GET", "/ping")
+            if one.getresponse().status == 200:
                 return
-        connection.close()
         time.sleep(0.1)
     log.seek(0)
     raise ServerError(f"{what} does not answer after {START_SECONDS:.0f} s; its server said: {log.read()[-2000:]}")

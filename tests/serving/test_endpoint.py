@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ def test_it_answers_as_the_model_does(given: str, port: int, model: distkgd.Trai
         assert answer[given] == entity and answer["asked"] == ("tail" if given == "head" else "head")
 
 
+def test_clients_at_once_get_their_own_answers(port: int, model: distkgd.TrainedModel) -> None:
+    entities = [f"e{i:03d}" for i in range(0, 40)]
+    with ThreadPoolExecutor(8) as clients:
+        found = list(clients.map(lambda e: posted(port, {"inputs": [{"head": e, "relation": "r003"}]}), entities))
+    wanted = model.predict(head=entities, relation="r003").names
+    assert [answer["predictions"][0]["names"] for _, answer in found] == wanted
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -96,7 +105,7 @@ def test_several_questions_come_in_one_request_in_each_of_mlflows_ways(
         ({"head": "e0033", "relation": "r001"}, "no entity of the model (41) is called 'e0033'; nearest: 'e003'"),
         ({"tail": "e003", "relation": "r01"}, "no relation of the model (5) is called 'r01'; nearest: 'r001'"),
         ({"head": "e003", "relation": "r001", "k": 0}, "k: 0 is no number of answers"),
-        ({"head": "e003", "relation": "r001", "k": "ten"}, "k"),
+        ({"head": "e003", "relation": "r001", "k": "ten"}, "ten"),
         ({"relation": "r001"}, "either a head or a tail"),
         ({"head": "e003"}, "relation"),
     ],

@@ -67,9 +67,7 @@ def launched(*arguments: Any, **options: Any) -> int:
 # -- plans ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_plan_is_in_the_registry_and_answers_from_there(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_plan_is_in_the_registry_and_answers_from_there(uri: str, tmp_path: Path) -> None:
     report = run_toy(tmp_path / "run", mlflow={"enabled": True, "uri": uri})
     teacher, student, direct = versions(uri)
     found = aliases(uri)
@@ -82,9 +80,9 @@ def test_a_finished_plan_is_in_the_registry_and_answers_from_there(
     client = mlflow.MlflowClient(uri)
     state = json.loads((tmp_path / "run/mlflow.json").read_text())
     assert student.run_id == state["stages"]["student"]["run_id"]
-    assert [one.model_id for one in client.get_run(student.run_id).outputs.model_outputs] == [student.model_id]
+    outputs = client.get_run(student.run_id).outputs.model_outputs
+    assert [one.model_id for one in outputs] == [student.tags["model_id"]]
     assert client.list_artifacts(student.run_id, "model") == []  # it is stored once, in the logged model
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     try:
         served = mlflow.pyfunc.load_model("models:/toy@student-6")
@@ -95,7 +93,7 @@ def test_a_finished_plan_is_in_the_registry_and_answers_from_there(
     assert answer["names"] == wanted.names[0] and answer["ids"] == wanted.ids[0].tolist()
     assert served.input_example == [{"head": "e000", "relation": "r000", "k": 10}]
     assert [column.name for column in served.metadata.signature.inputs] == ["head", "relation", "tail", "k"]
-    packed = Path(client.get_logged_model(student.model_id).artifact_location.removeprefix("file://"))
+    packed = Path(client.get_logged_model(student.tags["model_id"]).artifact_location.removeprefix("file://"))
     names = {path.name for path in (packed / "artifacts/model").iterdir()}
     assert {"entities.tsv", "relations.tsv", "config.json", "README.md"} <= names
     assert not list(packed.rglob("*.pkl")) and "served.py" in {path.name for path in packed.iterdir()}
@@ -105,10 +103,10 @@ def test_a_finished_plan_is_in_the_registry_and_answers_from_there(
 def test_a_plan_that_is_resumed_and_a_launcher_after_it_register_nothing_twice(uri: str, tmp_path: Path) -> None:
     track = {"mlflow": {"enabled": True, "uri": uri}}
     run_toy(tmp_path / "run", **track)
-    before, ids = aliases(uri), [one.model_id for one in versions(uri)]
+    before, ids = aliases(uri), [one.tags["model_id"] for one in versions(uri)]
     run_toy(tmp_path / "run", resume=True, **track)
     assert launched(tmp_path / "run") == 0
-    assert aliases(uri) == before and [one.model_id for one in versions(uri)] == ids
+    assert aliases(uri) == before and [one.tags["model_id"] for one in versions(uri)] == ids
 
 
 def run_tracked(ranks: Ranks, folder: str, uri: str) -> None:
