@@ -1,6 +1,6 @@
 """Latency and throughput of the HTTP endpoints of a teacher and its students, beside each other.
 
-python benchmarks/serving.py [--entities 40943] [--dims 512,64,32] [--seconds 5]     # into benchmarks/results/serving.json
+python benchmarks/serving.py [--entities 40943] [--dims 512,64,32] [--seconds 5]   # benchmarks/results/serving.json
 
 The models are untrained, of WN18RR's size: how long an answer takes does not depend on what was learned.
 """

@@ -25,6 +25,7 @@ def pack(model: Path, out: Path) -> None:
     Raises ModelError where it is damaged.
     """
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # it would copy files of the working directory
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     pyfunc: Any = import_module("mlflow.pyfunc")
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it talks among the lines of training
     folder = find_model(model)

@@ -28,7 +28,7 @@ def read_question(record: Mapping[str, Any]) -> Question:
     Raises ConfigError for what is no question, naming what is wrong with it.
     """
     found = {key: value for key, value in record.items() if value is not None and value == value}  # noqa: PLR0124 - NaN
-    ends: list[Side] = [end for end in ("head", "tail") if end in found]  # type: ignore[misc]
+    ends: list[Side] = [end for end in ("head", "tail") if end in found]
     if len(ends) != 1:
         raise ConfigError(
             f"a question has a relation and either a head or a tail, whose other end is asked for; this one has "

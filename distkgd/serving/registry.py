@@ -1,9 +1,9 @@
 """Models in MLflow's registry: one version per model, and aliases that say which is which.
 
-A registered model NAME has the aliases of `distkgd.serving.entries` and `champion`: of the versions of the same data and
-protocol as the newest run's, the one with the best validation MRR that fits the budget; the smaller one of equals. The
-budget is `champion_max_mb` million bytes of tables. Without one the teachers are left out, for they are what is to be
-replaced; with one they compete where they fit.
+A registered model NAME has the aliases of `distkgd.serving.entries` and `champion`: of the versions of the same data
+and protocol as the newest run's, the one with the best validation MRR that fits the budget; the smaller one of equals.
+The budget is `champion_max_mb` million bytes of tables. Without one the teachers are left out, for they are what is to
+be replaced; with one they compete where they fit.
 
 A model that has a version is never given another: its tag `model_sha256` tells it. What a killed call has left behind,
 a logged model without files or without a version, is taken up again.
@@ -127,7 +127,9 @@ def crown(client: Any, name: str, like: Entry, max_mb: float | None) -> str:
     client.set_registered_model_alias(name, CHAMPION, best.version)
     tags = best.tags
     size = f"{int(tags['bytes']) / 1e6:,.1f} MB"
-    return f"{CHAMPION}: {name} version {best.version}, {tags['stage']}, valid MRR {float(tags['valid_mrr']):.4f}, {size}"
+    return (
+        f"{CHAMPION}: {name} version {best.version}, {tags['stage']}, valid MRR {float(tags['valid_mrr']):.4f}, {size}"
+    )
 
 
 def champion(rivals: Sequence[tuple[Any, Mapping[str, str]]], max_mb: float | None) -> Any | None:

@@ -5,16 +5,17 @@
 
 from typing import Any
 
-import mlflow
 import pandas
 from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 import distkgd
 from distkgd.errors import DistkgdError
 from distkgd.serving.questions import answer_questions
 
 
-class Endpoint(mlflow.pyfunc.PythonModel):
+class Endpoint(PythonModel):
     """A finished model that answers questions; what is wrong with one becomes HTTP status 400."""
 
     def load_context(self, context: Any) -> None:
@@ -30,4 +31,4 @@ class Endpoint(mlflow.pyfunc.PythonModel):
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
 
-mlflow.models.set_model(Endpoint())
+set_model(Endpoint())

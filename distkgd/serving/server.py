@@ -68,7 +68,10 @@ def connect(port: int) -> http.client.HTTPConnection:
 def _wait(process: "subprocess.Popen[str]", port: int, log: Any, what: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError, http.client.HTTPException), closing(http.client.HTTPConnection(HOST, port, timeout=1.0)) as one:
+        with (
+            suppress(OSError, http.client.HTTPException),
+            closing(http.client.HTTPConnection(HOST, port, timeout=1.0)) as one,
+        ):
             one.request("GET", "/ping")
             if one.getresponse().status == 200:
                 return

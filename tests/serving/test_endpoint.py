@@ -68,7 +68,7 @@ def test_it_answers_as_the_model_does(given: str, port: int, model: distkgd.Trai
 
 
 def test_clients_at_once_get_their_own_answers(port: int, model: distkgd.TrainedModel) -> None:
-    entities = [f"e{i:03d}" for i in range(0, 40)]
+    entities = [f"e{i:03d}" for i in range(40)]
     with ThreadPoolExecutor(8) as clients:
         found = list(clients.map(lambda e: posted(port, {"inputs": [{"head": e, "relation": "r003"}]}), entities))
     wanted = model.predict(head=entities, relation="r003").names
@@ -102,7 +102,7 @@ def test_several_questions_come_in_one_request_in_each_of_mlflows_ways(
 @pytest.mark.parametrize(
     ("question", "said"),
     [
-        ({"head": "e0033", "relation": "r001"}, "no entity of the model (41) is called 'e0033'; nearest: 'e003'"),
+        ({"head": "e0033", "relation": "r001"}, "no entity of the model (41) is called 'e0033'; nearest: 'e033', 'e003'"),
         ({"tail": "e003", "relation": "r01"}, "no relation of the model (5) is called 'r01'; nearest: 'r001'"),
         ({"head": "e003", "relation": "r001", "k": 0}, "k: 0 is no number of answers"),
         ({"head": "e003", "relation": "r001", "k": "ten"}, "ten"),
@@ -138,5 +138,8 @@ def test_what_is_measured_of_the_endpoints_is_in_the_report(place: Path) -> None
 
 
 def test_a_server_that_does_not_start_says_why(place: Path) -> None:
-    with pytest.raises(ServerError, match=r"nobody"), serving("models:/nobody@champion", f"sqlite:///{place}/mlflow.db"):
+    with (
+        pytest.raises(ServerError, match=r"nobody"),
+        serving("models:/nobody@champion", f"sqlite:///{place}/mlflow.db"),
+    ):
         pass

@@ -1,4 +1,4 @@
-"""What an endpoint is asked and answers, without a server: the same as `predict`, and errors that name what is wrong."""
+"""What an endpoint is asked and answers, without a server: the same as `predict`, and errors that name the cause."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def test_labels_are_understood_and_answered_where_the_model_has_any(tmp_path: Pa
 @pytest.mark.parametrize(
     ("question", "error", "said"),
     [
-        ({"head": "e0033", "relation": "r001"}, DataError, "no entity of the model.*'e0033'; nearest: 'e003'"),
+        ({"head": "e0033", "relation": "r001"}, DataError, "no entity of the model.*'e0033'; nearest: 'e033', 'e003'"),
         ({"head": "e003", "relation": "r01"}, DataError, "no relation of the model.*'r01'; nearest: 'r001'"),
         ({"head": "e003", "tail": "e004", "relation": "r001"}, ConfigError, "either a head or a tail.*'head', 'tail'"),
         ({"relation": "r001"}, ConfigError, "either a head or a tail.*'relation'"),

@@ -247,7 +247,7 @@ def test_models_of_other_data_do_not_compete(run: Path, uri: str, tmp_path: Path
     assert aliases(uri)["champion"] in ("5", "6")
 
 
-# -- what is registered -------------------------------------------------------------------------------------------------
+# -- what is registered ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
