@@ -84,7 +84,7 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch
     graph = toy_graph(ENTITIES, RELATIONS)
     words = set(re.findall(r'"((?:module|class):\w+)"', found[1]))
     assert words >= {"module:json", "module:re", "class:int"}
-    names = pl.Series([*sorted(words), *(f"e{i}" for i in range(ENTITIES - len(words)))])
+    names = pl.Series(sorted({*words, *(f"e{i:02d}" for i in range(ENTITIES - len(words)))}))
     entities, relations = Vocabulary(names), Vocabulary(pl.Series(["imports", "inherits", "r2", "r3", "r4"]))
     named = Graph("toy", graph.train, graph.valid, graph.test, entities, relations, graph.sha256, ())
     folder = tmp_path / "runs/demo/stages/student/model"

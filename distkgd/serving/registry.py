@@ -59,6 +59,8 @@ def register(
             raise
     lines, numbers = [], []
     for entry in entries:
+        for left in find_model(entry.folder).parent.glob(f"{SCRATCH}*"):  # of a call that was killed
+            shutil.rmtree(left)
         earlier = [one for one in versions(client, name) if one.tags.get("model_sha256") == entry.sha256]
         made = earlier[0] if earlier else add_version(client, experiment_id, name, entry, runs.get(entry.stage))
         client.set_registered_model_alias(name, entry.alias, made.version)
@@ -91,8 +93,6 @@ def upload(client: Any, model_id: str, entry: Entry) -> None:
     """Pack a model beside its folder, where there is room for it, and send it."""
     place = find_model(entry.folder).parent
     try:
-        for left in place.glob(f"{SCRATCH}*"):  # of a call that was killed
-            shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place) as scratch:
             packed = Path(scratch) / "packed"
             pack(entry.folder, packed)

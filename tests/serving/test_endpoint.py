@@ -102,7 +102,10 @@ def test_several_questions_come_in_one_request_in_each_of_mlflows_ways(
 @pytest.mark.parametrize(
     ("question", "said"),
     [
-        ({"head": "e0033", "relation": "r001"}, "no entity of the model (41) is called 'e0033'; nearest: 'e033', 'e003'"),
+        (
+            {"head": "e0033", "relation": "r001"},
+            "no entity of the model (41) is called 'e0033'; nearest: 'e033', 'e003'",
+        ),
         ({"tail": "e003", "relation": "r01"}, "no relation of the model (5) is called 'r01'; nearest: 'r001'"),
         ({"head": "e003", "relation": "r001", "k": 0}, "k: 0 is no number of answers"),
         ({"head": "e003", "relation": "r001", "k": "ten"}, "ten"),

@@ -44,7 +44,8 @@ def uri(schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def aliases(uri: str, name: str = "toy") -> dict[str, str]:
     """alias -> version."""
-    return dict(mlflow.MlflowClient(uri).get_registered_model(name).aliases)
+    found = mlflow.MlflowClient(uri).get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in found.items()}
 
 
 def versions(uri: str, name: str = "toy") -> list[Any]:
