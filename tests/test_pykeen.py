@@ -260,7 +260,7 @@ def test_the_same_on_codex_s(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with capsys.disabled():
         sys.stdout.write(f"codex-s, (PyKEEN's MRR, ours) of teacher and student: {found}\n")
     for theirs, ours in found:
-        assert theirs == pytest.approx(ours, abs=1e-3) and theirs > 0.2
+        assert theirs == pytest.approx(ours, abs=1e-3) and theirs > 0.05
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
