@@ -233,10 +233,19 @@ StageOrFlag = Annotated[
 
 
 class MlflowConfig(Frozen):
-    """Tracking: uri null is sqlite:///mlflow.db in the working directory."""
+    """Tracking: uri null is sqlite:///mlflow.db in the working directory.
+
+    registry: put teacher, student and direct model into the model registry when the plan is done
+        (`distkgd.serving.registry`), under the name `registered_as`; default: the run's.
+    champion_max_mb: the alias `champion` is the version of the best valid MRR whose tables have at most so many million
+        bytes; default: the best one that is no teacher.
+    """
 
     enabled: bool = True
     uri: str | None = None
+    registry: bool = True
+    registered_as: str | None = Field(default=None, pattern=r"^[\w.\- ]*[\w.\-][\w.\- ]*$")
+    champion_max_mb: Rate | None = None
 
 
 class ReportConfig(Frozen):

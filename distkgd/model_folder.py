@@ -200,6 +200,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_files(folder: Path) -> None:
+    """ModelError names the first file of a model folder or of an export, in whatever format, that is not as written.
+
+    `load_model` does not do this: it would read everything once more.
+    """
+    digests = read_json(folder / "config.json").get("sha256")
+    if not isinstance(digests, dict) or not digests:
+        raise ModelError(f"{folder}/config.json holds no sha256 of files; export the model again.")
+    for file, digest in digests.items():
+        if not (folder / file).is_file() or sha256_of(folder / file) != digest:
+            raise ModelError(
+                f"{folder / file}: missing, or its sha256 differs from config.json's; export the model again."
+            )
+
+
 def same_vocabulary(loaded: LoadedModel, graph: Graph, folder: str) -> None:
     """Refuse a model whose rows mean other entities or relations than the graph's."""
     for kind, mine, theirs in (

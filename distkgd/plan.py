@@ -37,6 +37,7 @@ from distkgd.report import write_atomic, write_report
 from distkgd.report_html import write_html
 from distkgd.run_folder import prepare_folder
 from distkgd.scorers import SCORERS
+from distkgd.serving import register_run, registered_stages
 from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
 from distkgd.stages import Stage, build_plan, check_plan
 from distkgd.tracking import Status, Tracking, open_tracking
@@ -62,7 +63,7 @@ def run_plan(
     stages: in place of those of `config`'s own plan. watch: see `Job`.
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
-    stages = checked_plan(config, graph, ranks.world, stages)
+    stages = checked_plan(config, graph, ranks.world, stages, folder)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     source, trust = source_of(config, graph), config.trust_pickle
     for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
@@ -77,8 +78,13 @@ def run_plan(
         rows = [run_stage(run, stage) for stage in stages]
         report = make_report(config, graph, rows, ranks.world, str(ranks.device))
         # Asking the models of a large run may take longer than the other ranks would wait in a collective.
-        together(ranks, partial(write_reports, config, graph, folder, report) if ranks.first else lambda: None)
+        together(ranks, partial(_leave, run, report) if ranks.first else lambda: None)
     return report
+
+
+def _leave(run: Run, report: Mapping[str, Any]) -> None:
+    write_reports(run.config, run.graph, run.folder, report)
+    register_run(run.config, run.folder, run.tracking, run.display.line)
 
 
 def write_reports(config: RunConfig, graph: Graph, folder: Path, report: Mapping[str, Any]) -> None:
@@ -88,13 +94,15 @@ def write_reports(config: RunConfig, graph: Graph, folder: Path, report: Mapping
         write_html(folder, report, lambda: graph, config.report.queries)
 
 
-def checked_plan(config: RunConfig, graph: Graph, world: int, stages: list[Stage] | None = None) -> list[Stage]:
+def checked_plan(
+    config: RunConfig, graph: Graph, world: int, stages: list[Stage] | None = None, folder: Path | None = None
+) -> list[Stage]:
     """The stages of a run; ConfigError, UnsupportedError or ModelError for what could not work on this data.
 
-    stages: in place of those of `config`'s own plan.
+    stages: in place of those of `config`'s own plan. folder: of the run, where teachers may have been imported before.
     """
     stages = build_plan(config) if stages is None else stages
-    check_plan(config, stages, graph, world)
+    check_plan(config, stages, graph, world, folder)
     if config.engine.name == "deepspeed":
         tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
         for one in (one for stage in stages for one in stage.configs):
@@ -164,7 +172,9 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         status = "FINISHED"
     finally:
         found = {} if status != "FINISHED" else flatten_metrics(row or {})
-        tracking.finish(status, folder / "model" if status == "FINISHED" else None, found)
+        # What is registered is not stored twice.
+        sent = status == "FINISHED" and stage.name not in registered_stages(run.config)
+        tracking.finish(status, folder / "model" if sent else None, found)
     scores = ", ".join(f"{split} MRR {row[split]['mrr']:.4f}" for split in run.splits)
     run.display.line(f"{stage.name}: done in {row['seconds']:.0f} s, {scores}")
     return row

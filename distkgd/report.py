@@ -14,6 +14,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from distkgd.endpoint_report import sentences, with_measured
+
 NONE = "–"
 HEADER = (
     "stage",
@@ -38,9 +40,9 @@ Stage = Mapping[str, Any]
 def write_report(run_folder: Path, report: Mapping[str, Any]) -> None:
     """Write `report.json` (all keys, also those no table shows) and `report.md` into the run folder."""
     run_folder.mkdir(parents=True, exist_ok=True)
-    data = json.dumps(report, indent=2, ensure_ascii=False, default=_plain) + "\n"
-    text = markdown(report)
-    write_atomic(run_folder / "report.json", data)
+    report = with_measured(report, run_folder)
+    text = markdown(report)  # before anything is written
+    write_atomic(run_folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, default=_plain) + "\n")
     write_atomic(run_folder / "report.md", text)
 
 
@@ -97,6 +99,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         *comparisons(stages),
         *choices(stages),
         *_long_tail(stages),
+        *sentences(report),
         *remarks,
     ]
 

@@ -17,8 +17,7 @@ from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Balanced, Sampler
-from distkgd.imports import is_foreign
-from distkgd.imports.teachers import imported_folder
+from distkgd.imports import imported_folder, is_foreign
 from distkgd.job import Job, Watch
 from distkgd.methods import METHODS, Method, Setup, build_method
 from distkgd.model import Model, new_model

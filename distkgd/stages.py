@@ -7,7 +7,7 @@ from pathlib import Path
 from distkgd.config import RunConfig, StageConfig, alone
 from distkgd.errors import ConfigError, DistkgdError, UnsupportedError
 from distkgd.graph import Graph
-from distkgd.imports import Given, is_foreign, open_foreign
+from distkgd.imports import Given, imported_folder, is_foreign, open_foreign
 from distkgd.model_folder import read_shape
 from distkgd.scorers import build_scorer
 from distkgd.scorers.base import check_reciprocal
@@ -87,15 +87,20 @@ def taught_stages(config: RunConfig, teachers: tuple[str, ...]) -> list[Stage]:
     return [*candidates, Stage("assistant", next(iter(sizes.values())), teachers, choice), student]
 
 
-def check_plan(config: RunConfig, stages: Sequence[Stage], graph: Graph, world: int) -> None:
-    """Refuse what cannot work before any stage has cost time: ConfigError, UnsupportedError or ModelError."""
+def check_plan(
+    config: RunConfig, stages: Sequence[Stage], graph: Graph, world: int, folder: Path | None = None
+) -> None:
+    """Refuse what cannot work before any stage has cost time: ConfigError, UnsupportedError or ModelError.
+
+    folder: of the run. A teacher of another library that it holds already is read there, not at its source.
+    """
     shapes: dict[str, list[Shape]] = {}
     for stage in stages:
         check_stage(stage, graph, world)
         shapes[stage.name] = [shape_of(one) for one in stage.configs]
         for name in stage.teachers:
             if name not in shapes:
-                shapes[name] = [shape_of_teacher(name, config.trust_pickle)]
+                shapes[name] = [shape_of_teacher(name, config.trust_pickle, folder)]
         for one, mine in zip(stage.configs, shapes[stage.name], strict=True):
             if one.start == "random":
                 continue
@@ -116,9 +121,12 @@ def check_plan(config: RunConfig, stages: Sequence[Stage], graph: Graph, world: 
             raise ConfigError(f"assistant: dims must be below {dim}, that of the model {config.teacher}.")
 
 
-def shape_of_teacher(source: str, trust_pickle: bool) -> Shape:
-    """Of a finished model: a model folder, or LIBRARY:PATH of another library."""
+def shape_of_teacher(source: str, trust_pickle: bool, folder: Path | None = None) -> Shape:
+    """Of a finished model: a model folder, or LIBRARY:PATH of another library, perhaps in the run's `folder` by now."""
     if is_foreign(source):
+        brought = None if folder is None else imported_folder(folder, source) / "model"
+        if brought is not None and brought.is_dir():
+            return Shape(*read_shape(brought))
         model = open_foreign(source, Given(trust_pickle=trust_pickle))
         return Shape(model.scorer, model.reciprocal)
     return Shape(*read_shape(Path(source)))

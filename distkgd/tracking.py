@@ -1,6 +1,7 @@
 """Runs, curves and checkpoints in MLflow: one parent run per plan, one child run per stage.
 
-The only module that imports mlflow, and only inside functions: without it the same calls do nothing.
+Beside `distkgd.serving` the only module that imports mlflow, and only inside functions: without it the same calls do
+nothing.
 Runs are named by id through `MlflowClient`, never by MLflow's global "active run", so that several plans can
 live in one process. The ids are kept in the run folder (`mlflow.json`): a resumed plan continues its curves.
 
@@ -24,11 +25,15 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 from urllib.parse import unquote, urlparse
 
-from distkgd.errors import ConfigError
+from distkgd.errors import ConfigError, DistkgdError
 from distkgd.report import write_atomic
+
+if TYPE_CHECKING:
+    from distkgd.serving.entries import Entry
+    from distkgd.serving.registry import Registered
 
 EXPERIMENT = "distkgd"
 STATE_FILE = "mlflow.json"
@@ -89,6 +94,10 @@ class Tracking(ABC):
         """Create or reopen the child run of one stage."""
 
     @abstractmethod
+    def register(self, entries: "Sequence[Entry]", name: str, max_mb: float | None) -> list[str]:
+        """Put finished models into the registry (`distkgd.serving.registry`), and say what became of each."""
+
+    @abstractmethod
     def finish(self, status: Status, artifacts: Sequence[Path] = (), metrics: Metrics = NO_METRICS) -> None:
         """Close the parent run, and with the same status every stage that is still open."""
 
@@ -144,6 +153,9 @@ class NoTracking(Tracking):
     def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
         return NoStageTracking()
 
+    def register(self, entries: "Sequence[Entry]", name: str, max_mb: float | None) -> list[str]:
+        return []
+
     def finish(self, status: Status, artifacts: Sequence[Path] = (), metrics: Metrics = NO_METRICS) -> None:
         pass
 
@@ -196,15 +208,15 @@ class _Store:
     def __init__(self, run_folder: Path, uri: str) -> None:
         self._run_folder = run_folder
         self.uri = uri
-        self.client, self._experiment_id = _connect(uri)
+        self.client, self.experiment_id = _connect(uri)
         run_folder.mkdir(parents=True, exist_ok=True)
         with _locked(run_folder):
             earlier = _read_state(run_folder).get("uri")
-            if earlier == _redact(uri):
+            if earlier == redact(uri):
                 return
             if earlier is not None:
-                logger.warning("the earlier runs are in %s; new ones are made in %s", earlier, _redact(uri))
-            self._write({"uri": _redact(uri), "experiment": EXPERIMENT, "run_id": None, "stages": {}})
+                logger.warning("the earlier runs are in %s; new ones are made in %s", earlier, redact(uri))
+            self._write({"uri": redact(uri), "experiment": EXPERIMENT, "run_id": None, "stages": {}})
 
     def get(self, stage: str | None) -> dict[str, Any]:
         """What is kept about a stage, or (None) about the plan."""
@@ -227,7 +239,7 @@ class _Store:
         run = None if run_id is None else self._reopen(run_id)
         reopened = run is not None
         if run is None:
-            run = self.client.create_run(self._experiment_id, run_name=name)
+            run = self.client.create_run(self.experiment_id, run_name=name)
             self.keep(stage, run_id=run.info.run_id)
         wanted, logged = _flatten(params), run.data.params
         changed = {key: [logged[key], text] for key, text in wanted.items() if logged.get(key, text) != text}
@@ -271,7 +283,7 @@ class _Store:
 
     def set_tags(self, run_id: str, tags: Tags) -> None:
         entities = import_module("mlflow.entities")
-        items = [entities.RunTag(_safe_name(key), _cut(_redact(str(text)), MAX_TAG)) for key, text in tags.items()]
+        items = [entities.RunTag(_safe_name(key), _cut(redact(str(text)), MAX_TAG)) for key, text in tags.items()]
         self.client.log_batch(run_id, tags=items, synchronous=True)
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
@@ -410,7 +422,7 @@ class MlflowTracking(Tracking):
             raise
         except Exception as error:
             raise ConfigError(
-                f"the MLflow store {_redact(self._uri)} cannot be used: "
+                f"the MLflow store {redact(self._uri)} cannot be used: "
                 f"{_told(error)}. Correct mlflow.uri (such as {DEFAULT_URI} "
                 "or http://host:5000), start that server, or set mlflow.enabled=false."
             ) from error
@@ -435,6 +447,15 @@ class MlflowTracking(Tracking):
         self._stages.append(stage)
         return stage
 
+    def register(self, entries: "Sequence[Entry]", name: str, max_mb: float | None) -> list[str]:
+        lines: list[str] = []
+        store = self._store
+        if store is not None and not self._attached:
+            ids = _run_ids(self._run_folder)
+            arguments = store.client, store.experiment_id, entries, name, max_mb, ids
+            self._guard.attempt(lambda: lines.extend(_register(*arguments).lines))
+        return lines
+
     def finish(self, status: Status, artifacts: Sequence[Path] = (), metrics: Metrics = NO_METRICS) -> None:
         for stage in self._stages:
             stage.finish(status, None)
@@ -448,6 +469,41 @@ class MlflowTracking(Tracking):
         if metrics:
             self._guard.attempt(lambda: _log_final(store, run, metrics, 0))
         self._guard.attempt(lambda: store.client.set_terminated(run.id, status))
+
+
+def register_finished(
+    entries: "Sequence[Entry]", name: str, max_mb: float | None, *, run_folder: Path, uri: str | None
+) -> "tuple[Registered, str]":
+    """(what became of the models, the store): `Tracking.register` of models that were finished earlier.
+
+    run_folder, uri: as of `open_tracking`. Raises ConfigError where the store cannot be used.
+    """
+    uri = resolve_uri(uri, run_folder)
+    try:
+        client, experiment_id = _connect(uri)
+        ids = _run_ids(run_folder) if _read_state(run_folder).get("uri") == redact(uri) else {}
+        return _register(client, experiment_id, entries, name, max_mb, ids), uri
+    except DistkgdError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"mlflow cannot be imported ({error}): pip install 'distkgd[mlflow]'") from None
+    except Exception as error:
+        raise ConfigError(f"the MLflow store {redact(uri)} did not take the models: {_told(error)}") from error
+
+
+def _register(
+    client: Any, experiment_id: str, entries: "Sequence[Entry]", name: str, max_mb: float | None, ids: Mapping[str, str]
+) -> "Registered":
+    """`registry.register`, one caller at a time."""
+    from distkgd.serving.registry import register  # noqa: PLC0415 - it exports models, which tracking alone does not
+
+    with _locked(entries[0].folder):
+        return register(client, experiment_id, name, entries, max_mb=max_mb, runs=ids)
+
+
+def _run_ids(run_folder: Path) -> dict[str, str]:
+    """stage -> id of its run."""
+    return {name: kept["run_id"] for name, kept in _read_state(run_folder).get("stages", {}).items()}
 
 
 def _log_final(store: _Store, run: _Run, metrics: Metrics, step: int) -> None:
@@ -484,7 +540,7 @@ def _connect(uri: str) -> tuple[Any, str]:
                     raise
     if experiment.lifecycle_stage != "active":
         raise ConfigError(
-            f"the MLflow experiment {EXPERIMENT!r} in {_redact(uri)} is deleted; restore it with "
+            f"the MLflow experiment {EXPERIMENT!r} in {redact(uri)} is deleted; restore it with "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         )
     return client, experiment.experiment_id
@@ -582,7 +638,7 @@ def _flatten(tree: Params) -> dict[str, str]:
             for index, item in enumerate(value):
                 visit(f"{key}.{index}", item)
         elif key:
-            flat[_safe_name(key)] = _cut(_redact(_spell(value)), MAX_PARAM)
+            flat[_safe_name(key)] = _cut(redact(_spell(value)), MAX_PARAM)
 
     visit("", tree)
     return flat
@@ -605,7 +661,7 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _redact(text: str) -> str:
+def redact(text: str) -> str:
     """Without the password of any URL in it."""
     return re.sub(r"(://[^/:@\s]*:)[^@/\s]+@", r"\1***@", text)
 
@@ -613,7 +669,7 @@ def _redact(text: str) -> str:
 def _told(error: Exception) -> str:
     """An error in one line: those of a database go on with the statement and its parameters."""
     first = str(error).partition("\n")[0]
-    return _cut(_redact(f"{type(error).__name__}: {first}"), 500)
+    return _cut(redact(f"{type(error).__name__}: {first}"), 500)
 
 
 def _is_kept(uri: str) -> bool:

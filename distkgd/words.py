@@ -13,6 +13,8 @@ from distkgd.graph import Vocabulary
 # Names, labels or ids: one, or many of them in anything that can be iterated over.
 Words = str | int | Iterable[str | int] | Tensor
 
+FEW = 16  # names that are looked up one by one: a join reads the whole vocabulary
+
 
 def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str], int]) -> Tensor:
     """[n] int64: the rows that words or ids mean; `one` reads a text that is no name."""
@@ -31,6 +33,8 @@ def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str], 
 
 def _rows_of_names(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int | None]:
     """Of each text the row that has it as its name."""
+    if len(texts) <= FEW:
+        return [vocabulary.row_of_name(text) for text in texts]
     names = pl.DataFrame({"name": vocabulary.names, "row": pl.int_range(len(vocabulary), eager=True)})
     return (
         pl.DataFrame({"name": texts}, schema={"name": pl.String})

@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,3 +19,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     close_pools()
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with MLflow's tables and without our experiment: to make one takes seconds."""
+    mlflow = pytest.importorskip("mlflow")
+    file = tmp_path_factory.mktemp("mlflow") / "schema.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{file}")
+    return file

@@ -1,6 +1,7 @@
 """The Python API: the answers of formulas written out, for every way to give words, and its doctests."""
 
 import doctest
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.jobs import toy_model
 from tests.toys import toy_graph
 
 ENTITIES, RELATIONS = 41, 5
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,39 @@ def test_the_examples_of_the_module_are_true(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     found = doctest.testmod(api)
     assert found.attempted == 8 and found.failed == 0
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = re.search(r"^## Use it\n\n```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)
+    assert found
+    pytest.importorskip("pandas")
+    graph = toy_graph(ENTITIES, RELATIONS)
+    words = set(re.findall(r'"((?:module|class):\w+)"', found[1]))
+    assert words >= {"module:json", "module:re", "class:int"}
+    names = pl.Series(sorted({*words, *(f"e{i:02d}" for i in range(ENTITIES - len(words)))}))
+    entities, relations = Vocabulary(names), Vocabulary(pl.Series(["imports", "inherits", "r2", "r3", "r4"]))
+    named = Graph("toy", graph.train, graph.valid, graph.test, entities, relations, graph.sha256, ())
+    folder = tmp_path / "runs/demo/stages/student/model"
+    saved(folder, named, "complex", dim=16)
+    (folder / "data").mkdir()
+    for split in ("train", "valid", "test"):
+        lines = (
+            f"{entities.name(h)}\t{relations.name(r)}\t{entities.name(t)}\n"
+            for h, r, t in getattr(graph, split).tolist()
+        )
+        (folder / "data" / f"{split}.tsv").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path)
+    *lines, last = found[1].strip().splitlines()
+    said: dict[str, Any] = {}
+    for line in [*lines, last]:
+        if line and not line.startswith(("import", "m = ", "m.crop")):
+            said[line] = eval(line.partition("#")[0], said)
+        elif line:
+            exec(line, said)
+    answers = [value for line, value in said.items() if line.startswith("m.")]
+    assert len(answers[0][0]) == 10 and list(answers[1]["tail"].unique()) == ["class:int", "class:str"]
+    assert answers[2].shape == (1,) and answers[3].names[0].__len__() == 5
+    assert distkgd.load(tmp_path / "small").scorer.dim == 8
 
 
 # -- predict ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -433,6 +434,26 @@ def test_a_plan_takes_a_teacher_of_another_library(world: int, graph: Graph, tmp
     assert teacher.entity_rows[3, 1] == entity[3, HIDDEN]
     again = run_on_ranks(world, run_taught, **arguments, resume=True)[0]
     assert again["stages"] == report["stages"]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_resumed_plan_no_longer_needs_the_source_of_its_teacher(world: int, graph: Graph, tmp_path: Path) -> None:
+    rotate_folder(tmp_path / "theirs", "ComplEx", "complex")
+    data = data_folder(tmp_path / "data", graph)
+    arguments = {"source": f"rotate:{tmp_path / 'theirs'}", "data": str(data), "out": str(tmp_path / "run")}
+    report = run_on_ranks(world, run_taught, **arguments)[0]
+    shutil.rmtree(tmp_path / "theirs")
+    assert run_on_ranks(world, run_taught, **arguments, resume=True)[0]["stages"] == report["stages"]
+    student = tmp_path / "run/stages/student"
+    before = next((student / "model").glob("entity*")).read_bytes()
+    shutil.rmtree(student)  # as if it had been stopped before its first step
+    again = run_on_ranks(world, run_taught, **arguments, resume=True)[0]
+    assert again["stages"][0]["valid"] == report["stages"][0]["valid"]
+    assert next((student / "model").glob("entity*")).read_bytes() == before
+    (folder,) = (tmp_path / "run" / "imported").iterdir()
+    shutil.rmtree(folder)
+    with pytest.raises(ModelError, match="theirs"):
+        run_taught(Ranks(), **arguments, resume=True)
 
 
 def test_a_plan_refuses_a_teacher_that_is_no_model_before_it_starts(graph: Graph, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from distkgd.methods import METHODS
 from distkgd.methods.dualde import StageTwoConfig
 from distkgd.plan import run_plan
 from distkgd.scorers import SCORERS
-from distkgd.tracking import open_tracking
+from distkgd.tracking import NoTracking, open_tracking
 from distkgd.train import train_stage
 from launch import distill
 from tests.launches import small_data
@@ -363,6 +363,20 @@ def tracking_of(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     return asked
 
 
+def registered_by(folder: Path, options: dict[str, Any]) -> list[tuple[str, float | None]]:
+    """What the registry is asked for at the end of a run; what it does is tested beside it."""
+    asked: list[tuple[str, float | None]] = []
+
+    def register(_: Any, entries: Any, name: str, max_mb: float | None) -> list[str]:
+        asked.append((name, max_mb))
+        return []
+
+    untracked: Callable[..., Any] = lambda **given: open_tracking(**{**given, "enabled": False})  # noqa: E731
+    with mock.patch.object(plan, "open_tracking", untracked), mock.patch.object(NoTracking, "register", register):
+        run_toy(folder, merge({"mlflow": {"enabled": True}}, options))
+    return asked
+
+
 def launched(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """What launch/distill.py hands to the plan, or how it ended instead."""
     got: dict[str, Any] = {}
@@ -455,6 +469,9 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "engine.zero": ([0, 1, 2, 3], engines_of),
     "mlflow.enabled": ([False, True], tracking_of),
     "mlflow.uri": ([None, "sqlite:///other.db"], tracking_of),
+    "mlflow.registry": ([False, True], registered_by),
+    "mlflow.registered_as": ([None, "other"], registered_by),
+    "mlflow.champion_max_mb": ([None, 1.5, 20.0], registered_by),
     "report.html": ([False, True], page_after),
     "report.queries": ([0, 20, 60], page_after),
 }

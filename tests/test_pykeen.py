@@ -1,6 +1,7 @@
 """PyKEEN, where it is installed: its models come in and ours go out with the same scores."""
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from distkgd.imports.pykeen import SCORER_OF
 from distkgd.model_folder import load_model, save_model
 from distkgd.scorers import SCORERS
 from tests.jobs import toy_model
+from tests.launches import small_data
 from tests.toys import toy_graph
 
 pykeen = pytest.importorskip("pykeen", reason="pykeen is not installed: pip install 'distkgd[bench]'")
@@ -181,6 +183,85 @@ def test_pykeens_own_evaluator_gives_our_mrr(graph: Graph, tmp_path: Path) -> No
         batch_size=16,
     )
     assert found.get_metric("both.realistic.inverse_harmonic_mean_rank") == pytest.approx(mrr, abs=1e-3)
+
+
+# -- there and back ---------------------------------------------------------------------------------------------------
+
+
+def their_mrr(model: Any, graph: Graph) -> float:
+    """Of PyKEEN's evaluator, by the protocol of ours: filtered, both directions, realistic ranks, all entities."""
+    from pykeen.evaluation import RankBasedEvaluator
+
+    known = [graph.train, graph.valid]
+    found = RankBasedEvaluator().evaluate(
+        model, graph.test, additional_filter_triples=known, use_tqdm=False, batch_size=256
+    )
+    return float(found.get_metric("both.realistic.inverse_harmonic_mean_rank"))
+
+
+def there_and_back(graph: Graph, data: str, folder: Path, teacher: dict[str, Any], student: dict[str, Any]) -> Any:
+    """(MRR by PyKEEN, MRR by us) of a ComplEx that PyKEEN trained, then of its student, exported to PyKEEN again."""
+    from pykeen.pipeline import pipeline
+
+    from distkgd.config import parse_config
+    from distkgd.display import Display
+    from distkgd.plan import run_plan
+
+    result = pipeline(
+        training=factory_of(graph, True),
+        testing=factory_of(graph, False, graph.test[:10]),  # it is evaluated below
+        model="ComplEx",
+        random_seed=0,
+        device="cpu",
+        use_tqdm=False,
+        training_loop="lcwa",
+        evaluation_kwargs={"use_tqdm": False, "batch_size": 256},
+        loss="crossentropy",
+        **teacher,
+    )
+    result.save_to_directory(folder / "theirs")
+    config = {"data": data, "teacher": f"pykeen:{folder / 'theirs'}", "trust_pickle": True, "device": "cpu"}
+    config |= {"student": {"scorer": "complex", "method": "bkd", **student}, "mlflow": {"enabled": False}}
+    run_plan(parse_config(config, "test"), graph, Ranks(), folder / "run", resume=False, display=Display(False))
+    everything = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    (imported,) = (folder / "run/imported").iterdir()
+    student_folder = folder / "run/stages/student"
+    export_model(student_folder, folder / "back", "pykeen", Ranks())
+    back = torch.load(folder / "back/trained_model.pkl", weights_only=False)
+    found = []
+    for model, ours in ((result.model, imported), (back, student_folder)):
+        ranks = ranks_of(load_model(ours, Ranks()).model, graph.test, everything, Ranks())
+        found.append((their_mrr(model, graph), metrics(ranks)["mrr"]))
+    return found
+
+
+def test_a_teacher_of_pykeen_is_distilled_and_its_student_evaluated_by_pykeen(tmp_path: Path) -> None:
+    from distkgd.graph import load_graph
+
+    data = small_data(tmp_path / "data", entities=60, relations=4, triples=900)
+    graph = load_graph(str(data))
+    size = {"model_kwargs": {"embedding_dim": 12}, "training_kwargs": {"num_epochs": 10, "batch_size": 64}}
+    size["training_kwargs"]["use_tqdm"] = False
+    size |= {"optimizer": "Adam", "optimizer_kwargs": {"lr": 0.02}}
+    student = {"dim": 8, "epochs": 10, "batch_size": 100}
+    for theirs, ours in there_and_back(graph, str(data), tmp_path, size, student):
+        assert theirs == pytest.approx(ours, abs=1e-3) and theirs > 0.05
+
+
+@pytest.mark.slow
+def test_the_same_on_codex_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from distkgd.graph import load_graph
+
+    graph = load_graph("codex-s")
+    size = {"model_kwargs": {"embedding_dim": 128}, "training_kwargs": {"num_epochs": 40, "batch_size": 512}}
+    size["training_kwargs"]["use_tqdm"] = False
+    size |= {"optimizer": "Adagrad", "optimizer_kwargs": {"lr": 0.1}}
+    student = {"dim": 32, "epochs": 20, "batch_size": 512, "optimizer": {"lr": 0.3}}
+    found = there_and_back(graph, "codex-s", tmp_path, size, student)
+    with capsys.disabled():
+        sys.stdout.write(f"codex-s, (PyKEEN's MRR, ours) of teacher and student: {found}\n")
+    for theirs, ours in found:
+        assert theirs == pytest.approx(ours, abs=1e-3) and theirs > 0.05
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def test_every_other_flag_belongs_to_some_launcher_or_to_a_named_program() -> No
     foreign = {
         "torchrun": {"--standalone", "--nproc-per-node", "--max-restarts", "--nnodes", "--rdzv-backend", "--rdzv-conf"},
         "mlflow ui": {"--backend-store-uri"},
+        "mlflow models serve": {"--env-manager"},
         "ray job submit": {"--address", "--working-dir", "--runtime-env"},
         "ray get-auth-token": {"--generate"},
     }

@@ -36,14 +36,6 @@ DATASET = {
 }
 
 
-@pytest.fixture(scope="session")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables and without our experiment."""
-    file = tmp_path_factory.mktemp("mlflow") / "schema.db"
-    mlflow.MlflowClient(tracking_uri=f"sqlite:///{file}")
-    return file
-
-
 @pytest.fixture(autouse=True)
 def uri(schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh store, in a current directory of the test's own; no thread of system metrics."""

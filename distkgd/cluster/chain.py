@@ -23,6 +23,7 @@ from distkgd.graph import Graph, load_graph
 from distkgd.imports.teachers import bring_teachers
 from distkgd.plan import REPORTS, checked_plan, closing, finished_row, make_report, source_of, tags_of, write_reports
 from distkgd.run_folder import prepare_folder
+from distkgd.serving import register_run
 from distkgd.stages import Stage, check_stage
 from distkgd.tracking import open_tracking
 
@@ -112,7 +113,7 @@ class Coordinator:
         config, folder = parse_config(request.config, "the plan"), request.folder
         graph = load_graph(config.data)
         self._news += [f"warning: {warning}" for warning in graph.warnings]
-        stages = checked_plan(config, graph, world=1)
+        stages = checked_plan(config, graph, world=1, folder=folder)
         device = pick(config.device, import_ray().cluster_resources())
         slot = Slot(options.cpus, 1.0 if device == "cuda" else 0.0)
         try:
@@ -131,6 +132,7 @@ class Coordinator:
                     report = make_report(config, graph, rows, walk.timeline.worlds(), device)
                     report |= {"timeline": walk.timeline.events, "remarks": [walk.timeline.sentence()]}
                     write_reports(config, graph, folder, report)
+                    register_run(config, folder, tracking, self._news.append)
         except BusyError as error:
             raise ConfigError(f"another launch is at work on {folder} ({error}); wait for it, or stop it.") from None
         return report

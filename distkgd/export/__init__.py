@@ -23,7 +23,7 @@ from distkgd.export.pykeen_format import write_pykeen
 from distkgd.export.safetensors_format import write_safetensors
 from distkgd.export.source import Source, open_source
 from distkgd.export.sparse_format import write_sparse_tables
-from distkgd.model_folder import sha256_of
+from distkgd.model_folder import check_files, sha256_of
 
 Format = Callable[[Source, Path], dict[str, Any]]
 
@@ -38,6 +38,8 @@ FORMATS: dict[str, Format] = {
     "pykeen": write_pykeen,
 }
 IN_MEMORY = ("onnx", "pykeen")
+
+__all__ = ["FORMATS", "IN_MEMORY", "check_files", "export_model"]
 
 
 def export_model(model: Path, out: Path, format_: str, ranks: Ranks, dim: int | None = None) -> list[Path]:

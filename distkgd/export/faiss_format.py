@@ -18,7 +18,7 @@ from distkgd.export.source import Source
 from distkgd.extras import need
 from distkgd.graph.filters import Queries
 from distkgd.model import project
-from distkgd.model_folder import read_json, sha256_of
+from distkgd.model_folder import check_files, read_json
 from distkgd.scorers import Scorer, from_constants
 
 FAISS = "distkgd-faiss/1"
@@ -94,11 +94,7 @@ def open_searcher(folder: Path) -> Searcher:
     config = read_json(folder / "config.json")
     if config.get("format") != FAISS:
         raise ModelError(f"{folder} is no export in FAISS's format but {config.get('format')!r}.")
-    for file, digest in config["sha256"].items():
-        if not (folder / file).is_file() or sha256_of(folder / file) != digest:
-            raise ModelError(
-                f"{folder / file}: missing, or its sha256 differs from config.json's; export the model again."
-            )
+    check_files(folder)
     scorer, reciprocal = from_constants(config["scorer"]), bool(config["reciprocal"])
     rows = int(config["num_relations"]) * (2 if reciprocal else 1)
     relation = read_table(folder, config["files"]["relation"], "relation", 0, rows)

@@ -109,7 +109,7 @@ class Vocabulary:
 
         Raises DataError for a label shared by several names (lists them), and for unknown text (its nearest).
         """
-        row = self._row_of_name(text)
+        row = self.row_of_name(text)
         if row is not None:
             return row
         if self.labels is not None:
@@ -124,7 +124,8 @@ class Vocabulary:
         hint = f"; nearest: {', '.join(map(repr, nearest))}" if nearest else "; nothing is spelt like it"
         raise DataError(f"{shorten(text)!r} is neither a name nor a label among {len(self):,}{hint}")
 
-    def _row_of_name(self, text: str) -> int | None:
+    def row_of_name(self, text: str) -> int | None:
+        """The row that has `text` as its name, None where there is none."""
         if self._columns.is_sorted:
             row = int(self.names.search_sorted(text)) if len(self) else 0
             return row if row < len(self) and self.names[row] == text else None

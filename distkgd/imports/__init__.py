@@ -3,6 +3,7 @@
 An importer is a function (path, what the user says) -> `Foreign`. A source is written LIBRARY:PATH.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from distkgd.imports.plain import open_plain
 from distkgd.imports.pykeen import open_pykeen
 from distkgd.imports.rotate import open_rotate
 from distkgd.imports.writing import write_model
+from distkgd.model_folder import check_files, read_json
 
 IMPORTERS: dict[str, Callable[[Path, Given], Foreign]] = {
     "pykeen": open_pykeen,
@@ -25,12 +27,25 @@ IMPORTERS: dict[str, Callable[[Path, Given], Foreign]] = {
     "plain": open_plain,
 }
 
-__all__ = ["IMPORTERS", "Foreign", "Given", "import_model", "is_foreign", "open_foreign"]
+__all__ = ["IMPORTERS", "Foreign", "Given", "import_model", "imported_folder", "is_foreign", "open_foreign"]
 
 
 def is_foreign(source: str) -> bool:
     """Whether `source` names a model of another library, LIBRARY:PATH."""
     return source.partition(":")[0] in IMPORTERS and ":" in source
+
+
+def imported_folder(run_folder: Path, source: str) -> Path:
+    """Where a run keeps the model that LIBRARY:PATH names."""
+    return run_folder / "imported" / hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def check_own_export(path: Path) -> None:
+    """ModelError where `path`, or the folder of that file, is an export of this library whose files have changed."""
+    folder = path if path.is_dir() else path.parent
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if str(config.get("format", "")).startswith("distkgd-"):
+        check_files(folder)
 
 
 def open_foreign(source: str, given: Given) -> Foreign:
@@ -52,5 +67,7 @@ def import_model(
     The first rank alone reads and writes; all call it. Raises ModelError where scores differ from the library's own.
     """
     model = open_foreign(source, given)
+    if ranks.first:
+        check_own_export(Path(source.partition(":")[2]))
     notes = [check(model)] if ranks.first else []
     return model, [*notes, *write_model(model, out, ranks, graph, data)]

@@ -3,19 +3,13 @@
 They are brought into the run's folder, as imported/KEY/model, with the rows of the run's data set, before its stages.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.graph import Graph
-from distkgd.imports import Given, import_model, is_foreign
+from distkgd.imports import Given, import_model, imported_folder, is_foreign
 from distkgd.stages import Stage
-
-
-def imported_folder(run_folder: Path, source: str) -> Path:
-    """Where a run keeps the model that LIBRARY:PATH names."""
-    return run_folder / "imported" / hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
 def bring_teachers(

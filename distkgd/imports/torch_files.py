@@ -23,6 +23,5 @@ def load_tensors(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
         reason = str(error).splitlines()[0][:200]
         raise ModelError(f"{path} holds more than tensors and plain values, or is damaged: {reason}") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path}: missing, truncated, or no file of torch.save: {str(error).splitlines()[0]}"
-        ) from None
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ModelError(f"{path}: missing, truncated, or no file of torch.save: {reason}") from None

@@ -1,0 +1,25 @@
+"""Finished models in MLflow's registry and behind its endpoint. What a plan needs of it is here, without MLflow."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distkgd.config import RunConfig
+from distkgd.serving.entries import entries_of_run, registered_name, roles_of
+from distkgd.stages import build_plan
+from distkgd.tracking import Tracking
+
+
+def registered_stages(config: RunConfig) -> frozenset[str]:
+    """The stages of a plan whose models go into the registry."""
+    if not (config.mlflow.enabled and config.mlflow.registry):
+        return frozenset()
+    return frozenset(roles_of([(stage.name, stage.teachers) for stage in build_plan(config)]))
+
+
+def register_run(config: RunConfig, folder: Path, tracking: Tracking, say: Callable[[str], None]) -> None:
+    """Register the models of a finished plan where its config asks for that; `say` takes lines for the user."""
+    if not (config.mlflow.enabled and config.mlflow.registry):
+        return
+    name = config.mlflow.registered_as or registered_name(config.name)
+    for line in tracking.register(entries_of_run(folder), name, config.mlflow.champion_max_mb):
+        say(line)

@@ -1,0 +1,152 @@
+"""Which finished models of a run are registered, under which alias, and what the registry is told of them."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from distkgd.errors import ModelError
+from distkgd.model_folder import bytes_on_disk, find_model, read_config, sha256_of
+
+Role = Literal["teacher", "student", "direct"]
+NAME = re.compile(r"[\w.\- ]+")  # of a registered model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished model that is to be registered.
+
+    alias: teacher, or teacher-NAME of several; student-DIM; direct-DIM.
+    folder: of the stage, or of the model itself.
+    valid_mrr: None where it is not known. protocol: which figures may be compared with it.
+    """
+
+    stage: str
+    role: Role
+    alias: str
+    folder: Path
+    dim: int
+    num_bytes: int
+    valid_mrr: float | None
+    data_sha256: str
+    protocol: str
+
+    @property
+    def sha256(self) -> str:
+        """What tells this model from all others: its config.json holds the sha256 of its tables."""
+        return sha256_of(find_model(self.folder) / "config.json")
+
+    def tags(self) -> dict[str, str]:
+        """What a version in the registry says of it."""
+        found = {"model_sha256": self.sha256, "stage": self.stage, "role": self.role, "dim": str(self.dim)}
+        found |= {"bytes": str(self.num_bytes), "data_sha256": self.data_sha256, "protocol": self.protocol}
+        return found if self.valid_mrr is None else found | {"valid_mrr": repr(self.valid_mrr)}
+
+
+def registered_name(text: str) -> str:
+    """`text` as the name of a registered model; other characters than letters, digits, _ . - and space become -."""
+    return "".join(sign if NAME.fullmatch(sign) else "-" for sign in text).strip() or "model"
+
+
+def roles_of(stages: Sequence[tuple[str, Sequence[str]]]) -> dict[str, Role]:
+    """stage -> role, of those stages (name, names of its teachers) of a plan that are registered.
+
+    These are the student, the stages that its teaching begins at, and the direct model; what lies between in a chain
+    and the candidates of an assistant are not.
+    """
+    teachers = dict(stages)
+    found: dict[str, Role] = {}
+    seen, ahead = set(), ["student"] if "student" in teachers else []
+    while ahead:
+        name = ahead.pop()
+        if name in seen or name not in teachers:  # a path of a model elsewhere
+            continue
+        seen.add(name)
+        ahead += teachers[name]
+        if name != "student" and not teachers[name]:
+            found[name] = "teacher"
+    found |= {name: role for name, role in (("student", "student"), ("direct", "direct")) if name in teachers}  # type: ignore[misc]
+    return {name: found[name] for name in teachers if name in found}
+
+
+def entries_at(path: Path) -> tuple[list[Entry], Path, str]:
+    """(entries, the run's folder, a name for them) of a run, a stage or a model; ModelError where there is none.
+
+    Of a model that is in no run the folder is the one that holds the model.
+    """
+    if (path / "plan.yaml").is_file():
+        entries, run = entries_of_run(path), path
+    else:
+        entries = [entry_of_model(path)]
+        run = _run_of(find_model(path))
+    if not (run / "plan.yaml").is_file():
+        return entries, run, registered_name(find_model(path).name)
+    config = yaml.safe_load((run / "plan.yaml").read_text(encoding="utf-8"))["config"]
+    return entries, run, config["mlflow"].get("registered_as") or registered_name(config["name"])
+
+
+def entries_of_run(run_folder: Path) -> list[Entry]:
+    """Of a run's finished stages; ModelError where there is no run or none of them is finished."""
+    path = run_folder / "plan.yaml"
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+        roles = roles_of([(stage["name"], stage["teachers"]) for stage in plan["stages"]])
+        config, data = plan["config"], str(plan["data_sha256"])
+        protocol = f"{config['filter']}, {config['ties']}"
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is missing or damaged ({error!r}); give the folder of a run.") from None
+    several = sum(role == "teacher" for role in roles.values()) > 1
+    entries = []
+    for name, role in roles.items():
+        row = _row(run_folder / "stages" / name)
+        if row is None:
+            continue
+        alias = (f"teacher-{name}" if several else "teacher") if role == "teacher" else f"{role}-{row['dim']}"
+        mrr = (row.get("valid") or {}).get("mrr")
+        entries.append(
+            Entry(name, role, alias, run_folder / "stages" / name, row["dim"], row["bytes"], mrr, data, protocol)
+        )
+    if not entries:
+        raise ModelError(f"{run_folder} has no finished stage; train it to its end, with --resume if it was stopped.")
+    return entries
+
+
+def entry_of_model(folder: Path) -> Entry:
+    """Of a model folder by itself: a student, unless its config.json says that it was a teacher or the direct model.
+
+    Its valid MRR is not known, unless it lies in the folder of its stage, in a run.
+    """
+    model = find_model(folder)
+    run = _run_of(model)
+    if (run / "plan.yaml").is_file() and _row(model.parent) is not None:
+        found = [entry for entry in entries_of_run(run) if entry.stage == model.parent.name]
+        if found:
+            return found[0]
+    config = read_config(model)
+    name = str(config.get("stage", "student"))
+    role: Role = "teacher" if name == "teacher" else "direct" if name == "direct" else "student"
+    dim = int(config["scorer"]["dim"])
+    data = config.get("data")
+    sha256 = str(data.get("sha256", "")) if isinstance(data, Mapping) else ""
+    alias = "teacher" if role == "teacher" else f"{role}-{dim}"
+    return Entry(name, role, alias, model, dim, bytes_on_disk(model), None, sha256, "")
+
+
+def _run_of(model: Path) -> Path:
+    """The folder of the run whose stage made a model; of a model elsewhere, the folder above it."""
+    model = model.resolve()
+    inside = model.name == "model" and model.parent.parent.name == "stages"
+    return model.parent.parent.parent if inside else model.parent
+
+
+def _row(stage: Path) -> dict[str, Any] | None:
+    """A finished stage's result, None where it is not finished."""
+    path = stage / "result.json"
+    if not path.is_file():
+        return None
+    row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return row

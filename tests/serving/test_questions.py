@@ -1,0 +1,80 @@
+"""What an endpoint is asked and answers, without a server: the same as `predict`, and errors that name the cause."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import distkgd
+from distkgd.errors import ConfigError, DataError
+from distkgd.graph import Graph, Vocabulary
+from distkgd.model_folder import save_model
+from distkgd.serving.questions import DEFAULT_K, answer_questions
+from tests.jobs import toy_model
+from tests.toys import toy_graph
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> distkgd.TrainedModel:
+    folder = tmp_path_factory.mktemp("questions") / "model"
+    graph = toy_graph()
+    save_model(folder, toy_model(graph), graph, {})
+    return distkgd.load(folder)
+
+
+def test_answers_come_in_the_order_of_the_questions_whatever_is_asked(model: distkgd.TrainedModel) -> None:
+    questions: list[dict[str, Any]] = [
+        {"head": "e003", "relation": "r001", "k": 4},
+        {"relation": "r002", "tail": "e007"},
+        {"head": "e004", "relation": "r000", "k": 4.0, "tail": None},
+        {"head": NAN, "tail": "e009", "relation": "r002", "k": NAN},
+        {"head": "e003", "relation": "R002", "k": 100},
+    ]
+    answers = answer_questions(model, questions)
+    for question, answer in zip(questions, answers, strict=True):
+        given = "head" if isinstance(question.get("head"), str) else "tail"
+        k = int(question["k"]) if question.get("k", NAN) == question.get("k", NAN) and "k" in question else DEFAULT_K
+        found = model.predict(**{given: question[given]}, relation=question["relation"], k=k)
+        assert answer["names"] == found.names[0] and answer["ids"] == found.ids[0].tolist()
+        assert answer["scores"] == pytest.approx(found.scores[0].tolist())
+        assert answer[given] == question[given] and answer["asked"] == ("tail" if given == "head" else "head")
+        assert answer["relation"] == question["relation"].lower() and "labels" not in answer
+    assert [len(answer["ids"]) for answer in answers] == [4, 10, 4, 10, 41]
+    assert answer_questions(model, []) == []
+
+
+def test_labels_are_understood_and_answered_where_the_model_has_any(tmp_path: Path) -> None:
+    toy = toy_graph()
+    labelled = Vocabulary(toy.entities.names, {0: "river", 5: "bank"})
+    graph = Graph("toy", toy.train, toy.valid, toy.test, labelled, toy.relations, toy.sha256, ())
+    save_model(tmp_path / "model", toy_model(toy), graph, {})
+    (answer,) = answer_questions(
+        distkgd.load(tmp_path / "model"), [{"head": "bank", "relation": "r000", "k": len(toy.entities)}]
+    )
+    assert answer["head"] == "e005" and dict(zip(answer["ids"], answer["labels"], strict=True))[0] == "river"
+
+
+@pytest.mark.parametrize(
+    ("question", "error", "said"),
+    [
+        ({"head": "e0033", "relation": "r001"}, DataError, "no entity of the model.*'e0033'; nearest: 'e033', 'e003'"),
+        ({"head": "e003", "relation": "r01"}, DataError, "no relation of the model.*'r01'; nearest: 'r001'"),
+        ({"head": "e003", "tail": "e004", "relation": "r001"}, ConfigError, "either a head or a tail.*'head', 'tail'"),
+        ({"relation": "r001"}, ConfigError, "either a head or a tail.*'relation'"),
+        ({}, ConfigError, "nothing"),
+        ({"head": "e003"}, ConfigError, "head 'e003' has no relation"),
+        ({"head": 3, "relation": "r001"}, ConfigError, "head: 3 is no text"),
+        ({"head": "e003", "relation": ["r001"]}, ConfigError, "no text"),
+        *(
+            ({"head": "e003", "relation": "r001", "k": k}, ConfigError, r"k: .* whole number >= 1")
+            for k in (0, -1, 2.5, True, "many", float("inf"))
+        ),
+    ],
+)
+def test_what_is_no_question_is_refused(
+    question: dict[str, Any], error: type[Exception], said: str, model: distkgd.TrainedModel
+) -> None:
+    with pytest.raises(error, match=said):
+        answer_questions(model, [{"head": "e001", "relation": "r000"}, question])
