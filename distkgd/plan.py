@@ -10,7 +10,7 @@ runs/NAME/
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,7 @@ from distkgd.tracking import Status, Tracking, open_tracking
 from distkgd.train import train_stage
 
 RESULT = "result.json"
+Row = dict[str, Any]
 REPORTS = ("report.json", "report.md")
 
 
@@ -54,10 +55,12 @@ def run_plan(
     display: Display,
     stages: list[Stage] | None = None,
     watch: Watch | None = None,
+    further: Callable[[Run, list[Row]], tuple[list[Row], dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Train every unfinished stage, write the report, and return it.
 
-    stages: in place of those of `config`'s own plan. watch: see `Job`.
+    stages: in place of those of `config`'s own plan. watch: see `Job`. further: what becomes of the rows of the
+        finished stages: more rows, and more keys of the report.
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
     stages = checked_plan(config, graph, ranks.world, stages)
@@ -73,7 +76,8 @@ def run_plan(
     tracking.start(resolved(config), tags_of(config, ranks.world, str(ranks.device)), graph.summary())
     with closing(tracking, folder, REPORTS):
         rows = [run_stage(run, stage) for stage in stages]
-        report = make_report(config, graph, rows, ranks.world, str(ranks.device))
+        more, keys = ([], {}) if further is None else further(run, rows)
+        report = make_report(config, graph, [*rows, *more], ranks.world, str(ranks.device)) | keys
         if ranks.first:
             write_report(folder, report)
         ranks.barrier()
