@@ -14,13 +14,10 @@ from rich.console import Console
 
 from distkgd.config import load_config
 from distkgd.display import Display
-from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.graph import load_graph
 from distkgd.launching import launch, refuse, split_arguments
-from distkgd.own import Budget, run_own, wishes_of
-from distkgd.plan import run_plan
+from distkgd.own import Budget, run_config, run_own, wishes_of
 from distkgd.report import table
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
@@ -48,14 +45,8 @@ def main(
         refuse(error)
 
     def body(ranks: Ranks, display: Display) -> int:
-        if wishes is not None:
-            folder, report, code = run_own(wishes, ranks, display, out, resume=resume)
-        else:
-            graph = shared_graph(ranks, lambda: load_graph(config.data))
-            for warning in graph.warnings:
-                display.warn(warning)
-            folder, code = out or Path("runs") / config.name, 0
-            report = run_plan(config, graph, ranks, folder, resume=resume, display=display)
+        how = ranks, display, out, resume
+        folder, report, code = run_config(config, *how) if wishes is None else run_own(wishes, *how)
         if ranks.first and report is not None:
             Console(width=None if sys.stdout.isatty() else 110).print(table(report))
             display.line(f"report: {folder / 'report.md'}")

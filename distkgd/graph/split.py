@@ -30,6 +30,7 @@ HELD_OUT = 0.05  # of the triples for valid, and again for test
 MOST_HELD_OUT = 10_000  # for each: more make figures slower, hardly surer
 FEW_HELD_OUT = 100
 TWINS = 0.8  # of a relation's triples, from which on its twin is told
+LEAST_TWINS = 5  # triples of a relation that its twin has: of fewer nothing follows
 TWINS_SHOWN = 3
 ABOUT = "split.json"
 
@@ -140,7 +141,7 @@ def twins_of(triples: Tensor, num_relations: int) -> dict[tuple[int, int, bool],
         if not turned:
             met = met.filter(pl.col("relation") != pl.col("other"))
         for a, b, number in met.group_by("relation", "other").len().iter_rows():
-            if number >= TWINS * size[a]:
+            if number >= max(LEAST_TWINS, TWINS * size[a]):
                 found[a, b, turned] = number / size[a]
     return found
 

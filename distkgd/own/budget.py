@@ -14,16 +14,16 @@ import torch
 
 from distkgd.config import StageConfig, alone, resized
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
 from distkgd.export import export_model
 from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import Queries
+from distkgd.methods.med import MedConfig, sub_dims
 from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk
 from distkgd.own.wishes import Budget
-from distkgd.plan import Row, run_stage
+from distkgd.plan import Row, run_stage, valid_mrr
 from distkgd.predict import top_k
-from distkgd.scorers import SCORERS
+from distkgd.scorers import SCORERS, build_scorer
 from distkgd.stage_job import Run, fresh_model, load_teacher, stage_folder, stage_seed
 from distkgd.stages import Stage
 
@@ -85,6 +85,12 @@ def out_of_reach(run: Run, config: StageConfig, dim: int, budget: Budget) -> str
     return None if fits(found, budget) else f"not reachable: {budget}; before any training, {found}"
 
 
+def smallest_dim(config: StageConfig) -> int:
+    """Of the students that a stage makes: its smallest crop, or its own dim."""
+    scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
+    return sub_dims(config.distill, scorer)[0] if isinstance(config.distill, MedConfig) else config.dim
+
+
 def measured(model: Model, graph: Graph) -> Figures:
     """Bytes and milliseconds of a model, trained or not. All ranks call it."""
     return Figures(model.scorer.dim, export_bytes(model, graph), query_ms(model, graph))
@@ -115,12 +121,9 @@ def query_ms(model: Model, graph: Graph) -> float:
 
 def judge_student(run: Run, rows: list[Row], *, budget: Budget) -> tuple[list[Row], dict[str, Any]]:
     """Whether the student of a plan of teacher, student and direct meets the budget. All ranks call it."""
-    by_name = {row["name"]: row for row in rows}
-    student, teacher = by_name["student"], by_name.get("teacher")
-    if teacher is None and budget.min_retained is not None:
-        raise ConfigError("--min-retained compares with the teacher, and this plan trains none.")
+    student, teacher = next(row for row in rows if row["name"] == "student"), run.config.teacher
     found = measured(load_teacher(run, "student"), run.graph)
-    whole = None if teacher is None else teacher["valid"]["mrr"]
+    whole = None if teacher is None else valid_mrr(run, teacher if isinstance(teacher, str) else "teacher")
     judged = _with_mrr(found, {split: student[split]["mrr"] for split in run.splits}, whole)
     met = judged if fits(judged, budget) else None
     return [], _verdict(budget, met, [judged], f"student: {judged}")

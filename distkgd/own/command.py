@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from distkgd.graph import Graph, load_graph
 from distkgd.graph.one_file import ENDINGS
 from distkgd.graph.split import ABOUT, Split, split_file
 from distkgd.own import rules
-from distkgd.own.budget import judge_crops, judge_student, out_of_reach
+from distkgd.own.budget import judge_crops, judge_student, out_of_reach, smallest_dim
 from distkgd.own.forecast import forecast, free_memory, held_memory, told
 from distkgd.own.wishes import Wishes
 from distkgd.plan import Row, checked_plan, open_run, run_plan
@@ -42,7 +42,18 @@ class Outcome(NamedTuple):
     code: int
 
 
-def run_own(wishes: Wishes, ranks: Ranks, display: Display, out: Path | None = None, *, resume: bool = False) -> Outcome:
+def run_config(
+    config: RunConfig, ranks: Ranks, display: Display, out: Path | None = None, resume: bool = False
+) -> Outcome:
+    """Run the plan of a config on the data it names. All ranks call it."""
+    graph = shared_graph(ranks, lambda: load_graph(config.data))
+    for warning in graph.warnings:
+        display.warn(warning)
+    folder = out or Path("runs") / config.name
+    return Outcome(folder, run_plan(config, graph, ranks, folder, resume=resume, display=display), 0)
+
+
+def run_own(wishes: Wishes, ranks: Ranks, display: Display, out: Path | None = None, resume: bool = False) -> Outcome:
     """Do what `wishes` ask for in the run folder `out` (default runs/NAME). All ranks call it.
 
     Everything that can be refused is refused before the first file is written.
@@ -122,7 +133,17 @@ def _chosen(wishes: Wishes, graph: Graph, given: dict[str, Any]) -> tuple[dict[s
     """The options of the rules with what was given over them, and whether a croppable model is to be judged."""
     if wishes.config is not None:
         return given, False
-    tree = rules.choose_croppable(graph) if wishes.to is None else rules.choose(graph, wishes.to)
+    if wishes.to is not None:
+        tree = rules.choose(graph, wishes.to)
+    else:
+        student = given.get("student")
+        method = student.get("method", "med") if isinstance(student, Mapping) else "med"
+        if method != "med":
+            raise ConfigError(
+                f"a budget without --to is judged by the crops of one model, which student.method={method} does not "
+                "make; leave it out, or add --to."
+            )
+        tree = rules.choose_croppable(graph)
     first = {"name": given["name"], "data": given["data"]}
     return merge(first | tree, given), wishes.to is None
 
@@ -133,11 +154,6 @@ def _check_budget(wishes: Wishes, config: RunConfig, graph: Graph, croppable: bo
         return
     if not len(graph.valid):
         raise ConfigError(f"{graph.name} has no valid triples to judge a budget by; give one file, which is then split.")
-    if croppable and config.student.method != "med":
-        raise ConfigError(
-            f"a budget without --to is judged by the crops of one model, which method {config.student.method} does "
-            "not make; leave student.method alone, or add --to."
-        )
     if not croppable and wishes.budget.min_retained is not None and config.teacher is None:
         raise ConfigError("--min-retained compares with the teacher, and there is none; leave teacher alone.")
 
@@ -158,8 +174,7 @@ def _announce(
     display.line(f"{graph.name}: {sizes}; triples: {held}")
     run = open_run(config, graph, ranks, folder, NoTracking(), display)
     if wishes.budget:
-        dim = min(config.student.distill.dims or (config.student.dim,)) if croppable else config.student.dim
-        reason = out_of_reach(run, config.student, dim, wishes.budget)
+        reason = out_of_reach(run, config.student, smallest_dim(config.student), wishes.budget)
         if reason is not None:
             return reason
     if croppable:
