@@ -13,7 +13,7 @@ from distkgd.config import RunConfig, alone, load_tree, parse_config, resized
 from distkgd.config_tree import merge
 from distkgd.display import Display
 from distkgd.distributed.model_files import atomic_folder
-from distkgd.distributed.nodes import shared_graph
+from distkgd.distributed.nodes import shared_graph, together
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError, DistkgdError
 from distkgd.graph import Graph, load_graph
@@ -76,11 +76,14 @@ def run_own(wishes: Wishes, ranks: Ranks, display: Display, out: Path | None = N
         if reason is not None:
             display.error(reason)
             return Outcome(folder, None, NOT_REACHABLE)
-    if ranks.first:
-        if split is not None:
+
+    def write() -> None:
+        if ranks.first and split is not None:
             write_split(split, Path(config.data))
-        _write_config(tree, folder / CONFIG, wishes)
-    ranks.barrier()
+        if ranks.first:
+            _write_config(tree, folder / CONFIG, wishes)
+
+    together(ranks, write)
     further = partial(_further, wishes=wishes, croppable=croppable, notes=notes)
     report = run_plan(config, graph, ranks, folder, resume=resume, display=display, stages=stages, further=further)
     met = report.get("budget", {"met": True})["met"]

@@ -88,6 +88,8 @@ def test_a_finished_command_is_resumed_without_training_and_refused_without_resu
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert figures(go(file, finished, QUICK_TO, to=8, resume=True).report) == figures(report)
     assert capsys.readouterr().err.count("finished before") == 3
+    by_config = run_config(load_config(finished / "config.yaml"), Ranks(), Display(False), finished, resume=True)
+    assert figures(by_config.report) == figures(report)
     with pytest.raises(ConfigError, match="another plan"):
         go(file, finished, QUICK_TO, to=6, resume=True)
     with pytest.raises(DataError, match="another split"):
