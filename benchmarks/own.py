@@ -1,6 +1,6 @@
 """The README's "Your own graph" as a new user meets it: a file of 100,000 triples, one command, a report.
 
-python benchmarks/own.py                  # a made graph, --to 32; the wall seconds go to benchmarks/results/own_graph.json
+python benchmarks/own.py                  # a made graph, --to 32: benchmarks/results/own_graph.json
 python benchmarks/own.py --budget         # the same file and a budget: benchmarks/results/own_budget.json
 """
 
@@ -26,7 +26,9 @@ ENTITIES, RELATIONS = 12_000, 24
 def main(
     triples: int = 100_000,
     threads: int = 2,
-    budget: Annotated[bool, typer.Option(help="At least 0.9 of the MRR in at most 2 MB and 5 ms, in place of --to 32.")] = False,
+    budget: Annotated[
+        bool, typer.Option(help="At least 0.9 of the MRR in at most 2 MB and 5 ms, in place of --to 32.")
+    ] = False,
     seed: int = 0,
     keep: Annotated[Path | None, typer.Option(help="Where the run stays.")] = None,
 ) -> None:
@@ -36,7 +38,15 @@ def main(
         place.mkdir(parents=True, exist_ok=True)
         file = write_tsv(place / "my_triples.tsv", own_triples(triples, ENTITIES, RELATIONS, seed))
         asked = ["--max-mb", "2", "--max-ms-per-query", "5", "--min-retained", "0.9"] if budget else ["--to", "32"]
-        command = [sys.executable, str(ROOT / "launch" / "distill.py"), "--data", str(file), "--out", str(place / "run"), *asked]
+        command = [
+            sys.executable,
+            str(ROOT / "launch" / "distill.py"),
+            "--data",
+            str(file),
+            "--out",
+            str(place / "run"),
+            *asked,
+        ]
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
         load, begun = os.getloadavg()[0], time.monotonic()
         done = subprocess.run(

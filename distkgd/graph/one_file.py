@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +22,19 @@ ENDINGS = (*TEXT_ENDINGS, ".parquet")
 # What the columns of triples are called, in lower case.
 HEADERS = {
     "head": {"head", "h", "head_id", "subject", "subj", "s", "source", "src", "from"},
-    "relation": {"relation", "rel", "r", "relation_id", "predicate", "pred", "p", "property", "edge", "edge_type", "type"},
+    "relation": {
+        "relation",
+        "rel",
+        "r",
+        "relation_id",
+        "predicate",
+        "pred",
+        "p",
+        "property",
+        "edge",
+        "edge_type",
+        "type",
+    },
     "tail": {"tail", "t", "tail_id", "object", "obj", "o", "target", "dst", "to"},
 }
 _LEAST_FOR_A_DOUBT = 20  # lines from which on words of the first one that never come again are odd
@@ -59,7 +72,7 @@ def _cells(path: Path, notes: list[str]) -> pl.DataFrame:
     """number: of the line, from 1; fields: its texts. Without blank lines."""
     text = clean_text(read_bytes(path), path)
     first = next((line for line in io.BytesIO(text) if line.strip()), b"")
-    separator = "\t" if b"\t" in first else ","
+    separator = "\t" if b"\t" in re.sub(rb'"[^"]*"', b"", first) else ","
     quoted = _wrapped(first, separator) or (separator == "," and b'"' in text)
     cells = _unquote(text, path, separator) if quoted else _cut(text, path, separator)
     total = int(cells["number"].max() or 0)  # type: ignore[arg-type]
@@ -101,8 +114,8 @@ def _parquet(path: Path) -> pl.DataFrame:
             raise DataError(f"{path}: no triple in it; one row each: head, relation, tail")
         places = _places(table.columns)
         if places is None and len(table.columns) != 3:
-            named = ", ".join(table.columns[:10])
-            raise DataError(f"{path}: its columns are {named}; call three of them head, relation and tail")
+            listed = ", ".join(table.columns[:10])
+            raise DataError(f"{path}: its columns are {listed}; call three of them head, relation and tail")
         named = [table.columns[place] for place in places or (0, 1, 2)]
         texts = [pl.col(name).cast(pl.String).alias(column) for name, column in zip(named, COLUMNS, strict=True)]
         frame = table.select(texts).with_row_index("number", offset=1)
@@ -148,9 +161,8 @@ def _check_widths(cells: pl.DataFrame, width: int, path: Path, unit: str) -> Non
     cure = "head, relation and tail with TABs between them (or commas in a .csv, with quotes around commas in a name)"
     if len(wrong) == len(cells):
         cure += "; of more columns, name three head, relation and tail in a first line"
-    raise DataError(
-        f"{path}, {unit} {cells['number'][row]}: {columns} in {shorten(' '.join(fields))!r}, expected {width}: {cure}{more}"
-    )
+    where = f"{path}, {unit} {cells['number'][row]}"
+    raise DataError(f"{where}: {columns} in {shorten(' '.join(fields))!r}, expected {width}: {cure}{more}")
 
 
 def _check_words(frame: pl.DataFrame, path: Path, unit: str) -> None:

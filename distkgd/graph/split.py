@@ -120,7 +120,7 @@ def draw(
         words = "a relation" if allow_unseen else "an entity or a relation"
         cure = "" if allow_unseen else ", or add --allow-unseen to hold out entities that train lacks"
         raise DataError(
-            f"{where}: of {n:,} distinct triples {len(free)} can be held out, and it takes one for valid and one for test: "
+            f"{where}: of {n:,} distinct triples {len(free)} can be held out, and it takes two, for valid and test: "
             f"each of the others is the only one left with {words} of its own; add triples{cure}"
         )
     free = free[: 2 * wanted]
@@ -136,7 +136,9 @@ def twins_of(triples: Tensor, num_relations: int) -> dict[tuple[int, int, bool],
     frame = pl.DataFrame(triples.numpy(), schema=list(COLUMNS), orient="row")
     found: dict[tuple[int, int, bool], float] = {}
     for turned in (False, True):
-        others = frame.select(head="tail", other="relation", tail="head") if turned else frame.rename({"relation": "other"})
+        others = (
+            frame.select(head="tail", other="relation", tail="head") if turned else frame.rename({"relation": "other"})
+        )
         met = frame.filter(pl.col("head") != pl.col("tail")).join(others, on=["head", "tail"])
         if not turned:
             met = met.filter(pl.col("relation") != pl.col("other"))

@@ -194,4 +194,3 @@ def _name_bytes(vocabulary: Vocabulary) -> int:
     digits = sum(number - 10**k for k in range(len(str(max(number - 1, 0)))) if k) + number
     columns = [column for column in (vocabulary.names, vocabulary.labels) if column is not None]
     return sum(int(column.str.len_bytes().fill_null(0).sum()) + digits + 2 * number for column in columns)
-

@@ -156,7 +156,9 @@ def _check_budget(wishes: Wishes, config: RunConfig, graph: Graph, croppable: bo
     if not wishes.budget:
         return
     if not len(graph.valid):
-        raise ConfigError(f"{graph.name} has no valid triples to judge a budget by; give one file, which is then split.")
+        raise ConfigError(
+            f"{graph.name} has no valid triples to judge a budget by; give one file, which is then split."
+        )
     if not croppable and wishes.budget.min_retained is not None and config.teacher is None:
         raise ConfigError("--min-retained compares with the teacher, and there is none; leave teacher alone.")
 
@@ -208,7 +210,9 @@ def _write_config(tree: dict[str, Any], path: Path, wishes: Wishes) -> None:
         return
     budget = f", {wishes.budget}" if wishes.budget else ""
     asked = f"{wishes.to} numbers per entity{budget}" if wishes.to else str(wishes.budget)
-    head = f"# Chosen for {wishes.data}: {asked}.\n# Again, or changed: python launch/distill.py {path} --out runs/again\n"
+    head = (
+        f"# Chosen for {wishes.data}: {asked}.\n# Again, or changed: python launch/distill.py {path} --out runs/again\n"
+    )
     if wishes.config is not None:
         head = f"# {wishes.config} on {wishes.data}.\n"
     try:

@@ -74,7 +74,9 @@ def told(found: Sequence[Forecast], held: int, free: int | None) -> list[str]:
 
 def duration(seconds: float) -> str:
     """95 -> "1 min 35 s"."""
-    whole = max(1, round(seconds))
+    whole = round(seconds)
+    if whole < 1:
+        return "under 1 s"
     if whole < 60:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)

@@ -69,7 +69,7 @@ def wishes_of(
     data: str | None,
     *,
     to: int | None = None,
-    budget: Budget = Budget(),  # noqa: B008 - it is frozen
+    budget: Budget = Budget(),
     seed: int | None = None,
     allow_unseen: bool = False,
 ) -> Wishes | None:
@@ -89,7 +89,9 @@ def wishes_of(
     if config is not None and sizes:
         raise ConfigError(f"{config} says what is trained; drop --to and the budgets, or the config file.")
     if data is None:
-        raise ConfigError("--to and the budgets need your graph: --data my_triples.tsv, or a folder or public data set.")
+        raise ConfigError(
+            "--to and the budgets need your graph: --data my_triples.tsv, or a folder or public data set."
+        )
     if config is None and not sizes:
         raise ConfigError(
             f"say how small the student of {data} shall be: --to 32 (numbers per entity), or a budget such as "

@@ -64,7 +64,9 @@ def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     assert rows == ROWS and notes == ["3 blank lines were skipped"]
 
 
-@pytest.mark.parametrize("header", ["head\trelation\ttail", "Subject\tPREDICATE\tobject", "h\tr\tt", "source\ttype\ttarget"])
+@pytest.mark.parametrize(
+    "header", ["head\trelation\ttail", "Subject\tPREDICATE\tobject", "h\tr\tt", "source\ttype\ttarget"]
+)
 def test_a_header_is_skipped_and_said(tmp_path: Path, header: str) -> None:
     rows, notes = read(tmp_path, f"{header}\n{PLAIN}")
     assert rows == ROWS

@@ -134,6 +134,9 @@ def test_leaks_are_told_with_their_relations(tmp_path: Path, triples: list[tuple
     doubled = [*triples, *((t, "back", h) for h, r, t in triples if r == "r00")]
     found = split(tmp_path, doubled)
     assert found.leaks["test"] > 0
-    assert {(twin.relation, twin.of, twin.turned) for twin in found.twins} == {("r00", "back", True), ("back", "r00", True)}
+    assert {(twin.relation, twin.of, twin.turned) for twin in found.twins} == {
+        ("r00", "back", True),
+        ("back", "r00", True),
+    }
     (note,) = [note for note in found.notes if note.startswith("leakage")]
     assert "'r00' is 'back' turned round" in note and f"test {found.leaks['test']:,} of" in note
