@@ -57,6 +57,8 @@ def main(
         if done.returncode:
             sys.exit(done.returncode)
         report: dict[str, Any] = json.loads((place / "run" / "report.json").read_text(encoding="utf-8"))
+    for row in report["stages"]:
+        row.pop("test_by", None)
     forecast = re.findall(r"in all about ([^,]+),", done.stderr)
     found = {
         "command": " ".join(["launch/distill.py --data my_triples.tsv", *asked]),
