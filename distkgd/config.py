@@ -420,15 +420,20 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), data: str | No
 
     Raises ConfigError for an unreadable file, an unknown key, a wrong type or a combination that cannot work.
     """
+    tree = load_tree(path, overrides)
+    if data is not None:
+        tree["data"] = data
+    return parse_config(tree, str(path) if path else "the default config")
+
+
+def load_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The options that a YAML file and `a.b=c` overrides give, unchecked; the file's name where it has no other."""
     tree = read_yaml(path) if path else {}
-    where = str(path) if path else "the default config"
     if path and "name" not in tree:
         tree["name"] = f"{path.parent.name}_{path.stem}" if path.parent.name != "configs" else path.stem
     for override in overrides:
         apply(tree, override)
-    if data is not None:
-        tree["data"] = data
-    return parse_config(tree, where)
+    return tree
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:

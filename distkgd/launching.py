@@ -34,8 +34,11 @@ def refuse(error: DistkgdError) -> NoReturn:
     sys.exit(2)
 
 
-def launch(body: Callable[[Ranks, Display], None], device: str = "auto", threads: int = 0) -> None:
-    """Join the ranks, run `body`, leave; user errors become one line and exit code 2, a stop 128 + its signal."""
+def launch(body: Callable[[Ranks, Display], int | None], device: str = "auto", threads: int = 0) -> None:
+    """Join the ranks, run `body`, leave with the exit code that it returns (None: 0).
+
+    User errors become one line and exit code 2, a stop 128 + its signal.
+    """
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
@@ -43,7 +46,7 @@ def launch(body: Callable[[Ranks, Display], None], device: str = "auto", threads
     code, ranks = 0, None
     try:
         ranks = join_ranks(device)
-        body(ranks, display)
+        code = body(ranks, display) or 0
         leave_ranks(ranks)
     except RendezvousError as error:
         Display(True).error(str(error))

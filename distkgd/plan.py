@@ -10,7 +10,7 @@ runs/NAME/
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -44,6 +44,7 @@ from distkgd.tracking import Status, Tracking, open_tracking
 from distkgd.train import train_stage
 
 RESULT = "result.json"
+Row = dict[str, Any]
 REPORTS = ("report.json", "report.md", "report.html")
 
 
@@ -57,10 +58,12 @@ def run_plan(
     display: Display,
     stages: list[Stage] | None = None,
     watch: Watch | None = None,
+    further: Callable[[Run, list[Row]], tuple[list[Row], dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Train every unfinished stage, write the report, and return it.
 
-    stages: in place of those of `config`'s own plan. watch: see `Job`.
+    stages: in place of those of `config`'s own plan. watch: see `Job`. further: what becomes of the rows of the
+        finished stages: more rows, and more keys of the report.
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
     stages = checked_plan(config, graph, ranks.world, stages, folder)
@@ -76,7 +79,8 @@ def run_plan(
     tracking.start(resolved(config), tags_of(config, ranks.world, str(ranks.device)), graph.summary())
     with closing(tracking, folder, REPORTS):
         rows = [run_stage(run, stage) for stage in stages]
-        report = make_report(config, graph, rows, ranks.world, str(ranks.device))
+        more, keys = ([], {}) if further is None else further(run, rows)
+        report = make_report(config, graph, [*rows, *more], ranks.world, str(ranks.device)) | keys
         # Asking the models of a large run may take longer than the other ranks would wait in a collective.
         together(ranks, partial(_leave, run, report) if ranks.first else lambda: None)
     return report

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     ENTITY_DROPOUT = 6
     RELATION_DROPOUT = 7
     ROUNDING = 8
+    SPLIT = 9
     QUIZ = 21
 
 

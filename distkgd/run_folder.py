@@ -15,6 +15,7 @@ from distkgd.graph import Graph
 from distkgd.report import write_atomic
 from distkgd.stages import Stage
 
+HOLDS_A_RUN = "{folder} already holds a run; add --resume to go on with it, or choose another --out."
 FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow", "report"})
 
 
@@ -36,7 +37,7 @@ def prepare_folder(
     agents = sorted({agent for agent in ranks.gather_objects(launcher or launch_agent()) if agent})
     exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
     if exists and not resume and not known:
-        raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
+        raise ConfigError(HOLDS_A_RUN.format(folder=folder))
     plan = {
         "config": resolved(config),
         "data_sha256": graph.sha256,
@@ -51,6 +52,15 @@ def prepare_folder(
     if ranks.first and not exists:
         write_atomic(path, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
     ranks.barrier()
+
+
+def refuse_existing(folder: Path, resume: bool) -> None:
+    """ConfigError when `folder` holds a run that `prepare_folder` would refuse, before anything has cost time.
+
+    Ranks that torchrun may have started anew are left to `prepare_folder`.
+    """
+    if (folder / "plan.yaml").exists() and not resume and launch_agent() is None:
+        raise ConfigError(HOLDS_A_RUN.format(folder=folder))
 
 
 def described(stage: Stage) -> dict[str, Any]:

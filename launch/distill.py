@@ -1,6 +1,7 @@
 """Run a plan: teacher, student and the direct baseline, in this process or in the ranks torchrun started.
 
 python launch/distill.py [CONFIG.yaml] [key=value …] [--data NAME_OR_FOLDER] [--out DIR] [--resume]
+python launch/distill.py --data my_triples.tsv --to 32        # no config: split, chosen by rules, forecast, trained
 torchrun --standalone --nproc-per-node 2 launch/distill.py configs/wn18rr/dualde_complex.yaml student.dim=32
 """
 
@@ -13,12 +14,10 @@ from rich.console import Console
 
 from distkgd.config import load_config
 from distkgd.display import Display
-from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.graph import load_graph
 from distkgd.launching import launch, refuse, split_arguments
-from distkgd.plan import run_plan
+from distkgd.own import Budget, run_config, run_own, wishes_of
 from distkgd.report import table
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
@@ -26,26 +25,33 @@ DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 
 def main(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...")] = None,
-    data: Annotated[str | None, typer.Option(help="Public set or folder, in place of the config's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Public set, folder, or one file of triples.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<config name>.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the run folder.")] = False,
+    to: Annotated[int | None, typer.Option(help="Without a config: numbers per entity of the student.")] = None,
+    max_mb: Annotated[float | None, typer.Option(help="Budget: megabytes of the exported student.")] = None,
+    max_ms_per_query: Annotated[float | None, typer.Option(help="Budget: of a top-10 query, here.")] = None,
+    min_retained: Annotated[float | None, typer.Option(help="Budget: share of the teacher's valid MRR.")] = None,
+    split_seed: Annotated[int | None, typer.Option(min=0, help="Of the split of one file; default 0.")] = None,
+    allow_unseen: Annotated[bool, typer.Option(help="Hold out entities that train lacks, too.")] = False,
 ) -> None:
     """Run a plan and print its table."""
     try:
         path, overrides = split_arguments(arguments or [])
-        config = load_config(path or DEFAULT, overrides, data)
+        budget = Budget(max_mb, max_ms_per_query, min_retained)
+        wishes = wishes_of(path, overrides, data, to=to, budget=budget, seed=split_seed, allow_unseen=allow_unseen)
+        config = load_config(path or DEFAULT, overrides, data) if wishes is None else wishes.machine()
     except ConfigError as error:
         refuse(error)
 
-    def body(ranks: Ranks, display: Display) -> None:
-        graph = shared_graph(ranks, lambda: load_graph(config.data))
-        for warning in graph.warnings:
-            display.warn(warning)
-        folder = out or Path("runs") / config.name
-        report = run_plan(config, graph, ranks, folder, resume=resume, display=display)
-        if ranks.first:
+    def body(ranks: Ranks, display: Display) -> int:
+        how = ranks, display, out, resume
+        folder, report, code = run_config(config, *how) if wishes is None else run_own(wishes, *how)
+        if ranks.first and report is not None:
             Console(width=None if sys.stdout.isatty() else 110).print(table(report))
-            display.line(f"report: {folder / ('report.html' if config.report.html else 'report.md')}")
+            page = folder / "report.html"
+            display.line(f"report: {page if page.exists() else folder / 'report.md'}")
+        return code
 
     launch(body, config.device, config.threads)
 

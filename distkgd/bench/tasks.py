@@ -115,8 +115,8 @@ class Task:
     """unit: what is counted per second. group: tasks that are measured side by side, each shared arm once.
 
     work: the least that a unit needs. memory: measure peaks in fresh processes too, and how many bytes both sides hold
-    anyway. products: matrix products on this side, in every round; the task's share of their rate is reported. peer_name: of a
-    peer that is ours, too. device: of both sides; the ceilings are the processor's.
+    anyway. products: matrix products on this side, in every round; the task's share of their rate is reported.
+    peer_name: of a peer that is ours, too. device: of both sides; the ceilings are the processor's.
     """
 
     name: str

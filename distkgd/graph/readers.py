@@ -59,7 +59,7 @@ def read_folder(folder: str | Path, name: str | None = None, checksums: Mapping[
     parsed: dict[str, _Parsed] = {}
     with ThreadPoolExecutor(1) as beside, NameTables.open() as tables:
         for split, path in paths.items():
-            data = _read_bytes(path)
+            data = read_bytes(path)
             _check_sum(data, path, (checksums or {}).get(split))
             beside.submit(digest.update, data)  # one after the other, while the same bytes are parsed
             parsed[split] = _parse_triples(data, path, tables)
@@ -83,7 +83,10 @@ def read_folder(folder: str | Path, name: str | None = None, checksums: Mapping[
 
 def _list_folder(folder: Path) -> list[str]:
     if folder.is_file():
-        raise DataError(f"{folder} is a file; give the folder that holds train, valid and test")
+        cure = (
+            "give the folder that holds train, valid and test; launch/distill.py with --to makes one of a single file"
+        )
+        raise DataError(f"{folder} is a file; {cure}")
     try:
         return sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
@@ -111,7 +114,7 @@ def _pick(folder: Path, present: list[str], stem: str, endings: tuple[str, ...])
     return path
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """The bytes of a file, decompressed, CRLF turned into LF."""
     try:
         data = path.read_bytes()
@@ -135,7 +138,7 @@ def _check_sum(data: bytes, path: Path, expected: str | None) -> None:
         )
 
 
-def _clean_text(data: bytes, path: Path) -> bytes:
+def clean_text(data: bytes, path: Path) -> bytes:
     """The text without byte-order mark and last line ends. Raises DataError when it is none, or not UTF-8."""
     text = data.removeprefix(_BOM).rstrip(b"\n")
     if not text:
@@ -178,13 +181,13 @@ def _parse_triples(data: bytes, path: Path, tables: NameTables | None) -> _Parse
         rows = tables.read(data, start, separator)
         if rows is not None:
             return rows
-    text = _clean_text(data, path)
+    text = clean_text(data, path)
     if quoted:
         frame = _parse_quoted(text, path)
     else:
         for first, end in _blocks(text):
             _check_columns(text, first, end, path, separator)
-        frame = _read_columns(text, path, separator, COLUMNS)
+        frame = read_columns(text, path, separator, COLUMNS)
     if tables is None:
         return frame
     plain = frame.write_csv(include_header=False, separator="\t", quote_style="never").encode()
@@ -224,7 +227,8 @@ def _names(lines: bytes) -> pl.Series:
     return names
 
 
-def _read_columns(text: bytes, path: Path, separator: str, columns: tuple[str, ...]) -> pl.DataFrame:
+def read_columns(text: bytes, path: Path, separator: str, columns: tuple[str, ...]) -> pl.DataFrame:
+    """The columns of a clean text, without any idea of quotes; as many rows as lines."""
     schema = dict.fromkeys(columns, pl.String)
     try:
         frame = pl.read_csv(text, separator=separator, has_header=False, quote_char=None, schema=schema)
@@ -313,9 +317,9 @@ def _read_labels(path: Path | None, names: pl.Series, warnings: list[str]) -> pl
     """[n] labels beside `names`, null where the file has none; of several for one name the first counts."""
     if path is None:
         return None
-    text = _clean_text(_read_bytes(path), path)
+    text = clean_text(read_bytes(path), path)
     # NUL was refused, so splitting on it gives whole lines, without a million Python strings.
-    lines = _read_columns(text, path, "\0", ("line",)).to_series()
+    lines = read_columns(text, path, "\0", ("line",)).to_series()
     table = lines.str.splitn("\t", 3).struct.unnest().select(name="field_0", label="field_1")
     wrong = table.select((pl.col("name").str.strip_chars() == "") | pl.col("label").is_null()).to_series()
     if len(rows := wrong.fill_null(True).arg_true()):

@@ -85,7 +85,7 @@ def test_both_ways_make_the_same_of_any_bytes(
 
 
 def test_what_is_in_order_goes_the_compiled_way_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_clean_text", None)
+    monkeypatch.setattr(readers, "clean_text", None)
     (tmp_path / "train.csv").write_bytes("\ufeffa,r,é\r\né,r,a\r\n".encode())
     (tmp_path / "valid.tsv").write_bytes(b"b\tr\ta\n")
     graph = read_folder(tmp_path)

@@ -1,0 +1,92 @@
+"""What is trained when nobody says how: the README's table "Your own graph" as code. Pure functions of a few sizes.
+
+The settings are those of configs/default.yaml and configs/umls/, which were tuned on graphs of 5,000 to 90,000 triples;
+what scales with the graph is said beside each rule. Nothing here looks at the machine, so a resumed or repeated command
+chooses the same.
+"""
+
+from typing import Any
+
+from distkgd.errors import ConfigError, UnsupportedError
+from distkgd.graph import Graph
+from distkgd.scorers import build_scorer
+
+SCORER = "complex"  # at home on all kinds of relations, croppable, and served by inner products
+RATIO = 8  # teacher's dim over the student's: above it DualDE finds no gain
+LARGEST_TEACHER = 256  # for the sake of time; students of 128 and more get a teacher of twice their dim
+CROPPABLE = 128  # dim of the model whose crops are measured against a budget
+CROP_STEP = 8
+FEW_ENTITIES = 2048  # up to here every entity is a negative
+LARGEST_BATCH = 512
+STEPS_PER_EPOCH = 20  # at least, so that small graphs take steps too
+TEACHER_VISITS, STUDENT_VISITS = 1_800_000, 2_700_000  # training triples seen in all, repeats counted
+TEACHER_EPOCHS, STUDENT_EPOCHS = (5, 40), (8, 60)  # at least and at most, whatever the visits say
+VALIDATIONS = 5
+
+
+def choose(graph: Graph, to: int) -> dict[str, Any]:
+    """The config of a teacher, a student of `to` numbers per entity, and the direct model, as in YAML."""
+    check_dim(to)
+    triples, entities = len(graph.train), graph.num_entities
+    teacher = {
+        "scorer": SCORER,
+        "dim": min(RATIO * to, max(LARGEST_TEACHER, 2 * to)),
+        **_training(triples, entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=2048),
+        "regulariser": {"name": "n3", "weight": 0.05},
+    }
+    student = {
+        "scorer": SCORER,
+        "dim": to,
+        "method": "bkd",
+        **_training(triples, entities, STUDENT_VISITS, STUDENT_EPOCHS, negatives=1024),
+        "regulariser": {"name": "n3", "weight": 0.005},
+    }
+    return {"teacher": teacher, "student": student, "baseline": True}
+
+
+def choose_croppable(graph: Graph) -> dict[str, Any]:
+    """The config of one model whose crops are models, as in YAML."""
+    training = _training(len(graph.train), graph.num_entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024)
+    student = {
+        "scorer": SCORER,
+        "dim": CROPPABLE,
+        "method": "med",
+        **training,
+        "regulariser": {"name": "n3", "weight": 0.02},
+        "distill": {"dims": {"from": CROP_STEP, "to": CROPPABLE, "step": CROP_STEP}, "mutual_weight": 0.05},
+    }
+    return {"student": student, "baseline": False}
+
+
+def check_dim(to: int) -> None:
+    """ConfigError for a dim that the scorer of the rules cannot have."""
+    try:
+        build_scorer(SCORER, to, None, None)
+    except UnsupportedError as error:
+        raise ConfigError(f"--to {to}: {error}") from None
+
+
+def batch_size(triples: int) -> int:
+    """The largest power of two with at least STEPS_PER_EPOCH batches in `triples`, at most LARGEST_BATCH."""
+    size = LARGEST_BATCH
+    while size > 1 and size * STEPS_PER_EPOCH > triples:
+        size //= 2
+    return size
+
+
+def epochs(triples: int, visits: int, bounds: tuple[int, int]) -> int:
+    """As many as make `visits` of `triples`, within `bounds`."""
+    return max(bounds[0], min(bounds[1], round(visits / triples)))
+
+
+def _training(triples: int, entities: int, visits: int, bounds: tuple[int, int], negatives: int) -> dict[str, Any]:
+    number = epochs(triples, visits, bounds)
+    few = entities <= FEW_ENTITIES
+    return {
+        "epochs": number,
+        "batch_size": batch_size(triples),
+        "negatives": {"kind": "all"} if few else {"kind": "batch", "num": negatives},
+        "optimizer": {"name": "adagrad", "lr": 0.2},
+        "schedule": {"name": "linear", "final": 0.05},
+        "validate_every": max(1, number // VALIDATIONS),
+    }

@@ -1,0 +1,54 @@
+"""Which command lines mean a graph of one's own, and which are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from distkgd.errors import ConfigError
+from distkgd.own import Budget, Wishes, wishes_of
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.tsv"
+    path.write_text("a\tr\tb\n", encoding="utf-8")
+    return str(path)
+
+
+def test_ordinary_runs_stay_ordinary(tmp_path: Path) -> None:
+    assert wishes_of(None, [], None) is None
+    assert wishes_of(Path("x.yaml"), ["seed=1"], "umls") is None
+    assert wishes_of(None, [], str(tmp_path)) is None
+    assert wishes_of(None, [], "powerlaw:entities=9,triples=9,relations=1,skew=0.8,seed=0") is None
+
+
+def test_a_file_or_a_size_asks_for_more(file: str, tmp_path: Path) -> None:
+    assert wishes_of(None, [], file, to=32) == Wishes(file, 32)
+    assert wishes_of(None, [], "umls", budget=Budget(max_mb=2)) == Wishes("umls", None, Budget(max_mb=2))
+    assert wishes_of(Path("x.yaml"), [], file, seed=3) == Wishes(file, config=Path("x.yaml"), seed=3)
+    assert wishes_of(None, [], str(tmp_path), to=8) is not None
+
+
+def test_what_cannot_be_meant_is_refused(file: str, tmp_path: Path) -> None:
+    for words, call in {
+        "how small": lambda: wishes_of(None, [], file),
+        "drop --to": lambda: wishes_of(Path("x.yaml"), [], file, to=8),
+        "need your graph": lambda: wishes_of(None, [], None, to=8),
+        "no such file": lambda: wishes_of(None, [], str(tmp_path / "other.tsv"), to=8),
+        "--split-seed": lambda: wishes_of(None, [], "umls", to=8, seed=1),
+        "--allow-unseen": lambda: wishes_of(None, [], None, allow_unseen=True),
+        "--to 0": lambda: wishes_of(None, [], file, to=0),
+        "--max-mb 0": lambda: wishes_of(None, [], file, budget=Budget(max_mb=0.0)),
+        "--max-ms-per-query nan": lambda: wishes_of(None, [], file, budget=Budget(max_ms=float("nan"))),
+        "--min-retained 95": lambda: wishes_of(None, [], file, budget=Budget(min_retained=95.0)),
+    }.items():
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert words in str(error.value)
+
+
+def test_device_and_threads_are_known_before_the_graph(file: str) -> None:
+    wishes = wishes_of(None, ["threads=3", "device=cpu", "teacher.dim=8"], file, to=8)
+    assert wishes is not None and (wishes.machine().threads, wishes.machine().device) == (3, "cpu")
+    with pytest.raises(ConfigError, match="device"):
+        Wishes(file, 8, overrides=["device=gpu"]).machine()
