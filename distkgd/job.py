@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,10 +21,19 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
 from distkgd.methods import Method
 from distkgd.scenes import Lookahead, SceneBuilder
+from distkgd.stopping import StopRequest
 from distkgd.tracking import StageTracking
 
 # (stage, epoch, best validation MRR so far) -> whether to go on.
 Watch = Callable[[str, int, float], bool]
+
+
+class Follows(Protocol):
+    """Who knows when a teacher that was not finished is."""
+
+    def follow(self, progress: "Progress", stop: StopRequest) -> bool:
+        """Before the first epoch and after each: whether to go on. All ranks call it and get the same answer."""
+        ...
 
 
 @dataclass
@@ -41,6 +50,7 @@ class Progress:
     seconds: float = 0.0
     train_seconds: float = 0.0
     done: bool = False
+    early_steps: int = 0  # on a teacher that was not finished (`distkgd.overlap`)
     log_sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last logged row
     log_count: int = 0
 
@@ -53,6 +63,7 @@ class Job:
     validate: -> validation metrics (with "mrr"), or None when there is nothing to validate on.
     watch: told the stage's name, epoch and best MRR after every validation, once its checkpoint is on the way; False
         stops the stage there. All ranks must get the same answer.
+    early: a teacher that is not finished.
     """
 
     name: str
@@ -68,6 +79,7 @@ class Job:
     display: Display
     engine: EngineConfig = field(default_factory=EngineConfig)
     watch: Watch | None = None
+    early: Follows | None = None
     rows: dict[str, RowOptimizer] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
     writer: Writer = field(init=False)

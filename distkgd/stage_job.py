@@ -29,6 +29,8 @@ from distkgd.stages import Stage
 from distkgd.starts import begin
 from distkgd.tracking import StageTracking, Tracking
 
+RESULT = "result.json"  # of a finished stage
+
 
 @dataclass
 class Run:

@@ -31,12 +31,14 @@ class Stage:
     """One training run of a plan. teachers: names of earlier stages, or paths of finished models.
 
     choice: settles `config` once the stages that it names are finished; None where there is nothing to settle.
+    overlap: the share of its epochs that may pass while its one teacher is still in training (`distkgd.overlap`).
     """
 
     name: str
     config: StageConfig
     teachers: tuple[str, ...]
     choice: Choice | None = None
+    overlap: float = 0.0
 
     @property
     def configs(self) -> list[StageConfig]:
@@ -72,7 +74,8 @@ def taught_stages(config: RunConfig, teachers: tuple[str, ...]) -> list[Stage]:
         stages: list[Stage] = []
         for dim, size in sizes.items():
             last = dim == config.chain.dims[-1]
-            stages.append(Stage("student" if last else f"student_{dim}", size, teachers))
+            name = "student" if last else f"student_{dim}"
+            stages.append(Stage(name, size, teachers, overlap=config.chain.overlap))
             teachers = (stages[-1].name,)
         return stages
     student = Stage("student", config.student, teachers)

@@ -434,7 +434,7 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "chain": (
         [None, {"dims": [12, 8, 6]}, {"dims": [12, 8, 6], "per_dim": {8: {"epochs": 3}}}, {"dims": [12, 10, 6]}],
         plan_after,
-    ),
+    ),  # chain.overlap: tests/test_overlap.py
     "assistant": ([None, 8, {"dims": [8], "per_dim": {8: {"epochs": 3}}}, {"dims": [10, 8]}], plan_after),
     "student": ([{"dim": 6}, {"dim": 8}], stages_after),
     "baseline": ([False, True, {"dim": 6}], stages_after),

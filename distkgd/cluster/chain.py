@@ -13,7 +13,7 @@ from typing import Any
 
 from distkgd.cluster.gang import Gang, Slot, dissolve
 from distkgd.cluster.locks import BusyError, held
-from distkgd.cluster.schedule import Timeline, allot, ready
+from distkgd.cluster.schedule import ASIDE, Timeline, allot, early, ready
 from distkgd.cluster.session import import_ray
 from distkgd.cluster.worker import Place, Surroundings, Work
 from distkgd.config import RunConfig, parse_config, resolved
@@ -21,6 +21,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.graph import Graph, load_graph
 from distkgd.imports.teachers import bring_teachers
+from distkgd.overlap import has_rows
 from distkgd.plan import REPORTS, checked_plan, closing, finished_row, make_report, source_of, tags_of
 from distkgd.report import write_report
 from distkgd.run_folder import prepare_folder
@@ -130,7 +131,8 @@ class Coordinator:
                     walk = Walk(request, config, graph, stages, device, slot, self._stop, self._news.append)
                     rows = walk.run(lambda: self._signal_number)
                     report = make_report(config, graph, rows, walk.timeline.worlds(), device)
-                    report |= {"timeline": walk.timeline.events, "remarks": [walk.timeline.sentence()]}
+                    said = [*report.get("remarks", []), walk.timeline.sentence()]
+                    report |= {"timeline": walk.timeline.events, "remarks": said}
                     write_report(folder, report)
         except BusyError as error:
             raise ConfigError(f"another launch is at work on {folder} ({error}); wait for it, or stop it.") from None
@@ -165,13 +167,14 @@ class Walk:
         self._ray = import_ray()
         self._lock = Lock()
         self._taken: dict[str, int] = {}  # workers of the stages that are running
+        self._aside: set[str] = set()  # stages that do not begin again before their teachers are finished
         self._too_small = -1  # the cluster's slots when there was no room for a whole gang
         self.timeline = Timeline(request.folder)
 
     def run(self, signal_number: Callable[[], int]) -> list[dict[str, Any]]:
         """The rows of all stages, in the order of the plan. signal_number: -> what asked to stop."""
         rows: dict[str, dict[str, Any]] = {}
-        running: dict[Future[dict[str, Any]], str] = {}
+        running: dict[Future[dict[str, Any] | None], str] = {}
         with ThreadPoolExecutor(len(self._stages)) as threads:
             try:
                 while len(rows) < len(self._stages):
@@ -188,7 +191,11 @@ class Walk:
                     for future in wait(running, POLL_SECONDS, FIRST_COMPLETED)[0]:
                         name = running.pop(future)
                         del self._taken[name]
-                        rows[name] = future.result()
+                        row = future.result()
+                        if row is None:
+                            self._aside.add(name)
+                        else:
+                            rows[name] = row
             except BaseException:
                 self._stop.set()  # the others write a checkpoint and end
                 raise
@@ -197,6 +204,9 @@ class Walk:
     def _next(self, rows: Mapping[str, Any], running: list[str]) -> list[tuple[Stage, int]]:
         """Stages that begin now, and on how many workers."""
         stages = ready(self._stages, rows, [*rows, *running])
+        if not stages:
+            begun = [*running, *self._aside]
+            stages = early(self._stages, rows, begun, partial(has_rows, self._request.folder))
         total, wanted = self._slots_and_wanted()
         sizes = allot(len(stages), max(0, total - sum(self._taken.values())), wanted, not running)
         return [(stage, self._permitted(stage, size)) for stage, size in zip(stages, sizes, strict=False)]
@@ -221,8 +231,11 @@ class Walk:
                 return world
         raise error or AssertionError(f"{stage.name} on {size} workers")
 
-    def _train(self, stage: Stage, size: int, signal_number: Callable[[], int]) -> dict[str, Any]:
-        """A stage's row, after as many attempts as it takes; StageError after too many."""
+    def _train(self, stage: Stage, size: int, signal_number: Callable[[], int]) -> dict[str, Any] | None:
+        """A stage's row, after as many attempts as it takes; StageError after too many.
+
+        None where it has stepped aside, with a checkpoint, until its teacher is finished.
+        """
         options, request = self._request.options, self._request
         threads = self._config.threads or max(1, options.cpus)
         folder, sha256 = request.folder, self._graph.sha256
@@ -233,12 +246,17 @@ class Walk:
             outcome = gang.run(
                 work, size, options.wait_seconds, self._stop, partial(self._begun, stage.name, size, events)
             )
+            aside = outcome.kind == "stopped" and not self._stop.is_set()
+            text = f"{ASIDE}: until its teacher is finished" if aside else f"{outcome.kind}: {outcome.text}"
             for event in events:
-                self.timeline.end(event, "done" if outcome.kind == "done" else f"{outcome.kind}: {outcome.text}")
+                self.timeline.end(event, "done" if outcome.kind == "done" else text)
             if outcome.kind == "done" and outcome.row is not None:
                 return dict(outcome.row)
             if self._stop.is_set():
                 raise Stopped(signal_number(), f"in stage {stage.name}")
+            if aside:
+                self._say(f"{stage.name}: steps aside until its teacher is finished")
+                return None
             if outcome.kind == "refused":
                 raise StageError(f"stage {stage.name}: {outcome.text}")
             left = options.retries - attempt

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distkgd.cluster.gang import Slot, judged
-from distkgd.cluster.schedule import Timeline, allot, heights, ready, waits_for
+from distkgd.cluster.schedule import Timeline, allot, early, heights, ready, waits_for
 from distkgd.cluster.worker import Outcome, Place
 from distkgd.config import parse_config
 from distkgd.stages import Stage, build_plan
@@ -115,3 +115,19 @@ def test_the_timeline_outlives_its_coordinator(tmp_path: Path) -> None:
         and "on 2 workers; student 1.0–" in second.sentence()
         and "broken off" in second.sentence()
     )
+
+
+def test_a_student_may_begin_early_when_its_teacher_is_at_work_has_rows_and_needs_nothing_more() -> None:
+    chain = {"dims": [16, 8, 4], "overlap": 0.5}
+    stages = plan({"chain": chain, "teacher": {}, "student": {"method": "bkd"}, "baseline": True})
+
+    def found(finished: list[str], running: list[str], rows: bool = True) -> list[str]:
+        return names(early(stages, finished, running, lambda _: rows))
+
+    assert found([], ["teacher"]) == ["student_8"]
+    assert found([], ["teacher"], rows=False) == []
+    assert found([], []) == []
+    assert found([], ["teacher", "student_8"]) == []  # student_8's own teacher is not finished
+    assert found(["teacher"], ["student_8"]) == ["student"]
+    without = plan({"chain": {"dims": [16, 8]}, "teacher": {}, "student": {"method": "bkd"}})
+    assert early(without, [], ["teacher"], lambda _: True) == []
