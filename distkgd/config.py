@@ -263,7 +263,7 @@ class EngineConfig(Frozen):
 class RunConfig(Frozen):
     """A whole run; see the module's docstring.
 
-    teacher: a stage, the path of a finished model or LIBRARY:PATH of another library's, or nothing.
+    teacher: a stage, the path or URI (s3://…) of a finished model, LIBRARY:PATH of another library's, or nothing.
     teachers: name -> stage or path, in place of `teacher`
         for methods that have several; the student gets them in this order.
     chain, assistant: models between teacher and student (`distkgd.plan_config`).
@@ -273,6 +273,8 @@ class RunConfig(Frozen):
     test: off leaves the test split unread (for tuning).
     trust_pickle: a teacher `pykeen:PATH` may be a pickle, which runs what it says when it is read.
     keep: newest checkpoints kept beside the best one; with 1, a damaged one may leave none to go back to.
+    storage: URI of a place for finished stages and newest checkpoints, for machines that share no disk
+        (`distkgd.storage`); null: the run folder is on a disk that all share.
     threads: CPU threads per rank, 0: torch's default.
     """
 
@@ -293,6 +295,7 @@ class RunConfig(Frozen):
     test: bool = True
     trust_pickle: bool = False
     keep: Positive = 2
+    storage: str | None = None
     engine: EngineConfig = EngineConfig()
     mlflow: MlflowConfig = MlflowConfig()
 
@@ -399,6 +402,8 @@ def _check_overlap(config: RunConfig) -> None:
     """ValueError for a chain whose links cannot overlap."""
     if config.chain is None or not config.chain.overlap:
         return
+    if config.storage:
+        raise ValueError("chain.overlap: a student reads its teacher's checkpoints on a disk they share; drop storage")
     first, students = config.first_teacher(), list(config.students().values())
     for stage in students:
         if METHODS[stage.method].trains_teachers:

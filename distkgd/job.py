@@ -63,7 +63,7 @@ class Job:
     validate: -> validation metrics (with "mrr"), or None when there is nothing to validate on.
     watch: told the stage's name, epoch and best MRR after every validation, once its checkpoint is on the way; False
         stops the stage there. All ranks must get the same answer.
-    early: a teacher that is not finished.
+    early: a teacher that is not finished. copy: told of every checkpoint on the first rank.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Job:
     engine: EngineConfig = field(default_factory=EngineConfig)
     watch: Watch | None = None
     early: Follows | None = None
+    copy: Callable[[Path], None] | None = None
     rows: dict[str, RowOptimizer] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
     writer: Writer = field(init=False)
@@ -143,6 +144,13 @@ def step_name(step: int) -> str:
     return f"step_{step:010d}"
 
 
+def best_step(path: Path) -> int:
+    """The step of the best validation that a checkpoint knows of; its own where there was none."""
+    manifest = read_meta(path)
+    best = int(manifest["meta"]["progress"]["best_step"])
+    return best if best >= 0 else int(manifest["step"])
+
+
 def write(job: Job, progress: Progress) -> None:
     """Start a checkpoint of everything the loop needs; the best step and the newest ones are kept."""
     settle(job)  # first, because publishing this one may remove the one that is registered now
@@ -167,6 +175,8 @@ def settle(job: Job) -> None:
     """Wait until the checkpoint that is being written, if any, is published, and register it."""
     path = job.writer.wait()
     if path is not None and job.ranks.first:
+        if job.copy is not None:
+            job.copy(path)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
         job.tracking.checkpoint(path, int(path.name.removeprefix("step_")), digest)
 

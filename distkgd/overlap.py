@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from distkgd.distributed.checkpoint import latest, list_steps, load_rows, load_tensors, read_meta
+from distkgd.distributed.checkpoint import latest, list_steps, load_rows, load_tensors
 from distkgd.distributed.model_files import together
 from distkgd.errors import CheckpointError
-from distkgd.job import Progress, step_name
+from distkgd.job import Progress, best_step, step_name
 from distkgd.model import Model
 from distkgd.stage_job import RESULT, Run, fresh_model, load_teacher, stage_folder, stage_seed
 from distkgd.stages import Stage, build_plan
@@ -121,13 +121,6 @@ def best_so_far(run: Run, stage: Stage) -> Model:
                 raise
             time.sleep(POLL_SECONDS)
     raise CheckpointError(f"{folder} holds no checkpoint that {stage.name}'s student could begin on.")
-
-
-def best_step(path: Path) -> int:
-    """The step of the best validation that a checkpoint knows of; its own where there was none."""
-    manifest = read_meta(path)
-    best = int(manifest["meta"]["progress"]["best_step"])
-    return best if best >= 0 else int(manifest["step"])
 
 
 def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -38,6 +38,7 @@ from distkgd.run_folder import prepare_folder
 from distkgd.scorers import SCORERS
 from distkgd.stage_job import RESULT, Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
 from distkgd.stages import Stage, build_plan, check_plan
+from distkgd.storage import bring_run, find_run, keep_stage, open_storage
 from distkgd.tracking import Status, Tracking, open_tracking
 from distkgd.train import train_stage
 
@@ -61,7 +62,9 @@ def run_plan(
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
     stages = checked_plan(config, graph, ranks.world, stages)
+    storage = find_run(config, folder, ranks, resume)
     prepare_folder(config, stages, graph, folder, ranks, resume)
+    bring_run(storage, [stage.name for stage in stages], ranks)
     source, trust = source_of(config, graph), config.trust_pickle
     for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
         display.line(line)
@@ -108,7 +111,9 @@ def open_run(
     """What stages of a plan share in one process group. All ranks call it."""
     train = shared_answers(ranks, [graph.train], graph.num_entities)
     everything = shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities)
-    return Run(config, graph, ranks, folder, tracking, display, train, everything, watch)
+    return Run(
+        config, graph, ranks, folder, tracking, display, train, everything, watch, open_storage(config, folder)
+    )
 
 
 def tags_of(config: RunConfig, world: int | str, device: str) -> dict[str, str]:
@@ -138,6 +143,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     stage, chosen = settled(run, stage)
     row = finished_row(run.config, run.graph.sha256, run.folder, stage)
     if row is not None:
+        keep_stage(run.storage, stage.name, run.ranks)
         run.display.line(f"{stage.name}: finished before, valid MRR {row['valid']['mrr']:.4f}")
         return row
     digest = stage_digest(run.config, run.graph.sha256, run.folder, stage)
@@ -155,8 +161,11 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         if run.ranks.first:
             write_atomic(folder / RESULT, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
+        keep_stage(run.storage, stage.name, run.ranks)
         status = "FINISHED"
     finally:
+        if run.storage is not None:
+            run.storage.wait()
         found = {} if status != "FINISHED" else flatten_metrics(row or {})
         tracking.finish(status, folder / "model" if status == "FINISHED" else None, found)
     scores = ", ".join(f"{split} MRR {row[split]['mrr']:.4f}" for split in run.splits)

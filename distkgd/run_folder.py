@@ -15,7 +15,7 @@ from distkgd.graph import Graph
 from distkgd.report import write_atomic
 from distkgd.stages import Stage
 
-FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow"})
+FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow", "storage"})
 
 
 def prepare_folder(

@@ -9,6 +9,7 @@ from distkgd.errors import ConfigError, DistkgdError, UnsupportedError
 from distkgd.graph import Graph
 from distkgd.imports import Given, is_foreign, open_foreign
 from distkgd.model_folder import read_shape
+from distkgd.remote import is_remote, read_remote_shape
 from distkgd.scorers import build_scorer
 from distkgd.scorers.base import check_reciprocal
 from distkgd.starts import Shape, check_start
@@ -120,11 +121,11 @@ def check_plan(config: RunConfig, stages: Sequence[Stage], graph: Graph, world: 
 
 
 def shape_of_teacher(source: str, trust_pickle: bool) -> Shape:
-    """Of a finished model: a model folder, or LIBRARY:PATH of another library."""
+    """Of a finished model: a model folder, the URI of one, or LIBRARY:PATH of another library."""
     if is_foreign(source):
         model = open_foreign(source, Given(trust_pickle=trust_pickle))
         return Shape(model.scorer, model.reciprocal)
-    return Shape(*read_shape(Path(source)))
+    return Shape(*(read_remote_shape(source) if is_remote(source) else read_shape(Path(source))))
 
 
 def shape_of(config: StageConfig) -> Shape:

@@ -102,7 +102,7 @@ def changed_over(ranks: Ranks, folder: str) -> tuple[dict[str, Any], bool]:
 def test_a_student_goes_on_with_its_teacher_as_soon_as_that_is_finished_on_any_number_of_ranks(tmp_path: Path) -> None:
     one, changed = changed_over(Ranks(), str(tmp_path / "1"))
     assert changed and one["early_steps"] * 3 == one["steps"]
-    for two, changed in run_on_ranks(2, changed_over, str(tmp_path / "2")):
+    for two, changed in run_on_ranks(2, changed_over, folder=str(tmp_path / "2")):
         assert changed and two["early_steps"] == one["early_steps"]
         assert two["valid"]["mrr"] == pytest.approx(one["valid"]["mrr"], abs=0.02)
 

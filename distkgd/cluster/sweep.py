@@ -76,6 +76,8 @@ def run_sweep(
     arms = search_arms(sweep, base, graphs.sha256) if sweep.space is not None else []
     for trial in [*trials, *(arm.trial(arm.first) for arm in arms)]:
         check_plan(trial.config, trial.plan(trial.config), graphs.get(trial.config.data), 1)
+    if base.get("storage"):
+        raise ConfigError("a sweep's trials share its folder, on a disk that all nodes see; leave storage out.")
     if (out / "sweep.yaml").exists() and not resume:
         raise ConfigError(f"{out} already holds a sweep; add --resume to go on with it, or choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,8 @@ def found_from_anywhere(base: Tree) -> Tree:
             found[key] = str(Path(found[key]).resolve())
     if isinstance(found.get("teachers"), Mapping):
         found["teachers"] = {
-            name: str(Path(one).resolve()) if isinstance(one, str) else one for name, one in found["teachers"].items()
+            name: str(Path(one).resolve()) if isinstance(one, str) and Path(one).is_dir() else one
+            for name, one in found["teachers"].items()
         }
     return found
 
