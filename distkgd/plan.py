@@ -9,9 +9,8 @@ runs/NAME/
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, find_model, save_model, sparse_bytes
 from distkgd.overlap import open_early, remarks
 from distkgd.report import write_atomic, write_report
-from distkgd.run_folder import prepare_folder
+from distkgd.run_folder import git_sha, prepare_folder
 from distkgd.scorers import SCORERS
 from distkgd.stage_job import RESULT, Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
 from distkgd.stages import Stage, build_plan, check_plan
@@ -295,14 +294,3 @@ def stage_digest(config: RunConfig, data_sha256: str, run_folder: Path, stage: S
 def flatten_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """valid and test metrics of a report row as flat names."""
     return {f"final/{split}/{k}": float(v) for split in ("valid", "test") for k, v in row.get(split, {}).items()}
-
-
-def git_sha() -> str:
-    """The commit this code is run from, or "unknown" outside a checkout."""
-    with suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).resolve().parent
-        out = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
-        )
-        return out.stdout.strip()
-    return "unknown"

@@ -1,7 +1,9 @@
 """The folder of a run: made once, and taken up again only by the same run."""
 
 import json
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,14 @@ def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:
             f"{path.parent} was made by another plan (differs in: {', '.join(changed)}); "
             "give the same config and overrides to resume it, or choose another --out."
         )
+
+
+def git_sha() -> str:
+    """The commit this code is run from, or "unknown" outside a checkout."""
+    with suppress(OSError, subprocess.SubprocessError):
+        here = Path(__file__).resolve().parent
+        out = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        )
+        return out.stdout.strip()
+    return "unknown"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from distkgd.plan import git_sha
+from distkgd.run_folder import git_sha
 
 PEERS = ("pykeen", "torchkge")
 

@@ -76,8 +76,11 @@ class Coordinator:
         slot = Slot(options.cpus, 1.0 if device == "cuda" else 0.0)
         try:
             with held(folder / "chain.lock"):
-                storage = find_run(config, folder, Ranks(), request.resume)
-                prepare_folder(config, stages, graph, folder, Ranks(), request.resume, request.launcher)
+                # A coordinator that was started again on another node has not this launch's folder, but its storage.
+                again = config.storage and import_ray().get_runtime_context().was_current_actor_reconstructed
+                resume = request.resume or bool(again)
+                storage = find_run(config, folder, Ranks(), resume)
+                prepare_folder(config, stages, graph, folder, Ranks(), resume, request.launcher)
                 bring_run(storage, [stage.name for stage in stages], Ranks())
                 source, trust = source_of(config, graph), config.trust_pickle
                 self._news += bring_teachers(stages, graph, folder, Ranks(), data=source, trust=trust)

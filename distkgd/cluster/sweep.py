@@ -31,8 +31,9 @@ from distkgd.config import parse_config
 from distkgd.display import Display
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.graph import Graph, load_graph
-from distkgd.plan import closing, git_sha
+from distkgd.plan import closing
 from distkgd.report import write_atomic
+from distkgd.run_folder import git_sha
 from distkgd.stages import check_plan
 from distkgd.tracking import Tracking, open_tracking
 

@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from distkgd.cluster.locks import BusyError, held
-from distkgd.cluster.sweep import Slots, run_sweep
-from distkgd.cluster.sweep_config import load_sweep
+from distkgd.cluster.session import ray_session
+from distkgd.cluster.sweep import ENVIRONMENT, Slots, run_sweep
+from distkgd.cluster.sweep_config import load_sweep, with_seeds
 from distkgd.cluster.sweep_search import search_arms
 from distkgd.config import parse_config
 from distkgd.display import Display
@@ -81,6 +82,25 @@ def records(out: Path, kind: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / kind).glob("*/trial.json"))]
 
 
+@pytest.fixture(scope="module")
+def two_slots() -> Iterator[None]:
+    """Ray as a sweep would start it, for all sweeps that this process runs itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with ray_session("local", num_cpus=2, quiet=True):
+            yield
+
+
+def swept(cwd: Path, file: str, *, resume: bool = False, seeds: str | None = None) -> dict[str, Any]:
+    """The report of a sweep that this process runs, in the folder out."""
+    sweep, base = load_sweep(cwd / file)
+    if seeds is not None:
+        sweep = with_seeds(sweep, seeds)
+    return run_sweep(sweep, base, cwd / "out", resume=resume, slots=Slots(), display=Display(False))
+
+
+@pytest.mark.usefixtures("two_slots")
 @pytest.mark.timeout(600)  # seconds of work each, minutes on a busy machine
 def test_a_table_trains_its_teacher_once_as_distill_would_and_a_resumed_one_only_what_is_new(
     tmp_path: Path, data: Path
@@ -88,8 +108,7 @@ def test_a_table_trains_its_teacher_once_as_distill_would_and_a_resumed_one_only
     rows = {"plain": {"paper": 0.3}, "hot": {"student.distill.temperature": 3.0}}
     track = {"mlflow": {"enabled": True, "uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     file = sweep_file(tmp_path, data, rows=rows, base=track)
-    code, said, report = ended(tmp_path, file)
-    assert code == 0, said
+    report = swept(tmp_path, file)
     assert [(row["row"], row["num_finished"]) for row in report["rows"]] == [("plain", 1), ("hot", 1), ("direct", 1)]
     assert len(records(tmp_path / "out", "teachers")) == 1
     assert {len(one["starts"]) for kind in ("teachers", "trials") for one in records(tmp_path / "out", kind)} == {1}
@@ -102,11 +121,9 @@ def test_a_table_trains_its_teacher_once_as_distill_would_and_a_resumed_one_only
     assert report["rows"][0]["test"]["mrr"]["mean"] == expected["student"]
     assert report["rows"][2]["test"]["mrr"]["mean"] == expected["direct"]
 
-    sweep, base = load_sweep(tmp_path / file)
     with pytest.raises(ConfigError, match="already holds a sweep; add --resume"):
-        run_sweep(sweep, base, tmp_path / "out", resume=False, slots=Slots(), display=Display(False))
-    code, said, report = ended(tmp_path, file, "--resume", "--seeds", "0,1")
-    assert code == 0, said
+        swept(tmp_path, file)
+    report = swept(tmp_path, file, resume=True, seeds="0,1")
     assert [row["num_finished"] for row in report["rows"]] == [2, 2, 2]
     assert "low" in report["rows"][1]["difference"]["test"]
     starts = [len(one["starts"]) for kind in ("teachers", "trials") for one in records(tmp_path / "out", kind)]
@@ -138,11 +155,11 @@ SPACE = {"student.optimizer.lr": {"loguniform": [0.001, 1.0]}, "student.distill.
 LONGER = {"student": {**PLAN["student"], "epochs": 4}}
 
 
+@pytest.mark.usefixtures("two_slots")
 @pytest.mark.timeout(600)
 def test_a_search_halves_the_trials_of_both_arms_and_reads_test_for_the_best_alone(tmp_path: Path, data: Path) -> None:
     file = sweep_file(tmp_path, data, space=SPACE, trials=3, base=LONGER, seeds=[0, 1], **HALVING)
-    code, said, report = ended(tmp_path, file)
-    assert code == 0, said
+    report = swept(tmp_path, file)
     assert Counter(one["kind"] for one in report["tried"]) == {"student": 3, "direct": 3}
     assert {one["status"] for one in report["tried"]} == {"finished", "stopped"}
     stopped = [one for one in report["tried"] if one["status"] == "stopped"]
