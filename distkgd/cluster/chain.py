@@ -72,7 +72,9 @@ class Coordinator:
         graph = load_graph(config.data)
         self._news += [f"warning: {warning}" for warning in graph.warnings]
         stages = checked_plan(config, graph, world=1)
-        device = pick(config.device, import_ray().cluster_resources())
+        device = pick(config.device, import_ray().cluster_resources(), request.grows)
+        if config.device == "auto" and device == "cpu" and request.grows:
+            self._news.append("device auto: the cluster has no GPU now, so CPUs train; device=cuda would wait for one")
         slot = Slot(options.cpus, 1.0 if device == "cuda" else 0.0)
         try:
             with held(folder / "chain.lock"):
@@ -103,9 +105,9 @@ class Coordinator:
         return report
 
 
-def pick(name: str, resources: Mapping[str, float]) -> str:
-    """`auto`, `cpu` or `cuda` as the device of all workers; ConfigError where the cluster has no GPU."""
+def pick(name: str, resources: Mapping[str, float], grows: bool = False) -> str:
+    """`auto`, `cpu` or `cuda` as the device of all workers; ConfigError where there is no GPU, nor can be."""
     has = resources.get("GPU", 0.0) >= 1
-    if name == "cuda" and not has:
-        raise ConfigError("device=cuda was asked for, but the cluster has no GPU; use device=cpu or device=auto.")
-    return "cuda" if has and name != "cpu" else "cpu"
+    if name == "cuda" and not has and not grows:
+        raise ConfigError("device=cuda was asked for, but this machine has no GPU; use device=cpu or device=auto.")
+    return "cuda" if name == "cuda" or (has and name == "auto") else "cpu"

@@ -43,8 +43,10 @@ def run_chain(
     uri = resolve_uri(config.mlflow.uri, folder) if config.mlflow.enabled else None
     if config.storage and uri is not None and uri.startswith("sqlite"):
         display.warn(f"nodes that share no disk do not share {uri} either: give mlflow.uri the address of a server")
-    request = Request(resolved(config), folder, uri, resume, uuid.uuid4().hex, options, Surroundings())
+    launcher = uuid.uuid4().hex
     with ray_session(address, num_cpus=cpus_of_this_machine(options)) as session:
+        grows = not session.local
+        request = Request(resolved(config), folder, uri, resume, launcher, options, Surroundings(), grows)
         answer = answered(session.ray, request, display)
     if answer.signal_number:
         raise Stopped(answer.signal_number, "with a checkpoint of every stage that was running")

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from distkgd.cluster.gang import Slot
 from distkgd.cluster.locks import held
 from distkgd.cluster.session import ray_session
 from distkgd.cluster.sweep_chart import check_installed
@@ -136,11 +137,12 @@ def _ray(slots: Slots, display: Display) -> Iterator[None]:
     check_installed()
     with ray_session(slots.address, quiet=True) as session:
         have = session.ray.cluster_resources()
-        for what, need in (("CPU", slots.cpus), ("GPU", slots.gpus)):
+        for what, need in (("CPU", slots.cpus), ("GPU", slots.gpus)) if session.local else ():
             if need > have.get(what, 0):
                 raise ConfigError(f"A trial is to have {need} {what}s and Ray has {have.get(what, 0):g}; ask for less.")
-        at_once = int(have["CPU"] // slots.cpus)
-        display.line(f"Ray: {have['CPU']:g} CPUs, {have.get('GPU', 0):g} GPUs, up to {at_once} trials at once")
+        at_once = Slot(slots.cpus, slots.gpus).count(session.ray.nodes())
+        cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+        display.line(f"Ray: {cpus:g} CPUs, {gpus:g} GPUs now, up to {at_once} trials at once")
         yield
 
 

@@ -47,7 +47,7 @@ class Request:
     """What the coordinator is asked for.
 
     config: the resolved run. uri: MLflow's store. launcher: tells this launch from all others, so that a coordinator
-    that was started again knows the folder as its own.
+    that was started again knows the folder as its own. grows: whether the cluster may get nodes that it does not have.
     """
 
     config: Mapping[str, Any]
@@ -57,6 +57,7 @@ class Request:
     launcher: str
     options: Options
     surroundings: Surroundings
+    grows: bool = False
 
 
 class Walk:

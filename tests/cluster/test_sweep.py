@@ -24,7 +24,7 @@ from distkgd.cluster.sweep_search import search_arms
 from distkgd.config import parse_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
+from distkgd.errors import ConfigError, DistkgdError
 from distkgd.graph import load_graph
 from distkgd.plan import run_plan
 from tests.launches import ROOT, family, finish, output_of, small_data, wait_for
@@ -273,6 +273,19 @@ def test_a_sweep_that_cannot_work_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(ConfigError, match="batch_size 100000 does not fit"):
         run_sweep(sweep, base, tmp_path / "out", resume=False, slots=Slots(), display=Display(False))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("two_slots")
+def test_a_sweep_does_not_wait_without_end_for_a_node_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distkgd.cluster import sweep_tune
+
+    monkeypatch.setattr(sweep_tune, "ROOM_SECONDS", 0.2)
+    monkeypatch.setattr(sweep_tune, "ASK_SECONDS", 0.0)
+    fits, never = sweep_tune.Room({"cpu": 2}), sweep_tune.Room({"cpu": 1, "gpu": 1000})
+    time.sleep(0.3)
+    fits.check()
+    with pytest.raises(DistkgdError, match=r"no node has had {'CPU': 1, 'GPU': 1000} for a trial.*--resume"):
+        never.check()
 
 
 def test_a_claim_keeps_others_out_until_it_is_given_up(tmp_path: Path) -> None:
