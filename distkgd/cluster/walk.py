@@ -133,7 +133,7 @@ class Walk:
         sizes = allot(len(stages), max(0, total - sum(self._taken.values())), wanted, not running)
         if self._storage is not None:
             most = self._slot.largest(self._ray.nodes())
-            sizes = [min(size, most) or 1 for size in sizes]
+            sizes = [min(size, most) if most else size for size in sizes]
         return [(stage, self._permitted(stage, size)) for stage, size in zip(stages, sizes, strict=False)]
 
     def _slots_and_wanted(self) -> tuple[int, int]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from distkgd.cluster.chain import pick
 from distkgd.cluster.gang import Slot, judged
 from distkgd.cluster.schedule import Timeline, allot, early, heights, ready, waits_for
 from distkgd.cluster.worker import Outcome, Place
 from distkgd.config import parse_config
+from distkgd.errors import ConfigError
 from distkgd.stages import Stage, build_plan
 
 STAGE: dict[str, Any] = {"dim": 8, "batch_size": 60}
@@ -76,6 +78,14 @@ def test_slots_are_counted_node_by_node_and_only_on_living_ones() -> None:
     assert Slot(2, 0).count(nodes) == 2  # two halves of a slot on two nodes are none
     assert Slot(1, 1).count(nodes) == 1
     assert Slot(1, 0).bundle == {"CPU": 1}
+    assert (Slot(1, 0).largest(nodes), Slot(1, 1).largest(nodes), Slot(1, 0).largest([])) == (3, 1, 0)
+
+
+def test_a_plan_takes_gpus_that_are_there_or_may_come() -> None:
+    assert [pick("auto", {"GPU": 2.0}), pick("auto", {}), pick("auto", {}, grows=True)] == ["cuda", "cpu", "cpu"]
+    assert [pick("cpu", {"GPU": 2.0}), pick("cuda", {"GPU": 1.0}), pick("cuda", {}, grows=True)] == ["cpu", "cuda", "cuda"]
+    with pytest.raises(ConfigError, match="device=cuda was asked for"):
+        pick("cuda", {})
 
 
 PLACES = [Place("10.0.0.1", 1, 11), Place("10.0.0.2", 2, 22)]
