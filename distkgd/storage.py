@@ -32,7 +32,7 @@ from distkgd.run_folder import refuse_other_plan
 from distkgd.stage_job import RESULT, stage_folder
 from distkgd.tracking import STATE_FILE, adopt, noted
 
-PLAN = "plan.yaml"
+PLAN, CURVES = "plan.yaml", "metrics.jsonl"
 logger = logging.getLogger(__name__)
 
 
@@ -93,7 +93,7 @@ class Storage:
             with filled(here / "model") as part:
                 download(self._fs, f"{there}/model", part)
                 check_files(part, f"{self._uri}/stages/{name}/model")
-            self._fs.get_file(f"{there}/metrics.jsonl", str(here / "metrics.jsonl"))
+            self._fs.get_file(f"{there}/{CURVES}", str(here / CURVES))
             write_atomic(here / RESULT, self._fs.cat_file(f"{there}/{RESULT}").decode())
         return True
 
@@ -105,7 +105,7 @@ class Storage:
             if self._fs.exists(f"{there}/{RESULT}"):
                 return
             upload(self._fs, here / "model", f"{there}/model", "config.json")
-            for file in ("metrics.jsonl", RESULT):
+            for file in (CURVES, RESULT):
                 self._fs.put_file(str(here / file), f"{there}/{file}")
             self.keep_ids(name)
             if self._fs.exists(f"{there}/checkpoint"):
@@ -136,6 +136,7 @@ class Storage:
                     best = best_step(here / step_name(step))
                     if best not in list_steps(here):
                         self._bring_checkpoint(name, best)
+                    self._fs.get_file(f"{self._of(name)}/{CURVES}", str(here.parent / CURVES))
                     return
                 except (CheckpointError, FileNotFoundError) as error:
                     logger.warning("a copy of a checkpoint of %s cannot be used: %s", name, error)
@@ -151,8 +152,10 @@ class Storage:
         there = f"{self._of(name)}/checkpoint"
         try:
             with reaching(f"copying {path} to {self._uri}"):
-                upload(self._fs, path, f"{there}/{path.name}", MANIFEST)
+                self._fs.makedirs(there, exist_ok=True)
+                self._fs.put_file(str(stage_folder(self._folder, name) / CURVES), f"{self._of(name)}/{CURVES}")
                 self.keep_ids(name)
+                upload(self._fs, path, f"{there}/{path.name}", MANIFEST)
                 for step in self._steps(name):
                     if step not in (best_step(path), int(path.name.removeprefix("step_"))):
                         self._fs.rm(f"{there}/{step_name(step)}", recursive=True)

@@ -1,6 +1,6 @@
 """A plan on nodes that share no disk: stages travel through `storage`. Slow."""
 
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def raylet(node: Any) -> int:
 
 
 def test_a_student_fetches_its_teachers_and_goes_on_on_another_node_when_its_own_is_gone(
-    nodes: list[Any], tmp_path: Path
+    nodes: list[Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tree = TREE | {"data": str(small_data(tmp_path / "data"))}
     place = tmp_path / "place"
@@ -67,10 +67,11 @@ def test_a_student_fetches_its_teachers_and_goes_on_on_another_node_when_its_own
     report = chain.report()
     assert attempts(report) == {"one": ["done"], "two": ["done"], "student": ["died", "done"]}
 
-    other = tmp_path / "ba"[nodes.index(killed)]
-    (log,) = other.glob("*/stages/student/metrics.jsonl")
-    steps = [json.loads(line)["step"] for line in log.read_text(encoding="utf-8").splitlines()]
-    assert min(steps) > 7  # not from the beginning
+    said, deadline = "", time.monotonic() + 20.0  # Ray passes on what workers print when it gets to it
+    while "student: resumed at step" not in said and time.monotonic() < deadline:
+        said += "".join(capfd.readouterr())
+        time.sleep(0.2)
+    assert "student: resumed at step" in said, said
     config = parse_config(tree, "test")
     whole = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "whole", resume=False, display=Display(False))
     for mine, theirs in zip(report["stages"], whole["stages"], strict=True):
