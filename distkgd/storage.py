@@ -66,7 +66,10 @@ class Storage:
         with reaching(f"writing to {self._uri}"), TemporaryDirectory() as folder:
             if self._fs.exists(there):
                 self._fs.get_file(there, str(Path(folder) / PLAN))
-                refuse_other_plan(Path(folder) / PLAN, yaml.safe_load(mine.read_text(encoding="utf-8")))
+                try:
+                    refuse_other_plan(Path(folder) / PLAN, yaml.safe_load(mine.read_text(encoding="utf-8")))
+                except ConfigError as error:
+                    raise ConfigError(str(error).replace(folder, self._uri)) from None
             else:
                 self._fs.makedirs(self._root, exist_ok=True)
                 self._fs.put_file(str(mine), there)

@@ -20,7 +20,7 @@ LOCAL = "127.0.0.1"
 CONNECT_SECONDS = 10.0  # for a connection to the address
 JOIN_SECONDS = 60.0  # for the cluster's answer
 START_SECONDS = 180.0  # for Ray on this machine: seconds, but on a busy one
-TRIES_TO_JOIN = "10"  # of about a second each
+TRIES, TRIES_TO_JOIN = "RAY_gcs_server_port_wait_time_s", "10"  # of about a second each
 STORE_BYTES = 256 << 20  # of a local session's object store: tables travel as files, not as objects
 
 
@@ -103,7 +103,8 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
 
 def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
     """The cluster at an address; ConfigError where there is none, or one that does not answer in time."""
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", TRIES_TO_JOIN)
+    given = os.environ.get(TRIES)
+    os.environ[TRIES] = given or TRIES_TO_JOIN
     try:
         reach(address)
         with at_most(JOIN_SECONDS):
@@ -114,6 +115,9 @@ def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
             "RAY_AUTH_MODE (token on both sides, or on neither) and the token, or leave the address out to start "
             "Ray on this machine"
         ) from error
+    finally:
+        if given is None:  # it also says how long a session of our own may take to start
+            del os.environ[TRIES]
 
 
 def reach(address: str) -> None:
