@@ -1,8 +1,8 @@
 """Plans on Ray beside the same plans without: equal figures, stages side by side, links that overlap.
 
-    python benchmarks/cluster.py same       # IterDE and MED on UMLS: launch/chain.py and torchrun, 2 ranks, one thread each
-    python benchmarks/cluster.py side       # M-DualDE's four teachers on 2 slots, beside one process that does all in a row
-    python benchmarks/cluster.py overlap    # IterDE's chain on UMLS with `chain.overlap`, without, and with 2 ranks a link
+    python benchmarks/cluster.py same       # IterDE and MED on UMLS: Ray and torchrun, 2 ranks, one thread each
+    python benchmarks/cluster.py side       # M-DualDE's four teachers on 2 slots, beside one process in a row
+    python benchmarks/cluster.py overlap    # IterDE on UMLS with `chain.overlap`, without, and with 2 ranks a link
 
 Each starts afresh in runs/cluster and puts its part into benchmarks/results/cluster.json, with the load of the machine
 (the mean number of runnable processes of its last minute, ours among them) before and after every launch.
@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer

@@ -407,14 +407,16 @@ def _check_overlap(config: RunConfig) -> None:
     first, students = config.first_teacher(), list(config.students().values())
     for stage in students:
         if METHODS[stage.method].trains_teachers:
-            raise ValueError(f"chain.overlap: {stage.method} trains its teacher, which must be finished; use overlap: 0")
+            raise ValueError(
+                f"chain.overlap: {stage.method} trains its teacher, which must be finished; use overlap: 0"
+            )
         if stage.start != "random":
             raise ValueError(f"chain.overlap: start {stage.start} takes rows of a finished teacher; use start: random")
     for stage in ([first] if isinstance(first, StageConfig) else []) + students[:-1]:
         if not (stage.validate_every or stage.checkpoint_every):
             raise ValueError(
-                f"chain.overlap: a student begins on a checkpoint, and the model of dim {stage.dim} has none before its "
-                "end; set validate_every or checkpoint_every"
+                f"chain.overlap: a student begins on a checkpoint, and the model of dim {stage.dim} has none "
+                "before its end; set validate_every or checkpoint_every"
             )
         if METHODS[stage.method].product is not Method.product:
             raise ValueError(f"chain.overlap: what {stage.method} makes is known when it is finished; use overlap: 0")

@@ -1,9 +1,9 @@
-"""Links of a chain that overlap: a student begins on its teacher's best rows so far, while the teacher is still trained.
+"""Links of a chain that overlap: a student begins on its teacher's best rows so far, while that is still trained.
 
 At the end of every epoch it looks for the finished teacher and goes on with that. Of its own epochs at most the share
 `chain.overlap` may pass before: then it waits for WAIT_SECONDS, and after that it steps aside, with a checkpoint, until
-the teacher is finished. A student that is started again takes what is there then: the finished teacher, or the best rows
-so far. Stages that run one after the other never meet an unfinished teacher.
+the teacher is finished. A student that is started again takes what is there then: the finished teacher, or the best
+rows so far. Stages that run one after the other never meet an unfinished teacher.
 """
 
 import time

@@ -68,7 +68,9 @@ def run_plan(
     for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
         display.line(line)
     if any(stage.overlap for stage in stages):
-        display.line("chain.overlap: every teacher is finished before its student begins; launch/chain.py overlaps them")
+        display.line(
+            "chain.overlap: every teacher is finished before its student begins; launch/chain.py overlaps them"
+        )
     track = config.mlflow
     tracking = open_tracking(
         run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
@@ -110,9 +112,7 @@ def open_run(
     """What stages of a plan share in one process group. All ranks call it."""
     train = shared_answers(ranks, [graph.train], graph.num_entities)
     everything = shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities)
-    return Run(
-        config, graph, ranks, folder, tracking, display, train, everything, watch, open_storage(config, folder)
-    )
+    return Run(config, graph, ranks, folder, tracking, display, train, everything, watch, open_storage(config, folder))
 
 
 def tags_of(config: RunConfig, world: int | str, device: str) -> dict[str, str]:

@@ -30,8 +30,8 @@ def open_uri(uri: str) -> tuple[Any, str]:
         fs, root = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
         raise ConfigError(
-            f"{uri} cannot be opened ({error}); use a kind that fsspec knows, and install what it needs for it, such as "
-            "`pip install s3fs` for s3://."
+            f"{uri} cannot be opened ({error}); use a kind that fsspec knows, and install what it needs for it, "
+            "such as `pip install s3fs` for s3://."
         ) from None
     fs.invalidate_cache()
     return fs, root.rstrip("/")
@@ -74,7 +74,9 @@ def download(fs: Any, there: str, folder: Path) -> None:
 def upload(fs: Any, folder: Path, there: str, last: str) -> None:
     """Copy the files directly in `folder`, `last` after all others: who finds that one finds all."""
     fs.makedirs(there, exist_ok=True)
-    for name in sorted((path.name for path in folder.iterdir() if path.is_file()), key=lambda name: (name == last, name)):
+    for name in sorted(
+        (path.name for path in folder.iterdir() if path.is_file()), key=lambda name: (name == last, name)
+    ):
         fs.put_file(str(folder / name), f"{there}/{name}")
 
 

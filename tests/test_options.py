@@ -320,7 +320,9 @@ def checkpoints_after(folder: Path, options: dict[str, Any]) -> list[int]:
 def stored_after(folder: Path, options: dict[str, Any]) -> list[str]:
     """What a run has left at its storage."""
     run_toy(folder, options)
-    return [name for name in fsspec.filesystem("memory").find("/options") if f"{options['storage']}/" in f"memory:/{name}"]
+    return [
+        name for name in fsspec.filesystem("memory").find("/options") if f"{options['storage']}/" in f"memory:/{name}"
+    ]
 
 
 def dtype_after(folder: Path, options: dict[str, Any]) -> str:

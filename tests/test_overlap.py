@@ -30,7 +30,9 @@ TREE: dict[str, Any] = {
     "student": STAGE | {"method": "iterde", "epochs": 6},
     "chain": {"dims": [16, 8, 4], "overlap": 0.5},
 }
-TEACHER, STUDENT = (next(s for s in build_plan(parse_config(TREE, "test")) if s.name == n) for n in ("teacher", "student_8"))
+TEACHER, STUDENT = (
+    next(s for s in build_plan(parse_config(TREE, "test")) if s.name == n) for n in ("teacher", "student_8")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,7 @@ def test_a_student_begins_on_the_best_rows_steps_aside_at_its_share_and_ends_on_
 
 
 def changed_over(ranks: Ranks, folder: str) -> tuple[dict[str, Any], bool]:
-    """A student's row, whose teacher is finished during its second epoch, and whether that is who taught it in the end."""
+    """A student's row, whose teacher is finished during its second epoch, and whether that is who taught it then."""
     run = toy_run(TREE, ranks, Path(folder))
     with pytest.raises(Stopped):
         at_epoch(run, TEACHER, 2)

@@ -66,7 +66,7 @@ def test_a_worker_killed_in_every_stage_changes_no_figure_and_repeats_nothing_fi
     for number, stage in enumerate(("teacher", "student", "direct")):
         kill(chain.at_work(stage)["pids"][number % 2])
     report = chain.report()
-    assert attempts(report) == dict.fromkeys(("teacher", "student", "direct"), ["died", "done"])
+    assert attempts(report) == {name: ["died", "done"] for name in ("teacher", "student", "direct")}
     same_figures(report, chained(tree, tmp_path / "whole", workers=2), 1e-6)
 
 

@@ -83,7 +83,11 @@ def test_slots_are_counted_node_by_node_and_only_on_living_ones() -> None:
 
 def test_a_plan_takes_gpus_that_are_there_or_may_come() -> None:
     assert [pick("auto", {"GPU": 2.0}), pick("auto", {}), pick("auto", {}, grows=True)] == ["cuda", "cpu", "cpu"]
-    assert [pick("cpu", {"GPU": 2.0}), pick("cuda", {"GPU": 1.0}), pick("cuda", {}, grows=True)] == ["cpu", "cuda", "cuda"]
+    assert [pick("cpu", {"GPU": 2.0}), pick("cuda", {"GPU": 1.0}), pick("cuda", {}, grows=True)] == [
+        "cpu",
+        "cuda",
+        "cuda",
+    ]
     with pytest.raises(ConfigError, match="device=cuda was asked for"):
         pick("cuda", {})
 

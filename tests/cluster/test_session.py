@@ -90,9 +90,9 @@ def test_what_ray_says_of_a_cluster_is_told_in_a_line(monkeypatch: pytest.Monkey
 def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     no_ray(monkeypatch, lambda *_: time.sleep(30))
     monkeypatch.setattr(session_module, "JOIN_SECONDS", 0.2)
-    with listening() as address:
-        with pytest.raises(ConfigError, match=r"\(TimeoutError: no answer within 0.2 s\)"), ray_session(address):
-            pass
+    said = r"\(TimeoutError: no answer within 0.2 s\)"
+    with listening() as address, pytest.raises(ConfigError, match=said), ray_session(address):
+        pass
     timer = signal.getitimer(signal.ITIMER_REAL)[0]
     assert timer == 0.0 or timer > 1.0  # that of whoever runs the tests goes on
 
@@ -102,7 +102,10 @@ def test_ray_that_does_not_start_is_no_traceback(monkeypatch: pytest.MonkeyPatch
         raise OSError("No space left on device: /dev/shm")
 
     no_ray(monkeypatch, full)
-    with pytest.raises(ConfigError, match=r"could not be started on this machine \(OSError: No space"), ray_session("local"):
+    with (
+        pytest.raises(ConfigError, match=r"could not be started on this machine \(OSError: No space"),
+        ray_session("local"),
+    ):
         pass
 
 

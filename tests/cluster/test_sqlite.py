@@ -36,7 +36,9 @@ def test_stages_that_write_at_once_lose_no_point_and_meet_no_lock(tmp_path: Path
     plan.start({}, {}, DATA)
     command = [sys.executable, "-c", WRITER, str(tmp_path), uri]
     processes = [
-        subprocess.Popen([*command, f"stage_{i}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            [*command, f"stage_{i}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for i in range(WRITERS)
     ]
     said = [process.communicate(timeout=240)[0] for process in processes]

@@ -1,4 +1,4 @@
-"""MLflow's pages after a chain and a sweep, as a browser shows them. Slow; needs Chromium: `apt-get install chromium`."""
+"""MLflow's pages after a chain and a sweep, as a browser shows them. Slow; needs Chromium."""
 
 import os
 import re
