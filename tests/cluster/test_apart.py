@@ -24,7 +24,7 @@ TREE: dict[str, Any] = merge(
     SMALL,
     {
         "teachers": {"one": STAGE | {"dim": 12}, "two": STAGE | {"dim": 10, "scorer": "distmult"}},
-        "student": {"method": "mulde", "epochs": 150, "validate_every": 10, "checkpoint_every": 5},
+        "student": {"method": "mulde", "epochs": 1000, "validate_every": 50, "checkpoint_every": 10},
     },
 )
 

@@ -81,7 +81,7 @@ EARLY = {"chain": {"dims": [16, 8], "overlap": 0.5}, "baseline": False}
 def test_links_overlap_where_there_is_room_and_the_report_says_for_how_long(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    long = {"epochs": 150, "validate_every": 10}
+    long = {"epochs": 500, "validate_every": 20}
     report = chained(merge(tree, EARLY | {"teacher": long, "student": {"epochs": 60}}), tmp_path / "run")
     teacher, student = (next(e for e in report["timeline"] if e["stage"] == name) for name in ("teacher", "student"))
     assert teacher["started"] < student["started"] < teacher["ended"]

@@ -1,8 +1,6 @@
 """MLflow's pages after a chain and a sweep, as a browser shows them. Slow; needs Chromium."""
 
 import os
-import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,16 +16,16 @@ from distkgd.cluster.sweep import ENVIRONMENT, Slots, run_sweep
 from distkgd.cluster.sweep_config import load_sweep
 from distkgd.config import merge
 from distkgd.display import Display
+from tests.cluster.browser import CHROMIUM, browser
 from tests.cluster.clusters import CHAIN, chained
 from tests.launches import small_data
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECONDS = 60.0
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
 ]
 
 
@@ -77,18 +75,6 @@ def site(tracked: Path) -> Iterator[str]:
         server.wait(30)
 
 
-def shown(url: str, picture: Path) -> str:
-    """The text of a page once its scripts have run; `picture` gets what a person would see."""
-    assert BROWSER is not None
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1600,1200"]
-    options += [f"--user-data-dir={picture.parent / 'profile'}", "--virtual-time-budget=30000"]
-    for action in (f"--screenshot={picture}", "--dump-dom"):
-        done = subprocess.run(
-            [BROWSER, *options, action, url], capture_output=True, text=True, timeout=3 * SECONDS, check=True
-        )
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", done.stdout))
-
-
 def runs_of(folder: Path) -> tuple[str, dict[str, Any]]:
     """(experiment, name of a run -> it)."""
     from mlflow import MlflowClient
@@ -99,17 +85,21 @@ def runs_of(folder: Path) -> tuple[str, dict[str, Any]]:
     return experiment.experiment_id, {run.info.run_name: run for run in found}
 
 
+DRAWN = "document.querySelectorAll('.js-plotly-plot .trace path, .js-plotly-plot .point').length > 0"
+OPENED = """document.querySelectorAll('button[aria-label="Expand"], [data-testid="expander"], .ag-group-contracted')
+    .forEach(one => one.click())"""
+
+
 def test_the_pages_show_parents_children_curves_and_reports(site: str, tracked: Path, tmp_path: Path) -> None:
     experiment, runs = runs_of(tracked)
     pages = Path(os.environ.get("DISTKGD_PICTURES", tmp_path))
-    listed = shown(f"{site}/#/experiments/{experiment}/runs", pages / "runs.png")
-    assert "a_chain" in listed and "a_sweep" in listed
-    for parent, child, curve in (("a_chain", "student", "valid/mrr"), ("a_sweep", "hot, seed 0", "valid_mrr")):
-        run = f"{site}/#/experiments/{experiment}/runs"
-        overview = shown(f"{run}/{runs[child].info.run_id}", pages / f"{parent}_child.png")
-        assert child in overview and parent in overview and "Finished" in overview
-        curves = shown(f"{run}/{runs[child].info.run_id}/model-metrics", pages / f"{parent}_curves.png")
-        assert curve in curves
-        report = shown(f"{run}/{runs[parent].info.run_id}/artifacts/report.md", pages / f"{parent}_report.png")
-        assert "report.md" in report and "student" in report
+    with browser(tmp_path / "profile") as there:
+        there.show(f"{site}/#/experiments/{experiment}/runs", ["a_chain", "a_sweep"], pages / "runs.png")
+        for parent, child, curve in (("a_chain", "student", "valid/mrr"), ("a_sweep", "hot, seed 0", "valid_mrr")):
+            run = f"{site}/#/experiments/{experiment}/runs"
+            above, below = (f"{run}/{runs[name].info.run_id}" for name in (parent, child))
+            there.show(above, [parent, child, "Finished"], pages / f"{parent}.png")
+            there.show(below, [child, parent, "Finished"], pages / f"{parent}_child.png")
+            there.show(f"{below}/model-metrics", [curve], pages / f"{parent}_curves.png", ready=DRAWN)
+            there.show(f"{above}/artifacts/report.md", ["report.md", "Report"], pages / f"{parent}_report.png")
     assert all(path.stat().st_size > 20_000 for path in pages.glob("*.png"))
