@@ -1,5 +1,6 @@
 """MLflow's pages after a chain and a sweep, as a browser shows them. Slow; needs Chromium."""
 
+import json
 import os
 import socket
 import subprocess
@@ -85,9 +86,13 @@ def runs_of(folder: Path) -> tuple[str, dict[str, Any]]:
     return experiment.experiment_id, {run.info.run_name: run for run in found}
 
 
-DRAWN = "document.querySelectorAll('.js-plotly-plot .trace path, .js-plotly-plot .point').length > 0"
-OPENED = """document.querySelectorAll('button[aria-label="Expand"], [data-testid="expander"], .ag-group-contracted')
-    .forEach(one => one.click())"""
+# A curve of several points, not the dot of a final figure.
+DRAWN = "[...document.querySelectorAll('path.js-line')].some(one => (one.getAttribute('d') || '').includes('L'))"
+
+
+def linked(name: str) -> str:
+    """Whether the page has a link with that text."""
+    return f"[...document.querySelectorAll('a')].some(one => one.innerText.trim() === {json.dumps(name)})"
 
 
 def test_the_pages_show_parents_children_curves_and_reports(site: str, tracked: Path, tmp_path: Path) -> None:
@@ -98,8 +103,8 @@ def test_the_pages_show_parents_children_curves_and_reports(site: str, tracked: 
         for parent, child, curve in (("a_chain", "student", "valid/mrr"), ("a_sweep", "hot, seed 0", "valid_mrr")):
             run = f"{site}/#/experiments/{experiment}/runs"
             above, below = (f"{run}/{runs[name].info.run_id}" for name in (parent, child))
-            there.show(above, [parent, child, "Finished"], pages / f"{parent}.png")
-            there.show(below, [child, parent, "Finished"], pages / f"{parent}_child.png")
+            there.show(above, [parent, "Child runs"], pages / f"{parent}.png", ready=linked(child))
+            there.show(below, [child, "Finished"], pages / f"{parent}_child.png", ready=linked(parent))
             there.show(f"{below}/model-metrics", [curve], pages / f"{parent}_curves.png", ready=DRAWN)
             there.show(f"{above}/artifacts/report.md", ["report.md", "Report"], pages / f"{parent}_report.png")
     assert all(path.stat().st_size > 20_000 for path in pages.glob("*.png"))
