@@ -81,8 +81,9 @@ class Browser:
 def browser(folder: Path) -> Iterator[Browser]:
     """A running browser whose profile is in `folder`."""
     assert CHROMIUM is not None
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1600,3200"]  # charts are drawn when they are in sight
-    options += [f"--user-data-dir={folder}", "--remote-debugging-port=0", "--no-first-run"]
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
+    options += [f"--user-data-dir={folder}", "--remote-debugging-port=0"]
+    options += ["--window-size=1600,3200"]  # charts are drawn when they are in sight
     process = subprocess.Popen([CHROMIUM, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline, told = time.monotonic() + SECONDS, folder / "DevToolsActivePort"
