@@ -112,7 +112,7 @@ def side() -> None:
         },
     )
     print(f"{at_once} teachers at once; {ray['wall_seconds']} s on Ray, {alone['wall_seconds']} s in one process")
-    assert at_once >= 2 and ray["wall_seconds"] < min(in_a_row, alone["wall_seconds"])
+    assert at_once >= 2 and max(e["ended"] for e in events) - zero < in_a_row
 
 
 @app.command()
