@@ -28,7 +28,7 @@ from pydantic import (
 
 from distkgd.config_tree import apply, merge, read_yaml, short
 from distkgd.errors import ConfigError
-from distkgd.methods import METHODS, NoSettings, check_teachers
+from distkgd.methods import METHODS, Method, NoSettings, check_teachers
 from distkgd.plan_config import AssistantConfig, ChainConfig
 from distkgd.settings import Count, Frozen, Positive, Rate, Real, Share, Weight, no_flag
 
@@ -283,7 +283,7 @@ class EngineConfig(Frozen):
 class RunConfig(Frozen):
     """A whole run; see the module's docstring.
 
-    teacher: a stage, the path of a finished model or LIBRARY:PATH of another library's, or nothing.
+    teacher: a stage, the path or URI (s3://…) of a finished model, LIBRARY:PATH of another library's, or nothing.
     teachers: name -> stage or path, in place of `teacher`
         for methods that have several; the student gets them in this order.
     chain, assistant: models between teacher and student (`distkgd.plan_config`).
@@ -293,6 +293,8 @@ class RunConfig(Frozen):
     test: off leaves the test split unread (for tuning).
     trust_pickle: a teacher `pykeen:PATH` may be a pickle, which runs what it says when it is read.
     keep: newest checkpoints kept beside the best one; with 1, a damaged one may leave none to go back to.
+    storage: URI of a place for finished stages and newest checkpoints, for machines that share no disk
+        (`distkgd.storage`); null: the run folder is on a disk that all share.
     threads: CPU threads per rank, 0: torch's default.
     """
 
@@ -313,6 +315,7 @@ class RunConfig(Frozen):
     test: bool = True
     trust_pickle: bool = False
     keep: Positive = 2
+    storage: str | None = None
     engine: EngineConfig = EngineConfig()
     mlflow: MlflowConfig = MlflowConfig()
     report: ReportConfig = ReportConfig()
@@ -352,6 +355,7 @@ class RunConfig(Frozen):
             )
         top = self.teacher.dim if isinstance(self.teacher, StageConfig) else None
         if self.chain is not None:
+            _check_overlap(self)
             start, end = self.chain.dims[0], self.chain.dims[-1]
             if end != self.student.dim:
                 raise ValueError(f"chain ends at {end} and student.dim is {self.student.dim}; leave student.dim out")
@@ -413,6 +417,30 @@ def _check_number(student: StageConfig, given: int) -> None:
     check_teachers(student.method, given)
     if not given and student.start != "random":
         raise ValueError(f"student.start {student.start} begins from a teacher's rows; give one, or use random")
+
+
+def _check_overlap(config: RunConfig) -> None:
+    """ValueError for a chain whose links cannot overlap."""
+    if config.chain is None or not config.chain.overlap:
+        return
+    if config.storage:
+        raise ValueError("chain.overlap: a student reads its teacher's checkpoints on a disk they share; drop storage")
+    first, students = config.first_teacher(), list(config.students().values())
+    for stage in students:
+        if METHODS[stage.method].trains_teachers:
+            raise ValueError(
+                f"chain.overlap: {stage.method} trains its teacher, which must be finished; use overlap: 0"
+            )
+        if stage.start != "random":
+            raise ValueError(f"chain.overlap: start {stage.start} takes rows of a finished teacher; use start: random")
+    for stage in ([first] if isinstance(first, StageConfig) else []) + students[:-1]:
+        if not (stage.validate_every or stage.checkpoint_every):
+            raise ValueError(
+                f"chain.overlap: a student begins on a checkpoint, and the model of dim {stage.dim} has none "
+                "before its end; set validate_every or checkpoint_every"
+            )
+        if METHODS[stage.method].product is not Method.product:
+            raise ValueError(f"chain.overlap: what {stage.method} makes is known when it is finished; use overlap: 0")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), data: str | None = None) -> RunConfig:

@@ -5,6 +5,7 @@
     ├── DataError         a data set: its files, its lines, its name, its checksum
     ├── ModelError        a model folder
     ├── CheckpointError   a checkpoint that is missing, damaged or from another run
+    ├── StorageError      a URI that cannot be read or written
     ├── UnsupportedError  two things that are right alone and cannot be combined
     └── DivergedError     a loss term that became NaN or Inf
 
@@ -30,6 +31,10 @@ class ModelError(DistkgdError):
 
 class CheckpointError(DistkgdError):
     """A checkpoint that is missing, damaged, or belongs to another run."""
+
+
+class StorageError(DistkgdError):
+    """A URI that cannot be read or written."""
 
 
 class UnsupportedError(DistkgdError):

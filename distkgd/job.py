@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,10 +21,19 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
 from distkgd.methods import Method
 from distkgd.scenes import Lookahead, SceneBuilder
+from distkgd.stopping import StopRequest
 from distkgd.tracking import StageTracking
 
 # (stage, epoch, best validation MRR so far) -> whether to go on.
 Watch = Callable[[str, int, float], bool]
+
+
+class Follows(Protocol):
+    """Who knows when a teacher that was not finished is."""
+
+    def follow(self, progress: "Progress", stop: StopRequest) -> bool:
+        """Before the first epoch and after each: whether to go on. All ranks call it and get the same answer."""
+        ...
 
 
 @dataclass
@@ -42,6 +51,7 @@ class Progress:
     train_seconds: float = 0.0
     joules: float | None = None  # drawn by the first rank's machine so far; None: not known
     done: bool = False
+    early_steps: int = 0  # on a teacher that was not finished (`distkgd.overlap`)
     log_sums: dict[str, float] = field(default_factory=dict)  # loss terms since the last logged row
     log_count: int = 0
 
@@ -54,6 +64,7 @@ class Job:
     validate: -> validation metrics (with "mrr"), or None when there is nothing to validate on.
     watch: told the stage's name, epoch and best MRR after every validation, once its checkpoint is on the way; False
         stops the stage there. All ranks must get the same answer.
+    early: a teacher that is not finished. copy: told of every checkpoint on the first rank.
     """
 
     name: str
@@ -69,6 +80,8 @@ class Job:
     display: Display
     engine: EngineConfig = field(default_factory=EngineConfig)
     watch: Watch | None = None
+    early: Follows | None = None
+    copy: Callable[[Path], None] | None = None
     rows: dict[str, RowOptimizer] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
     writer: Writer = field(init=False)
@@ -132,6 +145,13 @@ def step_name(step: int) -> str:
     return f"step_{step:010d}"
 
 
+def best_step(path: Path) -> int:
+    """The step of the best validation that a checkpoint knows of; its own where there was none."""
+    manifest = read_meta(path)
+    best = int(manifest["meta"]["progress"]["best_step"])
+    return best if best >= 0 else int(manifest["step"])
+
+
 def write(job: Job, progress: Progress) -> None:
     """Start a checkpoint of everything the loop needs; the best step and the newest ones are kept."""
     settle(job)  # first, because publishing this one may remove the one that is registered now
@@ -156,6 +176,8 @@ def settle(job: Job) -> None:
     """Wait until the checkpoint that is being written, if any, is published, and register it."""
     path = job.writer.wait()
     if path is not None and job.ranks.first:
+        if job.copy is not None:
+            job.copy(path)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
         job.tracking.checkpoint(path, int(path.name.removeprefix("step_")), digest)
 

@@ -32,18 +32,19 @@ from distkgd.job import Progress, Watch
 from distkgd.long_tail import in_parts
 from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, crop_bytes, find_model, save_model, sparse_bytes
+from distkgd.overlap import open_early, remarks
 from distkgd.provenance import git_sha, machine
 from distkgd.report import write_atomic, write_report
 from distkgd.report_html import write_html
 from distkgd.run_folder import prepare_folder
 from distkgd.scorers import SCORERS
 from distkgd.serving import register_run, registered_stages
-from distkgd.stage_job import Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
+from distkgd.stage_job import RESULT, Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
 from distkgd.stages import Stage, build_plan, check_plan
+from distkgd.storage import bring_run, find_run, keep_stage, open_storage
 from distkgd.tracking import Status, Tracking, open_tracking
 from distkgd.train import train_stage
 
-RESULT = "result.json"
 Row = dict[str, Any]
 REPORTS = ("report.json", "report.md", "report.html")
 
@@ -67,10 +68,16 @@ def run_plan(
     Raises ConfigError when `folder` already holds a run and resume is off.
     """
     stages = checked_plan(config, graph, ranks.world, stages, folder)
+    storage = find_run(config, folder, ranks, resume)
     prepare_folder(config, stages, graph, folder, ranks, resume)
+    bring_run(storage, [stage.name for stage in stages], ranks)
     source, trust = source_of(config, graph), config.trust_pickle
     for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
         display.line(line)
+    if any(stage.overlap for stage in stages):
+        display.line(
+            "chain.overlap: every teacher is finished before its student begins; launch/chain.py overlaps them"
+        )
     track = config.mlflow
     tracking = open_tracking(
         run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
@@ -126,7 +133,7 @@ def open_run(
     """What stages of a plan share in one process group. All ranks call it."""
     train = shared_answers(ranks, [graph.train], graph.num_entities)
     everything = shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities)
-    return Run(config, graph, ranks, folder, tracking, display, train, everything, watch)
+    return Run(config, graph, ranks, folder, tracking, display, train, everything, watch, open_storage(config, folder))
 
 
 def tags_of(config: RunConfig, world: int | str, device: str) -> dict[str, str]:
@@ -156,16 +163,20 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     stage, chosen = settled(run, stage)
     row = finished_row(run.config, run.graph.sha256, run.folder, stage)
     if row is not None:
+        keep_stage(run.storage, stage.name, run.ranks)
         run.display.line(f"{stage.name}: finished before, valid MRR {row['valid']['mrr']:.4f}")
         return row
     digest = stage_digest(run.config, run.graph.sha256, run.folder, stage)
     tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
     status: Status = "FAILED"
     try:
-        teachers = [load_teacher(run, name) for name in stage.teachers]
+        early = open_early(run, stage)
+        teachers = [early.model] if early else [load_teacher(run, name) for name in stage.teachers]
         job = build_job(run, stage, digest, tracking, teachers)
+        job.early = early
         progress = train_stage(job)
         row = finish_stage(run, stage, job.method.product, progress) | chosen
+        row |= {"early_steps": progress.early_steps} if stage.overlap else {}
         row |= job.method.report(partial(run.curve, job.method.product), run.splits)
         if "curve" in row:
             dims = next(iter(row["curve"].values()))
@@ -173,8 +184,11 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         if run.ranks.first:
             write_atomic(folder / RESULT, json.dumps({**row, "digest": digest}, indent=2) + "\n")
         run.ranks.barrier()
+        keep_stage(run.storage, stage.name, run.ranks)
         status = "FINISHED"
     finally:
+        if run.storage is not None:
+            run.storage.wait()
         found = {} if status != "FINISHED" else flatten_metrics(row or {})
         # What is registered is not stored twice.
         sent = status == "FINISHED" and stage.name not in registered_stages(run.config)
@@ -278,17 +292,25 @@ def make_report(
         "device": device,
         "machine": machine(),
         "stages": rows,
+        **({"remarks": said} if (said := remarks(rows)) else {}),
     }
 
 
 def stage_digest(config: RunConfig, data_sha256: str, run_folder: Path, stage: Stage) -> str:
-    """sha256 of what determines a stage's result: its config, seed, dtype, data, and the teachers' files."""
+    """sha256 of what determines a stage's result: its config, seed, dtype, data, and the teachers' files.
+
+    A teacher that may still be in training has no files yet: what determines its own result stands for them.
+    """
+    recipes = {one.name: one for one in build_plan(config)} if stage.overlap else {}
     teachers = {}
     for name in stage.teachers:
+        if name in recipes:
+            teachers[name] = stage_digest(config, data_sha256, run_folder, recipes[name])
+            continue
         folder = find_model(teacher_folder(run_folder, name))
         teachers[name] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     content = {
-        "stage": stage.config.model_dump(mode="json"),
+        "stage": stage.config.model_dump(mode="json") | ({"overlap": stage.overlap} if stage.overlap else {}),
         "seed": config.seed,
         "dtype": config.dtype,
         "data": data_sha256,

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from distkgd.settings import Frozen, Positive
+from distkgd.settings import Frozen, Positive, Share
 
 PerDim = dict[Positive, dict[str, Any]]
 
@@ -17,10 +17,13 @@ class ChainConfig(Frozen):
     dims: real numbers per entity, falling: the first is the teacher's, the last the student's. In their place may
         stand `from`, `to` and `ratio` (2): {from: 512, to: 32} is 512, 256, 128, 64, 32.
     per_dim: dim -> keys put over the config of the model of that dim, {64: {epochs: 3, optimizer: {lr: 0.2}}}.
+    overlap: where stages run side by side (launch/chain.py), a student may spend this share of its epochs on its
+        teacher's best rows so far, while the teacher is still in training; 0: it begins when the teacher is finished.
     """
 
     dims: list[Positive] = Field(min_length=2)
     per_dim: PerDim = Field(default_factory=dict)
+    overlap: Share = 0.0
 
     @model_validator(mode="before")
     @classmethod

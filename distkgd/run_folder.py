@@ -16,7 +16,7 @@ from distkgd.report import write_atomic
 from distkgd.stages import Stage
 
 HOLDS_A_RUN = "{folder} already holds a run; add --resume to go on with it, or choose another --out."
-FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow", "report"})
+FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow", "report", "storage"})
 
 
 def prepare_folder(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +17,8 @@ from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.graph.sampling import Balanced, Sampler
-from distkgd.imports import imported_folder, is_foreign
+from distkgd.imports import imported_folder
+from distkgd.imports.teachers import is_brought
 from distkgd.job import Job, Watch
 from distkgd.methods import METHODS, Method, Setup, build_method
 from distkgd.model import Model, new_model
@@ -27,6 +28,11 @@ from distkgd.scorers import build_scorer
 from distkgd.stages import Stage
 from distkgd.starts import begin
 from distkgd.tracking import StageTracking, Tracking
+
+if TYPE_CHECKING:
+    from distkgd.storage import Storage  # which knows where stages are kept
+
+RESULT = "result.json"  # of a finished stage
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Run:
     train_answers: KnownAnswers
     all_answers: KnownAnswers
     watch: Watch | None = None
+    storage: "Storage | None" = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,6 +117,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         display=run.display,
         engine=run.config.engine,
         watch=run.watch,
+        copy=partial(run.storage.copy_checkpoint, stage.name) if run.storage else None,
     )
 
 
@@ -166,8 +174,8 @@ def stage_folder(run_folder: Path, name: str) -> Path:
 
 
 def teacher_folder(run_folder: Path, name: str) -> Path:
-    """The folder of a teacher: a finished stage of this plan, a path, or what was imported of another library."""
-    if is_foreign(name):
+    """The folder of a teacher: a finished stage of this plan, a path, or what was brought from elsewhere."""
+    if is_brought(name):
         return imported_folder(run_folder, name)
     own = stage_folder(run_folder, name)
     return own if (own / "model").is_dir() else Path(name)

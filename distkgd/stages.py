@@ -9,6 +9,7 @@ from distkgd.errors import ConfigError, DistkgdError, UnsupportedError
 from distkgd.graph import Graph
 from distkgd.imports import Given, imported_folder, is_foreign, open_foreign
 from distkgd.model_folder import read_shape
+from distkgd.remote import is_remote, read_remote_shape
 from distkgd.scorers import build_scorer
 from distkgd.scorers.base import check_reciprocal
 from distkgd.starts import Shape, check_start
@@ -31,12 +32,14 @@ class Stage:
     """One training run of a plan. teachers: names of earlier stages, or paths of finished models.
 
     choice: settles `config` once the stages that it names are finished; None where there is nothing to settle.
+    overlap: the share of its epochs that may pass while its one teacher is still in training (`distkgd.overlap`).
     """
 
     name: str
     config: StageConfig
     teachers: tuple[str, ...]
     choice: Choice | None = None
+    overlap: float = 0.0
 
     @property
     def configs(self) -> list[StageConfig]:
@@ -72,7 +75,8 @@ def taught_stages(config: RunConfig, teachers: tuple[str, ...]) -> list[Stage]:
         stages: list[Stage] = []
         for dim, size in sizes.items():
             last = dim == config.chain.dims[-1]
-            stages.append(Stage("student" if last else f"student_{dim}", size, teachers))
+            name = "student" if last else f"student_{dim}"
+            stages.append(Stage(name, size, teachers, overlap=config.chain.overlap))
             teachers = (stages[-1].name,)
         return stages
     student = Stage("student", config.student, teachers)
@@ -122,14 +126,13 @@ def check_plan(
 
 
 def shape_of_teacher(source: str, trust_pickle: bool, folder: Path | None = None) -> Shape:
-    """Of a finished model: a model folder, or LIBRARY:PATH of another library, perhaps in the run's `folder` by now."""
+    """Of a finished model: a model folder, its URI, or LIBRARY:PATH; those perhaps in the run's `folder` by now."""
+    if folder is not None and (brought := imported_folder(folder, source) / "model").is_dir():
+        return Shape(*read_shape(brought))
     if is_foreign(source):
-        brought = None if folder is None else imported_folder(folder, source) / "model"
-        if brought is not None and brought.is_dir():
-            return Shape(*read_shape(brought))
         model = open_foreign(source, Given(trust_pickle=trust_pickle))
         return Shape(model.scorer, model.reciprocal)
-    return Shape(*read_shape(Path(source)))
+    return Shape(*(read_remote_shape(source) if is_remote(source) else read_shape(Path(source))))
 
 
 def shape_of(config: StageConfig) -> Shape:

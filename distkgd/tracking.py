@@ -593,6 +593,22 @@ def resolve_uri(uri: str | None, run_folder: Path) -> str:
     return f"{head}:///{file}" + (f"?{options}" if options else "")
 
 
+def noted(run_folder: Path, stage: str) -> dict[str, Any]:
+    """What a run folder knows of a stage's run; empty where there is none."""
+    found: dict[str, Any] = _read_state(run_folder).get("stages", {}).get(stage, {})
+    return found
+
+
+def adopt(run_folder: Path, run: Mapping[str, Any], stage: str, values: Mapping[str, Any]) -> None:
+    """Take over what another machine has `noted` of a plan's run and a stage's, where this folder has nothing."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with _locked(run_folder):
+        state = _read_state(run_folder) or {**run, "stages": {}}
+        if values and not state["stages"].get(stage):
+            state["stages"][stage] = dict(values)
+        write_atomic(run_folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
+
+
 def _sqlite_file(uri: str) -> Path | None:
     """The absolute path of the database file of an SQLite URI; None for other stores."""
     if urlparse(uri).scheme.split("+")[0] != "sqlite":

@@ -21,8 +21,8 @@ def train_stage(job: Job) -> Progress:
     """Train until the epochs are over, validation stops rising, or the method has finished; leaves the best rows in the
     student. Resumes from the newest checkpoint in the stage's folder if there is one.
 
-    Raises Stopped after a signal or when `job.watch` has seen enough (the checkpoint is written), DivergedError on a
-    NaN or Inf loss.
+    Raises Stopped (the checkpoint is written) after a signal, when `job.watch` has seen enough, or where `job.early`
+    steps aside for an unfinished teacher; DivergedError on a NaN or Inf loss.
     """
     progress, unwanted = restore(job), False
     per_epoch = job.scenes.sampler.steps_per_epoch
@@ -34,7 +34,9 @@ def train_stage(job: Job) -> Progress:
         job.display.bar(job.name, last_epoch(job) * per_epoch) as bar,
         job.writer,
     ):
-        while progress.epoch < last_epoch(job) and not progress.done:
+        if job.early is not None:
+            unwanted = not job.early.follow(progress, stop)
+        while progress.epoch < last_epoch(job) and not progress.done and not unwanted:
             started = time.monotonic()
             terms, stopping = train_step(job, progress, stop.signal_number)
             progress.step += 1
@@ -47,7 +49,9 @@ def train_stage(job: Job) -> Progress:
                 validated = end_epoch(job, progress, log, begun)
                 if validated and job.watch is not None:
                     unwanted = not job.watch(job.name, progress.epoch, progress.best_mrr)
-                    stopping = stopping or unwanted
+                if job.early is not None:
+                    unwanted = not job.early.follow(progress, stop) or unwanted
+                stopping = stopping or unwanted
             if stopping:
                 break
         job.lookahead.drop()

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from distkgd.cluster.chain import Options
 from distkgd.cluster.driver import run_chain
+from distkgd.cluster.walk import Options
 from distkgd.config import load_config
 from distkgd.errors import DistkgdError, Stopped
 from distkgd.launching import refuse, split_arguments, terminal

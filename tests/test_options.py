@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 from unittest import mock
 
+import fsspec
 import pytest
 import torch
 from pydantic import BaseModel
@@ -316,6 +317,14 @@ def checkpoints_after(folder: Path, options: dict[str, Any]) -> list[int]:
     return list_steps(folder / "stages/student/checkpoint")
 
 
+def stored_after(folder: Path, options: dict[str, Any]) -> list[str]:
+    """What a run has left at its storage."""
+    run_toy(folder, options)
+    return [
+        name for name in fsspec.filesystem("memory").find("/options") if f"{options['storage']}/" in f"memory:/{name}"
+    ]
+
+
 def dtype_after(folder: Path, options: dict[str, Any]) -> str:
     run_toy(folder, options)
     config = json.loads((folder / "stages/student/model/config.json").read_text(encoding="utf-8"))
@@ -456,7 +465,7 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "chain": (
         [None, {"dims": [12, 8, 6]}, {"dims": [12, 8, 6], "per_dim": {8: {"epochs": 3}}}, {"dims": [12, 10, 6]}],
         plan_after,
-    ),
+    ),  # chain.overlap: tests/test_overlap.py
     "assistant": ([None, 8, {"dims": [8], "per_dim": {8: {"epochs": 3}}}, {"dims": [10, 8]}], plan_after),
     "student": ([{"dim": 6}, {"dim": 8}], stages_after),
     "baseline": ([False, True, {"dim": 6}], stages_after),
@@ -465,6 +474,7 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "test": ([False, True], splits_after),
     "trust_pickle": ([False, True], refused_pickle_after),
     "keep": ([1, 2, 3], checkpoints_after),
+    "storage": ([None, "memory://options/a", "memory://options/b"], stored_after),
     "engine.name": (["ddp", "deepspeed"], engines_of),
     "engine.zero": ([0, 1, 2, 3], engines_of),
     "mlflow.enabled": ([False, True], tracking_of),

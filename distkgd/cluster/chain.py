@@ -3,67 +3,25 @@
 The run folder holds all that is known: whoever dies, the next one reads there what is finished and where to go on.
 """
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
-from distkgd.cluster.gang import Gang, Slot, dissolve
+from distkgd.cluster.gang import Slot, dissolve
 from distkgd.cluster.locks import BusyError, held
-from distkgd.cluster.schedule import Timeline, allot, ready
 from distkgd.cluster.session import import_ray
-from distkgd.cluster.worker import Place, Surroundings, Work
-from distkgd.config import RunConfig, parse_config, resolved
+from distkgd.cluster.walk import Request, Walk
+from distkgd.config import parse_config, resolved
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
-from distkgd.graph import Graph, load_graph
+from distkgd.graph import load_graph
 from distkgd.imports.teachers import bring_teachers
-from distkgd.plan import REPORTS, checked_plan, closing, finished_row, make_report, source_of, tags_of, write_reports
+from distkgd.plan import REPORTS, checked_plan, closing, make_report, source_of, tags_of, write_reports
 from distkgd.run_folder import prepare_folder
 from distkgd.serving import register_run
-from distkgd.stages import Stage, check_stage
+from distkgd.storage import bring_run, find_run
 from distkgd.tracking import open_tracking
-
-POLL_SECONDS = 0.2
-
-
-class StageError(DistkgdError):
-    """A stage that could not be finished, and why."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a plan is spread over a cluster.
-
-    workers: of each stage, 0: what is free, shared by the stages that can run. cpus: of each worker.
-    retries: how often a stage, and the coordinator, is started again after a death.
-    wait_seconds: for room for all workers of a stage, before it goes on with fewer.
-    """
-
-    workers: int = 0
-    cpus: int = 1
-    retries: int = 3
-    wait_seconds: float = 60.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the coordinator is asked for.
-
-    config: the resolved run. uri: MLflow's store. launcher: tells this launch from all others, so that a coordinator
-    that was started again knows the folder as its own.
-    """
-
-    config: Mapping[str, Any]
-    folder: Path
-    uri: str | None
-    resume: bool
-    launcher: str
-    options: Options
-    surroundings: Surroundings
 
 
 @dataclass(frozen=True)
@@ -114,11 +72,18 @@ class Coordinator:
         graph = load_graph(config.data)
         self._news += [f"warning: {warning}" for warning in graph.warnings]
         stages = checked_plan(config, graph, world=1, folder=folder)
-        device = pick(config.device, import_ray().cluster_resources())
+        device = pick(config.device, import_ray().cluster_resources(), request.grows)
+        if config.device == "auto" and device == "cpu" and request.grows:
+            self._news.append("device auto: the cluster has no GPU now, so CPUs train; device=cuda would wait for one")
         slot = Slot(options.cpus, 1.0 if device == "cuda" else 0.0)
         try:
             with held(folder / "chain.lock"):
-                prepare_folder(config, stages, graph, folder, Ranks(), request.resume, request.launcher)
+                # A coordinator that was started again on another node has not this launch's folder, but its storage.
+                again = config.storage and import_ray().get_runtime_context().was_current_actor_reconstructed
+                resume = request.resume or bool(again)
+                storage = find_run(config, folder, Ranks(), resume)
+                prepare_folder(config, stages, graph, folder, Ranks(), resume, request.launcher)
+                bring_run(storage, [stage.name for stage in stages], Ranks())
                 source, trust = source_of(config, graph), config.trust_pickle
                 self._news += bring_teachers(stages, graph, folder, Ranks(), data=source, trust=trust)
                 tracking = open_tracking(
@@ -126,11 +91,14 @@ class Coordinator:
                 )
                 tags = tags_of(config, options.workers or "shared", device) | {"launcher": "ray"}
                 tracking.start(resolved(config), tags, graph.summary())
+                if storage is not None:
+                    storage.keep_ids()
                 with closing(tracking, folder, REPORTS):
                     walk = Walk(request, config, graph, stages, device, slot, self._stop, self._news.append)
                     rows = walk.run(lambda: self._signal_number)
                     report = make_report(config, graph, rows, walk.timeline.worlds(), device)
-                    report |= {"timeline": walk.timeline.events, "remarks": [walk.timeline.sentence()]}
+                    said = [*report.get("remarks", []), walk.timeline.sentence()]
+                    report |= {"timeline": walk.timeline.events, "remarks": said}
                     write_reports(config, graph, folder, report)
                     register_run(config, folder, tracking, self._news.append)
         except BusyError as error:
@@ -138,143 +106,9 @@ class Coordinator:
         return report
 
 
-class Walk:
-    """The stages of a plan on their way. Every running stage has a thread, which waits for its gang.
-
-    slot: what one worker takes. stop: set when all are to end. say: takes lines for the user.
-    """
-
-    def __init__(
-        self,
-        request: Request,
-        config: RunConfig,
-        graph: Graph,
-        stages: list[Stage],
-        device: str,
-        slot: Slot,
-        stop: Event,
-        say: Callable[[str], None],
-    ) -> None:
-        self._request = request
-        self._config = config
-        self._graph = graph
-        self._stages = stages
-        self._device = device
-        self._slot = slot
-        self._stop = stop
-        self._say = say
-        self._ray = import_ray()
-        self._lock = Lock()
-        self._taken: dict[str, int] = {}  # workers of the stages that are running
-        self._too_small = -1  # the cluster's slots when there was no room for a whole gang
-        self.timeline = Timeline(request.folder)
-
-    def run(self, signal_number: Callable[[], int]) -> list[dict[str, Any]]:
-        """The rows of all stages, in the order of the plan. signal_number: -> what asked to stop."""
-        rows: dict[str, dict[str, Any]] = {}
-        running: dict[Future[dict[str, Any]], str] = {}
-        with ThreadPoolExecutor(len(self._stages)) as threads:
-            try:
-                while len(rows) < len(self._stages):
-                    if self._stop.is_set():
-                        raise Stopped(signal_number(), "between two stages")
-                    for stage, size in self._next(rows, list(running.values())):
-                        row = finished_row(self._config, self._graph.sha256, self._request.folder, stage)
-                        if row is not None:
-                            self._say(f"{stage.name}: finished before, valid MRR {row['valid']['mrr']:.4f}")
-                            rows[stage.name] = row
-                            continue
-                        self._taken[stage.name] = size
-                        running[threads.submit(self._train, stage, size, signal_number)] = stage.name
-                    for future in wait(running, POLL_SECONDS, FIRST_COMPLETED)[0]:
-                        name = running.pop(future)
-                        del self._taken[name]
-                        rows[name] = future.result()
-            except BaseException:
-                self._stop.set()  # the others write a checkpoint and end
-                raise
-        return [rows[stage.name] for stage in self._stages]
-
-    def _next(self, rows: Mapping[str, Any], running: list[str]) -> list[tuple[Stage, int]]:
-        """Stages that begin now, and on how many workers."""
-        stages = ready(self._stages, rows, [*rows, *running])
-        total, wanted = self._slots_and_wanted()
-        sizes = allot(len(stages), max(0, total - sum(self._taken.values())), wanted, not running)
-        return [(stage, self._permitted(stage, size)) for stage, size in zip(stages, sizes, strict=False)]
-
-    def _slots_and_wanted(self) -> tuple[int, int]:
-        """Workers that all living nodes could hold, and what each stage is to have (0: a share).
-
-        A cluster that was too small is not waited for again until it has changed.
-        """
-        total, wanted = self._slot.count(self._ray.nodes()), self._request.options.workers
-        return total, (max(1, min(wanted, total)) if total == self._too_small and wanted else wanted)
-
-    def _permitted(self, stage: Stage, size: int) -> int:
-        """The largest number of ranks up to `size` that a stage can be cut for; its error where there is none."""
-        error: DistkgdError | None = None
-        for world in range(size, 0, -1):
-            try:
-                check_stage(stage, self._graph, world)
-            except DistkgdError as wrong:
-                error = error or wrong
-            else:
-                return world
-        raise error or AssertionError(f"{stage.name} on {size} workers")
-
-    def _train(self, stage: Stage, size: int, signal_number: Callable[[], int]) -> dict[str, Any]:
-        """A stage's row, after as many attempts as it takes; StageError after too many."""
-        options, request = self._request.options, self._request
-        threads = self._config.threads or max(1, options.cpus)
-        folder, sha256 = request.folder, self._graph.sha256
-        work = Work(request.config, stage.name, folder, request.uri, sha256, self._device, threads)
-        gang = Gang(self._ray, request.launcher, self._slot, request.surroundings, partial(self._permitted, stage))
-        for attempt in range(options.retries + 1):
-            events: list[dict[str, Any]] = []
-            outcome = gang.run(
-                work, size, options.wait_seconds, self._stop, partial(self._begun, stage.name, size, events)
-            )
-            for event in events:
-                self.timeline.end(event, "done" if outcome.kind == "done" else f"{outcome.kind}: {outcome.text}")
-            if outcome.kind == "done" and outcome.row is not None:
-                return dict(outcome.row)
-            if self._stop.is_set():
-                raise Stopped(signal_number(), f"in stage {stage.name}")
-            if outcome.kind == "refused":
-                raise StageError(f"stage {stage.name}: {outcome.text}")
-            left = options.retries - attempt
-            if left:
-                self._say(f"{stage.name}: {outcome.text}; it goes on from its last checkpoint (attempts left: {left})")
-            size = self._again(stage, size)
-        raise StageError(
-            f"stage {stage.name} ended {options.retries + 1} times, at last so: {outcome.text} Its last checkpoint is "
-            "kept: cure the cause and use --resume, or allow more with --retries."
-        )
-
-    def _begun(
-        self, name: str, size: int, events: list[dict[str, Any]], places: list[Place], granted_at: float
-    ) -> None:
-        hosts = [place.host for place in places]
-        events.append(self.timeline.begin(name, hosts, [place.pid for place in places], granted_at))
-        with self._lock:
-            self._taken[name] = len(places)
-            if len(places) < size:
-                self._too_small = self._slot.count(self._ray.nodes())
-        fewer = f" in place of {size}: there is no room for more" if len(places) < size else ""
-        self._say(f"{name}: {len(places)} worker{'s' * (len(places) > 1)} on {', '.join(dict.fromkeys(hosts))}{fewer}")
-
-    def _again(self, stage: Stage, size: int) -> int:
-        """The number of workers of the next attempt."""
-        with self._lock:
-            total, wanted = self._slots_and_wanted()
-            left = total - sum(self._taken.values()) + self._taken[stage.name]
-            self._taken[stage.name] = self._permitted(stage, wanted or max(1, min(size, left)))
-            return self._taken[stage.name]
-
-
-def pick(name: str, resources: Mapping[str, float]) -> str:
-    """`auto`, `cpu` or `cuda` as the device of all workers; ConfigError where the cluster has no GPU."""
+def pick(name: str, resources: Mapping[str, float], grows: bool = False) -> str:
+    """`auto`, `cpu` or `cuda` as the device of all workers; ConfigError where there is no GPU, nor can be."""
     has = resources.get("GPU", 0.0) >= 1
-    if name == "cuda" and not has:
-        raise ConfigError("device=cuda was asked for, but the cluster has no GPU; use device=cpu or device=auto.")
-    return "cuda" if has and name != "cpu" else "cpu"
+    if name == "cuda" and not has and not grows:
+        raise ConfigError("device=cuda was asked for, but this machine has no GPU; use device=cpu or device=auto.")
+    return "cuda" if name == "cuda" or (has and name == "auto") else "cpu"

@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distkgd.cluster.chain import Answer, Coordinator, Options, Request
+from distkgd.cluster.chain import Answer, Coordinator
 from distkgd.cluster.gang import told
 from distkgd.cluster.session import ray_session
+from distkgd.cluster.walk import Options, Request
 from distkgd.cluster.worker import Surroundings
 from distkgd.config import RunConfig, resolved
 from distkgd.display import Display
@@ -40,8 +41,12 @@ def run_chain(
         )
     folder = folder.resolve()
     uri = resolve_uri(config.mlflow.uri, folder) if config.mlflow.enabled else None
-    request = Request(resolved(config), folder, uri, resume, uuid.uuid4().hex, options, Surroundings())
+    if config.storage and uri is not None and uri.startswith("sqlite"):
+        display.warn(f"nodes that share no disk do not share {uri} either: give mlflow.uri the address of a server")
+    launcher = uuid.uuid4().hex
     with ray_session(address, num_cpus=cpus_of_this_machine(options)) as session:
+        grows = not session.local
+        request = Request(resolved(config), folder, uri, resume, launcher, options, Surroundings(), grows)
         answer = answered(session.ray, request, display)
     if answer.signal_number:
         raise Stopped(answer.signal_number, "with a checkpoint of every stage that was running")

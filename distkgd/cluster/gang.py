@@ -37,23 +37,34 @@ class Slot:
 
     def count(self, nodes: Sequence[Mapping[str, Any]]) -> int:
         """How many of them all living nodes have, free or not. nodes: what ray.nodes() returns."""
-        found = 0
-        for node in nodes:
-            if node["Alive"]:
-                found += int(min(node["Resources"].get(kind, 0.0) // amount for kind, amount in self.bundle.items()))
-        return found
+        return sum(self._of_each(nodes))
+
+    def largest(self, nodes: Sequence[Mapping[str, Any]]) -> int:
+        """How many of them the largest living node has."""
+        return max(self._of_each(nodes), default=0)
+
+    def _of_each(self, nodes: Sequence[Mapping[str, Any]]) -> list[int]:
+        living = [node["Resources"] for node in nodes if node["Alive"]]
+        return [int(min(has.get(kind, 0.0) // amount for kind, amount in self.bundle.items())) for has in living]
 
 
 class Gang:
     """Runs one attempt at a stage.
 
     launcher: begins the names of its placement groups. permitted: n -> the largest number of workers up to n that the
-    stage allows.
+    stage allows. one_node: whether all workers must be on one, whose disk they share.
     """
 
     def __init__(
-        self, ray: Any, launcher: str, slot: Slot, surroundings: Surroundings, permitted: Callable[[int], int]
+        self,
+        ray: Any,
+        launcher: str,
+        slot: Slot,
+        surroundings: Surroundings,
+        permitted: Callable[[int], int],
+        one_node: bool = False,
     ) -> None:
+        self._strategy = "STRICT_PACK" if one_node else "PACK"
         self._ray = ray
         self._launcher = launcher
         self._slot = slot
@@ -102,7 +113,7 @@ class Gang:
             sizes.append(self._permitted(max(1, left)))
         for number, world in enumerate(sizes):
             name = f"{self._launcher}.{stage}.{uuid.uuid4().hex}"
-            group = self._ray.util.placement_group([self._slot.bundle] * world, strategy="PACK", name=name)
+            group = self._ray.util.placement_group([self._slot.bundle] * world, strategy=self._strategy, name=name)
             last = number == len(sizes) - 1
             deadline = time.monotonic() + (seconds if number == 0 or last else min(seconds, RETRY_SECONDS))
             while not (ready := group.wait(POLL_SECONDS)) and time.monotonic() < deadline and not stop.is_set():

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -11,6 +11,7 @@ from distkgd.report import write_atomic
 from distkgd.stages import Stage
 
 TIMELINE = "timeline.json"
+ASIDE = "aside"  # begins the outcome of a student that waits for an unfinished teacher
 
 
 def waits_for(stage: Stage, stages: Sequence[Stage]) -> set[str]:
@@ -34,6 +35,22 @@ def ready(stages: Sequence[Stage], finished: Collection[str], begun: Collection[
     return sorted(free, key=lambda stage: -height[stage.name])
 
 
+def early(
+    stages: Sequence[Stage], finished: Collection[str], running: Collection[str], has_rows: Callable[[str], bool]
+) -> list[Stage]:
+    """The stages that may begin before their teacher is finished: it is at work, all it needs is finished, and it has
+    rows that its student could begin on. has_rows: name of a stage -> whether it has."""
+    by_name, found = {stage.name: stage for stage in stages}, []
+    for stage in stages:
+        missing = waits_for(stage, stages) - set(finished)
+        if not stage.overlap or stage.name in (*finished, *running) or len(missing) != 1 or not missing <= set(running):
+            continue
+        teacher = by_name[missing.pop()]
+        if waits_for(teacher, stages) <= set(finished) and has_rows(teacher.name):
+            found.append(stage)
+    return found
+
+
 def allot(num_ready: int, free: int, wanted: int, idle: bool) -> list[int]:
     """How many workers the first of the ready stages get; stages beyond the list wait.
 
@@ -55,7 +72,7 @@ class Timeline:
     """Attempts at stages: when, where, on how many workers, and how they ended. Kept in the run folder.
 
     An event has stage, attempt (1, 2, …), world, nodes (each worker's host), pids, started and ended (Unix seconds),
-    and outcome: None while it lasts, "done", or why it ended otherwise.
+    and outcome: None while it lasts, "done", "aside" or why it ended otherwise.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,5 +130,6 @@ def spell(event: Mapping[str, Any], zero: float) -> str:
     """An attempt in a few words."""
     ended = event["ended"] or event["started"]
     workers = f"{event['world']} worker" + ("s" if event["world"] > 1 else "")
-    failed = "" if event["outcome"] == "done" else ", broken off"
+    outcome = event["outcome"] or ""
+    failed = "" if outcome == "done" else ", stepped aside" if outcome.startswith(ASIDE) else ", broken off"
     return f"{event['stage']} {event['started'] - zero:.1f}–{ended - zero:.1f} s on {workers}{failed}"

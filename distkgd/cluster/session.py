@@ -3,6 +3,10 @@
 
 import os
 import secrets
+import signal
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +17,10 @@ from typing import Any
 from distkgd.errors import ConfigError
 
 LOCAL = "127.0.0.1"
+CONNECT_SECONDS = 10.0  # for a connection to the address
+JOIN_SECONDS = 60.0  # for the cluster's answer
+START_SECONDS = 180.0  # for Ray on this machine: seconds, but on a busy one
+TRIES, TRIES_TO_JOIN = "RAY_gcs_server_port_wait_time_s", "10"  # of about a second each
 STORE_BYTES = 256 << 20  # of a local session's object store: tables travel as files, not as objects
 
 
@@ -59,24 +67,11 @@ def ray_session(
         return
     told: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"} if quiet else {}
     if address == "local":
-        ray.init(
-            "local",
-            num_cpus=num_cpus or len(os.sched_getaffinity(0)),
-            num_gpus=num_gpus,
-            include_dashboard=dashboard,
-            dashboard_host=LOCAL,
-            object_store_memory=STORE_BYTES,
-            **told,
-        )
+        told |= {"num_cpus": num_cpus or len(os.sched_getaffinity(0)), "num_gpus": num_gpus}
+        told |= {"include_dashboard": dashboard, "dashboard_host": LOCAL, "object_store_memory": STORE_BYTES}
+        _start(ray, told)
     else:
-        try:
-            ray.init(address, **told)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"no Ray cluster can be joined at {address!r} ({_first_line(error)}); look at the address, at "
-                "RAY_AUTH_MODE (token on both sides, or on neither) and the token, or leave the address out to start "
-                "Ray on this machine"
-            ) from error
+        _join(ray, address, told)
     try:
         yield Session(ray, local=address == "local")
     finally:
@@ -92,6 +87,63 @@ def need_token() -> None:
     given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if not given and not (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    """Ray on this machine; ConfigError where it does not come up."""
+    try:
+        with at_most(START_SECONDS):
+            ray.init("local", **options)
+    except Exception as error:  # whatever it is, Ray is not there
+        raise ConfigError(
+            f"Ray could not be started on this machine ({_first_line(error)}); look at its logs below /tmp/ray, at the "
+            "room in /tmp and /dev/shm, and at processes of an earlier session, or join a cluster with --address"
+        ) from error
+
+
+def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """The cluster at an address; ConfigError where there is none, or one that does not answer in time."""
+    given = os.environ.get(TRIES)
+    os.environ[TRIES] = given or TRIES_TO_JOIN
+    try:
+        reach(address)
+        with at_most(JOIN_SECONDS):
+            ray.init(address, **options)
+    except Exception as error:  # whatever it is, there is no cluster to work on
+        raise ConfigError(
+            f"no Ray cluster can be joined at {address!r} ({_first_line(error)}); look at the address, at "
+            "RAY_AUTH_MODE (token on both sides, or on neither) and the token, or leave the address out to start "
+            "Ray on this machine"
+        ) from error
+    finally:
+        if given is None:  # it also says how long a session of our own may take to start
+            del os.environ[TRIES]
+
+
+def reach(address: str) -> None:
+    """OSError unless somebody listens at HOST:PORT within seconds; Ray itself would try for minutes, in silence."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if host and port.isdigit():  # else it is "auto", or something that Ray will refuse
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """TimeoutError in a block that takes longer; only the main thread can be interrupted so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(_number: int, _frame: object) -> None:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    began, handler = time.monotonic(), signal.signal(signal.SIGALRM, late)
+    left, every = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001) if left else 0.0, every)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def _first_line(error: Exception) -> str:

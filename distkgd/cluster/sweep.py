@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from distkgd.cluster.gang import Slot
 from distkgd.cluster.locks import held
 from distkgd.cluster.session import ray_session
 from distkgd.cluster.sweep_chart import check_installed
@@ -77,6 +78,8 @@ def run_sweep(
     arms = search_arms(sweep, base, graphs.sha256) if sweep.space is not None else []
     for trial in [*trials, *(arm.trial(arm.first) for arm in arms)]:
         check_plan(trial.config, trial.plan(trial.config), graphs.get(trial.config.data), 1)
+    if base.get("storage"):
+        raise ConfigError("a sweep's trials share its folder, on a disk that all nodes see; leave storage out.")
     if (out / "sweep.yaml").exists() and not resume:
         raise ConfigError(f"{out} already holds a sweep; add --resume to go on with it, or choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,8 @@ def found_from_anywhere(base: Tree) -> Tree:
             found[key] = str(Path(found[key]).resolve())
     if isinstance(found.get("teachers"), Mapping):
         found["teachers"] = {
-            name: str(Path(one).resolve()) if isinstance(one, str) else one for name, one in found["teachers"].items()
+            name: str(Path(one).resolve()) if isinstance(one, str) and Path(one).is_dir() else one
+            for name, one in found["teachers"].items()
         }
     return found
 
@@ -133,11 +137,12 @@ def _ray(slots: Slots, display: Display) -> Iterator[None]:
     check_installed()
     with ray_session(slots.address, quiet=True) as session:
         have = session.ray.cluster_resources()
-        for what, need in (("CPU", slots.cpus), ("GPU", slots.gpus)):
+        for what, need in (("CPU", slots.cpus), ("GPU", slots.gpus)) if session.local else ():
             if need > have.get(what, 0):
                 raise ConfigError(f"A trial is to have {need} {what}s and Ray has {have.get(what, 0):g}; ask for less.")
-        at_once = int(have["CPU"] // slots.cpus)
-        display.line(f"Ray: {have['CPU']:g} CPUs, {have.get('GPU', 0):g} GPUs, up to {at_once} trials at once")
+        at_once = Slot(slots.cpus, slots.gpus).count(session.ray.nodes())
+        cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+        display.line(f"Ray: {cpus:g} CPUs, {gpus:g} GPUs now, up to {at_once} trials at once")
         yield
 
 

@@ -5,8 +5,10 @@ Tune's pickles: its trials report what they have reported before, and go on from
 """
 
 import logging
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +19,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from distkgd.cluster.gang import Slot
 from distkgd.cluster.sweep_config import AshaConfig, Domain
 from distkgd.cluster.sweep_search import Arm
 from distkgd.cluster.sweep_trials import Trial
@@ -24,12 +27,38 @@ from distkgd.cluster.sweep_worker import Call, Record, run_trial
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 
 METRIC, TIME = "valid_mrr", "epoch"
+ROOM_SECONDS = 900.0  # an autoscaler needs minutes for a node
+ASK_SECONDS = 5.0
 TRIES = 2  # more for a trial whose process died
 # ASHA would stop a trial at `max_t` before it has saved its model; trials end by themselves.
 NEVER = 10**6
 
 Find = Callable[[Mapping[str, Any]], Trial]  # a trial of Tune's, by its config
 Notice = Callable[[str, Trial, Record], None]  # ("begun", "told" or "over", which, how it stands)
+
+
+class Room:
+    """Whether some node could hold a trial, free or not. One that never comes is not waited for without end."""
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        self._slot = Slot(resources["cpu"], resources.get("gpu", 0.0))
+        self._asked_at = -math.inf
+        self._seen_at = time.monotonic()
+
+    def check(self) -> None:
+        """DistkgdError once there has been no such node for ROOM_SECONDS."""
+        now = time.monotonic()
+        if now < self._asked_at + ASK_SECONDS:
+            return
+        self._asked_at = now
+        nodes: Any = ray.nodes  # which has no types
+        if self._slot.count(nodes()):
+            self._seen_at = now
+        elif now > self._seen_at + ROOM_SECONDS:
+            raise DistkgdError(
+                f"for {ROOM_SECONDS:g} s no node has had {self._slot.bundle} for a trial; look at `ray status`, or ask "
+                "for less with --cpus-per-trial and --gpus-per-trial; --resume goes on."
+            )
 
 
 def find_in(trials: Mapping[str, Trial], config: Mapping[str, Any]) -> Trial:
@@ -61,13 +90,22 @@ def _work(config: dict[str, Any], find: Find, call: Call) -> None:
 class _Watch(tune.Callback):
     """Tells of the trials, and notes which the scheduler has stopped."""
 
-    def __init__(self, find: Find, call: Call, notice: Notice) -> None:
+    def __init__(self, find: Find, call: Call, notice: Notice, room: Room) -> None:
         self._find = find
         self._call = call
         self._notice = notice
+        self._room = room
+        self.too_long: DistkgdError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks; what we tell others of cannot be
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        try:
+            self._room.check()
+        except DistkgdError as error:
+            self.too_long = error
+            raise
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._tell("begun", trial)
@@ -176,17 +214,23 @@ def _fit(
 ) -> None:
     trainable = tune.with_resources(tune.with_parameters(_work, find=find, call=call), dict(resources))
     config.trial_dirname_creator = lambda trial: str(trial.trial_id)
+    watch = _Watch(find, call, notice, Room(resources))
     number = len(list((call.out / "tune").glob("*"))) if (call.out / "tune").is_dir() else 0
     run = tune.RunConfig(
         name=f"{number:03d}",
         storage_path=str(call.out / "tune"),
         failure_config=tune.FailureConfig(max_failures=TRIES),
-        callbacks=[_Watch(find, call, notice)],
+        callbacks=[watch],
         verbose=0,
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses files that we have it not write
-    with _stops() as stopped:
-        results = tune.Tuner(trainable, param_space=dict(space), tune_config=config, run_config=run).fit()
+    try:
+        with _stops() as stopped:
+            results = tune.Tuner(trainable, param_space=dict(space), tune_config=config, run_config=run).fit()
+    except Exception:
+        if watch.too_long is not None:  # which Tune has wrapped
+            raise watch.too_long from None
+        raise
     if stopped:
         raise Stopped(stopped[0], f"with {results.num_terminated} trials over in this call")
 
@@ -225,9 +269,11 @@ def run_tasks(
     task: Any = ray.remote(function)
     task = task.options(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0), max_retries=TRIES)
     waiting = {task.remote(trial, call): trial for trial in trials}
+    room = Room(resources)
     try:
         while waiting:
             done, _ = ray.wait(list(waiting), timeout=1.0)
+            room.check()
             for one in done:
                 try:
                     ray.get(one)

@@ -1,5 +1,6 @@
 """What runs in the actors: one rank of the process group that trains one stage, as torchrun would run it."""
 
+import hashlib
 import logging
 import os
 import socket
@@ -7,6 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,23 +16,27 @@ import torch
 
 from distkgd.cluster.locks import BusyError, held
 from distkgd.cluster.session import import_ray
-from distkgd.config import parse_config
+from distkgd.config import RunConfig, parse_config
 from distkgd.display import Display
 from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.distributed.rendezvous import RendezvousError
-from distkgd.errors import CheckpointError, ConfigError, DataError, DistkgdError, Stopped
+from distkgd.errors import CheckpointError, ConfigError, DataError, DistkgdError, Stopped, StorageError
 from distkgd.graph import load_graph
+from distkgd.imports.teachers import bring_teachers
 from distkgd.kernels.memory import keep_freed_memory
-from distkgd.plan import open_run, run_stage
+from distkgd.plan import open_run, run_stage, source_of
 from distkgd.stage_job import stage_folder
-from distkgd.stages import build_plan, check_stage
+from distkgd.stages import Stage, build_plan, check_stage
 from distkgd.stopping import ask_to_stop
+from distkgd.storage import on_first, open_storage
 from distkgd.tracking import open_tracking
 
 logger = logging.getLogger(__name__)
 
 INHERITED = ("DISTKGD_", "MLFLOW_")
+SCRATCH = "DISTKGD_SCRATCH"
+FETCH_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class StageWorker:
             return Outcome("done", row=train_rank(work, rank, world, first))
         except Stopped as stopped:
             return Outcome("stopped", str(stopped))
-        except (RendezvousError, CheckpointError, BusyError) as error:
+        except (RendezvousError, CheckpointError, StorageError, BusyError) as error:
             return Outcome("failed", f"{type(error).__name__}: {error}")
         except DistkgdError as error:
             return Outcome("refused", f"{type(error).__name__}: {error}")
@@ -140,30 +146,56 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> dict[str, Any
     keep_freed_memory()
     torch.set_num_threads(work.threads)
     config = parse_config(work.config, "the plan")
-    if not (work.folder / "plan.yaml").is_file():
+    folder = folder_of(work, config)
+    if not config.storage and not (folder / "plan.yaml").is_file():
         raise ConfigError(
-            f"{socket.gethostname()} does not see the run folder {work.folder}; give --out a path on storage that all "
-            "nodes share."
+            f"{socket.gethostname()} does not see the run folder {folder}; give --out a path on a disk that all nodes "
+            "share, or set storage to a URI that they reach."
         )
-    stage = next(stage for stage in build_plan(config) if stage.name == work.stage)
+    stages = {stage.name: stage for stage in build_plan(config)}
+    stage = stages[work.stage]
     ranks = join_ranks(work.device)
-    with only_one(stage_folder(work.folder, stage.name) / "gang.lock", ranks):
+    on_first(ranks, partial(provide, config, folder, stage, stages))
+    with only_one(stage_folder(folder, stage.name) / "gang.lock", ranks):
         graph = shared_graph(ranks, lambda: load_graph(config.data))
         if graph.sha256 != work.sha256:
             raise DataError(f"{socket.gethostname()} has other data at {config.data} than the coordinator has.")
         check_stage(stage, graph, world)
+        if config.storage:
+            bring_teachers([stage], graph, folder, ranks, data=source_of(config, graph), trust=config.trust_pickle)
         tracking = open_tracking(
-            run_folder=work.folder,
+            run_folder=folder,
             name=config.name,
             uri=work.uri,
             enabled=config.mlflow.enabled,
             active=ranks.first,
         )
         tracking.attach(graph.summary())
-        run = open_run(config, graph, ranks, work.folder, tracking, Display(ranks.first))
+        run = open_run(config, graph, ranks, folder, tracking, Display(ranks.first))
         row = run_stage(run, stage)
         leave_ranks(ranks)
     return row if rank == 0 else None
+
+
+def folder_of(work: Work, config: RunConfig) -> Path:
+    """Where this node keeps the run: the run folder, or with `storage` a folder of its own below DISTKGD_SCRATCH."""
+    scratch = os.environ.get(SCRATCH)
+    if not config.storage or not scratch:
+        return work.folder
+    return Path(scratch) / hashlib.sha256(str(work.folder).encode()).hexdigest()[:12]
+
+
+def provide(config: RunConfig, folder: Path, stage: Stage, stages: Mapping[str, Stage]) -> None:
+    """Fetch what a stage needs of others and, if it was begun elsewhere, of itself; nothing where a disk is shared."""
+    storage = open_storage(config, folder)
+    if storage is None:
+        return
+    with held(folder / "storage.lock", FETCH_SECONDS):  # two gangs of a node may need the same
+        storage.restore_plan(resume=True)
+        for name in (name for name in stage.needs if name in stages):
+            if not storage.bring_stage(name):
+                raise StorageError(f"{config.storage} does not hold stage {name}, which {stage.name} needs.")
+        storage.bring_checkpoints(stage.name)
 
 
 @contextmanager

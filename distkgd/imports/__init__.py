@@ -36,7 +36,7 @@ def is_foreign(source: str) -> bool:
 
 
 def imported_folder(run_folder: Path, source: str) -> Path:
-    """Where a run keeps the model that LIBRARY:PATH names."""
+    """Where a run keeps the model that LIBRARY:PATH or a URI names."""
     return run_folder / "imported" / hashlib.sha256(source.encode()).hexdigest()[:12]
 
 

@@ -1,25 +1,38 @@
-"""Teachers of a plan that are models of other libraries: `teacher: pykeen:PATH`.
+"""Teachers of a plan that are models of other libraries, `teacher: pykeen:PATH`, or lie elsewhere, `teacher: s3://…`.
 
-They are brought into the run's folder, as imported/KEY/model, with the rows of the run's data set, before its stages.
+They are brought into the run's folder, as imported/KEY/model, before its stages; those of other libraries with the rows
+of the run's data set.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from distkgd.distributed.nodes import together
 from distkgd.distributed.ranks import Ranks
 from distkgd.graph import Graph
 from distkgd.imports import Given, import_model, imported_folder, is_foreign
+from distkgd.remote import fetch_model, is_remote
 from distkgd.stages import Stage
+
+
+def is_brought(source: str) -> bool:
+    """Whether a teacher is one of those."""
+    return is_foreign(source) or is_remote(source)
 
 
 def bring_teachers(
     stages: Sequence[Stage], graph: Graph, folder: Path, ranks: Ranks, *, data: str, trust: bool
 ) -> list[str]:
-    """Import every foreign teacher of `stages` that `folder` lacks, and say what came; all ranks call it."""
+    """Bring every foreign or remote teacher of `stages` that `folder` lacks, and say what came; all ranks call it."""
     said = []
-    for source in dict.fromkeys(name for stage in stages for name in stage.teachers if is_foreign(name)):
+    for source in dict.fromkeys(name for stage in stages for name in stage.teachers if is_brought(name)):
         out = imported_folder(folder, source) / "model"
         if any(ranks.gather_objects(out.exists())):
+            continue
+        if not is_foreign(source):
+            together(ranks, partial(fetch_model, source, out) if ranks.first else lambda: None)
+            said.append(f"{source}: fetched")
             continue
         model, notes = import_model(source, out, Given(trust_pickle=trust), ranks, graph, data)
         said.append(f"{source}: {model.scorer}, {'; '.join(notes)}")

@@ -88,11 +88,13 @@ class Method(ABC, Generic[S]):
     `evaluators` (name -> tensor), as group "evaluators".
 
     Settings: what `distill` holds in a stage's config. num_teachers: how many finished teachers it can have.
+    trains_teachers: whether its copies of them ever learn.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[Frozen]] = NoSettings
     num_teachers: ClassVar[range] = range(1, 2)
+    trains_teachers: ClassVar[bool] = False
     evaluator_lr: float = 0.01
 
     def __init__(

@@ -103,6 +103,7 @@ class DualDE(Method[DualdeConfig]):
     name = "dualde"
     Settings = DualdeConfig
     num_teachers = range(1, 9)
+    trains_teachers = True
 
     def prepare(self) -> None:
         self.evaluator_lr = self.settings.evaluator_lr

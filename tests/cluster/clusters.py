@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from distkgd.cluster.chain import Options
 from distkgd.cluster.driver import run_chain
+from distkgd.cluster.walk import Options
 from distkgd.config import load_config, merge, parse_config
 from distkgd.display import Display
 from tests.launches import SMALL

@@ -58,6 +58,19 @@ def script(name: str, arguments: list[str | Path], cwd: Path, **variables: str) 
 
 
 @pytest.mark.usefixtures("two_slots")
+def test_a_worker_killed_in_every_stage_changes_no_figure_and_repeats_nothing_finished(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = merge(tree, {"baseline": LONG})
+    chain = Background(tree, tmp_path / "run", workers=2)
+    for number, stage in enumerate(("teacher", "student", "direct")):
+        kill(chain.at_work(stage)["pids"][number % 2])
+    report = chain.report()
+    assert attempts(report) == {name: ["died", "done"] for name in ("teacher", "student", "direct")}
+    same_figures(report, chained(tree, tmp_path / "whole", workers=2), 1e-6)
+
+
+@pytest.mark.usefixtures("two_slots")
 @pytest.mark.parametrize("stage", ["teacher", "student"])
 def test_a_coordinator_that_is_killed_is_started_again_and_repeats_nothing_finished(
     stage: str, tree: dict[str, Any], tmp_path: Path

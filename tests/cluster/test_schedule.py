@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from distkgd.cluster.chain import pick
 from distkgd.cluster.gang import Slot, judged
-from distkgd.cluster.schedule import Timeline, allot, heights, ready, waits_for
+from distkgd.cluster.schedule import Timeline, allot, early, heights, ready, waits_for
 from distkgd.cluster.worker import Outcome, Place
 from distkgd.config import parse_config
+from distkgd.errors import ConfigError
 from distkgd.stages import Stage, build_plan
 
 STAGE: dict[str, Any] = {"dim": 8, "batch_size": 60}
@@ -76,6 +78,18 @@ def test_slots_are_counted_node_by_node_and_only_on_living_ones() -> None:
     assert Slot(2, 0).count(nodes) == 2  # two halves of a slot on two nodes are none
     assert Slot(1, 1).count(nodes) == 1
     assert Slot(1, 0).bundle == {"CPU": 1}
+    assert (Slot(1, 0).largest(nodes), Slot(1, 1).largest(nodes), Slot(1, 0).largest([])) == (3, 1, 0)
+
+
+def test_a_plan_takes_gpus_that_are_there_or_may_come() -> None:
+    assert [pick("auto", {"GPU": 2.0}), pick("auto", {}), pick("auto", {}, grows=True)] == ["cuda", "cpu", "cpu"]
+    assert [pick("cpu", {"GPU": 2.0}), pick("cuda", {"GPU": 1.0}), pick("cuda", {}, grows=True)] == [
+        "cpu",
+        "cuda",
+        "cuda",
+    ]
+    with pytest.raises(ConfigError, match="device=cuda was asked for"):
+        pick("cuda", {})
 
 
 PLACES = [Place("10.0.0.1", 1, 11), Place("10.0.0.2", 2, 22)]
@@ -115,3 +129,19 @@ def test_the_timeline_outlives_its_coordinator(tmp_path: Path) -> None:
         and "on 2 workers; student 1.0–" in second.sentence()
         and "broken off" in second.sentence()
     )
+
+
+def test_a_student_may_begin_early_when_its_teacher_is_at_work_has_rows_and_needs_nothing_more() -> None:
+    chain = {"dims": [16, 8, 4], "overlap": 0.5}
+    stages = plan({"chain": chain, "teacher": {}, "student": {"method": "bkd"}, "baseline": True})
+
+    def found(finished: list[str], running: list[str], rows: bool = True) -> list[str]:
+        return names(early(stages, finished, running, lambda _: rows))
+
+    assert found([], ["teacher"]) == ["student_8"]
+    assert found([], ["teacher"], rows=False) == []
+    assert found([], []) == []
+    assert found([], ["teacher", "student_8"]) == []  # student_8's own teacher is not finished
+    assert found(["teacher"], ["student_8"]) == ["student"]
+    without = plan({"chain": {"dims": [16, 8]}, "teacher": {}, "student": {"method": "bkd"}})
+    assert early(without, [], ["teacher"], lambda _: True) == []

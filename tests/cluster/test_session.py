@@ -1,7 +1,16 @@
 """Ray with safe settings, and the files that describe a cluster."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -44,24 +53,72 @@ def test_a_missing_ray_is_named_with_the_extra_that_brings_it(monkeypatch: pytes
         pass
 
 
-def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+@contextmanager
+def listening() -> Iterator[str]:
+    """The address of somebody who takes connections and says nothing."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
 
-    class NoRay:
-        @staticmethod
-        def is_initialized() -> bool:
-            return False
 
-        @staticmethod
-        def init(address: str) -> None:
-            raise ConnectionError(f"nobody at {address}\nand much more")
+def no_ray(monkeypatch: pytest.MonkeyPatch, init: Callable[..., None]) -> None:
+    module = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setattr(session_module, "import_module", lambda _name: module)
 
-    monkeypatch.setattr(session_module, "import_module", lambda _name: NoRay)
+
+def test_an_address_where_nobody_listens_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening() as closed:
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    no_ray(monkeypatch, lambda *_: pytest.fail("Ray would have tried for minutes"))
+    with pytest.raises(ConfigError, match=rf"at '{closed}' \(ConnectionRefusedError: .*\); look at"), ray_session():
+        pass
+
+
+def test_what_ray_says_of_a_cluster_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: str) -> None:
+        raise RuntimeError(f"no token for {address}\nand much more")
+
+    no_ray(monkeypatch, refuse)
+    with listening() as address:
+        said = rf"at '{address}' \(RuntimeError: no token for {address}\); look at .*RAY_AUTH_MODE"
+        with pytest.raises(ConfigError, match=said), ray_session(address):
+            pass
+
+
+def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_ray(monkeypatch, lambda *_: time.sleep(30))
+    monkeypatch.setattr(session_module, "JOIN_SECONDS", 0.2)
+    said = r"\(TimeoutError: no answer within 0.2 s\)"
+    with listening() as address, pytest.raises(ConfigError, match=said), ray_session(address):
+        pass
+    timer = signal.getitimer(signal.ITIMER_REAL)[0]
+    assert timer == 0.0 or timer > 1.0  # that of whoever runs the tests goes on
+
+
+def test_ray_that_does_not_start_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_address: str, **_options: Any) -> None:
+        raise OSError("No space left on device: /dev/shm")
+
+    no_ray(monkeypatch, full)
     with (
-        pytest.raises(ConfigError, match=r"at '127.0.0.1:1' \(ConnectionError: nobody at 127.0.0.1:1\)"),
-        ray_session(),
+        pytest.raises(ConfigError, match=r"could not be started on this machine \(OSError: No space"),
+        ray_session("local"),
     ):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_launcher_leaves_an_address_that_says_nothing_with_one_line_and_code_2(tmp_path: Path) -> None:
+    with listening() as address:
+        command = [sys.executable, str(ROOT / "launch/chain.py"), str(ROOT / "configs/umls/ta_complex.yaml")]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "COLUMNS": "400"}
+        command += ["--address", address, "mlflow.enabled=false"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"error: no Ray cluster can be joined at '{address}'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_example_of_a_cluster_is_one_that_ray_takes() -> None:
