@@ -2,17 +2,19 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+from rich.console import Console
 
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.kernels.memory import keep_freed_memory
+from distkgd.report import table
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -26,6 +28,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 def terminal() -> Display:
     """The terminal, silent on every rank but the first; works before the ranks have joined."""
     return Display(os.environ.get("RANK", "0") == "0")
+
+
+def show(report: Mapping[str, Any], folder: Path, display: Display) -> None:
+    """Print the table of a finished plan, and where its page lies."""
+    Console(width=None if sys.stdout.isatty() else 110).print(table(report))
+    page = folder / "report.html"
+    display.line(f"report: {page if page.exists() else folder / 'report.md'}")
 
 
 def refuse(error: DistkgdError) -> NoReturn:

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from distkgd.cluster.driver import run_chain
 from distkgd.cluster.walk import Options
 from distkgd.config import load_config
 from distkgd.errors import DistkgdError, Stopped
-from distkgd.launching import refuse, split_arguments, terminal
-from distkgd.report import table
+from distkgd.launching import refuse, show, split_arguments, terminal
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 
@@ -44,8 +42,7 @@ def main(
     except Stopped as stopped:
         display.line(str(stopped))
         sys.exit(128 + stopped.signal_number)
-    Console(width=None if sys.stdout.isatty() else 110).print(table(report))
-    display.line(f"report: {folder / ('report.html' if config.report.html else 'report.md')}")
+    show(report, folder, display)
 
 
 if __name__ == "__main__":

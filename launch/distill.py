@@ -5,20 +5,17 @@ python launch/distill.py --data my_triples.tsv --to 32        # no config: split
 torchrun --standalone --nproc-per-node 2 launch/distill.py configs/wn18rr/dualde_complex.yaml student.dim=32
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from distkgd.config import load_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.launching import launch, refuse, split_arguments
+from distkgd.launching import launch, refuse, show, split_arguments
 from distkgd.own import Budget, run_config, run_own, wishes_of
-from distkgd.report import table
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 
@@ -48,9 +45,7 @@ def main(
         how = ranks, display, out, resume
         folder, report, code = run_config(config, *how) if wishes is None else run_own(wishes, *how)
         if ranks.first and report is not None:
-            Console(width=None if sys.stdout.isatty() else 110).print(table(report))
-            page = folder / "report.html"
-            display.line(f"report: {page if page.exists() else folder / 'report.md'}")
+            show(report, folder, display)
         return code
 
     launch(body, config.device, config.threads)

@@ -25,6 +25,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.methods import METHODS
 from distkgd.methods.dualde import StageTwoConfig
+from distkgd.own import command
 from distkgd.plan import run_plan
 from distkgd.scorers import SCORERS
 from distkgd.tracking import NoTracking, open_tracking
@@ -399,7 +400,7 @@ def launched(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         options = {"data": str(small_data(folder / "data"))} | options
     before = torch.get_num_threads()
     try:
-        with mock.patch.object(distill, "run_plan", caught), pytest.raises(SystemExit) as end:
+        with mock.patch.object(command, "run_plan", caught), pytest.raises(SystemExit) as end:
             distill.main([f"{key}={value}" for key, value in options.items()], data=None, out=None, resume=False)
     finally:
         torch.set_num_threads(before)
