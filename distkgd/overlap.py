@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from distkgd.distributed.checkpoint import latest, list_steps, load_rows, load_tensors
-from distkgd.distributed.model_files import together
+from distkgd.distributed.model_files import on_every_rank
 from distkgd.errors import CheckpointError
 from distkgd.job import Progress, best_step, step_name
 from distkgd.model import Model
@@ -113,8 +113,8 @@ def best_so_far(run: Run, stage: Stage) -> Model:
         if newest is None:
             break
         try:
-            step = together(ranks, partial(best_step, newest), CheckpointError)[0]
-            together(ranks, partial(read, folder / step_name(step)), CheckpointError)
+            step = on_every_rank(ranks, partial(best_step, newest), CheckpointError)[0]
+            on_every_rank(ranks, partial(read, folder / step_name(step)), CheckpointError)
             return model
         except CheckpointError:
             if attempt + 1 == TRIES:

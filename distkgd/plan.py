@@ -22,7 +22,7 @@ import torch
 from distkgd.config import RunConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.deepspeed_engine import check_supported
-from distkgd.distributed.nodes import shared_answers, together
+from distkgd.distributed.nodes import on_first, shared_answers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import protocol
@@ -89,7 +89,7 @@ def run_plan(
         more, keys = ([], {}) if further is None else further(run, rows)
         report = make_report(config, graph, [*rows, *more], ranks.world, str(ranks.device)) | keys
         # Asking the models of a large run may take longer than the other ranks would wait in a collective.
-        together(ranks, partial(_leave, run, report) if ranks.first else lambda: None)
+        on_first(ranks, partial(_leave, run, report))
     return report
 
 

@@ -11,7 +11,7 @@ The first rank of a stage writes; whoever needs a teacher, or takes a stage up o
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import yaml
 from distkgd.config import RunConfig
 from distkgd.distributed.checkpoint import MANIFEST, list_steps, verify
 from distkgd.distributed.model_files import discard
-from distkgd.distributed.nodes import together
+from distkgd.distributed.nodes import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError, ConfigError, StorageError
 from distkgd.job import best_step, step_name
@@ -187,11 +187,6 @@ class Storage:
 def open_storage(config: RunConfig, run_folder: Path) -> Storage | None:
     """Of a run; None where its machines share a disk."""
     return Storage(config.storage, run_folder) if config.storage else None
-
-
-def on_first(ranks: Ranks, action: Callable[[], object]) -> None:
-    """`action` on the first rank, however long it takes; an error is raised on all ranks, all of which call this."""
-    together(ranks, action if ranks.first else lambda: None)
 
 
 def find_run(config: RunConfig, run_folder: Path, ranks: Ranks, resume: bool) -> Storage | None:

@@ -24,6 +24,7 @@ from distkgd.tracking import (
 )
 
 mlflow = pytest.importorskip("mlflow")
+pytestmark = pytest.mark.usefixtures("uri")
 
 DATASET = {
     "name": "umls",
@@ -34,16 +35,6 @@ DATASET = {
     "num_valid": 652,
     "num_test": 661,
 }
-
-
-@pytest.fixture(autouse=True)
-def uri(schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh store, in a current directory of the test's own; no thread of system metrics."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
-    shutil.copy(schema, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 def _open(uri: str | None, folder: str = "run", *, name: str = "plan") -> Tracking:

@@ -18,7 +18,7 @@ from distkgd.cluster.locks import BusyError, held
 from distkgd.cluster.session import import_ray
 from distkgd.config import RunConfig, parse_config
 from distkgd.display import Display
-from distkgd.distributed.nodes import shared_graph
+from distkgd.distributed.nodes import on_first, shared_graph
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import CheckpointError, ConfigError, DataError, DistkgdError, Stopped, StorageError
@@ -29,7 +29,7 @@ from distkgd.plan import open_run, run_stage, source_of
 from distkgd.stage_job import stage_folder
 from distkgd.stages import Stage, build_plan, check_stage
 from distkgd.stopping import ask_to_stop
-from distkgd.storage import on_first, open_storage
+from distkgd.storage import open_storage
 from distkgd.tracking import open_tracking
 
 logger = logging.getLogger(__name__)

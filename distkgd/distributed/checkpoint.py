@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distkgd.distributed.model_files import DTYPES, Peers, check_cover, copy_rows, together
+from distkgd.distributed.model_files import DTYPES, Peers, check_cover, copy_rows, on_every_rank
 from distkgd.errors import CheckpointError
 
 VERSION = 1
@@ -73,13 +73,13 @@ def latest(folder: Path, peers: Peers, on_damage: Callable[[str], None]) -> Path
             then = f"the previous one, {previous}, is used" if previous else "there is no previous one"
             on_damage(f"checkpoint is damaged: {problem}; {then}")
 
-    names: list[str | None] = [*together(peers, candidates, CheckpointError)[0], None]
+    names: list[str | None] = [*on_every_rank(peers, candidates, CheckpointError)[0], None]
     for name, previous in pairwise(names):
         assert name is not None
-        problem = next(filter(None, together(peers, partial(damage, name), CheckpointError)), None)
+        problem = next(filter(None, on_every_rank(peers, partial(damage, name), CheckpointError)), None)
         if problem is None:
             return folder / name
-        together(peers, partial(report, problem, previous), CheckpointError)
+        on_every_rank(peers, partial(report, problem, previous), CheckpointError)
     return None
 
 

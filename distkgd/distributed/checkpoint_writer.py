@@ -33,12 +33,12 @@ from distkgd.distributed.model_files import (
     check_spans,
     discard,
     empty_trash,
+    on_every_rank,
     publish,
     restore,
     seal,
     span_of,
     sync,
-    together,
     write_bytes,
     write_tensors,
 )
@@ -89,9 +89,9 @@ class Writer:
         peers, final = self._peers, self._folder / f"step_{step:010d}"
         drawn = self._folder / f".{final.name}-{secrets.token_hex(4)}.tmp"  # rank 0's is taken
         try:
-            plans = together(peers, lambda: self._plan(drawn, step, state), CheckpointError)
+            plans = on_every_rank(peers, lambda: self._plan(drawn, step, state), CheckpointError)
             temporary, spans = plans[0][0], [spans for _, spans in plans]
-            sizes = together(peers, lambda: _fill(temporary, state, spans, peers.rank), CheckpointError)
+            sizes = on_every_rank(peers, lambda: _fill(temporary, state, spans, peers.rank), CheckpointError)
             meta = json.loads(json.dumps(state.meta)) if peers.rank == 0 else {}
         except CheckpointError as e:
             self._give_up(final, drawn, e)
@@ -145,7 +145,7 @@ class Writer:
         if flight is None:
             return
         try:
-            while not all(together(self._peers, flight.is_done, CheckpointError)):
+            while not all(on_every_rank(self._peers, flight.is_done, CheckpointError)):
                 pass
         except CheckpointError as e:
             self._flight = None

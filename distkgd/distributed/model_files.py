@@ -108,7 +108,7 @@ def check_spans(name: str, spans: Sequence[Span]) -> None:
     check_cover(name, [span[:2] for span in spans], spans[0].total)
 
 
-def together(peers: Peers, action: Callable[[], T], error: type[DistkgdError]) -> list[T]:
+def on_every_rank(peers: Peers, action: Callable[[], T], error: type[DistkgdError]) -> list[T]:
     """Run `action` on every rank; all ranks get all results, or all ranks get the same `error`."""
     cause: Exception | None = None
     problem, result = None, None
@@ -299,7 +299,7 @@ def atomic_folder(folder: Path, peers: Peers) -> Iterator[Path]:
             sync(path)  # files of other writers, and sub-folders
         publish(temporary_of(folder), folder)
 
-    together(peers, first_only(begin), ModelError)
+    on_every_rank(peers, first_only(begin), ModelError)
     failure: Exception | None = None
     try:
         yield temporary_of(folder)
@@ -311,8 +311,8 @@ def atomic_folder(folder: Path, peers: Peers) -> Iterator[Path]:
             raise failure
 
     try:
-        together(peers, report, ModelError)
-        together(peers, first_only(finish), ModelError)
+        on_every_rank(peers, report, ModelError)
+        on_every_rank(peers, first_only(finish), ModelError)
     except ModelError:
         if peers.rank == 0:
             abandon(folder)
@@ -324,7 +324,7 @@ def atomic_folder(folder: Path, peers: Peers) -> Iterator[Path]:
 
 def write_table(folder: Path, name: str, rows: Rows, peers: Peers) -> list[str]:
     """Every rank writes its rows under the key `name`; returns the files, in the order of their rows."""
-    spans = together(peers, lambda: span_of(name, rows), ModelError)
+    spans = on_every_rank(peers, lambda: span_of(name, rows), ModelError)
     order = sorted(range(peers.world), key=lambda rank: (spans[rank].lo, spans[rank].hi))
     files = [f"{name}-{i + 1:05d}-of-{peers.world:05d}.safetensors" for i in range(peers.world)]
 
@@ -335,7 +335,7 @@ def write_table(folder: Path, name: str, rows: Rows, peers: Peers) -> list[str]:
         write_tensors(path, {name: rows.tensor})
         sync(path)
 
-    together(peers, write, ModelError)
+    on_every_rank(peers, write, ModelError)
     return files
 
 

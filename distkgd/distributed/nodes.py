@@ -134,6 +134,11 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
             return future.result()
 
 
+def on_first(ranks: Ranks, work: Callable[[], object]) -> None:
+    """`work()` on the first rank, while the others wait however long it takes; an error is raised on all ranks."""
+    together(ranks, work if ranks.first else lambda: None)
+
+
 def _lend(tensors: dict[str, Tensor], files: ExitStack) -> dict[str, _Lent]:
     # Each tensor is dropped as soon as it is in its file, which is open until `files` closes.
     lent = {}

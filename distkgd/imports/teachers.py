@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from distkgd.distributed.nodes import together
+from distkgd.distributed.nodes import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.graph import Graph
 from distkgd.imports import Given, import_model, imported_folder, is_foreign
@@ -31,7 +31,7 @@ def bring_teachers(
         if any(ranks.gather_objects(out.exists())):
             continue
         if not is_foreign(source):
-            together(ranks, partial(fetch_model, source, out) if ranks.first else lambda: None)
+            on_first(ranks, partial(fetch_model, source, out))
             said.append(f"{source}: fetched")
             continue
         model, notes = import_model(source, out, Given(trust_pickle=trust), ranks, graph, data)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from distkgd.config import StageConfig, alone, resized
-from distkgd.distributed.nodes import together
+from distkgd.distributed.nodes import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.export import export_model
 from distkgd.graph import Graph, Vocabulary
@@ -151,11 +151,11 @@ def judge_crops(run: Run, rows: list[Row], *, budget: Budget) -> tuple[list[Row]
     folder = stage_folder(run.folder, name)
 
     def write() -> None:
-        if run.ranks.first and not (folder / "model").exists():
+        if not (folder / "model").exists():
             folder.mkdir(parents=True, exist_ok=True)
             export_model(stage_folder(run.folder, "student"), folder / "model", "safetensors", Ranks(), chosen.dim)
 
-    together(run.ranks, write)
+    on_first(run.ranks, write)
     direct = alone(resized(run.config.student, chosen.dim, {"method": "scratch"}, "direct"))
     rows = [_crop_row(row, chosen.dim, curve, folder), run_stage(run, Stage("direct", direct, ()))]
     where = f"the first of {largest} numbers, exported to {folder}: {chosen}"

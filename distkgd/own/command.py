@@ -13,7 +13,7 @@ from distkgd.config import RunConfig, alone, load_tree, parse_config, resized
 from distkgd.config_tree import merge
 from distkgd.display import Display
 from distkgd.distributed.model_files import atomic_folder
-from distkgd.distributed.nodes import shared_graph, together
+from distkgd.distributed.nodes import on_first, shared_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError, DistkgdError
 from distkgd.graph import Graph, load_graph
@@ -78,12 +78,11 @@ def run_own(wishes: Wishes, ranks: Ranks, display: Display, out: Path | None = N
             return Outcome(folder, None, NOT_REACHABLE)
 
     def write() -> None:
-        if ranks.first and split is not None:
+        if split is not None:
             write_split(split, Path(config.data))
-        if ranks.first:
-            _write_config(tree, folder / CONFIG, wishes)
+        _write_config(tree, folder / CONFIG, wishes)
 
-    together(ranks, write)
+    on_first(ranks, write)
     further = partial(_further, wishes=wishes, croppable=croppable, notes=notes)
     report = run_plan(config, graph, ranks, folder, resume=resume, display=display, stages=stages, further=further)
     met = report.get("budget", {"met": True})["met"]

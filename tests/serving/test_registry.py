@@ -22,6 +22,7 @@ from tests.ranks import run_on_ranks
 from tests.serving.runs import run_toy
 
 mlflow = pytest.importorskip("mlflow")
+pytestmark = pytest.mark.usefixtures("uri")
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +31,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("registry") / "run"
     run_toy(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def uri(schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh store, in a current directory of the test's own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
-    shutil.copy(schema, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 def aliases(uri: str, name: str = "toy") -> dict[str, str]:
