@@ -33,19 +33,27 @@ TITLES: Mapping[type[BaseModel], str] = {
     SweepConfig: "The sweep",
     Domain: "space.KEY",
 }
-SPECIAL = {
+SPECIAL: Mapping[tuple[type[BaseModel], str], str] = {
     (StageConfig, "method"): ", ".join(f"`{name}`" for name in METHODS),
     (StageConfig, "scorer"): ", ".join(f"`{name}`" for name in SCORERS),
     (StageConfig, "distill"): "mapping: [its method's](#options-of-the-methods)",
 }
-WORDS = {bool: "`true` or `false`", int: "whole number", float: "number", str: "text", NoneType: "`null`", Any: "anything"}
-WORDS |= {...: "…"}
+WORDS: Mapping[Any, str] = {
+    bool: "`true` or `false`",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    NoneType: "`null`",
+    Any: "anything",
+    ...: "…",
+}
 LONG = 100  # characters
 HEAD = """# Every config key
 
-Made of the types in the code by `python -m distkgd.reference`; a test fails when the two differ. A config is YAML, `a.b=c` at the
-command line goes over it, unknown keys are refused. A key that is left out has its default; `plan.yaml` in the run folder holds all
-of them, resolved. How the nodes work together: [Plans and runs](plans.md), [Models and methods](models.md).
+Made of the types in the code by `python -m distkgd.reference`; a test fails when the two differ. A config is YAML,
+`a.b=c` at the command line goes over it, unknown keys are refused. A key that is left out has its default; `plan.yaml`
+in the run folder holds all of them, resolved. How the nodes work together: [Plans and runs](plans.md), [Models and
+methods](models.md).
 """
 OPTIONS = """Options of the methods
 
@@ -130,10 +138,10 @@ def _allowed(kind: Any, limits: Sequence[Any], below: str) -> str:
         below = TITLES.get(kind, below)
         anchor = re.sub(r"[^\w\- ]", "", below.lower()).replace(" ", "-")  # as GitHub makes it
         return f"[{below.partition(':')[0]}](#{anchor})"
-    origin, inner = get_origin(kind), get_args(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return ", ".join(f"`{value}`" for value in inner)
-    inner = [_allowed(one, (), below) for one in inner]
+        return ", ".join(f"`{value}`" for value in arguments)
+    inner = [_allowed(one, (), below) for one in arguments]
     if origin in (Union, UnionType):
         return " or ".join(inner)
     if origin in (list, tuple):
@@ -158,9 +166,11 @@ def _default(value: Any) -> str:
         return "must be given"
     if isinstance(value, BaseModel):
         return "its keys' defaults"
-    words = {True: "true", False: "false", NoneType: "null"}
-    plain = words.get(value if isinstance(value, bool) else type(value), value)  # type: ignore[call-overload]
-    return "none" if plain in ("", {}, []) else f"`{list(plain) if isinstance(plain, tuple) else plain}`"
+    if value is None:
+        return "`null`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return "none" if value in ("", {}, []) else f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
 def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -185,7 +195,7 @@ def with_differences(page: str) -> str:
 def differences() -> str:
     """A paragraph for each method, and for each scorer that differs from what was published."""
     told = [(f"distkgd/methods/{name}.py", inspect.getmodule(method)) for name, method in METHODS.items()]
-    kinds = dict.fromkeys(kind for scorer in SCORERS.values() for kind in scorer.__mro__ if kind.__module__ != "builtins")
+    kinds = dict.fromkeys(kind for scorer in SCORERS.values() for kind in scorer.__mro__)
     text = [f"### `{path}`\n\n{inspect.getdoc(module)}\n" for path, module in told]
     for kind in kinds:
         doc = inspect.cleandoc(kind.__doc__ or "")

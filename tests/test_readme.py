@@ -97,7 +97,8 @@ def test_every_link_between_pages_is_relative_and_leads_somewhere(page: str) -> 
             continue
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.is_file(), f"{page}: {link} leads nowhere"
-        assert not anchor or anchor in anchors(str(target.resolve().relative_to(ROOT))), f"{page}: {link}: no such section"
+        there = anchors(str(target.resolve().relative_to(ROOT)))
+        assert not anchor or anchor in there, f"{page}: {link}: no such section"
 
 
 def test_every_page_is_read_by_the_tests_and_linked_from_the_readme() -> None:

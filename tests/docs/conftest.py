@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.commands import Run, how
-from tests.docs.sites import Outcome, Site, build, here, pykeen_results, run, small_rules
+from tests.docs.sites import Outcome, Site, build, of_kind, pykeen_results, run, small_rules
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, schema: Path) -> Site:
             for name, value in ENVIRONMENT.items():
                 mend.setenv(name, value)
             stack.enter_context(ray_session("local", num_cpus=2, quiet=True))
-        for command in here():
+        for command in of_kind(Run):
             entry = how(command.text)
             assert isinstance(entry, Run)
             if entry.needs is None or have[entry.needs]:

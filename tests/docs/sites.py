@@ -1,4 +1,4 @@
-"""A folder in which the documentation's commands run as they stand: small data, configs of two epochs, an environment."""
+"""A folder in which the documentation's commands run as they stand: small data, short configs, an environment."""
 
 import io
 import os
@@ -48,24 +48,29 @@ class Site:
     outcomes: dict[str, Outcome]
 
 
-def here() -> list[Command]:
-    """The commands that are run in the folder by every test run, in their order."""
-    return [one for one in commands() if len(keys_of(one.text)) == 1 and type(how(one.text)) is Run]
+def of_kind(kind: type[Run]) -> list[Command]:
+    """The commands that are run in the folder, every time (Run) or by the slow tests (Slow), in their order."""
+    return [one for one in commands() if len(keys_of(one.text)) == 1 and type(how(one.text)) is kind]
 
 
-def build(folder: Path) -> Path:
-    """Fill a folder with what the commands find in a checkout, small, and with the files that readers have themselves."""
-    shutil.copytree(ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("__pycache__"))
+def build(folder: Path, small: bool = True) -> Path:
+    """Fill a folder with what the commands find in a checkout; small: shrunk, and with files that readers have."""
+    for name in ("launch", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results", "tuning"))
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder / name)
+    environment(folder)
+    if not small:
+        shutil.copytree(ROOT / "configs", folder / "configs")
+        return folder
     for path in (ROOT / "configs").rglob("*.yaml"):
         place = folder / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        small = tree if path.parent.name == "ray" else shrunk(tree)
+        tree = tree if path.parent.name == "ray" else shrunk(tree)
         if path.stem != "default" and "base" not in tree:  # the demo alone is tracked
-            small["mlflow"] = {"enabled": False}
-        place.write_text(yaml.safe_dump(small, sort_keys=False), encoding="utf-8")
+            tree["mlflow"] = {"enabled": False}
+        place.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     toy_data(folder / "toy")
     made = own_triples(1500, 150, 6)
     words = {made[0][0]: "alice", made[0][1]: "knows"}  # those of your_own_graph.md
@@ -74,7 +79,6 @@ def build(folder: Path) -> Path:
     (folder / "my_graph").mkdir()
     for split, part in (("train", people[200:]), ("valid", people[:100]), ("test", people[100:200])):
         write_tsv(folder / "my_graph" / f"{split}.tsv", part)
-    environment(folder)
     return folder
 
 
@@ -142,14 +146,14 @@ def small_rules() -> Iterator[None]:
         yield
 
 
-def run(command: str, folder: Path) -> Outcome:
+def run(command: str, folder: Path, seconds: float = SECONDS) -> Outcome:
     """A command line as it stands, in `folder`; `python FILE` in this process, all else in one of its own."""
     words = shlex.split(command)
     if words[0] == "python" and words[1].endswith(".py"):
         return _here(words[1:], folder)
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=surroundings(), capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    home = {"HOME": str(folder)} if words[0] == "ray" else {}  # where it keeps its token
+    told: dict[str, Any] = {"cwd": folder, "env": surroundings() | home, "capture_output": True, "text": True}
+    done = subprocess.run(command, shell=True, timeout=seconds, check=False, **told)
     return Outcome(done.returncode, done.stdout + done.stderr)
 
 

@@ -1,9 +1,12 @@
-"""Every command of README.md and docs/ is run, in one folder and in the order of the pages, or has a test of its own."""
+"""Every command of README.md and docs/ is run in one folder, in the order of the pages, or has a test of its own."""
 
 import importlib
+import json
 import re
 import shlex
+import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,11 @@ import typer
 from distkgd.config import load_config
 from distkgd.launching import split_arguments
 from tests.docs.commands import TABLE, Elsewhere, Parsed, Run, Slow, how, keys_of
-from tests.docs.pages import EVERYTHING, PAGES, PROGRAMS, ROOT, Command, blocks, commands, text_of
-from tests.docs.sites import Site, here, run
+from tests.docs.pages import EVERYTHING, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fenced_commands, text_of
+from tests.docs.sites import Site, build, of_kind, run
 
 COMMANDS = commands()
+NAMED = [one for one in TABLE.values() if isinstance(one, Elsewhere | Parsed)]
 LAUNCHED = [one for one in COMMANDS if re.search(r"launch/\w+\.py", one.text)]
 
 
@@ -39,7 +43,7 @@ def test_every_line_of_a_block_that_is_a_command_is_in_a_shell_block() -> None:
             assert not re.search(rf"^{PROGRAMS} ", block, re.MULTILINE), f"{page}: begin this block with ```sh\n{block}"
 
 
-@pytest.mark.parametrize("entry", {one.test for one in TABLE.values() if isinstance(one, Elsewhere)})
+@pytest.mark.parametrize("entry", sorted({one.test for one in NAMED if one.test is not None}))
 def test_a_test_named_in_its_place_exists(entry: str) -> None:
     path, _, name = entry.partition("::")
     assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), entry
@@ -88,14 +92,23 @@ def test_make_and_benchmarks_that_are_not_run_are_there() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("command", here(), ids=str)
-def test_a_command_of_the_pages_does_what_it_says(command: Command, site: Site) -> None:
+@pytest.mark.parametrize("command", of_kind(Run), ids=str)
+def test_a_command_of_the_pages_does_what_it_says(
+    command: Command, site: Site, record_property: Callable[[str, object], None]
+) -> None:
     entry, outcome = how(command.text), site.outcomes.get(command.text)
     assert isinstance(entry, Run)
     if outcome is None:
         pytest.skip(f"{entry.needs} is not installed")
+    record_property("seconds", round(outcome.seconds, 1))  # of --junitxml
     assert outcome.code in entry.codes, f"{command}\n{outcome.said[-3000:]}"
     assert "Traceback" not in outcome.said
+
+
+def test_the_projection_of_the_page_is_what_the_model_says(site: Site) -> None:
+    said = site.outcomes["python benchmarks/engine.py project"].said
+    rows = [line for line in said.splitlines() if line.startswith("| 1")]
+    assert len(rows) == 8 and set(rows) <= set(text_of("docs/engine.md").splitlines())
 
 
 SHOWN = [(page, code) for page in PAGES for code in blocks(text_of(page), "python") if "class Match" not in code]
@@ -113,7 +126,7 @@ def test_a_program_of_the_pages_runs(page: str, code: str, site: Site, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("command", [one for one in COMMANDS if keys_of(one.text) and isinstance(how(one.text), Slow)], ids=str)
+@pytest.mark.parametrize("command", of_kind(Slow), ids=str)
 def test_a_long_command_of_the_pages_does_what_it_says(command: Command, site: Site) -> None:
     entry = how(command.text)
     assert isinstance(entry, Slow)
@@ -124,6 +137,23 @@ def test_a_long_command_of_the_pages_does_what_it_says(command: Command, site: S
     assert (site.folder / entry.leaves).exists()
 
 
-def test_what_has_been_run_leaves_little_to_the_others() -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_at_full_size_and_what_the_tutorial_does_with_it(tmp_path: Path) -> None:
+    folder = build(tmp_path, small=False)
+    page = "docs/tutorial.md"
+    asked = [one.text for one in fenced_commands(page) if re.search(r"/(evaluate|predict|report|export)\.py", one.text)]
+    for command in ["make demo", *asked]:
+        ended = run(command, folder, seconds=600)
+        assert ended.code == 0, f"{command}\n{ended.said[-3000:]}"
+    stages = json.loads((folder / "runs/demo/report.json").read_text(encoding="utf-8"))["stages"]
+    mrr = {stage["name"]: stage["test"]["mrr"] for stage in stages}
+    assert mrr["teacher"] > mrr["student"] > mrr["direct"] + 0.01
+    (code,) = blocks(text_of(page), "python")
+    (folder / "program.py").write_text(code, encoding="utf-8")
+    assert run(f"{sys.executable} program.py", folder).code == 0
+
+
+def test_most_commands_are_run_as_they_stand() -> None:
     kinds = [type(how(one.text)) for one in COMMANDS]
-    assert kinds.count(Parsed) + kinds.count(Elsewhere) < kinds.count(Run)
+    assert kinds.count(Run) > kinds.count(Slow) + kinds.count(Elsewhere) + kinds.count(Parsed)
