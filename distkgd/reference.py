@@ -7,6 +7,7 @@ A key's type, default and allowed values are its annotation's; what it means is 
 """
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,19 +53,10 @@ HEAD = """# Every config key
 
 Made of the types in the code by `python -m distkgd.reference`; a test fails when the two differ. A config is YAML,
 `a.b=c` at the command line goes over it, unknown keys are refused. A key that is left out has its default; `plan.yaml`
-in the run folder holds all of them, resolved. How the nodes work together: [Plans and runs](plans.md), [Models and
-methods](models.md).
+in the run folder holds all of them, resolved. How they work together: [Plans](plans.md), [Models](models.md).
 """
-OPTIONS = """Options of the methods
-
-A stage's `distill` holds the options of its `method`; `scratch` has none.
-"""
-SWEEP = """A sweep's file
-
-The file of `launch/ablate.py`, see [Sweeps](cluster.md#sweeps). Its trials are plans with the keys above.
-"""
-DIFFERENCES = """What each file says of itself at its top, by `python -m distkgd.reference`.
-"""
+OPTIONS = "Options of the methods\n\nA stage's `distill` holds the options of its `method`; `scratch` has none.\n"
+SWEEP = "A sweep's file\n\nFor `launch/ablate.py`: [Sweeps](cluster.md#sweeps). Its trials are plans with the keys above.\n"
 
 
 def write(folder: Path = DOCS) -> list[Path]:
@@ -166,10 +158,8 @@ def _default(value: Any) -> str:
         return "must be given"
     if isinstance(value, BaseModel):
         return "its keys' defaults"
-    if value is None:
-        return "`null`"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
+    if value is None or isinstance(value, bool):
+        return f"`{json.dumps(value)}`"
     return "none" if value in ("", {}, []) else f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
@@ -189,7 +179,8 @@ def with_differences(page: str) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{PAPERS} needs the lines {BEGIN} and {END}; the differences go between them")
-    return f"{before}{BEGIN}\n{DIFFERENCES}\n{differences()}{END}{after}"
+    made = "What each file says of itself at its top, by `python -m distkgd.reference`.\n"
+    return f"{before}{BEGIN}\n{made}\n{differences()}{END}{after}"
 
 
 def differences() -> str:

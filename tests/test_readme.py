@@ -69,7 +69,7 @@ def test_every_config_is_valid(page: str) -> None:
         text = text.replace(section(page, elsewhere), "")
     for block in blocks(text, "yaml"):
         parse_config(yaml.safe_load(block), page)
-    for path in re.findall(r"(?<![\w/-])configs/[\w/-]+\.yaml", text):
+    for path in re.findall(r"(?<![\w/-])configs/[\w/-]+\.yaml", text_of(page)):
         assert (ROOT / path).is_file(), path
 
 
@@ -89,7 +89,6 @@ def anchors(page: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_between_pages_is_relative_and_leads_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", FENCED.sub("", text_of(page))))
-    assert links or page in ("docs/speed.md", "docs/engine.md")
     for link in links:
         path, _, anchor = link.partition("#")
         if re.match(r"https?:", link):

@@ -72,7 +72,7 @@ TABLE: dict[str, How] = {
     "python launch/distill.py configs/wn18rr/dualde_complex.yaml": Run("runs/wn18rr_dualde_complex/report.html"),
     "python launch/distill.py configs/wn18rr/dualde_complex.yaml --resume": Run(),
     "torchrun * launch/distill.py configs/wn18rr/dualde_complex.yaml *": Run("runs/two_ranks/report.html"),
-    "torchrun --max-restarts 3 *": Slow("runs/restarts/report.html"),
+    "torchrun --standalone --max-restarts 3 *": Slow("runs/restarts/report.html"),
     "torchrun --standalone --nproc-per-node 2 launch/distill.py --out runs/demo2": Slow("runs/demo2/report.html"),
     "python launch/distill.py student.dim=8 --out runs/demo8": Run("runs/demo8/report.html"),
     "python launch/distill.py student.method=dualde *": Run("runs/dualde/report.html"),
