@@ -56,7 +56,7 @@ Made of the types in the code by `python -m distkgd.reference`; a test fails whe
 in the run folder holds all of them, resolved. How they work together: [Plans](plans.md), [Models](models.md).
 """
 OPTIONS = "Options of the methods\n\nA stage's `distill` holds the options of its `method`; `scratch` has none.\n"
-SWEEP = "A sweep's file\n\nFor `launch/ablate.py`: [Sweeps](cluster.md#sweeps). Its trials are plans with the keys above.\n"
+SWEEP = "A sweep's file\n\nFor `launch/ablate.py`: [Sweeps](cluster.md#sweeps). Its trials are plans with these keys.\n"
 
 
 def write(folder: Path = DOCS) -> list[Path]:

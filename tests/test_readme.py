@@ -3,7 +3,6 @@
 import importlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import typer

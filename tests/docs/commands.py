@@ -34,7 +34,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Parsed:
-    """Not run: its program, flags, configs and names are checked. why: no test can run it. test: what checks the rest."""
+    """Not run; its program, flags, configs and names are checked. why: no test can. test: what checks the rest."""
 
     why: str
     test: str | None = None
@@ -45,6 +45,7 @@ How = Run | Elsewhere | Parsed
 BENCH = "tests/bench/test_bench.py::"
 SERVERS = "tests/docs/test_servers.py::"
 PORT = "it serves until it is stopped; there it stands in the same folder and has a port of its own"
+APART = "tests/cluster/test_apart.py::"
 CLUSTER = "tests/cluster/test_session.py::"
 ITSELF = "it is what runs these tests, or checks them; continuous integration calls it"
 MEASURES = "a measurement of minutes to hours; its results are in benchmarks/results"
@@ -104,7 +105,7 @@ TABLE: dict[str, How] = {
     "python launch/chain.py configs/umls/ta_complex.yaml --workers *": Slow("runs/ray_ta/timeline.json", needs="ray"),
     "python launch/chain.py configs/umls/ta_complex.yaml --resume *": Slow("runs/ray_ta/timeline.json", needs="ray"),
     "python launch/chain.py * --address auto *": Elsewhere(
-        "tests/cluster/test_apart.py::test_a_student_fetches_its_teachers_and_goes_on_on_another_node_when_its_own_is_gone",
+        APART + "test_a_student_fetches_its_teachers_and_goes_on_on_another_node_when_its_own_is_gone",
         "it wants a cluster that is up, with nodes of their own",
     ),
     "python launch/ablate.py *": Slow("runs/codex-s_dualde_table7/chart.svg", needs="ray"),

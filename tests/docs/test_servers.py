@@ -72,9 +72,7 @@ def test_the_pages_of_mlflow_are_served(command: str, site: Site) -> None:
     with standing(command, site.folder, "/") as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         body = json.dumps({"max_results": 10})
-        connection.request(
-            "POST", "/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"}
-        )
+        connection.request("POST", "/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"})
         found = json.loads(connection.getresponse().read())
     assert "distkgd" in [one["name"] for one in found["experiments"]]
 
