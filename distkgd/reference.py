@@ -136,11 +136,8 @@ def _allowed(kind: Any, limits: Sequence[Any], below: str) -> str:
     inner = [_allowed(one, (), below) for one in arguments]
     if origin in (Union, UnionType):
         return " or ".join(inner)
-    if origin in (list, tuple):
-        return f"list: {', '.join(inner)}" + _limits(limits)
-    if origin is dict:
-        return f"mapping: {' → '.join(inner)}" + _limits(limits)
-    return WORDS[kind] + _limits(limits)
+    words = f"mapping: {' → '.join(inner)}" if origin is dict else f"list: {', '.join(inner)}"
+    return (WORDS[kind] if origin is None else words) + _limits(limits)
 
 
 def _limits(metadata: Sequence[Any]) -> str:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -147,9 +148,9 @@ def small_rules() -> Iterator[None]:
 
 
 def run(command: str, folder: Path, seconds: float = SECONDS) -> Outcome:
-    """A command line as it stands, in `folder`; `python FILE` in this process, all else in one of its own."""
+    """A command line as it stands, in `folder`; a launcher in this process, all else in one of its own."""
     words = shlex.split(command)
-    if words[0] == "python" and words[1].endswith(".py"):
+    if words[0] == "python" and words[1].startswith("launch/"):
         return _here(words[1:], folder)
     home = {"HOME": str(folder)} if words[0] == "ray" else {}  # where it keeps its token
     told: dict[str, Any] = {"cwd": folder, "env": surroundings() | home, "capture_output": True, "text": True}
@@ -177,4 +178,7 @@ def _here(words: list[str], folder: Path) -> Outcome:
             runpy.run_path(words[0], run_name="__main__")
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception:  # of this command alone: the others are run nevertheless
+            said.write(traceback.format_exc())
+            code = 1
     return Outcome(code, said.getvalue())
