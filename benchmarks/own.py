@@ -1,4 +1,4 @@
-"""The README's "Your own graph" as a new user meets it: a file of 100,000 triples, one command, a report.
+"""docs/your_own_graph.md as a new user meets it: a file of 100,000 triples, one command, a report.
 
 python benchmarks/own.py                  # a made graph, --to 32: benchmarks/results/own_graph.json
 python benchmarks/own.py --budget         # the same file and a budget: benchmarks/results/own_budget.json

@@ -37,6 +37,7 @@ class NegativesConfig(Frozen):
     """What a positive triple's answer is compared with.
 
     kind: "all" entities; `num` drawn per "batch", per "chunk" of triples, or per "triple".
+    num: how many are drawn. chunk: how many triples share them, with kind "chunk".
     sides: ask for "both" ends of every triple, or for one end drawn "uniform"ly or by "bernoulli" statistics.
     filtered: leave out candidates that are known training answers of the query.
     labels: with kind "all", "known" makes it k-vs-all: all training answers of a query are its labels.
@@ -72,7 +73,11 @@ class LossConfig(Frozen):
 
 
 class RegulariserConfig(Frozen):
-    """Penalty on the embeddings of a batch: n2, n3 (Lacroix et al. 2018) or dura (Zhang et al. 2020)."""
+    """Penalty on the embeddings of a batch.
+
+    name: n2, n3 (Lacroix et al. 2018) or dura (Zhang et al. 2020). weight: factor on it.
+    relation_weight: factor on the relations' part of n2 and n3; default: weight.
+    """
 
     name: Literal["none", "n2", "n3", "dura"] = "none"
     weight: Weight = 0.0
@@ -89,7 +94,7 @@ class OptimizerConfig(Frozen):
     """Row optimiser of the entity table and dense optimiser of everything else.
 
     name: rowwise_adagrad keeps one number per row, adam moves only rows that a step touches.
-    relation_lr: learning rate of relations and other small parameters; default: lr.
+    lr: learning rate. relation_lr: that of relations and other small parameters; default: lr.
     clip: largest global gradient norm; 0 leaves gradients alone.
     offload: keep the rows' optimiser state in host memory.
     """
@@ -102,8 +107,12 @@ class OptimizerConfig(Frozen):
 
 
 class ScheduleConfig(Frozen):
-    """Learning rate over the stage: constant; linear or cosine to `final` x lr; plateau multiplies by `factor` after
-    `patience` validations without a better MRR."""
+    """Learning rate over the stage.
+
+    name: constant, linear, cosine, or plateau, which waits for validation. final: linear and cosine end at so many
+        times the learning rate. factor: plateau multiplies by it. patience: after so many validations without a better
+        MRR.
+    """
 
     name: Literal["constant", "linear", "cosine", "plateau"] = "constant"
     final: Weight = 0.0
@@ -120,12 +129,15 @@ def _known_method(name: str) -> str:
 class StageConfig(Frozen):
     """One training run: one student, one method.
 
+    scorer: the scoring function (`distkgd.scorers`). method: how it is trained (`distkgd.methods`); without a teacher
+        scratch, dml, med or metasd. distill: the method's options.
     dim: real coordinates per entity; some scorers add a bias.
     margin, norm: constants of distance scorers; default: the scorer's.
     reciprocal: head queries are tail queries of an inverse relation (two relation rows each).
     init_scale: standard deviation or half-width of the initial entity rows; default: the scorer's.
     start: the student's first rows: random, or from its first teacher, which must have the same scorer: crop, its
         first `dim` columns, or pca, its rows along their `dim` principal axes (`distkgd.starts`).
+    epochs: passes over the training triples.
     batch_size: triples in the global batch. accumulate: parts into which each batch is cut to save memory.
     dropout, relation_dropout: on the query's anchor and relation embeddings.
     bf16: score candidates in bfloat16; rows stay in full precision.
@@ -233,10 +245,12 @@ StageOrFlag = Annotated[
 
 
 class MlflowConfig(Frozen):
-    """Tracking: uri null is sqlite:///mlflow.db in the working directory.
+    """Tracking by MLflow, where it is installed.
 
+    enabled: off leaves it alone. uri: of its store; null: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in the
+        working directory.
     registry: put teacher, student and direct model into the model registry when the plan is done
-        (`distkgd.serving.registry`), under the name `registered_as`; default: the run's.
+        (`distkgd.serving.registry`). registered_as: under this name; default: the run's.
     champion_max_mb: the alias `champion` is the version of the best valid MRR whose tables have at most so many million
         bytes; default: the best one that is no teacher.
     """
@@ -281,8 +295,12 @@ class EngineConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """A whole run; see the module's docstring.
+    """A whole run: whom it trains, on what, and how that is judged.
 
+    name: the run's, and its folder's in runs/; a config file that gives none is called after its folder and itself.
+    data: a public set by name, pystdlib, a made graph (powerlaw:…), or a folder.
+    seed: of everything that is drawn. device: auto takes a GPU where there is one.
+    dtype: of tables and arithmetic; float64 for comparisons.
     teacher: a stage, the path or URI (s3://…) of a finished model, LIBRARY:PATH of another library's, or nothing.
     teachers: name -> stage or path, in place of `teacher`
         for methods that have several; the student gets them in this order.

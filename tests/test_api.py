@@ -21,11 +21,11 @@ from distkgd.graph.filters import KnownAnswers, Queries
 from distkgd.model import Model
 from distkgd.model_folder import save_model
 from distkgd.scorers import SCORERS, build_scorer
+from tests.docs.pages import blocks, section
 from tests.jobs import toy_model
 from tests.toys import toy_graph
 
 ENTITIES, RELATIONS = 41, 5
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +77,11 @@ def test_the_examples_of_the_module_are_true(tmp_path: Path, monkeypatch: pytest
     assert found.attempted == 8 and found.failed == 0
 
 
-def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = re.search(r"^## Use it\n\n```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)
-    assert found
+def test_the_example_of_the_documentation_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = blocks(section("docs/use.md", "In Python"), "python")
     pytest.importorskip("pandas")
     graph = toy_graph(ENTITIES, RELATIONS)
-    words = set(re.findall(r'"((?:module|class):\w+)"', found[1]))
+    words = set(re.findall(r'"((?:module|class):\w+)"', found))
     assert words >= {"module:json", "module:re", "class:int"}
     names = pl.Series(sorted({*words, *(f"e{i:02d}" for i in range(ENTITIES - len(words)))}))
     entities, relations = Vocabulary(names), Vocabulary(pl.Series(["imports", "inherits", "r2", "r3", "r4"]))
@@ -97,7 +96,7 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch
         )
         (folder / "data" / f"{split}.tsv").write_text("".join(lines))
     monkeypatch.chdir(tmp_path)
-    *lines, last = found[1].strip().splitlines()
+    *lines, last = found.strip().splitlines()
     said: dict[str, Any] = {}
     for line in [*lines, last]:
         if line and not line.startswith(("import", "m = ", "m.crop")):

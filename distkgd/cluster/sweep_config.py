@@ -61,7 +61,8 @@ class Domain(Frozen):
 
     grid: every value, in combination with those of other grids. choice: one of some values, drawn.
     uniform, loguniform: a number of [low, high), drawn evenly, or evenly in its logarithm.
-    sample_from: a rule by name that says it by another key, `of`: same_as its value, or times it by a factor, `by`.
+    sample_from: a rule by name that says it by another key: same_as its value, or times it by a factor.
+    of: that other key. by: that factor.
     """
 
     grid: list[Any] | None = Field(default=None, min_length=1)
@@ -104,8 +105,11 @@ class Domain(Frozen):
 
 
 class AshaConfig(Frozen):
-    """Asynchronous successive halving (Li et al. 2020) on validation MRR: of the trials that have reached epoch
-    `grace`, `grace` x `reduction`, … only the best 1/`reduction` go on."""
+    """Asynchronous successive halving (Li et al. 2020) on validation MRR.
+
+    name: asha, or none: every trial runs to its end. grace: the epoch at which trials are compared first, then at
+        `reduction` times it, and so on. reduction: only the best 1/`reduction` go on.
+    """
 
     name: Literal["asha", "none"] = "none"
     grace: Positive = 1
@@ -117,8 +121,12 @@ def _a_name_alone(value: Any) -> Any:
 
 
 class SweepConfig(Frozen):
-    """A sweep's file; see the module's docstring.
+    """A sweep: many plans that differ from one base in a few keys. It has rows, or a grid, or a space.
 
+    name: its own, and its folder's in runs/; default: folder and name of the file. base: a plan's config, from this
+        file's folder; or the config itself. data: in place of the base's. set: keys put over the base, for all.
+    seeds: each row is trained at each. rows: name -> keys put over the base, and the paper's figure as `paper`.
+    grid: key -> values; a row of every combination. space: key -> domain, for a search. search: who draws.
     groups: name -> keys put over the base; the rows stand once in each group.
     reference: the row (default: the first) that differences are taken to.
     paper: which of the paper's figures the rows' `paper` are; paper_direct: that of the direct model. They may be

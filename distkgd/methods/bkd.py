@@ -21,6 +21,7 @@ from distkgd.settings import Frozen, Rate, Weight
 class BkdConfig(Frozen):
     """Score-distribution distillation: hard_weight * hard loss + weight * T^2 divergence of the softmaxes.
 
+    weight: factor on the soft loss. hard_weight: on the hard loss. temperature: T.
     divergence: kl is KL(teacher || student), which makes the student cover all that the teacher deems likely;
         reverse_kl is KL(student || teacher), which makes it keep to that; js is the Jensen-Shannon divergence, between
         the two and bounded by log 2, for a second pass over the candidates. An ablation changes this one word; mind

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 class DmlConfig(Frozen):
     """Mutual learning: hard_weight * hard loss + weight * T^2 KL(other || own), of the student and of its peer.
 
+    weight: factor on what each learns from the other. hard_weight: on the hard loss. temperature: T.
     peer_dim: real numbers per entity of the peer; default: the student's. A larger peer is a teacher that is trained
         beside its student.
     """

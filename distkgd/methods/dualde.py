@@ -69,6 +69,7 @@ class DualdeConfig(Frozen):
     alpha, beta: initial slope and offset of the four soft-label evaluators; evaluator_lr: how fast they learn.
     soft: "huber" per candidate (Eq. 4), or "kl": the distance of a query is the KL divergence over its candidates and
         its weight is that of its positive triple - our listwise form, for softmax losses.
+    temperature: of the softmaxes of "kl".
     soft_weight: factor on the soft losses (the paper's is 1). stop_opposite: each model's loss leaves the other alone.
     stage_one: off starts with both models learning. stage_two: null leaves the teacher frozen throughout.
     """

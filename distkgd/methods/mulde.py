@@ -36,6 +36,7 @@ _SMALLEST_VARIANCE = 1e-10  # of a teacher's scores of a query
 class MuldeConfig(Frozen):
     """Several teachers through a Senior: hard_weight * hard loss + weight * T^2 KL(Senior || student) + Senior's loss.
 
+    weight: factor on what the student learns from the Senior. hard_weight: on its hard loss. temperature: T.
     relation_scaling: the Senior learns a factor for each relation, direction and teacher; off: 1.
     contrast_attention: it learns how much to prefer the teacher that tells the answer of a query from the other
         candidates most clearly; off: the plain mean. attention: the slope that it starts with, 0: the plain mean.

@@ -41,7 +41,9 @@ class RkdConfig(Frozen):
 
     group: consecutive triples whose queries are compared with each other. vectors: "entity", the row of each query's
         answer (with sides: both, all heads and tails of the group), or "query", what the scorer makes of its anchor and
-        relation. delta: of the Huber distance. A weight of 0 leaves its term out.
+        relation. delta: of the Huber distance.
+    distance_weight: factor on RKD[D], 0 leaves it out. angle_weight: on RKD[A], 0 leaves it out. hard_weight: on the
+        hard loss.
     """
 
     group: Annotated[int, BeforeValidator(no_flag), Field(ge=2, le=64)] = 8

@@ -1,4 +1,4 @@
-"""What is trained when nobody says how: the README's table "Your own graph" as code. Pure functions of a few sizes.
+"""What is trained when nobody says how: the table of docs/your_own_graph.md as code. Pure functions of a few sizes.
 
 The settings are those of configs/default.yaml and configs/umls/, which were tuned on graphs of 5,000 to 90,000 triples;
 what scales with the graph is said beside each rule. Nothing here looks at the machine, so a resumed or repeated command

@@ -1,6 +1,5 @@
 """Sweeps as data: what their files may say, and which trials, teachers and budgets come of it."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from distkgd.cluster.sweep_search import budgets, note_draw, read_draws, search_
 from distkgd.cluster.sweep_trials import Trial, table_trials
 from distkgd.config import load_config
 from distkgd.errors import ConfigError
+from tests.docs.pages import blocks, section
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 SHIPPED = sorted([*(CONFIGS / "ablations").rglob("*.yaml"), *(CONFIGS / "search").rglob("*.yaml")])
@@ -267,8 +267,7 @@ def test_a_sweep_of_one_row_has_the_config_that_distill_would_have(tmp_path: Pat
     assert trial.teachers()["teacher"].scored == config.teacher
 
 
-def test_the_sweeps_of_the_readme_are_sweeps() -> None:
-    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```yaml\n(.*?)```", text.split("\n## Sweeps\n")[1].split("\n## ")[0], re.DOTALL)
-    kinds = [SweepConfig.model_validate(yaml.safe_load(block)).space is None for block in blocks]
+def test_the_sweeps_of_the_documentation_are_sweeps() -> None:
+    shown = blocks(section("docs/cluster.md", "Sweeps"), "yaml")
+    kinds = [SweepConfig.model_validate(yaml.safe_load(block)).space is None for block in shown]
     assert kinds == [True, False]

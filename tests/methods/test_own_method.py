@@ -1,6 +1,5 @@
-"""The README's example of a method: its code is run as it stands."""
+"""The example of a method in docs/models.md: its code is run as it stands."""
 
-import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,23 +14,22 @@ from distkgd.distributed.cost import traffic
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.exchange import shape_of
+from tests.docs.pages import blocks, section
 from tests.jobs import NaiveModel, spelled_out
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job, train_some
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = "docs/models.md"
 GRAPH = toy_graph()
 
 
 def example() -> tuple[type[methods.Method[Any]], dict[str, Any]]:
     """The class of the example, and the stages of its config."""
-    found = re.search(
-        r"^## A method of your own.*?```python\n(.*?)```\n\n```yaml\n(.*?)```", README, re.DOTALL | re.MULTILINE
-    )
-    assert found
+    found = section(PAGE, "A method of your own")
+    (code,), (config,) = blocks(found, "python"), blocks(found, "yaml")
     namespace: dict[str, Any] = {"__name__": "example"}
-    exec(compile(found[1], "README.md", "exec"), namespace)
-    return namespace["Match"], yaml.safe_load(found[2])
+    exec(compile(code, PAGE, "exec"), namespace)
+    return namespace["Match"], yaml.safe_load(config)
 
 
 def trained(ranks: Ranks, steps: int) -> dict[str, Any]:
@@ -83,8 +81,8 @@ def test_what_it_says_it_sends_is_what_it_sends() -> None:
 def test_its_settings_are_checked_like_all_others() -> None:
     kind, config = example()
     with patch.dict(methods.METHODS, {"match": kind}):
-        assert parse_config(config, "README").student.distill.weight == 0.1
+        assert parse_config(config, PAGE).student.distill.weight == 0.1
         with pytest.raises(ConfigError, match=r"no such option.*allowed here: weight"):
-            parse_config(config | {"student": config["student"] | {"distill": {"wait": 1}}}, "README")
+            parse_config(config | {"student": config["student"] | {"distill": {"wait": 1}}}, PAGE)
     with pytest.raises(ConfigError, match="there is no method 'match'"):
-        parse_config(config, "README")
+        parse_config(config, PAGE)

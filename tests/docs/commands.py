@@ -1,0 +1,153 @@
+"""How the tests run each command of the documentation; tests/docs/test_commands.py holds this table complete.
+
+A `*` in a key stands for anything. Every command matches exactly one key, every key at least one command.
+"""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run as it stands in the page, in the folder of tests/docs/sites.py with its small data and configs.
+
+    leaves: what is there afterwards. codes: allowed exit codes. needs: a module that it cannot do without.
+    """
+
+    leaves: str = "."
+    codes: tuple[int, ...] = (0,)
+    needs: str | None = None
+
+
+@dataclass(frozen=True)
+class Slow(Run):
+    """As `Run`, after all others and by the slow tests alone."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Run by another test in its own surroundings. test: PATH::NAME. why: it does not run in the shared folder."""
+
+    test: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Not run; its program, flags, configs and names are checked. why: no test can. test: what checks the rest."""
+
+    why: str
+    test: str | None = None
+
+
+How = Run | Elsewhere | Parsed
+
+BENCH = "tests/bench/test_bench.py::"
+SERVERS = "tests/docs/test_servers.py::"
+PORT = "it serves until it is stopped; there it stands in the same folder and has a port of its own"
+APART = "tests/cluster/test_apart.py::"
+CLUSTER = "tests/cluster/test_session.py::"
+ITSELF = "it is what runs these tests, or checks them; continuous integration calls it"
+MEASURES = "a measurement of minutes to hours; its results are in benchmarks/results"
+INSTALLS = "the test would install what it is testing with; the extra is looked up in pyproject.toml"
+
+TABLE: dict[str, How] = {
+    # -- make and shell
+    "make demo": Run("runs/demo/report.html"),
+    "make test": Parsed(ITSELF),
+    "make PYTHON=python3.12 demo": Parsed("this machine may have no such Python"),
+    "PIP_EXTRA_INDEX_URL=* make demo": Parsed("it downloads torch"),
+    "make bench-engine": Parsed(MEASURES),
+    ". .venv/bin/activate": Parsed("python -m venv writes it"),
+    "export RAY_AUTH_MODE=token": Run(),
+    "pip install *": Parsed(INSTALLS),
+    # -- plans
+    "python launch/distill.py --out runs/first": Run("runs/first/report.html"),
+    "python launch/distill.py --data my_triples.tsv --to 32": Run("runs/my_triples_32/report.html"),
+    "python launch/distill.py --data my_triples.tsv --to 32 student.method=*": Run("runs/mine_dualde/report.html"),
+    # 3: no crop of the small run keeps enough, or this machine is too slow, and it says so.
+    "python launch/distill.py --data my_triples.tsv --max-mb 20 *": Run(codes=(0, 3)),
+    "python launch/distill.py runs/my_triples_32/config.yaml --out runs/again": Run("runs/again/report.html"),
+    "python launch/distill.py --data my_graph --out runs/mine": Run("runs/mine/report.html"),
+    "python launch/distill.py --data my_graph teacher=pykeen:results *": Run("runs/taught/imported", needs="pykeen"),
+    "python launch/distill.py configs/wn18rr/dualde_complex.yaml": Run("runs/wn18rr_dualde_complex/report.html"),
+    "python launch/distill.py configs/wn18rr/dualde_complex.yaml --resume": Run(),
+    "torchrun * launch/distill.py configs/wn18rr/dualde_complex.yaml *": Run("runs/two_ranks/report.html"),
+    "torchrun --standalone --max-restarts 3 *": Slow("runs/restarts/report.html"),
+    "torchrun --standalone --nproc-per-node 2 launch/distill.py --out runs/demo2": Slow("runs/demo2/report.html"),
+    "python launch/distill.py student.dim=8 --out runs/demo8": Run("runs/demo8/report.html"),
+    "python launch/distill.py student.method=dualde *": Run("runs/dualde/report.html"),
+    "python launch/distill.py --resume --out runs/demo8 student.dim=8": Run(),
+    "python launch/distill.py chain.from=256 *": Run("runs/chain/stages/student_64/model"),
+    "python launch/distill.py configs/umls/chain_bkd_complex.yaml": Run("runs/umls_chain_bkd_complex/report.html"),
+    "python launch/distill.py configs/umls/chain_bkd_complex.yaml student.start=crop *": Run("runs/crop/report.html"),
+    "python launch/distill.py configs/umls/ta_complex.yaml": Run("runs/umls_ta_complex/report.html"),
+    "python launch/distill.py configs/umls/med_complex.yaml": Run("runs/umls_med_complex/report.html"),
+    "python launch/distill.py configs/umls/metasd_complex.yaml": Run("runs/umls_metasd_complex/report.html"),
+    # -- finished models
+    "python launch/evaluate.py *": Run("test.json"),
+    "torchrun * launch/evaluate.py *": Run(),
+    "python launch/predict.py *": Run(),
+    "python launch/report.py *": Run(),
+    "python launch/export.py runs/demo/stages/student exported --format numpy": Run("exported/entity.npy"),
+    "python launch/export.py runs/demo/stages/student exported_int8 *": Run("exported_int8/config.json"),
+    "python launch/export.py runs/demo/stages/teacher cropped *": Run("cropped/entity.safetensors"),
+    "python launch/export.py runs/my_triples_32/*": Run("exported_parquet/entity.parquet", needs="pyarrow"),
+    "python launch/export.py runs/umls_med_complex/*": Run("med16/entity.safetensors"),
+    "python launch/export.py runs/umls_metasd_complex/*": Run("pruned/config.json"),
+    "python launch/import.py pykeen:results *": Run("imported/config.json", needs="pykeen"),
+    "python launch/register.py *": Run("mlflow.db", needs="mlflow"),
+    "mlflow ui *": Elsewhere(SERVERS + "test_the_pages_of_mlflow_are_served", PORT),
+    "mlflow models serve *": Elsewhere(SERVERS + "test_a_registered_model_is_served_and_answers", PORT),
+    "curl *": Elsewhere(SERVERS + "test_a_registered_model_is_served_and_answers", "it asks that server"),
+    # -- Ray
+    "python launch/chain.py configs/umls/chain_bkd_complex.yaml*": Run("runs/ray_chain/timeline.json", needs="ray"),
+    "python launch/chain.py configs/umls/ta_complex.yaml --workers *": Slow("runs/ray_ta/timeline.json", needs="ray"),
+    "python launch/chain.py configs/umls/ta_complex.yaml --resume *": Slow("runs/ray_ta/timeline.json", needs="ray"),
+    "python launch/chain.py * --address auto *": Elsewhere(
+        APART + "test_a_student_fetches_its_teachers_and_goes_on_on_another_node_when_its_own_is_gone",
+        "it wants a cluster that is up, with nodes of their own",
+    ),
+    "python launch/ablate.py *": Slow("runs/codex-s_dualde_table7/chart.svg", needs="ray"),
+    "ray get-auth-token --generate": Slow(needs="ray"),
+    "ray up *": Parsed("it rents machines", CLUSTER + "test_the_example_of_a_cluster_is_one_that_ray_takes"),
+    "ray dashboard *": Parsed("of rented machines", CLUSTER + "test_the_example_of_a_cluster_is_one_that_ray_takes"),
+    "ray down *": Parsed("of rented machines", CLUSTER + "test_the_example_of_a_cluster_is_one_that_ray_takes"),
+    "ray job submit *": Parsed("to rented machines", CLUSTER + "test_the_example_of_a_job_is_a_runtime_environment"),
+    # -- measurements
+    "python launch/bench.py --list": Run(),
+    "python launch/bench.py --quick --json bench.json": Slow("bench.json"),
+    "python launch/bench.py --task train/transe --task load": Elsewhere(
+        BENCH + "test_a_run_in_real_processes_with_a_peer_that_is_not_installed", MEASURES
+    ),
+    "python launch/bench.py inference --run runs/demo": Slow(),
+    "python launch/bench.py --quick --compare bench.json": Parsed(
+        MEASURES, BENCH + "test_the_launcher_exits_1_and_names_the_tasks_whose_ratio_fell"
+    ),
+    "python benchmarks/tables.py benchmarks/tables/umls_16.yaml": Parsed(
+        MEASURES, "tests/test_tables.py::test_every_trial_is_a_plan"
+    ),
+    "python benchmarks/engine.py project": Run(),
+    "python benchmarks/serving.py": Parsed(MEASURES),
+    "python benchmarks/own.py": Parsed(MEASURES),
+    "python -m distkgd.reference": Elsewhere(
+        "tests/test_reference.py::test_both_pages_are_written_where_they_belong", "it would write into this checkout"
+    ),
+}
+
+
+def pattern(key: str) -> re.Pattern[str]:
+    """What a key matches."""
+    return re.compile(".*".join(map(re.escape, key.split("*"))))
+
+
+def keys_of(command: str) -> list[str]:
+    """The keys that match a command; one, if all is well."""
+    exact = [key for key in TABLE if key == command]
+    return exact or [key for key in TABLE if pattern(key).fullmatch(command)]
+
+
+def how(command: str) -> How:
+    """What is done about a command."""
+    (key,) = keys_of(command)
+    return TABLE[key]
