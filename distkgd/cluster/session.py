@@ -20,7 +20,8 @@ LOCAL = "127.0.0.1"
 CONNECT_SECONDS = 10.0  # for a connection to the address
 JOIN_SECONDS = 60.0  # for the cluster's answer
 START_SECONDS = 180.0  # for Ray on this machine: seconds, but on a busy one
-TRIES, TRIES_TO_JOIN = "RAY_gcs_server_port_wait_time_s", "10"  # of about a second each
+# Each one waits 40 s for an answer, deaf to signals, and Ray swallows what a handler raises between two of them.
+TRIES, TRIES_TO_JOIN = "RAY_gcs_server_port_wait_time_s", "1"
 STORE_BYTES = 256 << 20  # of a local session's object store: tables travel as files, not as objects
 
 

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -82,7 +83,9 @@ def _work(config: dict[str, Any], find: Find, call: Call) -> None:
             stopped.append(error)
         return not stopped
 
-    run_trial(find(config), call, report)
+    # A search may draw what it has drawn before: that is another trial to Tune, which wants the curve once more.
+    attempt = f"{call.attempt}.{tune.get_context().get_trial_id()}"
+    run_trial(find(config), replace(call, attempt=attempt), report)
     if stopped:
         raise stopped[0]
 
@@ -199,7 +202,8 @@ def _optuna(space: Mapping[str, Any], seed: int, before: Sequence[Trial]) -> Any
         points = [{key: trial.overrides[key] for key in space} for trial in before]
         import_module("optuna").logging.set_verbosity(logging.WARNING)
         spaces = OptunaSearch.convert_search_space(dict(space))
-        return OptunaSearch(spaces, metric=METRIC, mode="max", seed=seed, points_to_evaluate=points)
+        # Points that are given draw nothing: with the same seed the others would be drawn again.
+        return OptunaSearch(spaces, metric=METRIC, mode="max", seed=seed + len(points), points_to_evaluate=points)
     except (ImportError, AssertionError) as error:
         raise ConfigError(f"search: optuna needs Optuna ({error}); pip install 'distkgd[ray]'.") from None
 

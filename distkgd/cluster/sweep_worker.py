@@ -3,7 +3,7 @@
 trial.json beside a trial's run holds what the sweep has to remember of it:
   status    running, finished, stopped (by the scheduler), diverged, or failed
   curve     [[epoch, best validation MRR so far], …] of the scored stage
-  attempt   the call of the sweep that has last worked on it
+  attempt   the call of the sweep, and Tune's trial in it, that has last worked on it
   starts, ends    when it was begun, and came to an end, each time; pid: of the process that began it last
   error     why it diverged or failed
 """
@@ -86,7 +86,8 @@ class Record:
 class Call:
     """One call of a sweep.
 
-    out: its folder. attempt: tells it from other calls. threads: of a process. gpus: whether a process has any.
+    out: its folder. attempt: tells it from other calls, and in a process of Tune's from its other trials.
+    threads: of a process. gpus: whether a process has any.
     stops: whether there is a scheduler that stops trials.
     """
 

@@ -94,6 +94,7 @@ def test_a_node_that_is_killed_leaves_a_smaller_gang(tree: dict[str, Any], tmp_p
     node = cluster.add_node(num_cpus=1)
     try:
         ray.init(cluster.address)
+        tree = merge(tree, {"teacher": {"epochs": 5 * LONG["epochs"]}})  # workers may outlive their raylet for seconds
         chain = Background(tree, tmp_path / "run", workers=2, wait=5.0)
         assert chain.at_work("teacher")["world"] == 2
         kill(node.all_processes["raylet"][0].process.pid)

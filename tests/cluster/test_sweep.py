@@ -176,11 +176,24 @@ def test_optuna_is_asked_for_the_trials_of_an_earlier_call_first(tmp_path: Path,
 
     sweep, base = load_sweep(tmp_path / sweep_file(tmp_path, data, space=SPACE, trials=3, **HALVING))
     arm = search_arms(sweep, base, lambda _: "sha")[0]
-    before = [arm.trial({"student.optimizer.lr": lr, "student.distill.temperature": 2.0}) for lr in (0.5, 0.25)]
-    search = _optuna({key: to_tune(domain) for key, domain in arm.drawn.items()}, 0, before)
+    space = {key: to_tune(domain) for key, domain in arm.drawn.items()}
+    earlier = _optuna(space, 0, [])
+    before = [arm.trial(earlier.suggest(str(i))) for i in range(2)]
+    search = _optuna(space, 0, before)
     drawn = [arm.trial(search.suggest(str(i))) for i in range(3)]
     assert [trial.digest for trial in drawn[:2]] == [trial.digest for trial in before]
     assert 0.001 <= drawn[2].scored.optimizer.lr < 1.0 and drawn[2].digest not in {t.digest for t in before}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_search_that_draws_what_it_has_drawn_trains_it_once(tmp_path: Path, data: Path, search: str) -> None:
+    how = {**HALVING, "search": search, "space": {"student.optimizer.lr": {"choice": [0.1]}}}
+    code, said, report = ended(tmp_path, sweep_file(tmp_path, data, trials=3, **how))
+    assert code == 0, said
+    assert Counter(one["kind"] for one in report["tried"]) == {"student": 1, "direct": 1}
+    assert max(len(one["starts"]) for one in records(tmp_path / "out", "trials")) == 1
 
 
 @pytest.mark.slow

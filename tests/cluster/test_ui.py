@@ -106,5 +106,5 @@ def test_the_pages_show_parents_children_curves_and_reports(site: str, tracked: 
             there.show(above, [parent, "Child runs"], pages / f"{parent}.png", ready=linked(child))
             there.show(below, [child, "Finished"], pages / f"{parent}_child.png", ready=linked(parent))
             there.show(f"{below}/model-metrics", [curve], pages / f"{parent}_curves.png", ready=DRAWN)
-            there.show(f"{above}/artifacts/report.md", ["report.md", "Report"], pages / f"{parent}_report.png")
+            there.show(f"{above}/artifacts/report.md", ["report.md", "test MRR"], pages / f"{parent}_report.png")
     assert all(path.stat().st_size > 20_000 for path in pages.glob("*.png"))
