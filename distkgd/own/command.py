@@ -135,12 +135,14 @@ def _chosen(wishes: Wishes, graph: Graph, given: dict[str, Any]) -> tuple[dict[s
     """The options of the rules with what was given over them, and whether a croppable model is to be judged."""
     if wishes.config is not None:
         return given, False
+    student = given.get("student")
+    method = student.get("method") if isinstance(student, Mapping) else None
     if wishes.to is not None:
         tree = rules.choose(graph, wishes.to)
+        if method not in (None, tree["student"]["method"]):
+            del tree["student"]["distill"]  # it is of the chosen method
     else:
-        student = given.get("student")
-        method = student.get("method", "med") if isinstance(student, Mapping) else "med"
-        if method != "med":
+        if method not in (None, "med"):
             raise ConfigError(
                 f"a budget without --to is judged by the crops of one model, which student.method={method} does not "
                 "make; leave it out, or add --to."

@@ -31,22 +31,23 @@ def choose(graph: Graph, to: int) -> dict[str, Any]:
     teacher = {
         "scorer": SCORER,
         "dim": min(RATIO * to, max(LARGEST_TEACHER, 2 * to)),
-        **_training(triples, entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=2048),
+        **_training(triples, entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=2048, lr=0.2),
         "regulariser": {"name": "n3", "weight": 0.05},
     }
     student = {
         "scorer": SCORER,
         "dim": to,
         "method": "bkd",
-        **_training(triples, entities, STUDENT_VISITS, STUDENT_EPOCHS, negatives=1024),
-        "regulariser": {"name": "n3", "weight": 0.005},
+        **_training(triples, entities, STUDENT_VISITS, STUDENT_EPOCHS, negatives=1024, lr=0.5),
+        "regulariser": {"name": "n3", "weight": 0.05},
+        "distill": {"weight": 3.0, "hard_weight": 0.0},
     }
     return {"teacher": teacher, "student": student, "baseline": True}
 
 
 def choose_croppable(graph: Graph) -> dict[str, Any]:
     """The config of one model whose crops are models, as in YAML."""
-    training = _training(len(graph.train), graph.num_entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024)
+    training = _training(len(graph.train), graph.num_entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024, lr=0.2)
     student = {
         "scorer": SCORER,
         "dim": CROPPABLE,
@@ -79,14 +80,16 @@ def epochs(triples: int, visits: int, bounds: tuple[int, int]) -> int:
     return max(bounds[0], min(bounds[1], round(visits / triples)))
 
 
-def _training(triples: int, entities: int, visits: int, bounds: tuple[int, int], negatives: int) -> dict[str, Any]:
+def _training(
+    triples: int, entities: int, visits: int, bounds: tuple[int, int], negatives: int, lr: float
+) -> dict[str, Any]:
     number = epochs(triples, visits, bounds)
     few = entities <= FEW_ENTITIES
     return {
         "epochs": number,
         "batch_size": batch_size(triples),
         "negatives": {"kind": "all"} if few else {"kind": "batch", "num": negatives},
-        "optimizer": {"name": "adagrad", "lr": 0.2},
+        "optimizer": {"name": "adagrad", "lr": lr},
         "schedule": {"name": "linear", "final": 0.05},
         "validate_every": max(1, number // VALIDATIONS),
     }
