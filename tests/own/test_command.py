@@ -96,6 +96,13 @@ def test_a_finished_command_is_resumed_without_training_and_refused_without_resu
         go(file, finished, QUICK_TO, to=8, resume=True, seed=5)
 
 
+def test_another_method_does_not_inherit_the_options_of_the_chosen_one(file: Path, tmp_path: Path) -> None:
+    outcome = go(file, tmp_path / "run", [*QUICK_TO, "student.method=dualde", "student.epochs=1"], to=8)
+    assert outcome.code == 0 and outcome.report is not None
+    (row,) = [row for row in outcome.report["stages"] if row["name"] == "student"]
+    assert row["method"] == "dualde"
+
+
 def test_a_folder_is_not_split_again(finished: Path, tmp_path: Path) -> None:
     outcome = go(finished / "data" / "my_graph", tmp_path / "run", QUICK_TO, to=8)
     assert not (tmp_path / "run" / "data").exists()
