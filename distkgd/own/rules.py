@@ -1,8 +1,8 @@
 """What is trained when nobody says how: the table of docs/your_own_graph.md as code. Pure functions of a few sizes.
 
-The settings are those of configs/default.yaml and configs/umls/, which were tuned on graphs of 5,000 to 90,000 triples;
-what scales with the graph is said beside each rule. Nothing here looks at the machine, so a resumed or repeated command
-chooses the same.
+The settings were found on graphs of 5,000 to 90,000 triples (benchmarks/LOG.md), those of the student and of the direct
+model in trials of their own; what scales with the graph is said beside each rule. Nothing here looks at the machine, so a
+resumed or repeated command chooses the same.
 """
 
 from typing import Any
@@ -17,6 +17,8 @@ LARGEST_TEACHER = 256  # for the sake of time; students of 128 and more get a te
 CROPPABLE = 128  # dim of the model whose crops are measured against a budget
 CROP_STEP = 8
 FEW_ENTITIES = 2048  # up to here every entity is a negative
+DENSE = 30  # triples per entity, from which on there is little to regularise
+N3_OF_DENSE = 0.005
 LARGEST_BATCH = 512
 STEPS_PER_EPOCH = 20  # at least, so that small graphs take steps too
 TEACHER_VISITS, STUDENT_VISITS = 1_800_000, 2_700_000  # training triples seen in all, repeats counted
@@ -28,35 +30,41 @@ def choose(graph: Graph, to: int) -> dict[str, Any]:
     """The config of a teacher, a student of `to` numbers per entity, and the direct model, as in YAML."""
     check_dim(to)
     triples, entities = len(graph.train), graph.num_entities
+    few = entities <= FEW_ENTITIES
     teacher = {
         "scorer": SCORER,
         "dim": min(RATIO * to, max(LARGEST_TEACHER, 2 * to)),
         **_training(triples, entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=2048, lr=0.2),
-        "regulariser": {"name": "n3", "weight": 0.05},
+        "regulariser": n3(triples, entities, 0.05),
     }
     student = {
         "scorer": SCORER,
         "dim": to,
         "method": "bkd",
         **_training(triples, entities, STUDENT_VISITS, STUDENT_EPOCHS, negatives=1024, lr=0.5),
-        "regulariser": {"name": "n3", "weight": 0.05},
-        "distill": {"weight": 3.0, "hard_weight": 0.0},
+        "regulariser": n3(triples, entities, 0.01 if few else 0.05),
+        "distill": {"weight": 3.0, "hard_weight": 1.0 if few else 0.0},
     }
-    return {"teacher": teacher, "student": student, "baseline": True}
+    return {"teacher": teacher, "student": student, "baseline": {"regulariser": n3(triples, entities, 0.05)}}
 
 
 def choose_croppable(graph: Graph) -> dict[str, Any]:
     """The config of one model whose crops are models, as in YAML."""
-    training = _training(len(graph.train), graph.num_entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024, lr=0.2)
+    triples, entities = len(graph.train), graph.num_entities
     student = {
         "scorer": SCORER,
         "dim": CROPPABLE,
         "method": "med",
-        **training,
-        "regulariser": {"name": "n3", "weight": 0.02},
+        **_training(triples, entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024, lr=0.2),
+        "regulariser": n3(triples, entities, 0.02),
         "distill": {"dims": {"from": CROP_STEP, "to": CROPPABLE, "step": CROP_STEP}, "mutual_weight": 0.05},
     }
     return {"student": student, "baseline": False}
+
+
+def n3(triples: int, entities: int, weight: float) -> dict[str, Any]:
+    """The regulariser: of `weight`, but of little where entities have many triples each."""
+    return {"name": "n3", "weight": weight if triples < DENSE * entities else N3_OF_DENSE}
 
 
 def check_dim(to: int) -> None:
