@@ -1,8 +1,8 @@
 """What is trained when nobody says how: the table of docs/your_own_graph.md as code. Pure functions of a few sizes.
 
 The settings were found on graphs of 5,000 to 90,000 triples (benchmarks/LOG.md), those of the student and of the direct
-model in trials of their own; what scales with the graph is said beside each rule. Nothing here looks at the machine, so a
-resumed or repeated command chooses the same.
+model in trials of their own; what scales with the graph is said beside each rule. Nothing here looks at the machine, so
+a resumed or repeated command chooses the same.
 """
 
 from typing import Any
