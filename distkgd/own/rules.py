@@ -34,14 +34,14 @@ def choose(graph: Graph, to: int) -> dict[str, Any]:
     teacher = {
         "scorer": SCORER,
         "dim": min(RATIO * to, max(LARGEST_TEACHER, 2 * to)),
-        **_training(triples, entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=2048, lr=0.2),
+        **_training(triples, few, TEACHER_VISITS, TEACHER_EPOCHS, negatives=2048, lr=0.2),
         "regulariser": n3(triples, entities, 0.05),
     }
     student = {
         "scorer": SCORER,
         "dim": to,
         "method": "bkd",
-        **_training(triples, entities, STUDENT_VISITS, STUDENT_EPOCHS, negatives=1024, lr=0.5),
+        **_training(triples, few, STUDENT_VISITS, STUDENT_EPOCHS, negatives=1024, lr=0.5),
         "regulariser": n3(triples, entities, 0.01 if few else 0.05),
         "distill": {"weight": 3.0, "hard_weight": 1.0 if few else 0.0},
     }
@@ -55,7 +55,7 @@ def choose_croppable(graph: Graph) -> dict[str, Any]:
         "scorer": SCORER,
         "dim": CROPPABLE,
         "method": "med",
-        **_training(triples, entities, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024, lr=0.2),
+        **_training(triples, entities <= FEW_ENTITIES, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024, lr=0.2),
         "regulariser": n3(triples, entities, 0.02),
         "distill": {"dims": {"from": CROP_STEP, "to": CROPPABLE, "step": CROP_STEP}, "mutual_weight": 0.05},
     }
@@ -89,10 +89,9 @@ def epochs(triples: int, visits: int, bounds: tuple[int, int]) -> int:
 
 
 def _training(
-    triples: int, entities: int, visits: int, bounds: tuple[int, int], negatives: int, lr: float
+    triples: int, few: bool, visits: int, bounds: tuple[int, int], negatives: int, lr: float
 ) -> dict[str, Any]:
     number = epochs(triples, visits, bounds)
-    few = entities <= FEW_ENTITIES
     return {
         "epochs": number,
         "batch_size": batch_size(triples),
