@@ -56,7 +56,11 @@ def main(
         raise SystemExit(f"{table} has no arm {', '.join(sorted(unknown))}; it has {', '.join(spec['arms'])}.")
     os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        Table(spec, table.stem, arm or list(spec["arms"]), out / table.stem, pool).run()
+        try:
+            Table(spec, table.stem, arm or list(spec["arms"]), out / table.stem, pool).run()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what was not begun
+            raise
 
 
 class Table:

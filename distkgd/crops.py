@@ -18,7 +18,8 @@ from distkgd.graph.filters import Queries
 from distkgd.model import project
 from distkgd.scorers import Scorer
 from distkgd.scorers.base import Candidates, plain
-from distkgd.scorers.tiles import Square, pair_sums
+from distkgd.scorers.planes import plane_sums
+from distkgd.scorers.tiles import Dot, Square, pair_sums
 
 SMALLEST_SQUARE = 1e-30  # of a distance, below which it has no gradient
 
@@ -48,6 +49,8 @@ class Crops:
         self._widths = [b - a for a, b in pairwise([0, *dims])]
         # A block of columns by itself: the same formula with margin 0.
         self._blocks = [] if self.form is None else [type(scorer)(width, norm=scorer.norm) for width in self._widths]
+        self._term = Dot() if scorer.candidate_form == "dot" else scorer.term
+        self._factor = 1.0 if scorer.candidate_form == "dot" or self.form == "squares" else -1.0
 
     @property
     def query_sizes(self) -> list[int]:
@@ -70,7 +73,7 @@ class Crops:
             parts = zip(self._scorers, queries.split(self.query_sizes, -1), strict=True)
             return torch.stack([scorer.meet(q, table[..., : scorer.entity_size]) for scorer, q in parts])
         if len(set(self._widths)) == 1:
-            return self._meet_block(0, self._planes(queries), self._planes(table[..., : self.dims[-1]]))
+            return self._meet_planes(queries, table[..., : self.dims[-1]])
         cut = queries.split(self._widths, -1), table[..., : self.dims[-1]].split(self._widths, -1)
         return torch.stack([self._meet_block(i, q, c) for i, (q, c) in enumerate(zip(*cut, strict=True))])
 
@@ -104,6 +107,11 @@ class Crops:
         # [..., P * width] -> [P, ..., width], a view.
         planes: Tensor = x.unflatten(-1, (len(self.dims), self._widths[0])).movedim(-2, 0)
         return planes
+
+    def _meet_planes(self, queries: Tensor, rows: Tensor) -> Tensor:
+        if self._term is None:
+            return self._meet_block(0, self._planes(queries), self._planes(rows))
+        return plane_sums(self._term, self._factor, queries, rows, len(self.dims))
 
     def _meet_block(self, index: int, queries: Tensor, rows: Tensor) -> Tensor:
         if self.form == "squares":

@@ -3,13 +3,16 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd.errors import ConfigError, UnsupportedError
+
+if TYPE_CHECKING:
+    from distkgd.scorers.tiles import Term
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,11 @@ class Scorer(ABC):
         None: the crop's query is no crop of the query, or its score no such sum; each crop is scored by itself.
         """
         return None if self.biases else "sum"
+
+    @property
+    def term(self) -> "Term | None":
+        """φ of which Σ_k φ(q_k, c_k) over the coordinates is the distance, or the square of an l2 one, if any."""
+        return None
 
     @abstractmethod
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distkgd.scorers.base import Candidates, Init, Scorer, as_complex, complex_product, join_pairs, split_pairs
-from distkgd.scorers.tiles import Modulus, pair_sums
+from distkgd.scorers.tiles import Modulus, Square, Term, pair_sums
 from distkgd.scorers.transe import euclidean
 
 
@@ -41,6 +41,10 @@ class RotatE(Scorer):
     def prefix_form(self) -> Literal["sum", "squares"]:
         return "squares" if self.norm == 2 else "sum"
 
+    @property
+    def term(self) -> Term:
+        return Square() if self.norm == 2 else Modulus()
+
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         apart = self.tail_query(h, r) - t
         if self.norm == 2:
@@ -61,7 +65,7 @@ class RotatE(Scorer):
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
         if self.norm == 2:
             return self.margin - euclidean(q, c)
-        return self.margin - pair_sums(Modulus(), q, c)
+        return self.margin - pair_sums(self.term, q, c)
 
     def entity_init(self) -> Init:
         """The authors' code: half-width (margin + 2) / number of complex coordinates; norm 2: its root, as TransE."""

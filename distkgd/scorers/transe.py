@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distkgd.scorers.base import Candidates, Init, Listed, Scorer, plain
-from distkgd.scorers.tiles import FEW_QUERIES, Manhattan, Square, pair_sums
+from distkgd.scorers.tiles import FEW_QUERIES, Manhattan, Square, Term, pair_sums
 
 
 class TransE(Scorer):
@@ -36,6 +36,10 @@ class TransE(Scorer):
     def prefix_form(self) -> Literal["sum", "squares"] | None:
         return "squares" if self.norm == 2 else "sum"
 
+    @property
+    def term(self) -> Term:
+        return Square() if self.norm == 2 else Manhattan()
+
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         distance: Tensor = torch.linalg.vector_norm(h + r - t, ord=self.norm, dim=-1)
         return self.margin - distance
@@ -49,7 +53,7 @@ class TransE(Scorer):
     def meet(self, q: Tensor, c: Candidates) -> Tensor:
         if self.norm == 2:
             return self.margin - euclidean(q, c)
-        return self.margin - pair_sums(Manhattan(), q, c)
+        return self.margin - pair_sums(self.term, q, c)
 
     def entity_init(self) -> Init:
         """RotatE's code: half-width (margin + 2) / dim, which puts an L1 distance near the margin.
