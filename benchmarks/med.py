@@ -1,6 +1,7 @@
 """What a croppable model costs; results in benchmarks/results/, with the machine and versions.
 
-python benchmarks/med.py step     # a step with 64 sub-models (10, 20, …, 640) beside a plain step of 640 numbers
+python benchmarks/med.py step               # a step with 64 sub-models (10, 20, …, 640) beside a plain one of 640 numbers
+python benchmarks/med.py curve med_codex-s  # of a table of tables.py: MRR of sub-models, crops and direct models by dim
 """
 
 import json
@@ -38,11 +39,6 @@ CASES = [
 app = typer.Typer(help=__doc__)
 
 
-@app.callback()
-def main() -> None:
-    """Keep `step` a command of its own."""
-
-
 def stage(scorer: str, negatives: str, loss: str, croppable: bool) -> dict[str, Any]:
     """Batch of 1024 triples, both ends asked for, or with negatives of their own either one."""
     found = {"scorer": scorer, "dim": DIM, "batch_size": 1024, "negatives": NEGATIVES[negatives]}
@@ -66,6 +62,30 @@ def step(repeats: int = 7, threads: int = 2, only: str = "") -> None:
         )
     if not only:
         save("med_step", {"threads": threads, "dim": DIM, "sub_models": 64, "batch": 1024, "cases": rows})
+
+
+@app.command()
+def curve(table: str) -> None:
+    """Test MRR of each dim, and the training seconds of the croppable model beside those of all direct ones."""
+    runs = json.loads((ROOT / f"benchmarks/results/table_{table}.json").read_text(encoding="utf-8"))
+    arms = runs["arms"]
+    largest, croppable = arms["direct"], arms["med"]
+    print("| dim | sub-model | crop of a plain model | trained directly |\n|---|---|---|---|")
+    for name, mine in croppable["curve"][0]["test"].items():
+        alone = largest if int(name) == largest["dim"] else arms.get(f"direct {name}")
+        crop = largest if alone is largest else None
+        cells = [mine["mrr"], *(x["test_mrr"][0] for x in (crop, alone) if x)]
+        if crop is None:
+            cells.insert(1, largest["curve"][0]["test"][name]["mrr"])
+        print(f"| {name} | " + " | ".join(f"{x:.4f}" for x in cells) + " |")
+    # One trial each: the first, for all alike.
+    seconds = {
+        name.rsplit(" ", 2)[0]: sum(stage["train_seconds"] for stage in run["stages"])
+        for name, run in runs["runs"].items()
+        if name.endswith(f" 0 {runs['seeds'][0]}")
+    }
+    direct = sum(x for name, x in seconds.items() if name.startswith("direct"))
+    print(f"training seconds of one trial: croppable {seconds['med']:.0f}, all direct ones {direct:.0f}")
 
 
 @app.command(hidden=True)
