@@ -1,6 +1,6 @@
 """What a croppable model costs; results in benchmarks/results/, with the machine and versions.
 
-python benchmarks/med.py step               # a step with 64 sub-models (10, 20, …, 640) beside a plain one of 640 numbers
+python benchmarks/med.py step               # a step with 64 sub-models (10, 20, …, 640) beside a plain one
 python benchmarks/med.py curve med_codex-s  # of a table of tables.py: MRR of sub-models, crops and direct models by dim
 """
 
