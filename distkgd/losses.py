@@ -263,8 +263,16 @@ def huber(difference: Tensor, delta: float = 1.0) -> Tensor:
     return torch.where(size <= delta, 0.5 * difference.square(), delta * (size - 0.5 * delta))
 
 
-def regulariser(name: str, view: View, weight: float, relation_weight: float | None) -> Tensor:
+def regulariser(
+    name: str,
+    view: View,
+    weight: float,
+    relation_weight: float | None,
+    times: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """[Q]: penalty on the rows of each query.
+
+    times: how often each column counts, [dim] of entities and queries and [relation_size] of relations; default: once.
 
     n2: sum of squares of anchor, relation, answer. The biases of entities are free.
     n3: sum of cubed absolute values, for complex scorers of cubed moduli (Lacroix et al., ICML 2018, Eq. 4).
@@ -275,17 +283,22 @@ def regulariser(name: str, view: View, weight: float, relation_weight: float | N
     rows = scorer.coordinates(view.anchor), view.relation, scorer.coordinates(view.answer)
     weights = weight, weight if relation_weight is None else relation_weight, weight
     if name == "dura":
-        return weight * _dura(view, scorer)
+        return weight * _dura(view, scorer, None if times is None else times[0])
     power = {"n2": 2, "n3": 3}[name]
     if power == 3 and scorer.complex_pairs:
         sizes = [_moduli(x) for x in rows]
     else:
         sizes = [x.abs() for x in rows]
-    parts = [w * size.pow(power).sum(-1) for w, size in zip(weights, sizes, strict=True)]
+    powers = [size.pow(power) for size in sizes]
+    if times is not None:
+        # Where two columns make one modulus they count alike.
+        counts = times[0], times[1], times[0]
+        powers = [x * count[:: len(count) // x.shape[-1]] for x, count in zip(powers, counts, strict=True)]
+    parts = [w * x.sum(-1) for w, x in zip(weights, powers, strict=True)]
     return parts[0] + parts[1] + parts[2]
 
 
-def _dura(view: View, scorer: Scorer) -> Tensor:
+def _dura(view: View, scorer: Scorer, times: Tensor | None) -> Tensor:
     if scorer.candidate_form != "dot":
         raise UnsupportedError(f"regulariser dura is defined for bilinear scorers, not {scorer.name}; use n2 or n3.")
     forth = scorer.tail_query(view.anchor, view.relation)
@@ -294,7 +307,8 @@ def _dura(view: View, scorer: Scorer) -> Tensor:
         asks_head = (view.scene.batch.queries.side == 1).unsqueeze(1)
         forth = torch.where(asks_head, scorer.head_query(view.anchor, view.relation), forth)
         back = torch.where(asks_head, scorer.tail_query(view.answer, view.relation), back)
-    return sum((x.square().sum(-1) for x in (view.anchor, forth, back)), view.answer.square().sum(-1))
+    squares = view.anchor.square() + forth.square() + back.square() + view.answer.square()
+    return (squares if times is None else squares * times).sum(-1)
 
 
 def _moduli(rows: Tensor) -> Tensor:

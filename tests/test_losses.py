@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distkgd.crops import Crops
 from distkgd.distributed import rows
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rows import Field, Layout
@@ -491,6 +492,29 @@ def test_a_regulariser_and_its_gradient_are_those_of_the_formula(
     (found * weights_for(found)).sum().backward()
     (expected * weights_for(expected)).sum().backward()
     assert_same_gradients(model, naive)
+
+
+@pytest.mark.parametrize(("name", "scorer"), PENALTIES)
+def test_columns_that_count_often_are_those_of_as_many_models(name: str, scorer: str) -> None:
+    # Two models, of the first two coordinates and of all four, are regularised together.
+    whole, small = toy_model(GRAPH, scorer, 4), toy_model(GRAPH, scorer, 4)
+    columns = whole.scorer.crop_columns(2)
+    with torch.no_grad():
+        small.entity.weight[:, 2:] = 0.0
+        outside = torch.ones(small.relation.shape[1], dtype=torch.bool)
+        outside[columns] = False
+        small.relation[:, outside] = 0.0
+    times = Crops(whole.scorer, [2, 4]).times(whole.relation)
+    scene = whole_scene(toy_scenes(GRAPH, kind="batch"))
+    found = regulariser(name, View(whole, scene, grad=False), 0.3, 0.2 if name != "dura" else None, times)
+    alone = [
+        regulariser(name, View(model, scene, grad=False), 0.3, 0.2 if name != "dura" else None)
+        for model in (whole, small)
+    ]
+    if name == "dura" and scorer == "rescal":  # its queries are those of the whole model
+        assert bool((found > alone[0]).all())
+    else:
+        torch.testing.assert_close(found, alone[0] + alone[1], rtol=1e-6, atol=1e-9)
 
 
 def test_n3_of_a_complex_row_of_zeros_has_a_finite_gradient() -> None:

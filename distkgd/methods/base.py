@@ -233,10 +233,10 @@ class Method(ABC, Generic[S]):
         """Of `hard_ask`."""
         return hard_travel(self.hard.loss, label_smoothing=self.hard.label_smoothing)
 
-    def penalty(self, view: View) -> dict[str, Tensor]:
-        """The regulariser as a term, or nothing."""
+    def penalty(self, view: View, times: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+        """The regulariser as a term, or nothing. times: as `regulariser` takes it."""
         hard = self.hard
         if hard.regulariser == "none":
             return {}
-        rows = regulariser(hard.regulariser, view, hard.weight, hard.relation_weight)
+        rows = regulariser(hard.regulariser, view, hard.weight, hard.relation_weight, times)
         return {hard.regulariser: batch_mean(rows, view.scene)}

@@ -13,6 +13,8 @@ Differs from the paper:
 - MED[DLW]: exp(w3 d_i / d_n) is divided by its mean over the sub-models. Left alone, the loss that w3 scales drives it
   to minus infinity; so it can only move weight from one sub-model to another.
 - w1, w2, w3 stay within bounds: low + (high - low) sigmoid(u), and u learns.
+- The paper names no regulariser. Ours is the sum of all sub-models' own, as the loss is: a column counts as often as
+  there are sub-models that have it (DURA's queries are those of the whole model).
 Differs from the authors' code: none was released.
 """
 
@@ -119,6 +121,7 @@ class Med(Method[MedConfig]):
         low, high = torch.tensor([self.settings.w1, self.settings.w2, self.settings.w3], dtype=torch.float64).T
         place = torch.logit((self.settings.w - low) / (high - low))
         self._low, self._span, self.u = (x.to(relation) for x in (low, high - low, place))
+        self._times = self.crops.times(relation)
         shares = [dim / self.dims[-1] for dim in self.dims]
         self._shares = torch.tensor(shares, device=relation.device, dtype=relation.dtype)
 
@@ -171,7 +174,7 @@ class Med(Method[MedConfig]):
         weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
         terms = answer_means(asks, weights, scene.batch.num_queries)
         groups = {"student"} | ({"evaluators"} if self.evaluators else set())
-        yield Update(frozenset(groups), terms | self.penalty(view))
+        yield Update(frozenset(groups), terms | self.penalty(view, self._times))
 
     def travel(self) -> Travel:
         n, how = len(self.crops.dims), self.settings

@@ -18,6 +18,7 @@ from distkgd.scorers import SCORERS, build_scorer
 from distkgd.train import train_step
 from tests.jobs import Asked, NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
 from tests.ranks import run_on_ranks
+from tests.test_losses import naive_penalty
 from tests.toys import toy_graph, toy_job
 
 GRAPH = toy_graph(entities=15, relations=3, triples=130)
@@ -185,6 +186,17 @@ def test_euclidean_distances_are_summed_before_the_root(dims: tuple[int, ...], r
 @EVERY_LOSS
 def test_the_scores_themselves_can_weigh_the_positives(loss: str) -> None:
     compare("complex", False, "all", loss, options(positives="score"))
+
+
+@pytest.mark.parametrize("name", ["n2", "n3", "dura"])
+def test_the_regulariser_is_the_sum_of_all_sub_models_own(name: str) -> None:
+    model, how, scenes = toy_model(GRAPH, "complex", 8), options(), toy_scenes(GRAPH, kind="batch")
+    method = Med(model, settings(regulariser=name, weight=0.3), [], how)
+    (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
+    queries, naive = spelled_out(scenes, STEP), NaiveModel(model)
+    models = [Cropped(naive, dim) for dim in how.dims]
+    expected = sum(naive_penalty(name, one, query, 0.3, 0.3) for one in models for query in queries) / len(queries)
+    torch.testing.assert_close(update.terms[name], expected, rtol=1e-6, atol=0)
 
 
 # -- on ranks and in blocks -----------------------------------------------------------------------------------------
