@@ -57,12 +57,14 @@ class Crops:
         """Numbers per query: one query serves all crops, or each has its own."""
         return [s.query_size for s in (self._scorers if self.form is None else self._scorers[-1:])]
 
-    def times(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """[dim] and [relation_size]: how many crops have each coordinate of an entity and each column of a relation."""
-        columns = torch.cat([torch.arange(dim) for dim in self.dims])
-        entity = torch.bincount(columns, minlength=self.scorer.dim)
-        relation = torch.bincount(torch.cat(self._columns), minlength=self.scorer.relation_size)
-        return entity.to(like), relation.to(like)
+    def times(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """[dim] and [relation_size]: sum of the weights [P] of the crops that have each coordinate of an entity, and
+        each column of a relation."""
+        entity, relation = weights.new_zeros(self.scorer.dim), weights.new_zeros(self.scorer.relation_size)
+        for weight, dim, columns in zip(weights, self.dims, self._columns, strict=True):
+            entity[:dim] += weight
+            relation[columns.to(weights.device)] += weight
+        return entity, relation
 
     def queries(self, queries: Queries, reciprocal: bool, anchor: Tensor, relation: Tensor) -> Tensor:
         """[Q, sum of query_sizes] of queries whose anchors are [Q, dim] and relations [Q, relation_size]."""

@@ -495,8 +495,8 @@ def test_a_regulariser_and_its_gradient_are_those_of_the_formula(
 
 
 @pytest.mark.parametrize(("name", "scorer"), PENALTIES)
-def test_columns_that_count_often_are_those_of_as_many_models(name: str, scorer: str) -> None:
-    # Two models, of the first two coordinates and of all four, are regularised together.
+def test_columns_count_as_often_as_models_have_them(name: str, scorer: str) -> None:
+    # Two models, of the first two coordinates and of all four, the first with half of its weight.
     whole, small = toy_model(GRAPH, scorer, 4), toy_model(GRAPH, scorer, 4)
     columns = whole.scorer.crop_columns(2)
     with torch.no_grad():
@@ -504,7 +504,7 @@ def test_columns_that_count_often_are_those_of_as_many_models(name: str, scorer:
         outside = torch.ones(small.relation.shape[1], dtype=torch.bool)
         outside[columns] = False
         small.relation[:, outside] = 0.0
-    times = Crops(whole.scorer, [2, 4]).times(whole.relation)
+    times = Crops(whole.scorer, [2, 4]).times(torch.tensor([0.5, 1.0], dtype=torch.float64))
     scene = whole_scene(toy_scenes(GRAPH, kind="batch"))
     found = regulariser(name, View(whole, scene, grad=False), 0.3, 0.2 if name != "dura" else None, times)
     alone = [
@@ -514,7 +514,7 @@ def test_columns_that_count_often_are_those_of_as_many_models(name: str, scorer:
     if name == "dura" and scorer == "rescal":  # its queries are those of the whole model
         assert bool((found > alone[0]).all())
     else:
-        torch.testing.assert_close(found, alone[0] + alone[1], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found, alone[0] + 0.5 * alone[1], rtol=1e-6, atol=1e-9)
 
 
 def test_n3_of_a_complex_row_of_zeros_has_a_finite_gradient() -> None:

@@ -13,8 +13,8 @@ Differs from the paper:
 - MED[DLW]: exp(w3 d_i / d_n) is divided by its mean over the sub-models. Left alone, the loss that w3 scales drives it
   to minus infinity; so it can only move weight from one sub-model to another.
 - w1, w2, w3 stay within bounds: low + (high - low) sigmoid(u), and u learns.
-- The paper names no regulariser. Ours is the sum of all sub-models' own, as the loss is: a column counts as often as
-  there are sub-models that have it (DURA's queries are those of the whole model).
+- The paper names no regulariser. Every sub-model has its own here, times its dynamic weight as its loss is: a column is
+  regularised with the weights of all sub-models that have it (DURA's queries are those of the whole model).
 Differs from the authors' code: none was released.
 """
 
@@ -64,7 +64,8 @@ class MedConfig(Frozen):
     evolution: what the next smaller sub-model gets wrong weighs more (MED[EI]); off: all triples weigh the same.
     positives: what of the smaller model's score of a positive triple counts, its sigmoid or the score itself.
     dynamic: larger sub-models attend more to the labels (MED[DLW]); off: all the same.
-    w1, w2, w3: bounds of the learned exponents, for positives, negatives and dims; w: where they start.
+    w1, w2, w3: bounds of the learned exponents, for positives, negatives and dims; w: where they start, if it is within
+        the bounds, or else in their middle. Below 0 w3 gives small sub-models more weight than large ones.
     evaluator_lr: how fast they learn.
     select: validation picks the rows with the best "mean" MRR of all sub-models, or that of the "largest".
     """
@@ -84,17 +85,13 @@ class MedConfig(Frozen):
     select: Literal["mean", "largest"] = "mean"
 
     @model_validator(mode="after")
-    def _starts_within_bounds(self) -> "MedConfig":
+    def _has_sub_models_and_bounds(self) -> "MedConfig":
         if self.dims is not None and len(self.dims) < 2:
             raise ValueError(f"dims {list(self.dims)}: med needs two sub-models at least; one alone is method scratch")
         for name in ("w1", "w2", "w3"):
             low, high = getattr(self, name)
             if not low < high:
                 raise ValueError(f"{name} holds its bounds, lowest first (given: [{low}, {high}])")
-            if not low < self.w < high:
-                raise ValueError(
-                    f"w {self.w} does not start between {name}'s bounds {low} and {high}; change one of them"
-                )
         return self
 
 
@@ -119,9 +116,10 @@ class Med(Method[MedConfig]):
         self.crops = Crops(self.student.scorer, self.dims)
         relation = self.student.relation
         low, high = torch.tensor([self.settings.w1, self.settings.w2, self.settings.w3], dtype=torch.float64).T
-        place = torch.logit((self.settings.w - low) / (high - low))
+        start = torch.full_like(low, self.settings.w)
+        start = torch.where((low < start) & (start < high), start, (low + high) / 2)
+        place = torch.logit((start - low) / (high - low))
         self._low, self._span, self.u = (x.to(relation) for x in (low, high - low, place))
-        self._times = self.crops.times(relation)
         shares = [dim / self.dims[-1] for dim in self.dims]
         self._shares = torch.tensor(shares, device=relation.device, dtype=relation.dtype)
 
@@ -167,14 +165,17 @@ class Med(Method[MedConfig]):
         queries = self.crops.queries(scene.batch.queries, self.student.reciprocal, *view.dropped)
         field = Field(scene.layout, self.crops.meet, queries, view.negatives.rows, len(self.crops.dims))
         own = self.crops.meet_own(queries, view.answer)
-        sums = _Sums(self, self.w)
+        w = self.w
+        sums = _Sums(self, w)
         asks = {"evolution": self._evolution(field, own, scene, sums)}
         if self.settings.mutual:
             asks["mutual"] = self._mutual(field, own, sums)
         weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
         terms = answer_means(asks, weights, scene.batch.num_queries)
         groups = {"student"} | ({"evaluators"} if self.evaluators else set())
-        yield Update(frozenset(groups), terms | self.penalty(view, self._times))
+        yield Update(
+            frozenset(groups), terms | self.penalty(view, self.crops.times(self.dynamic_weights(w[2]).detach()))
+        )
 
     def travel(self) -> Travel:
         n, how = len(self.crops.dims), self.settings

@@ -189,13 +189,15 @@ def test_the_scores_themselves_can_weigh_the_positives(loss: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["n2", "n3", "dura"])
-def test_the_regulariser_is_the_sum_of_all_sub_models_own(name: str) -> None:
+def test_every_sub_model_has_its_own_regulariser(name: str) -> None:
     model, how, scenes = toy_model(GRAPH, "complex", 8), options(), toy_scenes(GRAPH, kind="batch")
     method = Med(model, settings(regulariser=name, weight=0.3), [], how)
     (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
     queries, naive = spelled_out(scenes, STEP), NaiveModel(model)
     models = [Cropped(naive, dim) for dim in how.dims]
-    expected = sum(naive_penalty(name, one, query, 0.3, 0.3) for one in models for query in queries) / len(queries)
+    factors = torch.softmax(method.w[2].detach() * torch.tensor(how.dims) / how.dims[-1], 0) * len(how.dims)
+    alone = [sum(naive_penalty(name, one, query, 0.3, 0.3) for query in queries) / len(queries) for one in models]
+    expected = sum(factor * one for factor, one in zip(factors, alone, strict=True))
     torch.testing.assert_close(update.terms[name], expected, rtol=1e-6, atol=0)
 
 
