@@ -173,9 +173,8 @@ class Med(Method[MedConfig]):
         weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
         terms = answer_means(asks, weights, scene.batch.num_queries)
         groups = {"student"} | ({"evaluators"} if self.evaluators else set())
-        yield Update(
-            frozenset(groups), terms | self.penalty(view, self.crops.times(self.dynamic_weights(w[2]).detach()))
-        )
+        penalty = self.penalty(view, self.crops.times(self.dynamic_weights(w[2]).detach()))
+        yield Update(frozenset(groups), terms | penalty)
 
     def travel(self) -> Travel:
         n, how = len(self.crops.dims), self.settings
