@@ -16,6 +16,7 @@ RATIO = 8  # teacher's dim over the student's: above it DualDE finds no gain
 LARGEST_TEACHER = 256  # for the sake of time; students of 128 and more get a teacher of twice their dim
 CROPPABLE = 128  # dim of the model whose crops are measured against a budget
 CROP_STEP = 8
+CROP_W3 = (-3.5, -2.5)  # the smaller a crop, the more it weighs: small ones are what budgets are about
 FEW_ENTITIES = 2048  # up to here every entity is a negative
 DENSE = 30  # triples per entity, from which on there is little to regularise
 N3_OF_DENSE = 0.005
@@ -34,8 +35,8 @@ def choose(graph: Graph, to: int) -> dict[str, Any]:
     teacher = {
         "scorer": SCORER,
         "dim": min(RATIO * to, max(LARGEST_TEACHER, 2 * to)),
-        **_training(triples, few, TEACHER_VISITS, TEACHER_EPOCHS, negatives=2048, lr=0.2),
-        "regulariser": n3(triples, entities, 0.05),
+        **_training(triples, few, TEACHER_VISITS, TEACHER_EPOCHS, negatives=2048, lr=0.5 if few else 0.2),
+        "regulariser": n3(triples, entities, 0.01 if few else 0.05),
     }
     student = {
         "scorer": SCORER,
@@ -51,13 +52,18 @@ def choose(graph: Graph, to: int) -> dict[str, Any]:
 def choose_croppable(graph: Graph) -> dict[str, Any]:
     """The config of one model whose crops are models, as in YAML."""
     triples, entities = len(graph.train), graph.num_entities
+    few = entities <= FEW_ENTITIES
     student = {
         "scorer": SCORER,
         "dim": CROPPABLE,
         "method": "med",
-        **_training(triples, entities <= FEW_ENTITIES, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024, lr=0.2),
-        "regulariser": n3(triples, entities, 0.02),
-        "distill": {"dims": {"from": CROP_STEP, "to": CROPPABLE, "step": CROP_STEP}, "mutual_weight": 0.05},
+        **_training(triples, few, TEACHER_VISITS, TEACHER_EPOCHS, negatives=1024, lr=0.5),
+        "regulariser": n3(triples, entities, 0.02 if few else 0.05),
+        "distill": {
+            "dims": {"from": CROP_STEP, "to": CROPPABLE, "step": CROP_STEP},
+            "mutual_weight": 0.1,
+            "w3": list(CROP_W3),
+        },
     }
     return {"student": student, "baseline": False}
 
