@@ -6,7 +6,8 @@ The YAML names the data, the teachers (trained once per seed and shared), what e
 arms, and `space`: keys of the plan with the values that trials draw from, those of an arm beside those of all. Trial 0
 takes the first value of each key; the others are drawn, the same for every run of this script. Every arm has as many
 trials as the others, with the first seed; the one with the best validation MRR is trained with all seeds. A finished
-run is never repeated. benchmarks/results/table_NAME.json is written after every run.
+run is repeated only if the file has come to say another plan. benchmarks/results/table_NAME.json is written after every
+run.
 
 An arm is compared with arm `beside` (default: direct), pair by pair of seeds. `curve` lists dims to which arms of a
 larger dim are cropped, too.
@@ -71,7 +72,18 @@ class Table:
         self.seeds: list[int] = spec.get("seeds", [0, 1, 2])
         self.path = RESULTS / f"table_{name}.json"
         before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-        self.runs: dict[str, Tree] = before.get("runs", {})
+        # What the file no longer says is no result of it.
+        known = {name: self.folder_of(plan).name for name, plan in self.plans().items()}
+        self.runs: dict[str, Tree] = {
+            name: run for name, run in before.get("runs", {}).items() if run["digest"] == known.get(name)
+        }
+
+    def plans(self) -> dict[str, Tree]:
+        """{name: plan} of every run that there may be."""
+        found = {f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers()}
+        for arm, n, seed in itertools.product(self.spec["arms"], range(self.trials()), self.seeds):
+            found[key(arm, n, seed)] = self.plan(arm, n, seed)
+        return found
 
     def run(self) -> None:
         """Teachers, then trials, then the chosen trials with the other seeds."""
@@ -132,9 +144,8 @@ class Table:
         waiting: dict[Future[Tree], str] = {}
         for name, tree in plans.items():
             folder = self.folder_of(tree)
-            known = self.runs.get(name, {})
             teacher_gone = name.startswith("teacher") and not (folder / "report.json").exists()
-            if known.get("digest") != folder.name or teacher_gone:
+            if name not in self.runs or teacher_gone:
                 waiting[self.pool.submit(train, tree, str(folder), self.spec.get("curve", []))] = name
         for done in as_completed(waiting):
             name = waiting[done]
