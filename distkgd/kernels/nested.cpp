@@ -106,6 +106,7 @@ extern "C" void nested_listwise_float32(const float* b, int64_t planes, int64_t 
 #pragma omp parallel
     {
         Space space(n);
+        const NoDenormals fast;
         float* z = space.z.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
@@ -138,6 +139,7 @@ extern "C" void nested_listwise_pull_float32(const float* b, int64_t planes, int
 #pragma omp parallel
     {
         Space space(n);
+        const NoDenormals fast;
         float *z = space.z.data(), *pulled = space.e.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
@@ -167,6 +169,7 @@ extern "C" void nested_pointwise_float32(const float* b, int64_t planes, int64_t
 #pragma omp parallel
     {
         Space space(n);
+        const NoDenormals fast;
         float *z = space.z.data(), *e = space.e.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
@@ -227,6 +230,7 @@ extern "C" void nested_pointwise_pull_float32(const float* b, int64_t planes, in
 #pragma omp parallel
     {
         Space space(n);
+        const NoDenormals fast;
         float *z = space.z.data(), *pulled = space.e.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
