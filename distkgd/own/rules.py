@@ -43,10 +43,10 @@ def choose(graph: Graph, to: int) -> dict[str, Any]:
         "dim": to,
         "method": "bkd",
         **_training(triples, few, STUDENT_VISITS, STUDENT_EPOCHS, negatives=1024, lr=0.5),
-        "regulariser": n3(triples, entities, 0.01 if few else 0.05),
-        "distill": {"weight": 3.0, "hard_weight": 1.0 if few else 0.0},
+        "regulariser": n3(triples, entities, 0.05),
+        "distill": {"weight": 1.0, "hard_weight": 1.0} if few else {"weight": 3.0, "hard_weight": 0.0},
     }
-    return {"teacher": teacher, "student": student, "baseline": {"regulariser": n3(triples, entities, 0.05)}}
+    return {"teacher": teacher, "student": student, "baseline": True}
 
 
 def choose_croppable(graph: Graph) -> dict[str, Any]:

@@ -39,13 +39,17 @@ def test_epochs_and_batches_follow_the_number_of_triples() -> None:
     assert [rules.epochs(n, 1_800_000, (5, 40)) for n in (10, 60_000, 90_000, 10**7)] == [40, 30, 20, 5]
 
 
-def test_dense_graphs_are_regularised_little_and_the_direct_model_by_itself() -> None:
-    for number, weights in ((90_000, (0.05, 0.05, 0.05)), (30 * 12_000, (0.005, 0.005, 0.005))):
-        plan = rules.choose(graph(number, 12_000), 32)
-        found = (plan[stage]["regulariser"]["weight"] for stage in ("teacher", "student", "baseline"))
-        assert tuple(found) == weights
-    plan = rules.choose(graph(20_000, 2000), 32)
-    assert plan["student"]["regulariser"]["weight"] == 0.01 and plan["student"]["distill"]["hard_weight"] == 1.0
+def test_regularisers_and_soft_labels_follow_the_graphs_size_and_density() -> None:
+    for triples, entities, teacher, student, soft, hard in (
+        (90_000, 12_000, 0.05, 0.05, 3.0, 0.0),
+        (30 * 12_000, 12_000, 0.005, 0.005, 3.0, 0.0),
+        (20_000, 2_000, 0.01, 0.05, 1.0, 1.0),
+        (60_000, 2_000, 0.005, 0.005, 1.0, 1.0),
+    ):
+        plan = rules.choose(graph(triples, entities), 32)
+        assert plan["teacher"]["regulariser"]["weight"] == teacher
+        assert plan["student"]["regulariser"]["weight"] == student
+        assert plan["student"]["distill"] == {"weight": soft, "hard_weight": hard}
 
 
 def test_an_odd_dim_is_refused_with_the_next_one() -> None:
