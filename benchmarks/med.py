@@ -69,23 +69,22 @@ def curve(table: str) -> None:
     """Test MRR of each dim, and the training seconds of the croppable model beside those of all direct ones."""
     runs = json.loads((ROOT / f"benchmarks/results/table_{table}.json").read_text(encoding="utf-8"))
     arms = runs["arms"]
-    largest, croppable = arms["direct"], arms["med"]
+    direct = {row["dim"]: row["test_mrr"][0] for name, row in arms.items() if name.startswith("direct")}
+    largest = arms["direct"]
+    crops = {int(dim): row["mrr"] for dim, row in largest["curve"][0]["test"].items()}
+    crops[largest["dim"]] = direct[largest["dim"]]
     print("| dim | sub-model | crop of a plain model | trained directly |\n|---|---|---|---|")
-    for name, mine in croppable["curve"][0]["test"].items():
-        alone = largest if int(name) == largest["dim"] else arms.get(f"direct {name}")
-        crop = largest if alone is largest else None
-        cells = [mine["mrr"], *(x["test_mrr"][0] for x in (crop, alone) if x)]
-        if crop is None:
-            cells.insert(1, largest["curve"][0]["test"][name]["mrr"])
-        print(f"| {name} | " + " | ".join(f"{x:.4f}" for x in cells) + " |")
+    for name, row in arms["med"]["curve"][0]["test"].items():
+        dim = int(name)
+        print(f"| {dim} | {row['mrr']:.4f} | {crops[dim]:.4f} | {direct[dim]:.4f} |")
     # One trial each: the first, for all alike.
     seconds = {
         name.rsplit(" ", 2)[0]: sum(stage["train_seconds"] for stage in run["stages"])
         for name, run in runs["runs"].items()
         if name.endswith(f" 0 {runs['seeds'][0]}")
     }
-    direct = sum(x for name, x in seconds.items() if name.startswith("direct"))
-    print(f"training seconds of one trial: croppable {seconds['med']:.0f}, all direct ones {direct:.0f}")
+    singly = sum(x for name, x in seconds.items() if name.startswith("direct"))
+    print(f"training seconds of one trial: croppable {seconds['med']:.0f}, all direct ones {singly:.0f}")
 
 
 @app.command(hidden=True)

@@ -19,7 +19,7 @@ from distkgd.model import project
 from distkgd.scorers import Scorer
 from distkgd.scorers.base import Candidates, plain
 from distkgd.scorers.planes import plane_sums
-from distkgd.scorers.tiles import Dot, Square, pair_sums
+from distkgd.scorers.tiles import Dot
 
 SMALLEST_SQUARE = 1e-30  # of a distance, below which it has no gradient
 
@@ -47,23 +47,19 @@ class Crops:
         self._scorers = [scorer.crop(dim) for dim in dims]
         self._columns = [scorer.crop_columns(dim) for dim in dims]
         self._widths = [b - a for a, b in pairwise([0, *dims])]
-        # A block of columns by itself: the same formula with margin 0.
-        self._blocks = [] if self.form is None else [type(scorer)(width, norm=scorer.norm) for width in self._widths]
         self._term = Dot() if scorer.candidate_form == "dot" else scorer.term
-        self._factor = 1.0 if scorer.candidate_form == "dot" or self.form == "squares" else -1.0
 
     @property
     def query_sizes(self) -> list[int]:
         """Numbers per query: one query serves all crops, or each has its own."""
         return [s.query_size for s in (self._scorers if self.form is None else self._scorers[-1:])]
 
-    def times(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """[dim] and [relation_size]: sum of the weights [P] of the crops that have each coordinate of an entity, and
-        each column of a relation."""
-        entity, relation = weights.new_zeros(self.scorer.dim), weights.new_zeros(self.scorer.relation_size)
-        for weight, dim, columns in zip(weights, self.dims, self._columns, strict=True):
-            entity[:dim] += weight
-            relation[columns.to(weights.device)] += weight
+    def members(self) -> tuple[Tensor, Tensor]:
+        """[P, dim] and [P, relation_size] bool: which coordinates of an entity, and columns of a relation, each has."""
+        entity = torch.arange(self.scorer.dim) < torch.tensor(self.dims).unsqueeze(1)
+        relation = torch.zeros(len(self.dims), self.scorer.relation_size, dtype=torch.bool)
+        for row, columns in zip(relation, self._columns, strict=True):
+            row[columns] = True
         return entity, relation
 
     def queries(self, queries: Queries, reciprocal: bool, anchor: Tensor, relation: Tensor) -> Tensor:
@@ -81,10 +77,11 @@ class Crops:
         if self.form is None:
             parts = zip(self._scorers, queries.split(self.query_sizes, -1), strict=True)
             return torch.stack([scorer.meet(q, table[..., : scorer.entity_size]) for scorer, q in parts])
+        table = table[..., : self.dims[-1]]
         if len(set(self._widths)) == 1:
-            return self._meet_planes(queries, table[..., : self.dims[-1]])
-        cut = queries.split(self._widths, -1), table[..., : self.dims[-1]].split(self._widths, -1)
-        return torch.stack([self._meet_block(i, q, c) for i, (q, c) in enumerate(zip(*cut, strict=True))])
+            return self._sums(queries, table, len(self.dims))
+        cut = queries.split(self._widths, -1), table.split(self._widths, -1)
+        return torch.cat([self._sums(q, c, 1) for q, c in zip(*cut, strict=True)])
 
     def meet_own(self, queries: Tensor, rows: Tensor) -> Tensor:
         """[P, Q] contributions of queries [Q, sum of query_sizes] and one row [Q, dim] each."""
@@ -92,7 +89,7 @@ class Crops:
             return self.meet(queries.unsqueeze(-2), rows.unsqueeze(-2)).flatten(1)
         products = queries * rows[:, : self.dims[-1]]
         if len(set(self._widths)) == 1:
-            return self._planes(products).sum(-1)
+            return products.view(len(products), len(self.dims), -1).sum(-1).T
         return torch.stack([part.sum(-1) for part in products.split(self._widths, -1)])
 
     def scores(self, contributions: Tensor) -> Tensor:
@@ -112,17 +109,8 @@ class Crops:
         apart = contributions[1:] if self.form == "sum" else scores[1:] - scores[:-1]
         return apart * present(contributions[1:].detach())
 
-    def _planes(self, x: Tensor) -> Tensor:
-        # [..., P * width] -> [P, ..., width], a view.
-        planes: Tensor = x.unflatten(-1, (len(self.dims), self._widths[0])).movedim(-2, 0)
-        return planes
-
-    def _meet_planes(self, queries: Tensor, rows: Tensor) -> Tensor:
-        if self._term is None:
-            return self._meet_block(0, self._planes(queries), self._planes(rows))
-        return plane_sums(self._term, self._factor, queries, rows, len(self.dims))
-
-    def _meet_block(self, index: int, queries: Tensor, rows: Tensor) -> Tensor:
-        if self.form == "squares":
-            return 1.0 * pair_sums(Square(), queries, rows)  # a result of its own, to be written over
-        return self._blocks[index].meet(queries, rows)
+    def _sums(self, queries: Tensor, rows: Tensor, planes: int) -> Tensor:
+        # [planes, ..., Q, N] of as many equal blocks: products, squares, or distances with their sign turned.
+        assert self._term is not None
+        distances = self.form == "sum" and self.scorer.candidate_form != "dot"
+        return plane_sums(self._term, -1.0 if distances else 1.0, queries, rows, planes)

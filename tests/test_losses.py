@@ -504,7 +504,9 @@ def test_columns_count_as_often_as_models_have_them(name: str, scorer: str) -> N
         outside = torch.ones(small.relation.shape[1], dtype=torch.bool)
         outside[columns] = False
         small.relation[:, outside] = 0.0
-    times = Crops(whole.scorer, [2, 4]).times(torch.tensor([0.5, 1.0], dtype=torch.float64))
+    entity, relation = Crops(whole.scorer, [2, 4]).members()
+    weights = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    times = weights @ entity.double(), weights @ relation.double()
     scene = whole_scene(toy_scenes(GRAPH, kind="batch"))
     found = regulariser(name, View(whole, scene, grad=False), 0.3, 0.2 if name != "dura" else None, times)
     alone = [

@@ -115,6 +115,7 @@ class Med(Method[MedConfig]):
         self.dims = sub_dims(self.settings, self.student.scorer)
         self.crops = Crops(self.student.scorer, self.dims)
         relation = self.student.relation
+        self._members = [x.to(relation) for x in self.crops.members()]
         low, high = torch.tensor([self.settings.w1, self.settings.w2, self.settings.w3], dtype=torch.float64).T
         start = torch.full_like(low, self.settings.w)
         start = torch.where((low < start) & (start < high), start, (low + high) / 2)
@@ -166,14 +167,16 @@ class Med(Method[MedConfig]):
         field = Field(scene.layout, self.crops.meet, queries, view.negatives.rows, len(self.crops.dims))
         own = self.crops.meet_own(queries, view.answer)
         w = self.w
+        dynamic = self.dynamic_weights(w[2])
         sums = _Sums(self, w)
-        asks = {"evolution": self._evolution(field, own, scene, sums)}
+        asks = {"evolution": self._evolution(field, own, scene, sums, dynamic)}
         if self.settings.mutual:
             asks["mutual"] = self._mutual(field, own, sums)
         weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
         terms = answer_means(asks, weights, scene.batch.num_queries)
         groups = {"student"} | ({"evaluators"} if self.evaluators else set())
-        penalty = self.penalty(view, self.crops.times(self.dynamic_weights(w[2]).detach()))
+        entity, relation = (dynamic.detach() @ x for x in self._members)
+        penalty = self.penalty(view, (entity, relation))
         yield Update(frozenset(groups), terms | penalty)
 
     def travel(self) -> Travel:
@@ -231,13 +234,12 @@ class Med(Method[MedConfig]):
         lower = w2 * scores[:-1].detach()
         return torch.cat([first, torch.where(even == 0, lower, NEVER)])
 
-    def _evolution(self, field: Field, own: Tensor, scene: Scene, sums: "_Sums") -> Ask:
-        # MED[EI]: [Q] of a query's sub-models, each with its dynamic weight.
-        w1, w2, w3 = sums.w.unbind()
+    def _evolution(self, field: Field, own: Tensor, scene: Scene, sums: "_Sums", dynamic: Tensor) -> Ask:
+        # MED[EI]: [Q] of a query's sub-models, each with its dynamic weight, of [P].
+        w1, w2, _ = sums.w.unbind()
         scores = self.crops.scores(own)
         positives = self.positive_weights(scores, w1, scene)
-        dynamic = self.dynamic_weights(w3).unsqueeze(1).expand_as(scores)
-        mine = scores.T, positives.T, dynamic.T
+        mine = scores.T, positives.T, dynamic.unsqueeze(1).expand_as(scores).T
 
         def listed(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
             loss = torch.logaddexp(scores.T, got["lse"]) - scores.T

@@ -30,9 +30,9 @@ def plane_sums(term: Term, factor: float, q: Tensor, c: Tensor, planes: int) -> 
 def _plane_by_plane(term: Term, factor: float, q: Tensor, c: Tensor, planes: int) -> Tensor:
     c = c.reshape(*[1] * (q.dim() - c.dim()), *c.shape)
     q, c = (x.unflatten(-1, (planes, -1)).movedim(-2, 0) for x in (q, c))
-    if isinstance(term, Dot) and factor == 1:
-        return q @ c.mT
-    return factor * (q @ c.mT if isinstance(term, Dot) else pair_sums(term, q, c))
+    if isinstance(term, Dot):
+        return q @ (c.mT if factor == 1 else factor * c.mT)
+    return factor * pair_sums(term, q, c)
 
 
 class _Compiled(torch.autograd.Function):
