@@ -40,7 +40,7 @@ def test_every_trial_is_a_plan(path: Path, tables: ModuleType) -> None:
 
 
 def test_arms_draw_alike_what_they_share(tables: ModuleType) -> None:
-    spec = yaml.safe_load((ROOT / "benchmarks/tables/umls_8.yaml").read_text(encoding="utf-8"))
+    spec = yaml.safe_load((ROOT / "benchmarks/tables/umls_16.yaml").read_text(encoding="utf-8"))
     table = tables.Table(spec, "umls", list(spec["arms"]), Path("runs"), None)
     for number in range(table.trials()):
         drawn = [table.overrides(arm, number) for arm in spec["arms"]]
