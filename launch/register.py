@@ -16,6 +16,7 @@ from distkgd.endpoint_report import MEASURED, sentences
 from distkgd.errors import UnsupportedError
 from distkgd.launching import launch
 from distkgd.report import write_atomic, write_report
+from distkgd.report_html import remake
 from distkgd.serving.entries import entries_at
 from distkgd.serving.speed import measure
 from distkgd.tracking import redact, register_finished
@@ -47,6 +48,8 @@ def main(
             if report.is_file():
                 write_atomic(folder / MEASURED, json.dumps(measured, indent=2) + "\n")
                 write_report(folder, json.loads(report.read_text(encoding="utf-8")))
+                for note in remake(folder)[1]:
+                    display.warn(note)
 
     launch(body, device="cpu")
 

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from distkgd.endpoint_report import sentences
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.graph import Graph, load_graph
 from distkgd.model_folder import find_model, read_json
@@ -119,7 +120,7 @@ def render(
         header=HEADER,
         text_columns=NUM_TEXT_COLUMNS,
         table=[(role_of(stage, stages), row) for stage, row in zip(stages, rows(report), strict=True)],
-        remarks=[*comparisons(stages), *choices(stages), *report.get("remarks", [])],
+        remarks=[*comparisons(stages), *choices(stages), *sentences(report), *report.get("remarks", [])],
         sections=sections,
         answers=answers,
         asked=asked,

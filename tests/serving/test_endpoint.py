@@ -13,6 +13,7 @@ import pytest
 import distkgd
 from distkgd.endpoint_report import MEASURED
 from distkgd.report import write_report
+from distkgd.report_html import remake
 from distkgd.serving.entries import entries_of_run
 from distkgd.serving.server import HOST, ServerError, ask, connect, serving
 from distkgd.serving.speed import measure
@@ -136,7 +137,9 @@ def test_what_is_measured_of_the_endpoints_is_in_the_report(place: Path) -> None
     shutil.copytree(run, place / "copy")
     (place / "copy" / MEASURED).write_text(json.dumps(measured))
     write_report(place / "copy", json.loads((run / "report.json").read_text()))
-    assert f"student p50 {row['p50_ms']:.1f} ms" in (place / "copy/report.md").read_text()
+    remake(place / "copy", queries=0)
+    for name in ("report.md", "report.html"):
+        assert f"student p50 {row['p50_ms']:.1f} ms" in (place / "copy" / name).read_text()
     assert json.loads((place / "copy/report.json").read_text())["serving"] == measured
 
 
