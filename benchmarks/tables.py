@@ -197,10 +197,11 @@ class Table:
         for arm, row in self.summary().items():
             names = ("valid_mrr", "test_mrr", "test_hits_at_1", "test_hits_at_10", "seconds", "bytes")
             valid, test, one, ten, seconds, size = (statistics.mean(row[name]) for name in names)
-            spread = statistics.stdev(row["test_mrr"]) if len(self.seeds) > 1 else float("nan")
-            gain = row.get("test_gain", {})
-            said = f"{gain['mean']:+.4f} ({gain['low']:+.4f} … {gain['high']:+.4f})" if gain else ""
-            cells = [arm, f"{size:,.0f}", *(f"{x:.4f}" for x in (valid, test, spread)), said]
+            spread = f"{statistics.stdev(row['test_mrr']):.4f}" if len(self.seeds) > 1 else ""
+            gain = row.get("test_gain")
+            said = f"{gain['mean']:+.4f}" if gain else ""
+            said += f" ({gain['low']:+.4f} … {gain['high']:+.4f})" if gain and "low" in gain else ""
+            cells = [arm, f"{size:,.0f}", f"{valid:.4f}", f"{test:.4f}", spread, said]
             cells += [f"{one:.4f}", f"{ten:.4f}", f"{seconds:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
@@ -221,9 +222,11 @@ def key(arm: str, number: int, seed: int) -> str:
 
 
 def interval(differences: list[float]) -> dict[str, float]:
-    """Mean and 95% interval of paired differences; not finite for one pair."""
+    """Mean of paired differences and its 95% interval; one pair has none."""
     mean, n = statistics.mean(differences), len(differences)
-    half = T_95[n] * statistics.stdev(differences) / n**0.5 if n > 1 else float("inf")
+    if n == 1:
+        return {"mean": mean}
+    half = T_95[n] * statistics.stdev(differences) / n**0.5
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
