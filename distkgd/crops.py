@@ -12,9 +12,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from distkgd.distributed.rows import NEVER, present
+from distkgd.distributed.rows import NEVER, Layout, present
 from distkgd.errors import ConfigError
 from distkgd.graph.filters import Queries
+from distkgd.kernels import nested_products
+from distkgd.kernels.nested_products import Products
 from distkgd.model import project
 from distkgd.scorers import Scorer
 from distkgd.scorers.base import Candidates, plain
@@ -82,6 +84,15 @@ class Crops:
             return self._sums(queries, table, len(self.dims))
         cut = queries.split(self._widths, -1), table.split(self._widths, -1)
         return torch.cat([self._sums(q, c, 1) for q, c in zip(*cut, strict=True)])
+
+    def products(self, queries: Tensor, rows: Candidates) -> Products:
+        """What stands for `meet` of queries [Q, dim] and candidates [N, dim] where `has_products` is true."""
+        return Products(queries, plain(rows)[..., : self.dims[-1]], len(self.dims))
+
+    def has_products(self, queries: Tensor, layout: Layout) -> bool:
+        """Whether contributions need not be made: all queries [Q, dim] meet the same candidates, by inner products."""
+        alike = self.form == "sum" and self.scorer.candidate_form == "dot" and len(set(self._widths)) == 1
+        return alike and layout.groups is None and nested_products.available(queries)
 
     def meet_own(self, queries: Tensor, rows: Tensor) -> Tensor:
         """[P, Q] contributions of queries [Q, sum of query_sizes] and one row [Q, dim] each."""

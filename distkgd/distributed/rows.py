@@ -10,7 +10,7 @@ world 1 everything below is plain tensor arithmetic.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -225,15 +225,19 @@ class Layout:
             for (sizes, met), pairs in zip(found, excluded, strict=True)
         ]
 
-    def leave_out(self, scores: Tensor, start: int, stop: int) -> None:
+    def leave_out(self, scores: "Tensor | Unmade", start: int, stop: int) -> None:
         """Write NEVER, in place, over the pairs of candidates start … stop - 1 that do not count."""
         if self._mask is not None:
+            assert isinstance(scores, Tensor), "scores of groups are made"
             scores.masked_fill_(self._mask[..., start:stop], NEVER)
         elif self._excluded is not None:
             query, candidate = self._excluded
-            ends = torch.tensor([start, stop], device=scores.device)
+            ends = torch.tensor([start, stop], device=candidate.device)
             first, last = torch.searchsorted(candidate, ends).tolist()
-            scores[..., query[first:last], candidate[first:last] - start] = NEVER
+            if isinstance(scores, Tensor):
+                scores[..., query[first:last], candidate[first:last] - start] = NEVER
+            else:
+                scores.leave_out(query[first:last], candidate[first:last] - start)
 
     def home(self, partials: Tensor) -> Tensor:
         """[k, queries met here] partials of this rank's candidates as [pieces, k, Q] of this rank's queries."""
@@ -246,10 +250,17 @@ class Layout:
         return moved.reshape(self.ranks.world, mine, width).transpose(1, 2)
 
 
+class Unmade(Protocol):
+    """Scores that are never in memory: whoever made the field knows what they are, and its asks how to sum them."""
+
+    def leave_out(self, query: Tensor, candidate: Tensor) -> None:
+        """These pairs ([p], [p]) do not count."""
+
+
 class Field:
     """One number per (query, candidate), computed block by block: a model's scores, a cosine, a norm ratio.
 
-    meet: (queries [..., Q, a], rows [..., n, b], copied or listed) -> [..., Q, n].
+    meet: (queries [..., Q, a], rows [..., n, b], copied or listed) -> [..., Q, n], or what stands for it.
     queries: [Q, a] of this rank, moved to the candidates when the first ask is answered.
     rows: [N, b], or [groups, N, b], copied or listed; narrower numbers than the queries' are widened block by block.
     planes: how many numbers there are for each pair if `meet` puts them in front: [planes, ..., Q, n].
@@ -258,7 +269,7 @@ class Field:
     def __init__(
         self,
         layout: Layout,
-        meet: Callable[[Tensor, Candidates], Tensor],
+        meet: Callable[[Tensor, Candidates], Any],
         queries: Tensor,
         rows: Candidates,
         planes: int = 1,
@@ -269,9 +280,9 @@ class Field:
         self.rows = rows
         self.planes = planes
         self.moved: Tensor | None = None
-        self._whole: Tensor | None = None
+        self._whole: Any = None
 
-    def block(self, queries: Tensor, rows: Candidates, start: int, stop: int) -> Tensor:
+    def block(self, queries: Tensor, rows: Candidates, start: int, stop: int) -> Any:
         """[..., Q, stop - start]: the numbers of candidates start … stop - 1, NEVER where a pair does not count."""
         scores = self.meet(queries, rows.to(queries.dtype))
         with torch.no_grad():
@@ -279,7 +290,7 @@ class Field:
             self.layout.leave_out(scores, start, stop)
         return scores
 
-    def whole(self) -> Tensor:
+    def whole(self) -> Any:
         """[..., Q, N]: all numbers at once, computed once however many asks use them."""
         if self._whole is None:
             assert self.moved is not None

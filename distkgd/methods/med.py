@@ -33,6 +33,7 @@ from distkgd.distributed.query_blocks import answer_means
 from distkgd.distributed.rows import NEVER, Ask, Field, LogSumExp, Partial, SoftmaxMean, Sum, present
 from distkgd.errors import UnsupportedError
 from distkgd.kernels import nested
+from distkgd.kernels.nested_products import Products
 from distkgd.losses import Travel, huber
 from distkgd.methods.base import Curve, Method, Update
 from distkgd.scenes import Scene
@@ -164,7 +165,10 @@ class Med(Method[MedConfig]):
     def updates(self, scene: Scene) -> Iterator[Update]:
         view = self.view(self.student, scene, grad=True)
         queries = self.crops.queries(scene.batch.queries, self.student.reciprocal, *view.dropped)
-        field = Field(scene.layout, self.crops.meet, queries, view.negatives.rows, len(self.crops.dims))
+        if self.hard.loss != "self_adversarial" and self.crops.has_products(queries, scene.layout):
+            field = Field(scene.layout, self.crops.products, queries, view.negatives.rows)
+        else:
+            field = Field(scene.layout, self.crops.meet, queries, view.negatives.rows, len(self.crops.dims))
         own = self.crops.meet_own(queries, view.answer)
         w = self.w
         dynamic = self.dynamic_weights(w[2])
@@ -269,8 +273,13 @@ class _Sums:
         self.method, self.w = method, w
         self._of: tuple[Tensor, tuple[Tensor, ...]] | None = None  # the last block, and what the kernel made of it
 
-    def evolution(self, contributions: Tensor, *w2: Tensor) -> dict[str, Partial]:
+    def evolution(self, contributions: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
         """What L_EI needs; w2 unless listwise."""
+        if isinstance(contributions, Products):
+            lse, *mean, _ = (x.unsqueeze(-1) for x in self._summed(contributions, *w2))
+            if self.method.listwise:
+                return {"lse": LogSumExp(lse)}
+            return {"mean": SoftmaxMean(lse, mean[0]), "count": Sum(contributions.count().unsqueeze(-1))}
         method, count = self.method, Sum(present(contributions[0].detach()))
         together = self._together(contributions, *w2)
         if method.listwise:
@@ -280,14 +289,23 @@ class _Sums:
         z = method.crops.scores(contributions)
         return {"mean": SoftmaxMean(method.negative_logits(z, *w2), F.softplus(z)), "count": count}
 
-    def mutual(self, contributions: Tensor, *w2: Tensor) -> dict[str, Partial]:
+    def mutual(self, contributions: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
         """What L_ML needs."""
+        if isinstance(contributions, Products):
+            gap = self._summed(contributions, *w2)[-1][1:]
+            return {"gap": Sum(gap.unsqueeze(-1)), "count": Sum(contributions.count().unsqueeze(-1))}
         crops, count = self.method.crops, Sum(present(contributions[0].detach()))
         together = self._together(contributions, *w2)
         if together:
             return {"gap": Sum(together[-1]), "count": count}
         steps = crops.steps(contributions, crops.scores(contributions))
         return {"gap": Sum(huber(steps, self.method.settings.mutual_delta)), "count": count}
+
+    def _summed(self, products: Products, *w2: Tensor) -> tuple[Tensor, ...]:
+        # [P, Q] each: lse, mean unless listwise, gap.
+        method, how = self.method, self.method.settings
+        given = method.student.scorer.margin, how.mutual_delta
+        return products.listwise(*given) if method.listwise else products.pointwise(*given, how.evolution, *w2)
 
     def _together(self, contributions: Tensor, *w2: Tensor) -> tuple[Tensor, ...]:
         # [P, ..., Q, 1] each: what the kernel summed, or nothing where it cannot.

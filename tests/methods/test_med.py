@@ -11,7 +11,7 @@ from torch import Tensor
 from distkgd.distributed import query_blocks, rows
 from distkgd.distributed.ranks import Ranks
 from distkgd.job import Progress
-from distkgd.kernels import nested
+from distkgd.kernels import nested, nested_products
 from distkgd.methods import HardSettings
 from distkgd.methods.med import Med, MedConfig
 from distkgd.scorers import SCORERS, build_scorer
@@ -266,6 +266,47 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(r
                 for one in found:
                     torch.testing.assert_close(one["relation"], naive.relation.grad, rtol=1e-9, atol=1e-11)
                     torch.testing.assert_close(one["u"], u.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softplus", "bce"])
+@pytest.mark.parametrize("switched_off", ["", "mutual", "evolution", "dynamic"])
+@pytest.mark.parametrize("kind", [name for name, one in REGIMES.items() if one["kind"] in ("batch", "all")])
+def test_products_that_are_never_made_have_the_losses_and_gradients_of_those_that_are(
+    kind: str, switched_off: str, loss: str
+) -> None:
+    if not nested_products.available(torch.zeros(1, 1)):
+        pytest.skip("no C++ compiler here")
+    exact = plain_sgd(loss, kind)
+    exact["student"]["distill"]["dims"] = [2, 4, 6, 8]  # of equal width
+    if switched_off:
+        exact["student"]["distill"] |= {switched_off: False}
+    for blocks in ("whole", "queries", "candidates"):
+        made = one_step(Ranks(), exact, blocks)
+        with patch.object(nested_products, "_call", wraps=nested_products._call) as calls:
+            unmade = one_step(Ranks(), exact | {"dtype": "float32"}, blocks)
+        assert calls.call_count >= 3
+        assert (unmade["visits"] > 1) == (blocks == "queries")
+        assert unmade["losses"] == pytest.approx(made["losses"], rel=1e-5)
+        for name in ("entity", "relation", "u"):
+            torch.testing.assert_close(unmade[name].double(), made[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softplus"])
+def test_products_that_are_never_made_are_the_same_on_any_number_of_ranks(loss: str) -> None:
+    if not nested_products.available(torch.zeros(1, 1)):
+        pytest.skip("no C++ compiler here")
+    exact = plain_sgd(loss, "all")
+    exact["student"]["distill"]["dims"] = [2, 4, 6, 8]
+    made = one_step(Ranks(), exact, "whole")
+    for world in (2, 3):
+        for move in ("rows", "queries"):
+            config = {"dtype": "float32", "student": exact["student"] | {"move": move}}
+            for blocks in ("whole", "queries", "candidates"):
+                found = run_on_ranks(world, one_step, config=config, blocks=blocks)
+                for name in ("relation", "u"):
+                    torch.testing.assert_close(found[-1][name].double(), made[name], rtol=1e-3, atol=1e-4)
+                entity = torch.cat([one["entity"] for one in found])
+                torch.testing.assert_close(entity.double(), made["entity"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "softplus", "bce"])

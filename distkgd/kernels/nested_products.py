@@ -1,0 +1,109 @@
+"""Sums over the candidates of nested models' scores on a CPU, their contributions never in memory: nested_products.cpp
+with tensors, float32 only.
+
+Model i scores margin + b_0 + … + b_i, b_i the inner product of the i-th of P equal blocks of columns.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distkgd.kernels.build import address, library
+
+NEVER = -1e30  # as in distributed/rows.py
+_TILE, _SLABS = 64, 8  # kTile and kSlabs there
+
+
+def available(queries: Tensor) -> bool:
+    """Whether the kernels can work on queries like these here."""
+    kind = queries.device.type, queries.dtype
+    return kind == ("cpu", torch.float32) and library("nested_products") is not None
+
+
+class Products:
+    """The contributions of all pairs of queries [Q, dim] and candidates [N, dim], not made but summed: P planes.
+
+    What is summed first is kept: whoever asks again asks for the same. No second derivatives.
+    """
+
+    def __init__(self, queries: Tensor, rows: Tensor, planes: int) -> None:
+        self.queries, self.rows, self.planes = queries.contiguous(), rows.contiguous(), planes
+        self._skipped: tuple[Tensor | None, Tensor | None] = None, None
+        self._found: tuple[Tensor, ...] = ()
+
+    def leave_out(self, query: Tensor, candidate: Tensor) -> None:
+        """These pairs ([p], [p] int64) do not count."""
+        pairs = torch.unique(query * len(self.rows) + candidate)
+        query = torch.div(pairs, max(1, len(self.rows)), rounding_mode="floor")
+        stops = torch.bincount(query, minlength=len(self.queries)).cumsum(0)
+        self._skipped = torch.cat([stops.new_zeros(1), stops]), pairs - query * len(self.rows)
+
+    def count(self) -> Tensor:
+        """[Q]: candidates that count."""
+        starts, _ = self._skipped
+        all_of_them = self.queries.new_full((len(self.queries),), len(self.rows))
+        return all_of_them if starts is None else all_of_them - starts.diff()
+
+    def listwise(self, margin: float, delta: float) -> tuple[Tensor, ...]:
+        """As `nested.listwise`, with gaps: [P, Q] each."""
+        return self._found or self._sum(margin, delta, None)
+
+    def pointwise(self, margin: float, delta: float, weighted: bool, w: Tensor) -> tuple[Tensor, ...]:
+        """As `nested.pointwise`, with gaps: [P, Q] each."""
+        return self._found or self._sum(margin, delta, w, weighted)
+
+    def _sum(self, margin: float, delta: float, w: Tensor | None, weighted: bool = False) -> tuple[Tensor, ...]:
+        if len(self.rows):
+            given = self.planes, margin, delta, *self._skipped, weighted
+            self._found = _Sums.apply(self.queries, self.rows, w, *given)  # type: ignore[no-untyped-call]
+        else:
+            # Sums, not constants: a rank without candidates has to take part in the exchanges of backward.
+            nothing = (0.0 * self.queries.sum(1) + 0.0 * self.rows.sum()).expand(self.planes, -1)
+            self._found = (nothing + NEVER, *([nothing] if w is None else [nothing, nothing]))
+        return self._found
+
+
+class _Sums(torch.autograd.Function):
+    """lse, mean unless w is None, and gap."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, rows: Tensor, w: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
+        planes, margin, delta, starts, skipped, weighted = given
+        (num, dim), n = queries.shape, len(rows)
+        stride = -(-n // _TILE) * _TILE
+        turned = rows.new_empty(dim, stride)
+        _call("turn", rows, n, dim, stride, turned)
+        lse, gap = queries.new_empty(planes, num), queries.new_empty(planes, num)
+        mean = None if w is None else torch.empty_like(lse)
+        power = 0.0 if w is None else float(w.detach())
+        ctx.given = num, n, stride, planes, dim // planes, margin, delta, starts, skipped, int(weighted), power
+        _call("", queries, turned, *ctx.given, lse, mean, gap)
+        ctx.save_for_backward(queries, turned, lse, mean)
+        ctx.shape = None if w is None else w.shape
+        return (lse, gap) if mean is None else (lse, mean, gap)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        queries, turned, lse, mean = ctx.saved_tensors
+        of_lse, *of_mean, of_gap = (g.contiguous() for g in grads)
+        parts = queries.new_empty(_SLABS, *queries.shape)
+        of_queries, of_rows = torch.empty_like(queries), queries.new_empty(ctx.given[1], queries.shape[1])
+        of_w = None if mean is None else torch.zeros(_SLABS, dtype=torch.float64)
+        pulled = of_lse, of_mean[0] if of_mean else None, of_gap
+        _call("pull", queries, turned, *ctx.given, lse, mean, *pulled, parts, of_queries, of_rows, of_w)
+        slope = None if of_w is None else of_w.sum().to(queries.dtype).reshape(ctx.shape)
+        return of_queries, of_rows, slope, *[None] * 6
+
+
+def _call(what: str, *arguments: Tensor | int | float | None) -> None:
+    name = "_".join(part for part in ("nested_products", what, "float32") if part)
+    getattr(library("nested_products"), name)(*map(_argument, arguments))
+
+
+def _argument(value: Tensor | int | float | None) -> Any:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return ctypes.c_float(value) if isinstance(value, float) else address(value)
