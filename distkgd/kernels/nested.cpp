@@ -206,8 +206,8 @@ extern "C" void nested_pointwise_pull_float32(const float* b, int64_t planes, in
                 Total slopes;
                 for (int64_t i = 0; i < n; i += L) {
                     const V x = Row::at(mine, i), score = load(z + i), below = score - x;
-                    const V t = exponential(V{} - absolute(score)), over = 1.0f / (t + 1.0f);
-                    const V sigmoid = score >= 0 ? over : t * over;
+                    V sigmoid;
+                    const V loss = softplus(score, exponential(V{} - absolute(score)), sigmoid);
                     V share = V{} + even;
                     if (lower) share = exponential(below * w - shift);
                     share = score > 0.5f * NEVER ? share : V{};
@@ -216,7 +216,7 @@ extern "C" void nested_pointwise_pull_float32(const float* b, int64_t planes, in
                     store(pulled + i, sum);
                     if (lower) {
                         const V counted = score > 0.5f * NEVER ? below : V{};
-                        Total::add(slopes, share * counted * (softplus(score, t) * g + of_lse));
+                        Total::add(slopes, share * counted * (loss * g + of_lse));
                     }
                     const V all = sum + huber_slope(x, delta) * slope;
                     put(out + at * n, i, n, score > 0.5f * NEVER ? all : V{});

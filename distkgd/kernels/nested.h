@@ -34,9 +34,9 @@ INLINE V huber_slope(V gap, float delta) {
     return gap > most ? most : gap < least ? least : gap;
 }
 
-// log(1 + t) for t in [0, 1], as 2 artanh(t / (2 + t)).
-INLINE V log1p(V t) {
-    const V s = t / (t + 2.0f), q = s * s;
+// log(1 + t) for t in [0, 1] and s = t / (2 + t), as 2 artanh(s).
+INLINE V log1p(V s) {
+    const V q = s * s;
     V p = q * 0.15384615f + 0.18181818f;
     p = p * q + 0.22222222f;
     p = p * q + 0.28571429f;
@@ -46,4 +46,11 @@ INLINE V log1p(V t) {
     return p * s;
 }
 
-INLINE V softplus(V z, V t) { return maximum(z, V{}) + log1p(t); }  // t = exp(-|z|)
+INLINE V softplus(V z, V t) { return maximum(z, V{}) + log1p(t / (t + 2.0f)); }  // t = exp(-|z|)
+
+// softplus(z) and its slope by one division, of which they would have two.
+INLINE V softplus(V z, V t, V& slope) {
+    const V one = t + 1.0f, two = t + 2.0f, inverse = 1.0f / (one * two), over = inverse * two;
+    slope = z >= 0 ? over : t * over;
+    return maximum(z, V{}) + log1p(t * inverse * one);
+}
