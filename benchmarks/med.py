@@ -1,6 +1,7 @@
 """What a croppable model costs; results in benchmarks/results/, with the machine and versions.
 
 python benchmarks/med.py step               # a step with 64 sub-models (10, 20, …, 640) beside a plain one
+python benchmarks/med.py singly             # a step of 16 sub-models beside one of each direct model, CoDEx-S's size
 python benchmarks/med.py curve med_codex-s  # of a table of tables.py: MRR of sub-models, crops and direct models by dim
 """
 
@@ -85,6 +86,28 @@ def curve(table: str) -> None:
     }
     singly = sum(x for name, x in seconds.items() if name.startswith("direct"))
     print(f"training seconds of one trial: croppable {seconds['med']:.0f}, all direct ones {singly:.0f}")
+
+
+@app.command()
+def singly(repeats: int = 7) -> None:
+    """A step of the croppable model of med_codex-s over the steps of all its direct models, one after the other."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    ranks = Ranks()
+    train = random_triples(2034, 32_888, 42, ranks)
+    plain = {"scorer": "complex", "batch_size": 256, "optimizer": {"name": "adagrad", "lr": 0.1}}
+    plain |= {"loss": {"name": "softmax"}, "regulariser": {"name": "n3", "weight": 0.01}}
+    stages = [plain | {"dim": dim} for dim in range(8, 129, 8)]
+    stages.append(plain | {"dim": 128, "method": "med", "distill": {"dims": {"from": 8, "to": 128, "step": 8}}})
+    jobs = [bare_job(one, train, 2034, 42, ranks) for one in stages]
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for index in range(repeats + 2):
+        for job, mine in zip(jobs, seconds, strict=True):
+            started = time.monotonic()
+            train_step(job, Progress(step=index), 0)
+            mine.append(time.monotonic() - started)
+    *direct, croppable = (1000 * statistics.median(mine[2:]) for mine in seconds)
+    print(f"croppable {croppable:.1f} ms, all direct ones {sum(direct):.1f} ms: {croppable / sum(direct):.2f}")
 
 
 @app.command(hidden=True)
