@@ -1,10 +1,10 @@
 """The scores of all crops of a model, from one pass over its columns.
 
 Where the scorer allows it (`Scorer.prefix_form`), a crop's score is the sum of what consecutive blocks of columns
-score: each block is scored once, whatever number of crops it belongs to, and a running sum gives all scores. Where all queries meet
-the same candidates by inner products, `products` stands for these scores, and kernels sum them as they are made. The other
-scorers (PairRE, whose crops normalise anew, RESCAL, whose crops are corners of a matrix, and those with biases or in
-hyperbolic space) score crop by crop.
+score: each block is scored once, whatever number of crops it belongs to, and a running sum gives all scores. Where all
+queries meet the same candidates by inner products, `products` stands for these, and kernels sum them as they are made.
+The other scorers (PairRE, whose crops normalise anew, RESCAL, whose crops are corners of a matrix, and those with
+biases or in hyperbolic space) score crop by crop.
 """
 
 from collections.abc import Sequence
