@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 #include "nested.h"
 
@@ -43,8 +42,8 @@ INLINE void put(float* to, int64_t i, int64_t n, V x) {
 }
 
 struct Space {
-    std::vector<float> z, e;
-    explicit Space(int64_t n) : z((n + L - 1) / L * L), e((n + L - 1) / L * L) {}
+    Floats z, e;
+    explicit Space(int64_t n) : z(n), e(n) {}
 };
 
 // z [n]: what the largest model scores in one row, whose part of plane i begins at b + i * stride.
@@ -79,11 +78,11 @@ extern "C" void nested_listwise_float32(const float* b, int64_t planes, int64_t 
                     const V x = Row::at(mine, i), sum = load(z + i) + x;
                     store(z + i, sum);
                     top = maximum(top, sum);
-                    if (gap && plane) Total::add(apart, sum > 0.5f * NEVER ? huber(x, delta) : V{});
+                    if (gap && plane) Total::add(apart, sum > 0.5f * NEVER ? huber(x, V{} + delta) : V{});
                 }
                 const float most = largest(top);
                 Total odds;
-                for (int64_t i = 0; i < n; i += L) Total::add(odds, exponential(load(z + i) - most));
+                for (int64_t i = 0; i < n; i += L) Total::add(odds, exponential2((load(z + i) - most) * LOG2E));
                 lse[at] = most + (float)std::log(odds.done());
                 if (gap) gap[at] = (float)apart.done();
             }
@@ -103,17 +102,17 @@ extern "C" void nested_listwise_pull_float32(const float* b, int64_t planes, int
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
             last_scores(b + row * n, planes, rows * n, n, margin, z);
-            std::fill(pulled, pulled + space.e.size(), 0.0f);
+            space.e.clear();
             for (int64_t plane = planes - 1; plane >= 0; --plane) {
                 const int64_t at = plane * rows + row;
                 const Row mine{b + at * n, n, plane == 0};
                 const float shift = lse[at], g = grad_lse[at], slope = grad_gap && plane ? grad_gap[at] : 0.0f;
                 for (int64_t i = 0; i < n; i += L) {
                     const V x = Row::at(mine, i), score = load(z + i);
-                    const V sum = load(pulled + i) + exponential(score - shift) * g;
+                    const V sum = load(pulled + i) + exponential2((score - shift) * LOG2E) * g;
                     store(z + i, score - x);
                     store(pulled + i, sum);
-                    const V all = sum + huber_slope(x, delta) * slope;
+                    const V all = sum + huber_slope(x, V{} + delta) * slope;
                     put(out + at * n, i, n, score > 0.5f * NEVER ? all : V{});
                 }
             }
@@ -153,10 +152,10 @@ extern "C" void nested_pointwise_float32(const float* b, int64_t planes, int64_t
                 for (int64_t i = 0; i < n; i += L) {
                     const V x = Row::at(mine, i), sum = load(z + i) + x;
                     store(z + i, sum);
-                    Total::add(loss, load(e + i) * softplus(sum, exponential(V{} - absolute(sum))));
+                    Total::add(loss, load(e + i) * softplus(sum, tail(sum)));
                     const V here = sum > 0.5f * NEVER ? V{} + 1.0f : V{};
                     top = maximum(top, here > 0.5f ? sum * w : V{} + NEVER);
-                    if (gap && plane) Total::add(apart, huber(x, delta) * here);
+                    if (gap && plane) Total::add(apart, huber(x, V{} + delta) * here);
                 }
                 if (gap) gap[at] = (float)apart.done();
                 if (odds > 0) {
@@ -171,7 +170,7 @@ extern "C" void nested_pointwise_float32(const float* b, int64_t planes, int64_t
                 Total weights;
                 for (int64_t i = 0; i < n; i += L) {
                     const V score = load(z + i);
-                    const V weight = score > 0.5f * NEVER ? exponential(score * w - most) : V{};
+                    const V weight = score > 0.5f * NEVER ? exponential2((score * w - most) * LOG2E) : V{};
                     store(e + i, weight);
                     Total::add(weights, weight);
                 }
@@ -194,7 +193,7 @@ extern "C" void nested_pointwise_pull_float32(const float* b, int64_t planes, in
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
             last_scores(b + row * n, planes, rows * n, n, margin, z);
-            std::fill(pulled, pulled + space.e.size(), 0.0f);
+            space.e.clear();
             double slope_of_w = 0;
             for (int64_t plane = planes - 1; plane >= 0; --plane) {
                 const int64_t at = plane * rows + row;
@@ -206,19 +205,18 @@ extern "C" void nested_pointwise_pull_float32(const float* b, int64_t planes, in
                 Total slopes;
                 for (int64_t i = 0; i < n; i += L) {
                     const V x = Row::at(mine, i), score = load(z + i), below = score - x;
-                    V sigmoid;
-                    const V loss = softplus(score, exponential(V{} - absolute(score)), sigmoid);
+                    const V t = tail(score);
                     V share = V{} + even;
-                    if (lower) share = exponential(below * w - shift);
+                    if (lower) share = exponential2((below * w - shift) * LOG2E);
                     share = score > 0.5f * NEVER ? share : V{};
-                    const V sum = load(pulled + i) + share * sigmoid * g;
+                    const V sum = load(pulled + i) + share * sigmoid(score, t) * g;
                     store(z + i, below);
                     store(pulled + i, sum);
                     if (lower) {
                         const V counted = score > 0.5f * NEVER ? below : V{};
-                        Total::add(slopes, share * counted * (loss * g + of_lse));
+                        Total::add(slopes, share * counted * (softplus(score, t) * g + of_lse));
                     }
-                    const V all = sum + huber_slope(x, delta) * slope;
+                    const V all = sum + huber_slope(x, V{} + delta) * slope;
                     put(out + at * n, i, n, score > 0.5f * NEVER ? all : V{});
                 }
                 slope_of_w += slopes.done();

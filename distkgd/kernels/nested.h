@@ -9,7 +9,6 @@
 
 constexpr float NEVER = -1e30f;
 
-INLINE V maximum(V a, V b) { return a > b ? a : b; }
 INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
 
 inline float total(V v) {
@@ -24,33 +23,36 @@ inline float largest(V v) {
     return top;
 }
 
-INLINE V huber(V gap, float delta) {
-    const V size = absolute(gap);
-    return size <= delta ? gap * gap * 0.5f : delta * (size - 0.5f * delta);
+// most: Huber's delta, or 0 where a gap does not count.
+INLINE V huber(V gap, V most) {
+    const V size = absolute(gap), slope = minimum(most, size);
+    return slope * (size - slope * 0.5f);
 }
 
-INLINE V huber_slope(V gap, float delta) {
-    const V most = V{} + delta, least = V{} - delta;
-    return gap > most ? most : gap < least ? least : gap;
+INLINE V huber_slope(V gap, V most) {
+    return maximum(V{} - most, minimum(most, gap));
 }
 
-// log(1 + t) for t in [0, 1] and s = t / (2 + t), as 2 artanh(s).
-INLINE V log1p(V s) {
-    const V q = s * s;
-    V p = q * 0.15384615f + 0.18181818f;
-    p = p * q + 0.22222222f;
-    p = p * q + 0.28571429f;
-    p = p * q + 0.4f;
-    p = p * q + 0.66666667f;
-    p = p * q + 2.0f;
-    return p * s;
+constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
+
+// exp(-|z|)
+INLINE V tail(V z) { return exponential2(absolute(z) * -LOG2E); }
+
+// log(1 + exp(z)), t = tail(z)
+INLINE V softplus(V z, V t) {
+    V p = t * 7.54915737e-3f - 4.25669588e-2f;
+    p = p * t + 1.12856016e-1f;
+    p = p * t - 1.97118804e-1f;
+    p = p * t + 2.75641322e-1f;
+    p = p * t - 3.58408451e-1f;
+    p = p * t + 4.80692953e-1f;
+    p = p * t - 7.21340179e-1f;
+    p = p * t + 1.44269502f;
+    return maximum(z, V{}) + p * (t * LN2);
 }
 
-INLINE V softplus(V z, V t) { return maximum(z, V{}) + log1p(t / (t + 2.0f)); }  // t = exp(-|z|)
-
-// softplus(z) and its slope by one division, of which they would have two.
-INLINE V softplus(V z, V t, V& slope) {
-    const V one = t + 1.0f, two = t + 2.0f, inverse = 1.0f / (one * two), over = inverse * two;
-    slope = z >= 0 ? over : t * over;
-    return maximum(z, V{}) + log1p(t * inverse * one);
+// Its slope.
+INLINE V sigmoid(V z, V t) {
+    const V over = reciprocal(t + 1.0f);
+    return z >= 0 ? over : t * over;
 }

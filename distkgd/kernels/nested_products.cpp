@@ -2,9 +2,9 @@
 // contribution b_i is the inner product of the i-th block of `width` columns of a query and a candidate. Products, sums
 // and gradients are made tile by tile, so that no b is ever in memory; for contributions that are, see nested.cpp.
 //
-// The lanes hold candidates, which come turned: c [planes * width, stride], stride a multiple of kTile. What a thread
-// sums does not depend on how many there are: forward it has some queries and all candidates, backward a slab of
-// candidates and all queries.
+// The lanes hold candidates, which come in turned tiles: c [tiles, planes * width, kTile]. What a thread sums does not
+// depend on how many there are: forward it has some queries and all candidates, backward a slab of candidates and all
+// queries.
 
 #include <cmath>
 #include <cstdint>
@@ -17,21 +17,25 @@ namespace {
 
 constexpr int A = 4;               // queries at once
 constexpr int B = 4;               // vectors of candidates at once
-constexpr int64_t kTile = B * L;   // candidates of a tile
-constexpr int64_t kGroup = 16;     // queries that meet a tile while it is in the cache
+constexpr int64_t kPart = B * L;   // candidates at once
+constexpr int64_t kTile = 256;     // candidates of a tile, some of these parts
+constexpr int64_t kGroup = 16;     // queries that meet a tile while it is in the cache, a multiple of A
 constexpr int64_t kSlabs = 8;      // of candidates, at most
 constexpr int64_t kState = 4 * L;  // numbers that are kept of each model and query: top, odds, loss, gap
+constexpr float kStale = 40;       // how far a kept top may lie below the true one before it is raised
 
 struct Task {
     const float *q, *c;
-    int64_t queries, n, stride, planes, width;
+    int64_t queries, n, planes, width;
     float margin, delta;
+    int64_t gaps;            // whether Huber's loss of what a model adds is asked for
     const int64_t* starts;   // [queries + 1]: where a query's pairs that do not count begin in `skipped`; or null
     const int64_t* skipped;  // candidates, ascending for each query
     int64_t weighted;        // as in nested.cpp, pointwise
     float w;
 
     int64_t dim() const { return planes * width; }
+    const float* tile(int64_t i) const { return c + i * dim() * kTile; }
 };
 
 // Some queries, the last one repeated where they are fewer than A.
@@ -47,66 +51,85 @@ struct Some {
     }
 };
 
-// x: products of plane p of some queries and the tile of candidates at c.
-INLINE void products(const Task& t, const Some& some, const float* c, int64_t p, V (&x)[A][B]) {
+// x: products of columns from `first` to before `stop` of some queries and a tile's part c.
+INLINE void products(const Some& some, const float* c, int64_t first, int64_t stop, V (&x)[A][B]) {
     for (int a = 0; a < A; ++a)
         for (int b = 0; b < B; ++b) x[a][b] = V{};
-    for (int64_t k = p * t.width; k < (p + 1) * t.width; ++k) {
+    for (int64_t k = first; k < stop; ++k) {
         V y[B];
-        for (int b = 0; b < B; ++b) y[b] = load(c + k * t.stride + b * L);
+        for (int b = 0; b < B; ++b) y[b] = load(c + k * kTile + b * L);
         for (int a = 0; a < A; ++a) {
-            const V s = V{} + some.q[a][k];
+            const V s = some.q[a][k] - V{};
             for (int b = 0; b < B; ++b) x[a][b] += s * y[b];
         }
     }
 }
 
-// z [A, kTile]: where the scores of a tile begin, the margin, or far below zero where a pair does not count.
-void begin(const Task& t, const Some& some, int64_t tile, float* z) {
-    const int64_t first = tile * kTile, last = std::min(t.n, first + kTile);
-    for (int a = 0; a < A; ++a, z += kTile) {
-        std::fill(z, z + (last - first), t.margin);
-        std::fill(z + (last - first), z + kTile, NEVER);
-        if (!t.starts) continue;
-        const int64_t* stop = t.skipped + t.starts[some.at[a] + 1];
-        const int64_t* one = std::lower_bound(t.skipped + t.starts[some.at[a]], stop, first);
-        for (; one < stop && *one < last; ++one) z[*one - first] = NEVER;
-    }
-}
+// What a group and a tile need: of each query [kTile] scores, how steep Huber's loss may get, gradients for scores and
+// for what a model adds to them. A query's lie together: were they whole pages apart, stores would hold up loads.
+class Work {
+    Floats all{kGroup * 4 * kTile};
 
-// Takes the scores of a model for one query and a tile into its state. x: what it adds to z, those of the model below.
-template <bool listwise> INLINE void take(const Task& t, int64_t p, const V (&x)[B], float* z, float* state) {
-    const bool lower = t.weighted && p;
-    V top = load(state), odds = load(state + L), loss = load(state + 2 * L), gap = load(state + 3 * L);
-    V below[B], s[B], logit[B];
-    const V before = top;
-    for (int b = 0; b < B; ++b) {
-        below[b] = load(z + b * L);
-        s[b] = below[b] + x[b];
-        store(z + b * L, s[b]);
-        if (p) gap += s[b] > 0.5f * NEVER ? huber(x[b], t.delta) : V{};
-        logit[b] = listwise ? s[b] : lower ? below[b] * t.w : V{};
-        if (!listwise) logit[b] = s[b] > 0.5f * NEVER ? logit[b] : V{} + 2 * NEVER;
-        top = maximum(top, logit[b]);
-    }
-    const V kept = exponential(before - top);
-    odds *= kept, loss *= kept;
-    for (int b = 0; b < B; ++b) {
-        V share = exponential(logit[b] - top);
-        if (!listwise) {
-            share = s[b] > 0.5f * NEVER ? share : V{};
-            loss += share * softplus(s[b], exponential(V{} - absolute(s[b])));
+public:
+    float* z(int64_t i) { return &all[i * 4 * kTile]; }
+    float* most(int64_t i) { return z(i) + kTile; }
+    float* pulled(int64_t i) { return z(i) + 2 * kTile; }
+    float* up(int64_t i) { return z(i) + 3 * kTile; }
+
+    // Scores begin at the margin, or far below zero where a pair does not count.
+    void begin(const Task& t, int64_t group, int64_t size, int64_t tile) {
+        const int64_t first = tile * kTile, num = std::min(t.n - first, kTile);
+        all.clear();
+        for (int64_t i = 0; i < size; ++i) {
+            std::fill(z(i), z(i) + num, t.margin), std::fill(z(i) + num, z(i) + kTile, NEVER);
+            std::fill(most(i), most(i) + num, t.delta);
+            if (!t.starts) continue;
+            const int64_t* stop = t.skipped + t.starts[group + i + 1];
+            const int64_t* one = std::lower_bound(t.skipped + t.starts[group + i], stop, first);
+            for (; one < stop && *one < first + num; ++one) z(i)[*one - first] = NEVER, most(i)[*one - first] = 0.0f;
         }
-        odds += share;
     }
-    store(state, top), store(state + L, odds), store(state + 2 * L, loss), store(state + 3 * L, gap);
+};
+
+// Takes the scores of a model for one query and a part into its state. x: what it adds to z, those of the model below.
+template <bool listwise>
+INLINE void take(const Task& t, int64_t p, const V (&x)[B], const float* most, float* z, float* state) {
+    const bool lower = t.weighted && p;
+    V top = load(state), odds = load(state + L), loss = load(state + 2 * L);
+    V s[B], logit[B];
+    for (int b = 0; b < B; ++b) {
+        const V below = load(z + b * L);
+        s[b] = below + x[b];
+        store(z + b * L, s[b]);
+        if (listwise) logit[b] = s[b];
+        else logit[b] = s[b] > 0.5f * NEVER ? (lower ? below * t.w : V{}) : V{} + 2 * NEVER;
+    }
+    V high = logit[0];
+    for (int b = 1; b < B; ++b) high = maximum(high, logit[b]);
+    if (any(high > top + kStale)) {
+        const V raised = maximum(top, high), kept = exponential2((top - raised) * LOG2E);
+        odds *= kept, loss *= kept, top = raised;
+        store(state, top);
+    }
+    const V shift = top * LOG2E;
+    for (int b = 0; b < B; ++b) {
+        const V share = exponential2(logit[b] * LOG2E - shift);
+        odds += share;
+        if (!listwise) loss += share * softplus(s[b], tail(s[b]));
+    }
+    store(state + L, odds);
+    if (!listwise) store(state + 2 * L, loss);
+    if (!t.gaps || !p) return;
+    V gap = load(state + 3 * L);
+    for (int b = 0; b < B; ++b) gap += huber(x[b], load(most + b * L));
+    store(state + 3 * L, gap);
 }
 
 // What the lanes of a state come to: log of the sum of odds, mean loss, gap.
 void finish(const float* state, float* lse, float* mean, float* gap) {
     const float most = largest(load(state));
     double odds = 0, loss = 0;
-    for (int l = 0; l < L; ++l) {
+    for (int l = 0; most > 0.5f * NEVER && l < L; ++l) {
         const double scale = std::exp((double)state[l] - most);
         odds += state[L + l] * scale;
         loss += state[2 * L + l] * scale;
@@ -120,27 +143,30 @@ template <bool listwise> void forward(const Task& t, float* lse, float* mean, fl
 #pragma omp parallel
     {
         const NoDenormals fast;
-        std::vector<float> states(kGroup * t.planes * kState), z(A * kTile);
+        Floats states(kGroup * t.planes * kState);
+        Work work;
 #pragma omp for schedule(static)
         for (int64_t group = 0; group < t.queries; group += kGroup) {
             const int64_t size = std::min(kGroup, t.queries - group);
-            std::fill(states.begin(), states.end(), 0.0f);
+            states.clear();
             for (int64_t i = 0; i < kGroup * t.planes; ++i) store(&states[i * kState], V{} - 3e38f);
-            for (int64_t tile = 0; tile * kTile < t.n; ++tile)
-                for (int64_t i = 0; i < size; i += A) {
-                    const Some some(t, group + i);
-                    begin(t, some, tile, z.data());
-                    for (int64_t p = 0; p < t.planes; ++p) {
-                        V x[A][B];
-                        products(t, some, t.c + tile * kTile, p, x);
-                        for (int a = 0; a < A; ++a)
-                            take<listwise>(t, p, x[a], &z[a * kTile], &states[((i + a) * t.planes + p) * kState]);
-                    }
-                }
+            for (int64_t tile = 0; tile * kTile < t.n; ++tile) {
+                work.begin(t, group, size, tile);
+                for (int64_t p = 0; p < t.planes; ++p)
+                    for (int64_t i = 0; i < size; i += A)
+                        for (int64_t part = 0; part < kTile; part += kPart) {
+                            V x[A][B];
+                            products(Some(t, group + i), t.tile(tile) + part, p * t.width, (p + 1) * t.width, x);
+                            for (int64_t a = 0; a < std::min<int64_t>(A, size - i); ++a) {
+                                float* state = &states[(p * kGroup + i + a) * kState];
+                                take<listwise>(t, p, x[a], work.most(i + a) + part, work.z(i + a) + part, state);
+                            }
+                        }
+            }
             for (int64_t i = 0; i < size; ++i)
                 for (int64_t p = 0; p < t.planes; ++p) {
                     const int64_t at = p * t.queries + group + i;
-                    finish(&states[(i * t.planes + p) * kState], lse + at, mean ? mean + at : nullptr, gap + at);
+                    finish(&states[(p * kGroup + i) * kState], lse + at, mean ? mean + at : nullptr, gap + at);
                 }
         }
     }
@@ -151,85 +177,121 @@ struct Found {
     const float *lse, *mean, *of_lse, *of_mean, *of_gap;
 };
 
-// up: the gradient for what a model of one query adds to the scores z of the one below; pulled: of the models above it,
-// and then its own too. Returns that of w.
+// Of one query and a part: z: the scores of a model, and then of the one below it, to which it adds x; up: the gradient
+// for x; pulled: for the scores of the models above, and then of this one too. Returns that of w.
 template <bool listwise>
-INLINE V pull(const Task& t, const Found& f, int64_t at, int64_t p, const float* below, const float* z, float* pulled,
-              V (&up)[B]) {
-    const bool lower = t.weighted && p;
-    const float shift = f.lse[at], slope = p ? f.of_gap[at] : 0.0f;
-    const float g = listwise ? f.of_lse[at] : f.of_mean[at];
-    const float even = listwise ? 0.0f : std::exp(-std::max(shift, 0.0f));
-    const float of_share = listwise ? 0.0f : f.of_lse[at] - g * f.mean[at];
+INLINE float pull(const Task& t, const Found& f, int64_t at, int64_t p, const V (&x)[B], Work& work, int64_t i,
+                  int64_t part) {
+    float *z = work.z(i) + part, *most = work.most(i) + part, *pulled = work.pulled(i) + part, *up = work.up(i) + part;
+    const bool lower = t.weighted && p, gaps = t.gaps && p;
+    const float lse = f.lse[at], shift = lse * LOG2E, g = listwise ? f.of_lse[at] : f.of_mean[at];
+    const float even = listwise ? 0.0f : std::exp(-std::max(lse, 0.0f));
+    const float of_share = listwise ? 0.0f : f.of_lse[at] - g * f.mean[at], of_gap = gaps ? f.of_gap[at] : 0.0f;
     V slopes{};
     for (int b = 0; b < B; ++b) {
-        const V s = load(z + b * L), under = load(below + b * L);
+        const V s = load(z + b * L), below = s - x[b];
         V mine;
         if (listwise) {
-            mine = exponential(s - shift) * g;
+            mine = exponential2(s * LOG2E - shift) * g;
         } else {
-            const V tail = exponential(V{} - absolute(s)), over = 1.0f / (tail + 1.0f);
+            const V t_s = tail(s);
             V share = V{} + even;
-            if (lower) share = exponential(under * t.w - shift);
+            if (lower) share = exponential2(below * (t.w * LOG2E) - shift);
             share = s > 0.5f * NEVER ? share : V{};
-            mine = share * (s >= 0 ? over : tail * over) * g;
-            if (lower) slopes += share * (s > 0.5f * NEVER ? under : V{}) * (softplus(s, tail) * g + of_share);
+            mine = share * sigmoid(s, t_s) * g;
+            // Where a pair does not count, the share is 0, and `below` far from infinite.
+            if (lower) slopes += share * below * (softplus(s, t_s) * g + of_share);
         }
         const V sum = load(pulled + b * L) + mine;
-        store(pulled + b * L, sum);
-        up[b] = s > 0.5f * NEVER ? sum + huber_slope(s - under, t.delta) * slope : V{};
+        store(z + b * L, below), store(pulled + b * L, sum);
+        store(up + b * L, gaps ? sum + huber_slope(x[b], load(most + b * L)) * of_gap : sum);
     }
-    return slopes;
+    return lower ? total(slopes) : 0.0f;
 }
 
-// What a thread needs in backward: scores of all models, gradients of the models above, sums of the queries' gradients
-// [kGroup, dim, L], and the gradient of its slab of candidates, turned.
+// What a thread needs in backward: sums of the queries' gradients [kGroup, dim, L] and the gradient of its slab of
+// candidates, in turned tiles.
 struct Space {
-    std::vector<float> scores, pulled, sums, dc;
-    explicit Space(const Task& t) : scores((t.planes + 1) * A * kTile), pulled(A * kTile), sums(kGroup * t.dim() * L) {}
+    Work work;
+    Floats sums, dc;
+    Space(const Task& t, int64_t tiles) : sums(kGroup * t.dim() * L), dc(tiles * t.dim() * kTile) {}
 };
 
-// One tile with some queries, of which `real` count; sums: of their gradients, dc: of the tile's, rows `wide` apart.
-template <bool listwise>
-void meet(const Task& t, const Found& f, const Some& some, int real, int64_t tile, Space& space, float* sums, float* dc,
-          int64_t wide, double& slope_of_w) {
-    const float* c = t.c + tile * kTile;
-    float *z = space.scores.data(), *pulled = space.pulled.data();
-    begin(t, some, tile, z);
-    for (int64_t p = 0; p < t.planes; ++p, z += A * kTile) {
-        V x[A][B];
-        products(t, some, c, p, x);
-        for (int a = 0; a < A; ++a)
-            for (int b = 0; b < B; ++b) {
-                const int64_t at = a * kTile + b * L;
-                store(z + A * kTile + at, load(z + at) + x[a][b]);
-            }
+// sums [A, dim, L] of K columns: the gradients `up` of A queries times those of the tile c.
+template <int K> INLINE void into_queries(Work& work, int64_t i, const float* c, int64_t dim, float* sums) {
+    V sum[A][K];
+    for (int a = 0; a < A; ++a)
+        for (int k = 0; k < K; ++k) sum[a][k] = load(sums + (a * dim + k) * L);
+    for (int64_t j = 0; j < kTile; j += L) {
+        V y[K];
+        for (int k = 0; k < K; ++k) y[k] = load(c + k * kTile + j);
+        for (int a = 0; a < A; ++a) {
+            const V u = load(work.up(i + a) + j);
+            for (int k = 0; k < K; ++k) sum[a][k] += u * y[k];
+        }
     }
-    std::fill(pulled, pulled + A * kTile, 0.0f);
-    for (int64_t p = t.planes - 1; p >= 0; --p, z -= A * kTile) {
-        V up[A][B] = {};
-        for (int a = 0; a < real; ++a) {
-            const int64_t at = a * kTile;
-            const V slopes = pull<listwise>(t, f, p * t.queries + some.at[a], p, z - A * kTile + at, z + at, pulled + at, up[a]);
-            if (!listwise) slope_of_w += total(slopes);
+    for (int a = 0; a < A; ++a)
+        for (int k = 0; k < K; ++k) store(sums + (a * dim + k) * L, sum[a][k]);
+}
+
+// dc [K, kTile] of K columns and a part: the gradients `up` times those of the queries q [size, dim].
+template <int K>
+INLINE void into_candidates(Work& work, int64_t part, const float* q, int64_t size, int64_t dim, float* dc) {
+    V sum[K][B];
+    for (int k = 0; k < K; ++k)
+        for (int b = 0; b < B; ++b) sum[k][b] = load(dc + k * kTile + b * L);
+    for (int64_t i = 0; i < size; ++i) {
+        V u[B];
+        for (int b = 0; b < B; ++b) u[b] = load(work.up(i) + part + b * L);
+        for (int k = 0; k < K; ++k) {
+            const V s = q[i * dim + k] - V{};
+            for (int b = 0; b < B; ++b) sum[k][b] += u[b] * s;
         }
-        for (int64_t k = p * t.width; k < (p + 1) * t.width; ++k) {
-            V y[B], dy[B];
-            for (int b = 0; b < B; ++b) {
-                y[b] = load(c + k * t.stride + b * L);
-                dy[b] = load(dc + k * wide + b * L);
-            }
-            for (int a = 0; a < A; ++a) {
-                float* to = sums + (a * t.dim() + k) * L;
-                V sum = load(to);
+    }
+    for (int k = 0; k < K; ++k)
+        for (int b = 0; b < B; ++b) store(dc + k * kTile + b * L, sum[k][b]);
+}
+
+// Columns from k on, before `stop`: K at a time.
+template <int K>
+INLINE int64_t spread(const Task& t, Space& space, int64_t group, int64_t size, const float* c, int64_t k, int64_t stop,
+                      float* dc) {
+    for (; k + K <= stop; k += K) {
+        for (int64_t i = 0; i < size; i += A)
+            into_queries<K>(space.work, i, c + k * kTile, t.dim(), &space.sums[(i * t.dim() + k) * L]);
+        for (int64_t part = 0; part < kTile; part += kPart)
+            into_candidates<K>(space.work, part, t.q + group * t.dim() + k, size, t.dim(), dc + k * kTile + part);
+    }
+    return k;
+}
+
+// A group of queries and a tile, whose gradient is dc.
+template <bool listwise>
+void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t tile, Space& space, float* dc,
+          double& slope_of_w) {
+    const float* c = t.tile(tile);
+    Work& work = space.work;
+    work.begin(t, group, size, tile);
+    V x[A][B];
+    for (int64_t i = 0; i < size; i += A)
+        for (int64_t part = 0; part < kTile; part += kPart) {
+            products(Some(t, group + i), c + part, 0, t.dim(), x);
+            for (int64_t a = 0; a < A; ++a)
                 for (int b = 0; b < B; ++b) {
-                    sum += up[a][b] * y[b];
-                    dy[b] += up[a][b] * some.q[a][k];
+                    float* z = work.z(i + a) + part + b * L;
+                    store(z, load(z) + x[a][b]);
                 }
-                store(to, sum);
-            }
-            for (int b = 0; b < B; ++b) store(dc + k * wide + b * L, dy[b]);
         }
+    for (int64_t p = t.planes - 1; p >= 0; --p) {
+        const int64_t first = p * t.width, stop = first + t.width;
+        for (int64_t i = 0; i < size; i += A)
+            for (int64_t part = 0; part < kTile; part += kPart) {
+                products(Some(t, group + i), c + part, first, stop, x);
+                for (int64_t a = 0; a < std::min<int64_t>(A, size - i); ++a)
+                    slope_of_w += pull<listwise>(t, f, p * t.queries + group + i + a, p, x[a], work, i + a, part);
+            }
+        const int64_t k = spread<4>(t, space, group, size, c, first, stop, dc);
+        spread<1>(t, space, group, size, c, k, stop, dc);
     }
 }
 
@@ -240,25 +302,24 @@ void backward(const Task& t, const Found& f, float* parts, float* dq, float* dc,
 #pragma omp parallel
     {
         const NoDenormals fast;
-        Space space(t);
 #pragma omp for schedule(static)
         for (int64_t slab = 0; slab < slabs; ++slab) {
-            const int64_t first = tiles * slab / slabs, last = tiles * (slab + 1) / slabs, wide = (last - first) * kTile;
-            space.dc.assign(dim * wide, 0.0f);
+            const int64_t first = tiles * slab / slabs, last = tiles * (slab + 1) / slabs;
+            Space space(t, last - first);
             double slope = 0;
             for (int64_t group = 0; group < t.queries; group += kGroup) {
                 const int64_t size = std::min(kGroup, t.queries - group);
-                std::fill(space.sums.begin(), space.sums.end(), 0.0f);
+                space.sums.clear();
                 for (int64_t tile = first; tile < last; ++tile)
-                    for (int64_t i = 0; i < size; i += A)
-                        meet<listwise>(t, f, Some(t, group + i), (int)std::min<int64_t>(A, size - i), tile, space,
-                                       &space.sums[i * dim * L], space.dc.data() + (tile - first) * kTile, wide, slope);
+                    meet<listwise>(t, f, group, size, tile, space, &space.dc[(tile - first) * dim * kTile], slope);
                 float* part = parts + (slab * t.queries + group) * dim;
                 for (int64_t i = 0; i < size * dim; ++i) part[i] = total(load(&space.sums[i * L]));
             }
             if (dw) dw[slab] = slope;
-            for (int64_t j = first * kTile; j < std::min(t.n, last * kTile); ++j)
-                for (int64_t k = 0; k < dim; ++k) dc[j * dim + k] = space.dc[k * wide + j - first * kTile];
+            for (int64_t j = first * kTile; j < std::min(t.n, last * kTile); ++j) {
+                const float* tile = &space.dc[(j / kTile - first) * dim * kTile];
+                for (int64_t k = 0; k < dim; ++k) dc[j * dim + k] = tile[k * kTile + j % kTile];
+            }
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < t.queries * dim; ++i) {
@@ -271,33 +332,34 @@ void backward(const Task& t, const Found& f, float* parts, float* dq, float* dc,
 
 }  // namespace
 
-// to [dim, stride]: candidates [n, dim], turned, zeros behind them.
-extern "C" void nested_products_turn_float32(const float* c, int64_t n, int64_t dim, int64_t stride, float* to) {
+// to [tiles, dim, kTile]: candidates [n, dim] in turned tiles, zeros behind them.
+extern "C" void nested_products_turn_float32(const float* c, int64_t n, int64_t dim, float* to) {
 #pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < dim; k += 16)
-        for (int64_t j = 0; j < stride; ++j)
-            for (int64_t m = k; m < std::min(dim, k + 16); ++m) to[m * stride + j] = j < n ? c[j * dim + m] : 0.0f;
+    for (int64_t first = 0; first < n; first += kTile)
+        for (int64_t j = 0; j < kTile; ++j)
+            for (int64_t k = 0; k < dim; ++k)
+                to[(first / kTile * dim + k) * kTile + j] = first + j < n ? c[(first + j) * dim + k] : 0.0f;
 }
 
 // [planes, queries] each: lse of the scores, or without `mean` null of the weights of a mean softplus, as in nested.cpp;
-// gap: sum of Huber's loss of b_i, 0 for i = 0.
-extern "C" void nested_products_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t stride,
-                                        int64_t planes, int64_t width, float margin, float delta, const int64_t* starts,
+// gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`.
+extern "C" void nested_products_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
+                                        int64_t width, float margin, float delta, int64_t gaps, const int64_t* starts,
                                         const int64_t* skipped, int64_t weighted, float w, float* lse, float* mean,
                                         float* gap) {
-    const Task t{q, c, queries, n, stride, planes, width, margin, delta, starts, skipped, weighted, w};
+    const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w};
     mean ? forward<false>(t, lse, mean, gap) : forward<true>(t, lse, mean, gap);
 }
 
 // dq [queries, dim], dc [n, dim], dw [kSlabs] (its sum is the gradient of w; parts beyond what there is stay as they
 // are) for the gradients of lse, mean and gap; parts [kSlabs, queries, dim]: space.
-extern "C" void nested_products_pull_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t stride,
-                                             int64_t planes, int64_t width, float margin, float delta,
+extern "C" void nested_products_pull_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
+                                             int64_t width, float margin, float delta, int64_t gaps,
                                              const int64_t* starts, const int64_t* skipped, int64_t weighted, float w,
                                              const float* lse, const float* mean, const float* of_lse,
                                              const float* of_mean, const float* of_gap, float* parts, float* dq,
                                              float* dc, double* dw) {
-    const Task t{q, c, queries, n, stride, planes, width, margin, delta, starts, skipped, weighted, w};
+    const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w};
     const Found f{lse, mean, of_lse, of_mean, of_gap};
     mean ? backward<false>(t, f, parts, dq, dc, dw) : backward<true>(t, f, parts, dq, dc, dw);
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from distkgd.kernels.build import address, library
 
 NEVER = -1e30  # as in distributed/rows.py
-_TILE, _SLABS = 64, 8  # kTile and kSlabs there
+_TILE, _SLABS = 256, 8  # kTile and kSlabs there
 
 
 def available(queries: Tensor) -> bool:
@@ -46,17 +46,19 @@ class Products:
         all_of_them = self.queries.new_full((len(self.queries),), len(self.rows))
         return all_of_them if starts is None else all_of_them - starts.diff()
 
-    def listwise(self, margin: float, delta: float) -> tuple[Tensor, ...]:
-        """As `nested.listwise`, with gaps: [P, Q] each."""
-        return self._found or self._sum(margin, delta, None)
+    def listwise(self, margin: float, delta: float, gaps: bool) -> tuple[Tensor, ...]:
+        """As `nested.listwise`: [P, Q] each."""
+        return self._found or self._sum(margin, delta, gaps, None)
 
-    def pointwise(self, margin: float, delta: float, weighted: bool, w: Tensor) -> tuple[Tensor, ...]:
-        """As `nested.pointwise`, with gaps: [P, Q] each."""
-        return self._found or self._sum(margin, delta, w, weighted)
+    def pointwise(self, margin: float, delta: float, gaps: bool, weighted: bool, w: Tensor) -> tuple[Tensor, ...]:
+        """As `nested.pointwise`: [P, Q] each."""
+        return self._found or self._sum(margin, delta, gaps, w, weighted)
 
-    def _sum(self, margin: float, delta: float, w: Tensor | None, weighted: bool = False) -> tuple[Tensor, ...]:
+    def _sum(
+        self, margin: float, delta: float, gaps: bool, w: Tensor | None, weighted: bool = False
+    ) -> tuple[Tensor, ...]:
         if len(self.rows):
-            given = self.planes, margin, delta, *self._skipped, weighted
+            given = self.planes, margin, delta, gaps, *self._skipped, weighted
             self._found = _Sums.apply(self.queries, self.rows, w, *given)  # type: ignore[no-untyped-call]
         else:
             # Sums, not constants: a rank without candidates has to take part in the exchanges of backward.
@@ -70,15 +72,14 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, rows: Tensor, w: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-        planes, margin, delta, starts, skipped, weighted = given
+        planes, margin, delta, gaps, starts, skipped, weighted = given
         (num, dim), n = queries.shape, len(rows)
-        stride = -(-n // _TILE) * _TILE
-        turned = rows.new_empty(dim, stride)
-        _call("turn", rows, n, dim, stride, turned)
+        turned = rows.new_empty(-(-n // _TILE), dim, _TILE)
+        _call("turn", rows, n, dim, turned)
         lse, gap = queries.new_empty(planes, num), queries.new_empty(planes, num)
         mean = None if w is None else torch.empty_like(lse)
         power = 0.0 if w is None else float(w.detach())
-        ctx.given = num, n, stride, planes, dim // planes, margin, delta, starts, skipped, int(weighted), power
+        ctx.given = num, n, planes, dim // planes, margin, delta, int(gaps), starts, skipped, int(weighted), power
         _call("", queries, turned, *ctx.given, lse, mean, gap)
         ctx.save_for_backward(queries, turned, lse, mean)
         ctx.shape = None if w is None else w.shape
@@ -95,7 +96,7 @@ class _Sums(torch.autograd.Function):
         pulled = of_lse, of_mean[0] if of_mean else None, of_gap
         _call("pull", queries, turned, *ctx.given, lse, mean, *pulled, parts, of_queries, of_rows, of_w)
         slope = None if of_w is None else of_w.sum().to(queries.dtype).reshape(ctx.shape)
-        return of_queries, of_rows, slope, *[None] * 6
+        return of_queries, of_rows, slope, *[None] * 7
 
 
 def _call(what: str, *arguments: Tensor | int | float | None) -> None:

@@ -304,7 +304,7 @@ class _Sums:
     def _summed(self, products: Products, *w2: Tensor) -> tuple[Tensor, ...]:
         # [P, Q] each: lse, mean unless listwise, gap.
         method, how = self.method, self.method.settings
-        given = method.student.scorer.margin, how.mutual_delta
+        given = method.student.scorer.margin, how.mutual_delta, how.mutual
         return products.listwise(*given) if method.listwise else products.pointwise(*given, how.evolution, *w2)
 
     def _together(self, contributions: Tensor, *w2: Tensor) -> tuple[Tensor, ...]:

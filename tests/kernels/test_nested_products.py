@@ -50,7 +50,7 @@ def test_sums_and_gradients_are_those_of_the_formulas(shape: tuple[int, int, int
             products.leave_out(*pairs[torch.sort(pairs[:, 1], stable=True).indices].unbind(1))
             assert products.count().tolist() == (~skipped).sum(1).tolist()
             given = () if w is None else (how == "weighted", w)
-            found = getattr(products, "listwise" if w is None else "pointwise")(MARGIN, DELTA, *given)
+            found = getattr(products, "listwise" if w is None else "pointwise")(MARGIN, DELTA, True, *given)
         weights = [
             torch.randn(x.shape, generator=torch.Generator().manual_seed(i)).to(dtype) for i, x in enumerate(found)
         ]
@@ -69,7 +69,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             mine, theirs = q.clone().requires_grad_(), c.clone().requires_grad_()
-            lse, gap = Products(mine, theirs, 4).listwise(0.0, 1.0)
+            lse, gap = Products(mine, theirs, 4).listwise(0.0, 1.0, True)
             (lse.sum() + gap.sum()).backward()
             found.append([lse.detach(), gap.detach(), mine.grad, theirs.grad])
     finally:
@@ -79,7 +79,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 
 def test_without_candidates_there_is_nothing_but_a_gradient() -> None:
     q, c = torch.randn(3, 8, requires_grad=True), torch.zeros(0, 8, requires_grad=True)
-    lse, gap = Products(q, c, 2).listwise(0.0, 1.0)
+    lse, gap = Products(q, c, 2).listwise(0.0, 1.0, True)
     assert lse.shape == gap.shape == (2, 3) and bool((lse <= NEVER / 2).all()) and not gap.any()
     (lse.sum() + gap.sum()).backward()
     assert q.grad is not None and not q.grad.any()
@@ -89,7 +89,7 @@ def test_a_query_all_of_whose_candidates_are_left_out_takes_no_gradient() -> Non
     q, c = torch.randn(2, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
     products = Products(q, c, 2)
     products.leave_out(torch.zeros(5, dtype=torch.int64), torch.arange(5))
-    lse, gap = products.listwise(0.0, 1.0)
+    lse, gap = products.listwise(0.0, 1.0, True)
     assert bool((lse[:, 0] <= NEVER / 2).all()) and not gap[:, 0].any() and products.count().tolist() == [0, 5]
     (torch.logaddexp(torch.zeros(()), lse).sum() + gap.sum()).backward()
     assert q.grad is not None and not q.grad[0].any() and bool(q.grad[1].any())
