@@ -12,9 +12,9 @@ constexpr float NEVER = -1e30f;
 INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
 
 inline float total(V v) {
-    float sum = 0;
-    for (int l = 0; l < L; ++l) sum += v[l];
-    return sum;
+    for (int half = L / 2; half; half /= 2)
+        for (int l = 0; l < half; ++l) v[l] += v[l + half];
+    return v[0];
 }
 
 inline float largest(V v) {

@@ -40,14 +40,10 @@ struct Task {
 
 // Some queries, the last one repeated where they are fewer than A.
 struct Some {
-    int64_t at[A];
     const float* q[A];
 
     Some(const Task& t, int64_t first) {
-        for (int a = 0; a < A; ++a) {
-            at[a] = std::min(first + a, t.queries - 1);
-            q[a] = t.q + at[a] * t.dim();
-        }
+        for (int a = 0; a < A; ++a) q[a] = t.q + std::min(first + a, t.queries - 1) * t.dim();
     }
 };
 
@@ -129,13 +125,14 @@ INLINE void take(const Task& t, int64_t p, const V (&x)[B], const float* most, f
 void finish(const float* state, float* lse, float* mean, float* gap) {
     const float most = largest(load(state));
     double odds = 0, loss = 0;
-    for (int l = 0; most > 0.5f * NEVER && l < L; ++l) {
-        const double scale = std::exp((double)state[l] - most);
+    for (int l = 0; l < L; ++l) {
+        const double scale = state[l] > 0.5f * NEVER ? std::exp((double)state[l] - most) : 0.0;
         odds += state[L + l] * scale;
         loss += state[2 * L + l] * scale;
     }
-    *lse = odds > 0 ? most + (float)std::log(odds) : NEVER;
-    if (mean) *mean = odds > 0 ? (float)(loss / odds) : 0.0f;
+    // NaN stays NaN.
+    *lse = odds == 0 ? NEVER : most + (float)std::log(odds);
+    if (mean) *mean = odds == 0 && loss == 0 ? 0.0f : (float)(loss / odds);
     *gap = total(load(state + 3 * L));
 }
 
@@ -178,16 +175,15 @@ struct Found {
 };
 
 // Of one query and a part: z: the scores of a model, and then of the one below it, to which it adds x; up: the gradient
-// for x; pulled: for the scores of the models above, and then of this one too. Returns that of w.
+// for x; pulled: for the scores of the models above, and then of this one too; slopes: for w.
 template <bool listwise>
-INLINE float pull(const Task& t, const Found& f, int64_t at, int64_t p, const V (&x)[B], Work& work, int64_t i,
-                  int64_t part) {
+INLINE void pull(const Task& t, const Found& f, int64_t at, int64_t p, const V (&x)[B], Work& work, int64_t i,
+                 int64_t part, V& slopes) {
     float *z = work.z(i) + part, *most = work.most(i) + part, *pulled = work.pulled(i) + part, *up = work.up(i) + part;
     const bool lower = t.weighted && p, gaps = t.gaps && p;
     const float lse = f.lse[at], shift = lse * LOG2E, g = listwise ? f.of_lse[at] : f.of_mean[at];
-    const float even = listwise ? 0.0f : std::exp(-std::max(lse, 0.0f));
+    const float even = listwise || lower ? 0.0f : std::exp(-std::max(lse, 0.0f));
     const float of_share = listwise ? 0.0f : f.of_lse[at] - g * f.mean[at], of_gap = gaps ? f.of_gap[at] : 0.0f;
-    V slopes{};
     for (int b = 0; b < B; ++b) {
         const V s = load(z + b * L), below = s - x[b];
         V mine;
@@ -206,7 +202,6 @@ INLINE float pull(const Task& t, const Found& f, int64_t at, int64_t p, const V 
         store(z + b * L, below), store(pulled + b * L, sum);
         store(up + b * L, gaps ? sum + huber_slope(x[b], load(most + b * L)) * of_gap : sum);
     }
-    return lower ? total(slopes) : 0.0f;
 }
 
 // What a thread needs in backward: sums of the queries' gradients [kGroup, dim, L] and the gradient of its slab of
@@ -284,12 +279,14 @@ void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t ti
         }
     for (int64_t p = t.planes - 1; p >= 0; --p) {
         const int64_t first = p * t.width, stop = first + t.width;
+        V slopes{};
         for (int64_t i = 0; i < size; i += A)
             for (int64_t part = 0; part < kTile; part += kPart) {
                 products(Some(t, group + i), c + part, first, stop, x);
                 for (int64_t a = 0; a < std::min<int64_t>(A, size - i); ++a)
-                    slope_of_w += pull<listwise>(t, f, p * t.queries + group + i + a, p, x[a], work, i + a, part);
+                    pull<listwise>(t, f, p * t.queries + group + i + a, p, x[a], work, i + a, part, slopes);
             }
+        slope_of_w += total(slopes);
         const int64_t k = spread<4>(t, space, group, size, c, first, stop, dc);
         spread<1>(t, space, group, size, c, k, stop, dc);
     }

@@ -13,8 +13,10 @@ Differs from the paper:
 - MED[DLW]: exp(w3 d_i / d_n) is divided by its mean over the sub-models. Left alone, the loss that w3 scales drives it
   to minus infinity; so it can only move weight from one sub-model to another.
 - w1, w2, w3 stay within bounds: low + (high - low) sigmoid(u), and u learns.
-- The paper names no regulariser. Every sub-model has its own here, times its dynamic weight as its loss is: a column is
-  regularised with the weights of all sub-models that have it (DURA's queries are those of the whole model).
+- In place of MED[DLW] the sub-models' weights can be given (`weights`).
+- The paper names no regulariser. Every sub-model has its own here, times its weight as its loss is: a column is
+  regularised with the weights of all sub-models that have it (DURA's queries are those of the whole model). Small ones
+  can be regularised more (`small_regulariser`).
 Differs from the authors' code: none was released.
 """
 
@@ -65,6 +67,9 @@ class MedConfig(Frozen):
     evolution: what the next smaller sub-model gets wrong weighs more (MED[EI]); off: all triples weigh the same.
     positives: what of the smaller model's score of a positive triple counts, its sigmoid or the score itself.
     dynamic: larger sub-models attend more to the labels (MED[DLW]); off: all the same.
+    weights: of the sub-models, in place of the dynamic ones, which have to be off; only their ratios count. A column
+        mostly serves the sub-models whose weights are the largest among those that have it.
+    small_regulariser: what the regulariser of a sub-model of hardly a dim weighs beside the largest's; linear between.
     w1, w2, w3: bounds of the learned exponents, for positives, negatives and dims; w: where they start, if it is within
         the bounds, or else in their middle. Below 0 w3 gives small sub-models more weight than large ones.
     evaluator_lr: how fast they learn.
@@ -78,6 +83,8 @@ class MedConfig(Frozen):
     evolution: bool = True
     positives: Literal["sigmoid", "score"] = "sigmoid"
     dynamic: bool = True
+    weights: tuple[Rate, ...] | None = None
+    small_regulariser: Rate = 1.0
     w: Real = 1.0
     w1: tuple[Real, Real] = (0.25, 4.0)
     w2: tuple[Real, Real] = (0.25, 4.0)
@@ -89,6 +96,8 @@ class MedConfig(Frozen):
     def _has_sub_models_and_bounds(self) -> "MedConfig":
         if self.dims is not None and len(self.dims) < 2:
             raise ValueError(f"dims {list(self.dims)}: med needs two sub-models at least; one alone is method scratch")
+        if self.weights is not None and self.dynamic:
+            raise ValueError("weights replace the dynamic ones; set dynamic: false beside them")
         for name in ("w1", "w2", "w3"):
             low, high = getattr(self, name)
             if not low < high:
@@ -116,7 +125,6 @@ class Med(Method[MedConfig]):
         self.dims = sub_dims(self.settings, self.student.scorer)
         self.crops = Crops(self.student.scorer, self.dims)
         relation = self.student.relation
-        self._members = [x.to(relation) for x in self.crops.members()]
         low, high = torch.tensor([self.settings.w1, self.settings.w2, self.settings.w3], dtype=torch.float64).T
         start = torch.full_like(low, self.settings.w)
         start = torch.where((low < start) & (start < high), start, (low + high) / 2)
@@ -124,6 +132,8 @@ class Med(Method[MedConfig]):
         self._low, self._span, self.u = (x.to(relation) for x in (low, high - low, place))
         shares = [dim / self.dims[-1] for dim in self.dims]
         self._shares = torch.tensor(shares, device=relation.device, dtype=relation.dtype)
+        more = 1.0 + (self.settings.small_regulariser - 1.0) * (1.0 - self._shares)
+        self._regularised = [x.to(relation) * more.unsqueeze(1) for x in self.crops.members()]
 
     @classmethod
     def check(cls, stage: "StageConfig") -> None:
@@ -135,6 +145,10 @@ class Med(Method[MedConfig]):
         if len(dims) < 2:
             raise ValueError(f"med needs two sub-models at least, and dim {stage.dim} makes one; use method scratch")
         check_dims(scorer, dims)
+        if how.weights is not None and len(how.weights) != len(dims):
+            raise ValueError(
+                f"distill.weights has {len(how.weights)} numbers; it must have one for each of {len(dims)} dims"
+            )
         if stage.loss.name == "margin":
             raise UnsupportedError(
                 "med weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
@@ -179,7 +193,7 @@ class Med(Method[MedConfig]):
         weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
         terms = answer_means(asks, weights, scene.batch.num_queries)
         groups = {"student"} | ({"evaluators"} if self.evaluators else set())
-        entity, relation = (dynamic.detach() @ x for x in self._members)
+        entity, relation = (dynamic.detach() @ x for x in self._regularised)
         penalty = self.penalty(view, (entity, relation))
         yield Update(frozenset(groups), terms | penalty)
 
@@ -207,7 +221,10 @@ class Med(Method[MedConfig]):
         return self.hard.loss == "softmax"
 
     def dynamic_weights(self, w3: Tensor) -> Tensor:
-        """[P]: exp(w3 d_i / d_n), divided by their mean (MED[DLW])."""
+        """[P]: exp(w3 d_i / d_n), or those given, or ones; divided by their mean (MED[DLW])."""
+        if self.settings.weights is not None:
+            given = self._shares.new_tensor(self.settings.weights)
+            return given / given.mean()
         if not self.settings.dynamic:
             return torch.ones_like(self._shares)
         return torch.softmax(w3 * self._shares, 0) * len(self._shares)

@@ -93,3 +93,12 @@ def test_a_query_all_of_whose_candidates_are_left_out_takes_no_gradient() -> Non
     assert bool((lse[:, 0] <= NEVER / 2).all()) and not gap[:, 0].any() and products.count().tolist() == [0, 5]
     (torch.logaddexp(torch.zeros(()), lse).sum() + gap.sum()).backward()
     assert q.grad is not None and not q.grad[0].any() and bool(q.grad[1].any())
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    q, c = torch.randn(2, 8), torch.randn(300, 8)
+    q[0, 0] = torch.nan
+    lse, _ = Products(q, c, 2).listwise(0.0, 1.0, True)
+    assert bool(lse[:, 0].isnan().all()) and not bool(lse[:, 1].isnan().any())
+    lse, mean, _ = Products(q, c, 2).pointwise(0.0, 1.0, True, True, torch.tensor(1.0))
+    assert bool(mean[:, 0].isnan().all()) and not bool(mean[:, 1].isnan().any())

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from distkgd.config import parse_config
 from distkgd.distributed import query_blocks, rows
 from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
 from distkgd.job import Progress
 from distkgd.kernels import nested, nested_products
 from distkgd.methods import HardSettings
@@ -118,6 +120,7 @@ def naive_terms(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: Tens
     """{name: term}: MED's loss."""
     n = len(how.dims)
     factors = [torch.exp(w[2] * dim / how.dims[-1]) if how.dynamic else torch.ones(()) for dim in how.dims]
+    factors = [torch.tensor(x, dtype=torch.float64) for x in how.weights] if how.weights else factors
     losses = [naive_evolution(whole, queries, how, w, loss, i) for i in range(n)]
     found = {"evolution": sum(f * x for f, x in zip(factors, losses, strict=True)) / (sum(factors) / n)}
     return found | ({"mutual": sum(naive_mutual(whole, queries, how, i) for i in range(1, n))} if how.mutual else {})
@@ -165,6 +168,11 @@ def test_each_mechanism_can_be_switched_off(switched_off: str, loss: str) -> Non
 
 
 @pytest.mark.parametrize("loss", ["softmax", "softplus"])
+def test_the_sub_models_weights_can_be_given(loss: str) -> None:
+    compare("complex", True, "batch", loss, options(dynamic=False, weights=(3.0, 0.5, 1.5)))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softplus"])
 @pytest.mark.parametrize("regime", ["all", "chunk", "triple"])
 @pytest.mark.parametrize("reciprocal", [True, False])
 @pytest.mark.parametrize("scorer", SCORERS)
@@ -188,14 +196,20 @@ def test_the_scores_themselves_can_weigh_the_positives(loss: str) -> None:
     compare("complex", False, "all", loss, options(positives="score"))
 
 
+@pytest.mark.parametrize("small", [1.0, 5.0])
 @pytest.mark.parametrize("name", ["n2", "n3", "dura"])
-def test_every_sub_model_has_its_own_regulariser(name: str) -> None:
-    model, how, scenes = toy_model(GRAPH, "complex", 8), options(), toy_scenes(GRAPH, kind="batch")
+def test_every_sub_model_has_its_own_regulariser(name: str, small: float) -> None:
+    model, how, scenes = (
+        toy_model(GRAPH, "complex", 8),
+        options(small_regulariser=small),
+        toy_scenes(GRAPH, kind="batch"),
+    )
     method = Med(model, settings(regulariser=name, weight=0.3), [], how)
     (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
     queries, naive = spelled_out(scenes, STEP), NaiveModel(model)
     models = [Cropped(naive, dim) for dim in how.dims]
-    factors = torch.softmax(method.w[2].detach() * torch.tensor(how.dims) / how.dims[-1], 0) * len(how.dims)
+    shares = torch.tensor(how.dims) / how.dims[-1]
+    factors = torch.softmax(method.w[2].detach() * shares, 0) * len(how.dims) * (small + (1 - small) * shares)
     alone = [sum(naive_penalty(name, one, query, 0.3, 0.3) for query in queries) / len(queries) for one in models]
     expected = sum(factor * one for factor, one in zip(factors, alone, strict=True))
     torch.testing.assert_close(update.terms[name], expected, rtol=1e-6, atol=0)
@@ -327,3 +341,11 @@ def test_the_kernel_does_in_float32_what_plain_torch_does_in_float64(regime: str
         assert fast["losses"] == pytest.approx(slow["losses"], rel=1e-5)
         for name in ("entity", "relation", "u"):
             torch.testing.assert_close(fast[name].double(), slow[name], rtol=1e-3, atol=1e-4)
+
+
+def test_weights_are_one_for_each_sub_model_and_not_dynamic() -> None:
+    stage: dict[str, Any] = {"dim": 8, "method": "med"}
+    with pytest.raises(ConfigError, match=r"weights replace the dynamic ones; set dynamic: false"):
+        parse_config({"student": stage | {"distill": {"dims": [4, 8], "weights": [1, 2]}}}, "test")
+    with pytest.raises(ConfigError, match=r"distill\.weights has 3 numbers; it must have one for each of 2 dims"):
+        parse_config({"student": stage | {"distill": {"dims": [4, 8], "dynamic": False, "weights": [1, 2, 3]}}}, "test")
