@@ -67,7 +67,7 @@ def step(repeats: int = 7, threads: int = 2, only: str = "") -> None:
 
 @app.command()
 def curve(table: str) -> None:
-    """Test MRR of each dim, and the training seconds of the croppable model beside those of all direct ones."""
+    """Test MRR of each dim, and each trial's training seconds, those of all direct models together."""
     runs = json.loads((ROOT / f"benchmarks/results/table_{table}.json").read_text(encoding="utf-8"))
     arms = runs["arms"]
     direct = {row["dim"]: row["test_mrr"][0] for name, row in arms.items() if name.startswith("direct")}
@@ -78,14 +78,16 @@ def curve(table: str) -> None:
     for name, row in arms["med"]["curve"][0]["test"].items():
         dim = int(name)
         print(f"| {dim} | {row['mrr']:.4f} | {crops[dim]:.4f} | {direct[dim]:.4f} |")
-    # One trial each: the first, for all alike.
-    seconds = {
-        name.rsplit(" ", 2)[0]: sum(stage["train_seconds"] for stage in run["stages"])
-        for name, run in runs["runs"].items()
-        if name.endswith(f" 0 {runs['seeds'][0]}")
-    }
-    singly = sum(x for name, x in seconds.items() if name.startswith("direct"))
-    print(f"training seconds of one trial: croppable {seconds['med']:.0f}, all direct ones {singly:.0f}")
+    for trial in range(runs["trials"]):
+        seconds = {
+            name: sum(stage["train_seconds"] for stage in run["stages"])
+            for name, run in runs["runs"].items()
+            if name.endswith(f" {trial} {runs['seeds'][0]}")
+        }
+        croppable = seconds.pop(f"med {trial} {runs['seeds'][0]}")
+        singly = sum(seconds.values())
+        said = f"croppable {croppable:.0f} s, all direct ones {singly:.0f} s: {croppable / singly:.2f}"
+        print(f"trial {trial}, training: {said}")
 
 
 @app.command()

@@ -5,9 +5,9 @@
 The YAML names the data, the teachers (trained once per seed and shared), what every arm's plan has (`plan`), the
 arms, and `space`: keys of the plan with the values that trials draw from, those of an arm beside those of all. Trial 0
 takes the first value of each key; the others are drawn, the same for every run of this script. Every arm has as many
-trials as the others, with the first seed; the one with the best validation MRR is trained with all seeds. A finished
-run is repeated only if the file has come to say another plan. benchmarks/results/table_NAME.json is written after every
-run.
+trials as the others, with the first seed; the one with the best validation MRR (of a croppable model the mean of its
+sub-models') is trained with all seeds. A finished run is repeated only if the file has come to say another plan.
+benchmarks/results/table_NAME.json is written after every run.
 
 An arm is compared with arm `beside` (default: direct), pair by pair of seeds. `curve` lists dims to which arms of a
 larger dim are cropped, too.
@@ -92,6 +92,7 @@ class Table:
         self.finish({key(arm, n, first): self.plan(arm, n, first) for n in range(self.trials()) for arm in self.arms})
         chosen = {arm: self.chosen(arm) for arm in self.arms}
         self.finish({key(arm, n, seed): self.plan(arm, n, seed) for seed in self.seeds for arm, n in chosen.items()})
+        self.write()
         print(self.table())
 
     def trials(self) -> int:
@@ -156,11 +157,13 @@ class Table:
 
     def chosen(self, arm: str) -> int:
         """The trial with the best validation MRR."""
-        return max(range(self.trials()), key=lambda n: self.figure(arm, n, self.seeds[0], "valid_mrr"))
+        return max(range(self.trials()), key=lambda n: self.valid_mrr(arm, n))
 
-    def figure(self, arm: str, number: int, seed: int, name: str) -> float:
-        """Of the run's student."""
-        return float(self.runs[key(arm, number, seed)]["stages"][-1][name])
+    def valid_mrr(self, arm: str, number: int) -> float:
+        """Of a trial's student, or the mean of its sub-models."""
+        student = self.runs[key(arm, number, self.seeds[0])]["stages"][-1]
+        sub_models = student.get("curve", {}).get("valid")
+        return statistics.mean(one["mrr"] for one in sub_models.values()) if sub_models else float(student["valid_mrr"])
 
     def summary(self) -> Tree:
         """{arm: figures over the seeds}, for arms that are through."""
