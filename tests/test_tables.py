@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -55,3 +56,16 @@ def test_an_interval_is_that_of_students_t(tables: ModuleType) -> None:
     half = 4.303 * math.sqrt((0.02**2 + 0.01**2 + 0.03**2) / 2) / math.sqrt(3)
     assert found["mean"] == pytest.approx(0.03)
     assert (found["low"], found["high"]) == pytest.approx((0.03 - half, 0.03 + half))
+
+
+def test_a_croppable_model_is_chosen_by_the_mean_of_its_sub_models(tables: ModuleType) -> None:
+    def run(largest: float, *sub_models: float) -> dict[str, Any]:
+        student: dict[str, Any] = {"valid_mrr": largest}
+        if sub_models:
+            student["curve"] = {"valid": {str(dim): {"mrr": mrr} for dim, mrr in enumerate(sub_models)}}
+        return {"stages": [student]}
+
+    table = tables.Table({"trials": 2, "seeds": [5], "arms": {}, "teachers": {}}, "none", [], Path("runs"), None)
+    table.runs = {"direct 0 5": run(0.3), "direct 1 5": run(0.4)}
+    table.runs |= {"med 0 5": run(0.3, 0.3, 0.3), "med 1 5": run(0.4, 0.1, 0.4)}
+    assert (table.chosen("direct"), table.chosen("med")) == (1, 0)
