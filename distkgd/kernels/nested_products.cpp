@@ -75,10 +75,10 @@ public:
     // Scores begin at the margin, or far below zero where a pair does not count.
     void begin(const Task& t, int64_t group, int64_t size, int64_t tile) {
         const int64_t first = tile * kTile, num = std::min(t.n - first, kTile);
-        all.clear();
         for (int64_t i = 0; i < size; ++i) {
             std::fill(z(i), z(i) + num, t.margin), std::fill(z(i) + num, z(i) + kTile, NEVER);
-            std::fill(most(i), most(i) + num, t.delta);
+            std::fill(most(i), most(i) + num, t.delta), std::fill(most(i) + num, most(i) + kTile, 0.0f);
+            std::fill(pulled(i), pulled(i) + kTile, 0.0f);
             if (!t.starts) continue;
             const int64_t* stop = t.skipped + t.starts[group + i + 1];
             const int64_t* one = std::lower_bound(t.skipped + t.starts[group + i], stop, first);
@@ -271,7 +271,7 @@ void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t ti
     for (int64_t i = 0; i < size; i += A)
         for (int64_t part = 0; part < kTile; part += kPart) {
             products(Some(t, group + i), c + part, 0, t.dim(), x);
-            for (int64_t a = 0; a < A; ++a)
+            for (int64_t a = 0; a < std::min<int64_t>(A, size - i); ++a)
                 for (int b = 0; b < B; ++b) {
                     float* z = work.z(i + a) + part + b * L;
                     store(z, load(z) + x[a][b]);

@@ -35,7 +35,7 @@ INLINE V exponential(V x) {
     return x < lowest ? V{} : p * power;
 }
 
-// b if one is not a number.
+// As the instruction does: b if one is not a number, for which `? :` on vectors would not be made into it.
 INLINE V maximum(V a, V b) {
 #ifdef __AVX512F__
     return (V)_mm512_max_ps((__m512)a, (__m512)b);
@@ -55,6 +55,7 @@ INLINE V minimum(V a, V b) {
 // 2^x to 2 units in the last place; below the smallest normal number 0 or denormal, NaN stays NaN. For x <= 127.
 INLINE V exponential2(V x) {
     const V y = maximum(V{} - 127.0f, x);
+    // Rounded as in `exponential`.
     const V shifted = y + 12582912.0f, r = y - (shifted - 12582912.0f);
     V p = r * 1.32647273e-3f + 9.67151299e-3f;
     p = p * r + 5.55073358e-2f;
@@ -93,8 +94,7 @@ public:
     explicit Floats(int64_t n) : lines((n + L - 1) / L) {}
     float* data() { return lines.data()->x; }
     float& operator[](int64_t i) { return data()[i]; }
-    int64_t size() const { return lines.size() * L; }
-    void clear() { std::memset(data(), 0, size() * sizeof(float)); }
+    void clear() { std::memset(data(), 0, lines.size() * sizeof(Line)); }
 };
 
 // While it lives, its thread takes numbers below the smallest normal one for 0: each would cost a hundred cycles.
