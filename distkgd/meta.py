@@ -50,12 +50,12 @@ def divergence_slope(small: View, way: View, source: View, temperature: float, k
     fields = [small.negatives, small.field(query, meet), way.field(small.negatives.queries, meet), source.negatives]
 
     def partials(zs: Tensor, by_query: Tensor, by_rows: Tensor, zt: Tensor) -> dict[str, Partial]:
-        counts = present(zs)
-        d, zt_or_0 = (by_query + by_rows) * counts, zt * counts
+        d, zt_or_0 = by_query + by_rows, zt * present(zs)
         out: dict[str, Partial] = {}
         if kl:
+            logit = zs / temperature
             parts = {"product": d * zt_or_0, "rate": d, "score": zt_or_0}
-            out |= {name: SoftmaxMean(zs / temperature, value) for name, value in parts.items()}
+            out |= {name: SoftmaxMean(logit, value) for name, value in parts.items()}
         if reverse_kl:
             out["expected"] = SoftmaxMean(zt / temperature, d)
         return out

@@ -10,7 +10,7 @@ world 1 everything below is plain tensor arithmetic.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -377,7 +377,7 @@ class _Pass:
         """[k, Q] from the block of each distinct field, each ask's per_query numbers, each ask's parameters."""
         per_query, parameters = list(extra[: len(self.per_query)]), list(extra[len(self.per_query) :])
         kinds, columns = [], []
-        known: dict[int, tuple[Tensor, Tensor]] = {}
+        known = _Known({}, {})
         for i, ask in enumerate(self.asks):
             mine = [scores[next(j for j, f in enumerate(self.fields) if f is field)] for field in ask.fields]
             mine += [per_query.pop(0) for _ in ask.per_query] + [parameters.pop(0) for _ in ask.parameters]
@@ -499,29 +499,38 @@ def only_gap(found: Mapping[str, Partial], alone: Sequence[Tensor]) -> bool:
     return not more and isinstance(first, SoftmaxGap) and any(first.teacher is z for z in alone)
 
 
-def _columns(partial: Partial, last: bool, known: dict[int, tuple[Tensor, Tensor]]) -> list[Tensor]:
+class _Known(NamedTuple):
+    """What was computed already of logits, by their identity: (logits, their log-sum-exp), and their softmax."""
+
+    sums: dict[int, tuple[Tensor, Tensor]]
+    shares: dict[int, Tensor]
+
+
+def _columns(partial: Partial, last: bool, known: _Known) -> list[Tensor]:
     # The [Q] numbers that stand for one block of one partial. last: nothing else needs its scores (of a gap: the
-    # teacher's). known: (logits, their log-sum-exp) that were computed already, by the identity of the logits.
+    # teacher's).
     match partial:
         case Sum(value):
             return [value.sum(-1)]
         case Count(value):
             return [value.sum(-1).double()]
         case LogSumExp(logit):
-            if id(logit) not in known:
-                known[id(logit)] = logit, _logsumexp(logit, last)
-            return [known[id(logit)][1]]
+            if id(logit) not in known.sums:
+                known.sums[id(logit)] = logit, _logsumexp(logit, last)
+            return [known.sums[id(logit)][1]]
         case SoftmaxMean(logit, value):
-            total = _logsumexp(logit)
-            return [total, (torch.exp(logit - total.unsqueeze(-1)) * value).sum(-1)]
+            (total,) = _columns(LogSumExp(logit), False, known)
+            if id(logit) not in known.shares:
+                known.shares[id(logit)] = torch.exp(logit - total.unsqueeze(-1))
+            return [total, (known.shares[id(logit)] * value).sum(-1)]
         case SoftmaxGap(student, teacher):
-            if not teacher.requires_grad and kernels.summable(student, teacher):
-                found = kernels.softmax_gap(student, teacher, last)
+            if kernels.summable(student, teacher):
+                found = kernels.softmax_gap(student, teacher, last and not teacher.requires_grad)
             else:
                 total = _logsumexp(teacher)
                 mean = (torch.exp(teacher - total.unsqueeze(-1)) * (teacher - student)).sum(-1)
                 found = total, mean, _logsumexp(student)
-            known[id(student)] = student, found[2]
+            known.sums[id(student)] = student, found[2]
             return list(found)
 
 

@@ -204,6 +204,23 @@ extern "C" void softmax_gap_pull_float32(const float* z, int64_t rows, int64_t n
     }
 }
 
+// out: the gradient of these for t, given that of the mean and of t's log-sum-exp.
+extern "C" void softmax_gap_teach_float32(const float* z, int64_t rows, int64_t n, const float* t, const float* lse_t,
+                                          const float* gap, const float* grad_gap, const float* grad_lse, float* out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float *student = z + row * n, *teacher = t + row * n;
+        float* to = out + row * n;
+        const float shift = lse_t[row], mean = gap[row], gt = grad_gap[row], even = grad_lse[row] + gt;
+        int64_t i = 0;
+        for (; i + L <= n; i += L) {
+            const V x = load(teacher + i);
+            store(to + i, exponential(x - shift) * ((x - load(student + i) - mean) * gt + even));
+        }
+        for (; i < n; ++i) to[i] = std::exp(teacher[i] - shift) * ((teacher[i] - student[i] - mean) * gt + even);
+    }
+}
+
 extern "C" void logsumexp_columns_float32(const float* z, int64_t rows, int64_t n, float* lse) {
     over_columns<false>(z, nullptr, rows, n, [=](int64_t i, const Sums& sums, const Sums&) {
         for (int l = 0; l < L && i + l < rows; ++l) lse[i + l] = sums.log_sum_exp(l);
@@ -242,6 +259,20 @@ extern "C" void softmax_gap_pull_columns_float32(const float* z, int64_t rows, i
             const V student = exponential(load_some(z + at, m) - load_some(lse_z + i, m)) * load_some(grad_lse + i, m);
             const V teacher = exponential(load_some(t + at, m) - load_some(lse_t + i, m)) * load_some(grad_gap + i, m);
             store_some(out + at, m, student - teacher);
+        }
+}
+
+extern "C" void softmax_gap_teach_columns_float32(const float* z, int64_t rows, int64_t n, const float* t,
+                                                  const float* lse_t, const float* gap, const float* grad_gap,
+                                                  const float* grad_lse, float* out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t k = 0; k < n; ++k)
+        for (int64_t i = 0; i < rows; i += L) {
+            const int64_t at = k * rows + i, m = rows - i;
+            const V x = load_some(t + at, m), gt = load_some(grad_gap + i, m);
+            const V further = x - load_some(z + at, m) - load_some(gap + i, m);
+            const V share = exponential(x - load_some(lse_t + i, m));
+            store_some(out + at, m, share * (further * gt + (load_some(grad_lse + i, m) + gt)));
         }
 }
 

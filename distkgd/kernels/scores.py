@@ -37,7 +37,7 @@ def logsumexp(z: Tensor, overwrite: bool = False) -> Tensor:
 def softmax_gap(student: Tensor, teacher: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """[...] each: the teacher's log-sum-exp, the mean of teacher - student under softmax(teacher), the student's lse.
 
-    Scores [..., n]; only the student's take a gradient. overwrite: their gradient takes the place of the teacher's.
+    Scores [..., n]. overwrite: the gradient of the student's takes the place of the teacher's, which then have none.
     """
     found: tuple[Tensor, Tensor, Tensor] = _SoftmaxGap.apply(student, teacher, overwrite)  # type: ignore[no-untyped-call]
     return found
@@ -77,22 +77,33 @@ class _SoftmaxGap(torch.autograd.Function):
         lse_t, gap, lse_z = (student.new_empty(student.shape[:-1]) for _ in range(3))
         _call("softmax_gap", student, _start(teacher), address(lse_t), address(gap), address(lse_z))
         ctx.overwrite = overwrite
-        ctx.save_for_backward(student, teacher, lse_t, lse_z)
-        ctx.mark_non_differentiable(lse_t)
+        ctx.save_for_backward(student, teacher, lse_t, gap, lse_z)
+        learns, teaches, _ = ctx.needs_input_grad
+        ctx.mark_non_differentiable(*(x for x, needed in ((lse_t, teaches), (lse_z, learns)) if not needed))
         return lse_t, gap, lse_z
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        student, teacher, lse_t, lse_z = ctx.saved_tensors
-        _, gap, lse = grads
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        student, teacher, lse_t, gap, lse_z = ctx.saved_tensors
+        learns, teaches, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            pulled = lse.unsqueeze(-1) * torch.softmax(student, -1) - gap.unsqueeze(-1) * torch.softmax(teacher, -1)
-            return pulled, None, None
-        gap, lse = gap.contiguous(), lse.contiguous()
-        out = teacher if ctx.overwrite else torch.empty_like(student)
-        rest = [address(x) for x in (lse_t, lse_z, gap, lse)]
-        _call("softmax_gap_pull", student, _start(teacher), *rest, _start(out))
-        return out, None, None
+            of_lse_t, of_gap, of_lse_z = (x.unsqueeze(-1) for x in grads)
+            share = torch.softmax(teacher, -1)
+            mean = (share * (teacher - student)).sum(-1, keepdim=True)
+            pulled = of_lse_z * torch.softmax(student, -1) - of_gap * share
+            pushed = share * (of_lse_t + of_gap * (1 + teacher - student - mean))
+            return pulled if learns else None, pushed if teaches else None, None
+        of_lse_t, of_gap, of_lse_z = (x.contiguous() for x in grads)
+        pushed = torch.empty_like(teacher) if teaches else None
+        if pushed is not None:
+            rest = [address(x) for x in (lse_t, gap, of_gap, of_lse_t)]
+            _call("softmax_gap_teach", student, _start(teacher), *rest, _start(pushed))
+        if not learns:
+            return None, pushed, None
+        pulled = teacher if ctx.overwrite else torch.empty_like(student)
+        rest = [address(x) for x in (lse_t, lse_z, of_gap, of_lse_z)]
+        _call("softmax_gap_pull", student, _start(teacher), *rest, _start(pulled))
+        return pulled, pushed, None
 
 
 def _call(what: str, z: Tensor, *rest: Any) -> None:
