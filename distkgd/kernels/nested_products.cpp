@@ -21,8 +21,9 @@ constexpr int64_t kPart = B * L;   // candidates at once
 constexpr int64_t kTile = 256;     // candidates of a tile, some of these parts
 constexpr int64_t kGroup = 16;     // queries that meet a tile while it is in the cache, a multiple of A
 constexpr int64_t kSlabs = 8;      // of candidates, at most
-constexpr int64_t kState = 4 * L;  // numbers that are kept of each model and query: top, odds, loss, gap
+constexpr int64_t kState = 6 * L;  // numbers that are kept of each model and query: top, odds, loss, gap, rate, tilt
 constexpr float kStale = 40;       // how far a kept top may lie below the true one before it is raised
+constexpr float kLowest = -1e20f;  // below all logits of pairs that count, above those of others: their share is 0
 
 struct Task {
     const float *q, *c;
@@ -91,52 +92,68 @@ public:
 template <bool listwise>
 INLINE void take(const Task& t, int64_t p, const V (&x)[B], const float* most, float* z, float* state) {
     const bool lower = t.weighted && p;
-    V top = load(state), odds = load(state + L), loss = load(state + 2 * L);
-    V s[B], logit[B];
+    V top = load(state), odds = load(state + L), loss = load(state + 2 * L), rate{}, tilt{};
+    V below[B], s[B], logit[B];
     for (int b = 0; b < B; ++b) {
-        const V below = load(z + b * L);
-        s[b] = below + x[b];
+        below[b] = load(z + b * L);
+        s[b] = below[b] + x[b];
         store(z + b * L, s[b]);
         if (listwise) logit[b] = s[b];
-        else logit[b] = s[b] > 0.5f * NEVER ? (lower ? below * t.w : V{}) : V{} + 2 * NEVER;
+        else logit[b] = s[b] > 0.5f * NEVER ? (lower ? below[b] * t.w : V{}) : V{} + 2 * NEVER;
     }
+    if (lower) rate = load(state + 4 * L), tilt = load(state + 5 * L);
     V high = logit[0];
     for (int b = 1; b < B; ++b) high = maximum(high, logit[b]);
     if (any(high > top + kStale)) {
         const V raised = maximum(top, high), kept = exponential2((top - raised) * LOG2E);
-        odds *= kept, loss *= kept, top = raised;
+        odds *= kept, loss *= kept, rate *= kept, tilt *= kept, top = raised;
         store(state, top);
     }
     const V shift = top * LOG2E;
     for (int b = 0; b < B; ++b) {
         const V share = exponential2(logit[b] * LOG2E - shift);
         odds += share;
-        if (!listwise) loss += share * softplus(s[b], tail(s[b]));
+        if (listwise) continue;
+        const V part = share * softplus(s[b], tail(s[b]));
+        loss += part;
+        if (lower) rate += share * below[b], tilt += part * below[b];
     }
     store(state + L, odds);
     if (!listwise) store(state + 2 * L, loss);
+    if (lower) store(state + 4 * L, rate), store(state + 5 * L, tilt);
     if (!t.gaps || !p) return;
     V gap = load(state + 3 * L);
     for (int b = 0; b < B; ++b) gap += huber(x[b], load(most + b * L));
     store(state + 3 * L, gap);
 }
 
-// What the lanes of a state come to: log of the sum of odds, mean loss, gap.
-void finish(const float* state, float* lse, float* mean, float* gap) {
+// [planes, queries] each: what forward finds; without listwise also the mean loss, and the slopes of it and of lse in w.
+struct Sums {
+    float *lse, *gap, *mean, *mean_w, *lse_w;
+};
+
+// What the lanes of a state come to.
+template <bool listwise> void finish(const float* state, const Sums& to, int64_t at) {
     const float most = largest(load(state));
-    double odds = 0, loss = 0;
+    double odds = 0, loss = 0, rate = 0, tilt = 0;
     for (int l = 0; l < L; ++l) {
-        const double scale = state[l] > 0.5f * NEVER ? std::exp((double)state[l] - most) : 0.0;
+        const double scale = std::exp((double)state[l] - most);
         odds += state[L + l] * scale;
         loss += state[2 * L + l] * scale;
+        rate += state[4 * L + l] * scale;
+        tilt += state[5 * L + l] * scale;
     }
     // NaN stays NaN.
-    *lse = odds == 0 ? NEVER : most + (float)std::log(odds);
-    if (mean) *mean = odds == 0 && loss == 0 ? 0.0f : (float)(loss / odds);
-    *gap = total(load(state + 3 * L));
+    to.lse[at] = odds == 0 ? NEVER : most + (float)std::log(odds);
+    to.gap[at] = total(load(state + 3 * L));
+    if (listwise) return;
+    const double over = odds == 0 && loss == 0 ? 1.0 : odds;
+    to.mean[at] = (float)(loss / over);
+    to.lse_w[at] = (float)(rate / over);
+    to.mean_w[at] = (float)(tilt / over - loss / over * (rate / over));
 }
 
-template <bool listwise> void forward(const Task& t, float* lse, float* mean, float* gap) {
+template <bool listwise> void forward(const Task& t, const Sums& to) {
 #pragma omp parallel
     {
         const NoDenormals fast;
@@ -146,7 +163,7 @@ template <bool listwise> void forward(const Task& t, float* lse, float* mean, fl
         for (int64_t group = 0; group < t.queries; group += kGroup) {
             const int64_t size = std::min(kGroup, t.queries - group);
             states.clear();
-            for (int64_t i = 0; i < kGroup * t.planes; ++i) store(&states[i * kState], V{} - 3e38f);
+            for (int64_t i = 0; i < kGroup * t.planes; ++i) store(&states[i * kState], V{} + kLowest);
             for (int64_t tile = 0; tile * kTile < t.n; ++tile) {
                 work.begin(t, group, size, tile);
                 for (int64_t p = 0; p < t.planes; ++p)
@@ -161,42 +178,37 @@ template <bool listwise> void forward(const Task& t, float* lse, float* mean, fl
                         }
             }
             for (int64_t i = 0; i < size; ++i)
-                for (int64_t p = 0; p < t.planes; ++p) {
-                    const int64_t at = p * t.queries + group + i;
-                    finish(&states[(p * kGroup + i) * kState], lse + at, mean ? mean + at : nullptr, gap + at);
-                }
+                for (int64_t p = 0; p < t.planes; ++p)
+                    finish<listwise>(&states[(p * kGroup + i) * kState], to, p * t.queries + group + i);
         }
     }
 }
 
-// [planes, queries] each: what forward found, and the gradients for it.
+// [planes, queries] each: lse as forward found it, and the gradients for what it found.
 struct Found {
-    const float *lse, *mean, *of_lse, *of_mean, *of_gap;
+    const float *lse, *of_lse, *of_mean, *of_gap;
 };
 
 // Of one query and a part: z: the scores of a model, and then of the one below it, to which it adds x; up: the gradient
-// for x; pulled: for the scores of the models above, and then of this one too; slopes: for w.
+// for x; pulled: for the scores of the models above, and then of this one too.
 template <bool listwise>
 INLINE void pull(const Task& t, const Found& f, int64_t at, int64_t p, const V (&x)[B], Work& work, int64_t i,
-                 int64_t part, V& slopes) {
+                 int64_t part) {
     float *z = work.z(i) + part, *most = work.most(i) + part, *pulled = work.pulled(i) + part, *up = work.up(i) + part;
     const bool lower = t.weighted && p, gaps = t.gaps && p;
     const float lse = f.lse[at], shift = lse * LOG2E, g = listwise ? f.of_lse[at] : f.of_mean[at];
     const float even = listwise || lower ? 0.0f : std::exp(-std::max(lse, 0.0f));
-    const float of_share = listwise ? 0.0f : f.of_lse[at] - g * f.mean[at], of_gap = gaps ? f.of_gap[at] : 0.0f;
+    const float of_gap = gaps ? f.of_gap[at] : 0.0f;
     for (int b = 0; b < B; ++b) {
         const V s = load(z + b * L), below = s - x[b];
         V mine;
         if (listwise) {
             mine = exponential2(s * LOG2E - shift) * g;
         } else {
-            const V t_s = tail(s);
             V share = V{} + even;
             if (lower) share = exponential2(below * (t.w * LOG2E) - shift);
             share = s > 0.5f * NEVER ? share : V{};
-            mine = share * sigmoid(s, t_s) * g;
-            // Where a pair does not count, the share is 0, and `below` far from infinite.
-            if (lower) slopes += share * below * (softplus(s, t_s) * g + of_share);
+            mine = share * sigmoid(s, tail(s)) * g;
         }
         const V sum = load(pulled + b * L) + mine;
         store(z + b * L, below), store(pulled + b * L, sum);
@@ -262,8 +274,7 @@ INLINE int64_t spread(const Task& t, Space& space, int64_t group, int64_t size, 
 
 // A group of queries and a tile, whose gradient is dc.
 template <bool listwise>
-void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t tile, Space& space, float* dc,
-          double& slope_of_w) {
+void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t tile, Space& space, float* dc) {
     const float* c = t.tile(tile);
     Work& work = space.work;
     work.begin(t, group, size, tile);
@@ -279,22 +290,19 @@ void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t ti
         }
     for (int64_t p = t.planes - 1; p >= 0; --p) {
         const int64_t first = p * t.width, stop = first + t.width;
-        V slopes{};
         for (int64_t i = 0; i < size; i += A)
             for (int64_t part = 0; part < kTile; part += kPart) {
                 products(Some(t, group + i), c + part, first, stop, x);
                 for (int64_t a = 0; a < std::min<int64_t>(A, size - i); ++a)
-                    pull<listwise>(t, f, p * t.queries + group + i + a, p, x[a], work, i + a, part, slopes);
+                    pull<listwise>(t, f, p * t.queries + group + i + a, p, x[a], work, i + a, part);
             }
-        slope_of_w += total(slopes);
         const int64_t k = spread<4>(t, space, group, size, c, first, stop, dc);
         spread<1>(t, space, group, size, c, k, stop, dc);
     }
 }
 
-// parts [kSlabs, queries, dim]: of dq, each slab's. dw [kSlabs] too.
-template <bool listwise>
-void backward(const Task& t, const Found& f, float* parts, float* dq, float* dc, double* dw) {
+// parts [kSlabs, queries, dim]: of dq, each slab's.
+template <bool listwise> void backward(const Task& t, const Found& f, float* parts, float* dq, float* dc) {
     const int64_t dim = t.dim(), tiles = (t.n + kTile - 1) / kTile, slabs = std::min(kSlabs, tiles);
 #pragma omp parallel
     {
@@ -303,16 +311,14 @@ void backward(const Task& t, const Found& f, float* parts, float* dq, float* dc,
         for (int64_t slab = 0; slab < slabs; ++slab) {
             const int64_t first = tiles * slab / slabs, last = tiles * (slab + 1) / slabs;
             Space space(t, last - first);
-            double slope = 0;
             for (int64_t group = 0; group < t.queries; group += kGroup) {
                 const int64_t size = std::min(kGroup, t.queries - group);
                 space.sums.clear();
                 for (int64_t tile = first; tile < last; ++tile)
-                    meet<listwise>(t, f, group, size, tile, space, &space.dc[(tile - first) * dim * kTile], slope);
+                    meet<listwise>(t, f, group, size, tile, space, &space.dc[(tile - first) * dim * kTile]);
                 float* part = parts + (slab * t.queries + group) * dim;
                 for (int64_t i = 0; i < size * dim; ++i) part[i] = total(load(&space.sums[i * L]));
             }
-            if (dw) dw[slab] = slope;
             for (int64_t j = first * kTile; j < std::min(t.n, last * kTile); ++j) {
                 const float* tile = &space.dc[(j / kTile - first) * dim * kTile];
                 for (int64_t k = 0; k < dim; ++k) dc[j * dim + k] = tile[k * kTile + j % kTile];
@@ -338,25 +344,25 @@ extern "C" void nested_products_turn_float32(const float* c, int64_t n, int64_t 
                 to[(first / kTile * dim + k) * kTile + j] = first + j < n ? c[(first + j) * dim + k] : 0.0f;
 }
 
-// [planes, queries] each: lse of the scores, or without `mean` null of the weights of a mean softplus, as in nested.cpp;
-// gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`.
+// [planes, queries] each: lse of the scores, or where `mean` is not null of the weights of a mean softplus, as in
+// nested.cpp; gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`; mean_w, lse_w: slopes of the two in w.
 extern "C" void nested_products_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
                                         int64_t width, float margin, float delta, int64_t gaps, const int64_t* starts,
-                                        const int64_t* skipped, int64_t weighted, float w, float* lse, float* mean,
-                                        float* gap) {
+                                        const int64_t* skipped, int64_t weighted, float w, float* lse, float* gap,
+                                        float* mean, float* mean_w, float* lse_w) {
     const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w};
-    mean ? forward<false>(t, lse, mean, gap) : forward<true>(t, lse, mean, gap);
+    const Sums to{lse, gap, mean, mean_w, lse_w};
+    mean ? forward<false>(t, to) : forward<true>(t, to);
 }
 
-// dq [queries, dim], dc [n, dim], dw [kSlabs] (its sum is the gradient of w; parts beyond what there is stay as they
-// are) for the gradients of lse, mean and gap; parts [kSlabs, queries, dim]: space.
+// dq [queries, dim], dc [n, dim] for the gradients of lse, of gap and, unless listwise, where they are null, of mean;
+// parts [kSlabs, queries, dim]: space.
 extern "C" void nested_products_pull_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
                                              int64_t width, float margin, float delta, int64_t gaps,
                                              const int64_t* starts, const int64_t* skipped, int64_t weighted, float w,
-                                             const float* lse, const float* mean, const float* of_lse,
-                                             const float* of_mean, const float* of_gap, float* parts, float* dq,
-                                             float* dc, double* dw) {
+                                             const float* lse, const float* of_lse, const float* of_gap,
+                                             const float* of_mean, float* parts, float* dq, float* dc) {
     const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w};
-    const Found f{lse, mean, of_lse, of_mean, of_gap};
-    mean ? backward<false>(t, f, parts, dq, dc, dw) : backward<true>(t, f, parts, dq, dc, dw);
+    const Found f{lse, of_lse, of_mean, of_gap};
+    of_mean ? backward<false>(t, f, parts, dq, dc) : backward<true>(t, f, parts, dq, dc);
 }

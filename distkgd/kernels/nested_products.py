@@ -76,26 +76,25 @@ class _Sums(torch.autograd.Function):
         (num, dim), n = queries.shape, len(rows)
         turned = rows.new_empty(-(-n // _TILE), dim, _TILE)
         _call("turn", rows, n, dim, turned)
-        lse, gap = queries.new_empty(planes, num), queries.new_empty(planes, num)
-        mean = None if w is None else torch.empty_like(lse)
+        lse, gap, *of_w = queries.new_empty(2 if w is None else 5, planes, num)
         power = 0.0 if w is None else float(w.detach())
         ctx.given = num, n, planes, dim // planes, margin, delta, int(gaps), starts, skipped, int(weighted), power
-        _call("", queries, turned, *ctx.given, lse, mean, gap)
-        ctx.save_for_backward(queries, turned, lse, mean)
+        mean, mean_w, lse_w = of_w or (None, None, None)
+        _call("", queries, turned, *ctx.given, lse, gap, mean, mean_w, lse_w)
+        ctx.save_for_backward(queries, turned, lse, mean_w, lse_w)
         ctx.shape = None if w is None else w.shape
         return (lse, gap) if mean is None else (lse, mean, gap)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        queries, turned, lse, mean = ctx.saved_tensors
+        queries, turned, lse, mean_w, lse_w = ctx.saved_tensors
         of_lse, *of_mean, of_gap = (g.contiguous() for g in grads)
         parts = queries.new_empty(_SLABS, *queries.shape)
         of_queries, of_rows = torch.empty_like(queries), queries.new_empty(ctx.given[1], queries.shape[1])
-        of_w = None if mean is None else torch.zeros(_SLABS, dtype=torch.float64)
-        pulled = of_lse, of_mean[0] if of_mean else None, of_gap
-        _call("pull", queries, turned, *ctx.given, lse, mean, *pulled, parts, of_queries, of_rows, of_w)
-        slope = None if of_w is None else of_w.sum().to(queries.dtype).reshape(ctx.shape)
+        mean = of_mean[0] if of_mean else None
+        _call("pull", queries, turned, *ctx.given, lse, of_lse, of_gap, mean, parts, of_queries, of_rows)
+        slope = None if mean is None else (of_lse * lse_w + mean * mean_w).sum().reshape(ctx.shape)
         return of_queries, of_rows, slope, *[None] * 7
 
 
