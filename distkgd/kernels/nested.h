@@ -11,10 +11,16 @@ constexpr float NEVER = -1e30f;
 
 INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
 
-inline float total(V v) {
-    for (int half = L / 2; half; half /= 2)
-        for (int l = 0; l < half; ++l) v[l] += v[l + half];
-    return v[0];
+INLINE float total(V v) {
+    typedef float Half __attribute__((vector_size(32)));
+    typedef float Quarter __attribute__((vector_size(16)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    const Half half = halves[0] + halves[1];
+    Quarter quarters[2];
+    std::memcpy(quarters, &half, sizeof half);
+    const Quarter x = quarters[0] + quarters[1];
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 inline float largest(V v) {

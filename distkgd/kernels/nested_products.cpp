@@ -62,16 +62,15 @@ INLINE void products(const Some& some, const float* c, int64_t first, int64_t st
     }
 }
 
-// What a group and a tile need: of each query [kTile] scores, how steep Huber's loss may get, gradients for scores and
-// for what a model adds to them. A query's lie together: were they whole pages apart, stores would hold up loads.
+// What a group and a tile need: of each query [kTile] scores, how steep Huber's loss may get, and gradients for scores. A
+// query's lie together: were they whole pages apart, stores would hold up loads.
 class Work {
-    Floats all{kGroup * 4 * kTile};
+    Floats all{kGroup * 3 * kTile};
 
 public:
-    float* z(int64_t i) { return &all[i * 4 * kTile]; }
+    float* z(int64_t i) { return &all[i * 3 * kTile]; }
     float* most(int64_t i) { return z(i) + kTile; }
     float* pulled(int64_t i) { return z(i) + 2 * kTile; }
-    float* up(int64_t i) { return z(i) + 3 * kTile; }
 
     // Scores begin at the margin, or far below zero where a pair does not count.
     void begin(const Task& t, int64_t group, int64_t size, int64_t tile) {
@@ -127,7 +126,7 @@ INLINE void take(const Task& t, int64_t p, const V (&x)[B], const float* most, f
     store(state + 3 * L, gap);
 }
 
-// [planes, queries] each: what forward finds; without listwise also the mean loss, and the slopes of it and of lse in w.
+// [planes, queries] each: what forward finds; unless listwise also the mean loss, and the slopes of it and of lse in w.
 struct Sums {
     float *lse, *gap, *mean, *mean_w, *lse_w;
 };
@@ -193,8 +192,8 @@ struct Found {
 // for x; pulled: for the scores of the models above, and then of this one too.
 template <bool listwise>
 INLINE void pull(const Task& t, const Found& f, int64_t at, int64_t p, const V (&x)[B], Work& work, int64_t i,
-                 int64_t part) {
-    float *z = work.z(i) + part, *most = work.most(i) + part, *pulled = work.pulled(i) + part, *up = work.up(i) + part;
+                 int64_t part, V (&up)[B]) {
+    float *z = work.z(i) + part, *most = work.most(i) + part, *pulled = work.pulled(i) + part;
     const bool lower = t.weighted && p, gaps = t.gaps && p;
     const float lse = f.lse[at], shift = lse * LOG2E, g = listwise ? f.of_lse[at] : f.of_mean[at];
     const float even = listwise || lower ? 0.0f : std::exp(-std::max(lse, 0.0f));
@@ -212,7 +211,7 @@ INLINE void pull(const Task& t, const Found& f, int64_t at, int64_t p, const V (
         }
         const V sum = load(pulled + b * L) + mine;
         store(z + b * L, below), store(pulled + b * L, sum);
-        store(up + b * L, gaps ? sum + huber_slope(x[b], load(most + b * L)) * of_gap : sum);
+        up[b] = gaps ? sum + huber_slope(x[b], load(most + b * L)) * of_gap : sum;
     }
 }
 
@@ -224,52 +223,22 @@ struct Space {
     Space(const Task& t, int64_t tiles) : sums(kGroup * t.dim() * L), dc(tiles * t.dim() * kTile) {}
 };
 
-// sums [A, dim, L] of K columns: the gradients `up` of A queries times those of the tile c.
-template <int K> INLINE void into_queries(Work& work, int64_t i, const float* c, int64_t dim, float* sums) {
-    V sum[A][K];
-    for (int a = 0; a < A; ++a)
-        for (int k = 0; k < K; ++k) sum[a][k] = load(sums + (a * dim + k) * L);
-    for (int64_t j = 0; j < kTile; j += L) {
-        V y[K];
-        for (int k = 0; k < K; ++k) y[k] = load(c + k * kTile + j);
-        for (int a = 0; a < A; ++a) {
-            const V u = load(work.up(i + a) + j);
-            for (int k = 0; k < K; ++k) sum[a][k] += u * y[k];
+// The gradients `up` of some queries and a tile's part c, of columns from `first` to before `stop`: times c into the
+// queries' sums [A, dim, L], times the queries into dc.
+INLINE void spread(const Some& some, const V (&up)[A][B], const float* c, int64_t first, int64_t stop, int64_t dim,
+                   float* sums, float* dc) {
+    for (int64_t k = first; k < stop; ++k) {
+        V sum[A], s[A];
+        for (int a = 0; a < A; ++a) sum[a] = load(sums + (a * dim + k) * L), s[a] = some.q[a][k] - V{};
+        for (int b = 0; b < B; ++b) {
+            const int64_t at = k * kTile + b * L;
+            const V y = load(c + at);
+            V d = load(dc + at);
+            for (int a = 0; a < A; ++a) sum[a] += up[a][b] * y, d += up[a][b] * s[a];
+            store(dc + at, d);
         }
+        for (int a = 0; a < A; ++a) store(sums + (a * dim + k) * L, sum[a]);
     }
-    for (int a = 0; a < A; ++a)
-        for (int k = 0; k < K; ++k) store(sums + (a * dim + k) * L, sum[a][k]);
-}
-
-// dc [K, kTile] of K columns and a part: the gradients `up` times those of the queries q [size, dim].
-template <int K>
-INLINE void into_candidates(Work& work, int64_t part, const float* q, int64_t size, int64_t dim, float* dc) {
-    V sum[K][B];
-    for (int k = 0; k < K; ++k)
-        for (int b = 0; b < B; ++b) sum[k][b] = load(dc + k * kTile + b * L);
-    for (int64_t i = 0; i < size; ++i) {
-        V u[B];
-        for (int b = 0; b < B; ++b) u[b] = load(work.up(i) + part + b * L);
-        for (int k = 0; k < K; ++k) {
-            const V s = q[i * dim + k] - V{};
-            for (int b = 0; b < B; ++b) sum[k][b] += u[b] * s;
-        }
-    }
-    for (int k = 0; k < K; ++k)
-        for (int b = 0; b < B; ++b) store(dc + k * kTile + b * L, sum[k][b]);
-}
-
-// Columns from k on, before `stop`: K at a time.
-template <int K>
-INLINE int64_t spread(const Task& t, Space& space, int64_t group, int64_t size, const float* c, int64_t k, int64_t stop,
-                      float* dc) {
-    for (; k + K <= stop; k += K) {
-        for (int64_t i = 0; i < size; i += A)
-            into_queries<K>(space.work, i, c + k * kTile, t.dim(), &space.sums[(i * t.dim() + k) * L]);
-        for (int64_t part = 0; part < kTile; part += kPart)
-            into_candidates<K>(space.work, part, t.q + group * t.dim() + k, size, t.dim(), dc + k * kTile + part);
-    }
-    return k;
 }
 
 // A group of queries and a tile, whose gradient is dc.
@@ -290,14 +259,18 @@ void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t ti
         }
     for (int64_t p = t.planes - 1; p >= 0; --p) {
         const int64_t first = p * t.width, stop = first + t.width;
-        for (int64_t i = 0; i < size; i += A)
-            for (int64_t part = 0; part < kTile; part += kPart) {
-                products(Some(t, group + i), c + part, first, stop, x);
-                for (int64_t a = 0; a < std::min<int64_t>(A, size - i); ++a)
-                    pull<listwise>(t, f, p * t.queries + group + i + a, p, x[a], work, i + a, part);
+        for (int64_t part = 0; part < kTile; part += kPart)
+            for (int64_t i = 0; i < size; i += A) {
+                const Some some(t, group + i);
+                products(some, c + part, first, stop, x);
+                V up[A][B];
+                for (int a = 0; a < A; ++a) {
+                    const int64_t at = p * t.queries + group + i + a;
+                    if (i + a < size) pull<listwise>(t, f, at, p, x[a], work, i + a, part, up[a]);
+                    else std::fill(up[a], up[a] + B, V{});
+                }
+                spread(some, up, c + part, first, stop, t.dim(), &space.sums[i * t.dim() * L], dc + part);
             }
-        const int64_t k = spread<4>(t, space, group, size, c, first, stop, dc);
-        spread<1>(t, space, group, size, c, k, stop, dc);
     }
 }
 
@@ -319,9 +292,11 @@ template <bool listwise> void backward(const Task& t, const Found& f, float* par
                 float* part = parts + (slab * t.queries + group) * dim;
                 for (int64_t i = 0; i < size * dim; ++i) part[i] = total(load(&space.sums[i * L]));
             }
-            for (int64_t j = first * kTile; j < std::min(t.n, last * kTile); ++j) {
-                const float* tile = &space.dc[(j / kTile - first) * dim * kTile];
-                for (int64_t k = 0; k < dim; ++k) dc[j * dim + k] = tile[k * kTile + j % kTile];
+            for (int64_t j = first * kTile; j < std::min(t.n, last * kTile); j += L) {
+                const float* tile = &space.dc[(j / kTile - first) * dim * kTile + j % kTile];
+                const int64_t rows = std::min<int64_t>(L, t.n - j);
+                for (int64_t k = 0; k < dim; ++k)
+                    for (int64_t l = 0; l < rows; ++l) dc[(j + l) * dim + k] = tile[k * kTile + l];
             }
         }
 #pragma omp for schedule(static)
@@ -339,9 +314,13 @@ template <bool listwise> void backward(const Task& t, const Found& f, float* par
 extern "C" void nested_products_turn_float32(const float* c, int64_t n, int64_t dim, float* to) {
 #pragma omp parallel for schedule(static)
     for (int64_t first = 0; first < n; first += kTile)
-        for (int64_t j = 0; j < kTile; ++j)
-            for (int64_t k = 0; k < dim; ++k)
-                to[(first / kTile * dim + k) * kTile + j] = first + j < n ? c[(first + j) * dim + k] : 0.0f;
+        for (int64_t j = first; j < first + kTile; j += L) {
+            const int64_t rows = std::max<int64_t>(0, std::min<int64_t>(L, n - j));
+            for (int64_t k = 0; k < dim; ++k) {
+                float* row = to + (first / kTile * dim + k) * kTile + j - first;
+                for (int64_t l = 0; l < L; ++l) row[l] = l < rows ? c[(j + l) * dim + k] : 0.0f;
+            }
+        }
 }
 
 // [planes, queries] each: lse of the scores, or where `mean` is not null of the weights of a mean softplus, as in
