@@ -110,6 +110,7 @@ def singly(repeats: int = 7) -> None:
             mine.append(time.monotonic() - started)
     *direct, croppable = (1000 * statistics.median(mine[2:]) for mine in seconds)
     print(f"croppable {croppable:.1f} ms, all direct ones {sum(direct):.1f} ms: {croppable / sum(direct):.2f}")
+    save("med_singly", {"croppable": croppable, "direct": direct, "ratio": croppable / sum(direct)})
 
 
 @app.command(hidden=True)
