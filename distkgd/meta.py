@@ -50,6 +50,7 @@ def divergence_slope(small: View, way: View, source: View, temperature: float, k
     fields = [small.negatives, small.field(query, meet), way.field(small.negatives.queries, meet), source.negatives]
 
     def partials(zs: Tensor, by_query: Tensor, by_rows: Tensor, zt: Tensor) -> dict[str, Partial]:
+        # Where a pair does not count its share is 0 and d finite, but d * zt would not be.
         d, zt_or_0 = by_query + by_rows, zt * present(zs)
         out: dict[str, Partial] = {}
         if kl:

@@ -146,6 +146,13 @@ void over_columns(const float* z, const float* other, int64_t rows, int64_t n, c
     }
 }
 
+// out: gradient(place, row, how many rows are left) of each sixteen rows and every candidate.
+template <class F> void pull_columns(int64_t rows, int64_t n, float* out, const F& gradient) {
+#pragma omp parallel for schedule(static)
+    for (int64_t k = 0; k < n; ++k)
+        for (int64_t i = 0; i < rows; i += L) store_some(out + k * rows + i, rows - i, gradient(k * rows + i, i, rows - i));
+}
+
 }  // namespace
 
 // lse [rows]: log of the sum of exp(z). Rows must not be empty.
@@ -229,13 +236,9 @@ extern "C" void logsumexp_columns_float32(const float* z, int64_t rows, int64_t 
 
 extern "C" void logsumexp_pull_columns_float32(const float* z, int64_t rows, int64_t n, const float* lse,
                                                const float* grad, float* out) {
-#pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < n; ++k)
-        for (int64_t i = 0; i < rows; i += L) {
-            const int64_t at = k * rows + i, m = rows - i;
-            const V power = exponential(load_some(z + at, m) - load_some(lse + i, m));
-            store_some(out + at, m, power * load_some(grad + i, m));
-        }
+    pull_columns(rows, n, out, [=](int64_t at, int64_t i, int64_t m) {
+        return exponential(load_some(z + at, m) - load_some(lse + i, m)) * load_some(grad + i, m);
+    });
 }
 
 extern "C" void softmax_gap_columns_float32(const float* z, int64_t rows, int64_t n, const float* t, float* lse_t,
@@ -252,28 +255,22 @@ extern "C" void softmax_gap_columns_float32(const float* z, int64_t rows, int64_
 extern "C" void softmax_gap_pull_columns_float32(const float* z, int64_t rows, int64_t n, const float* t,
                                                  const float* lse_t, const float* lse_z, const float* grad_gap,
                                                  const float* grad_lse, float* out) {
-#pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < n; ++k)
-        for (int64_t i = 0; i < rows; i += L) {
-            const int64_t at = k * rows + i, m = rows - i;
-            const V student = exponential(load_some(z + at, m) - load_some(lse_z + i, m)) * load_some(grad_lse + i, m);
-            const V teacher = exponential(load_some(t + at, m) - load_some(lse_t + i, m)) * load_some(grad_gap + i, m);
-            store_some(out + at, m, student - teacher);
-        }
+    pull_columns(rows, n, out, [=](int64_t at, int64_t i, int64_t m) {
+        const V student = exponential(load_some(z + at, m) - load_some(lse_z + i, m)) * load_some(grad_lse + i, m);
+        const V teacher = exponential(load_some(t + at, m) - load_some(lse_t + i, m)) * load_some(grad_gap + i, m);
+        return student - teacher;
+    });
 }
 
 extern "C" void softmax_gap_teach_columns_float32(const float* z, int64_t rows, int64_t n, const float* t,
                                                   const float* lse_t, const float* gap, const float* grad_gap,
                                                   const float* grad_lse, float* out) {
-#pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < n; ++k)
-        for (int64_t i = 0; i < rows; i += L) {
-            const int64_t at = k * rows + i, m = rows - i;
-            const V x = load_some(t + at, m), gt = load_some(grad_gap + i, m);
-            const V further = x - load_some(z + at, m) - load_some(gap + i, m);
-            const V share = exponential(x - load_some(lse_t + i, m));
-            store_some(out + at, m, share * (further * gt + (load_some(grad_lse + i, m) + gt)));
-        }
+    pull_columns(rows, n, out, [=](int64_t at, int64_t i, int64_t m) {
+        const V x = load_some(t + at, m), gt = load_some(grad_gap + i, m);
+        const V further = x - load_some(z + at, m) - load_some(gap + i, m);
+        const V share = exponential(x - load_some(lse_t + i, m));
+        return share * (further * gt + (load_some(grad_lse + i, m) + gt));
+    });
 }
 
 // better, no_worse [rows]: how many scores are above high, and how many are at least low.

@@ -90,14 +90,13 @@ def test_double_precision_and_strange_layouts_are_left_to_torch() -> None:
 
 
 @SHAPES
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("teaches", [False, True])
-@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(
+    ("learns", "teaches", "overwrite"),
+    [(True, False, False), (True, False, True), (False, True, False), (True, True, False)],
+)
 def test_the_gap_between_two_softmaxes_and_its_gradients(
-    shape: tuple[int, ...], overwrite: bool, teaches: bool, learns: bool
+    shape: tuple[int, ...], learns: bool, teaches: bool, overwrite: bool
 ) -> None:
-    if not (teaches or learns) or (overwrite and (teaches or not learns)):
-        pytest.skip("without a gradient, or nowhere to write one")
     generator = torch.Generator().manual_seed(len(shape))
     z, t = (torch.randn(shape, generator=generator) * 3 for _ in range(2))
     if shape[-1] > 2:
@@ -113,8 +112,9 @@ def test_the_gap_between_two_softmaxes_and_its_gradients(
     assert len(parts) == learns + teaches + 1
     sum(parts).backward()
     assert torch.equal(teacher.detach(), t) != overwrite
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=3e-6, atol=3e-6)
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=2e-7, atol=2e-6)
+    for mine, theirs in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=3e-6, atol=2e-6)
     if learns:
         torch.testing.assert_close(student.grad.double(), exact_z.grad, rtol=1e-5, atol=1e-6)
     if teaches:
