@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Generator
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -70,6 +71,12 @@ class SceneBuilder:
         self.move = move
         self.together = 1
         self.cuts = ranks.bounds(sampler.num_entities)
+
+    def quizzes(self, batch_size: int) -> "SceneBuilder":
+        """Scenes of `batch_size` of the triples that passes leave out, compared with candidates as these are."""
+        quizzes = copy(self)
+        quizzes.sampler, quizzes.together = self.sampler.quizzes(batch_size), 1
+        return quizzes
 
     @property
     def grouped(self) -> bool:

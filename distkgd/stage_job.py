@@ -84,20 +84,15 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
     """Everything `train_stage` needs, from config."""
     config, graph, ranks = stage.config, run.graph, run.ranks
     seed = stage_seed(run.config.seed, stage.name)
-    train = graph.train.to(ranks.device)
-    held_out = METHODS[config.method].hold_out(config.distill, train, seed)
-    train, held_out = train[~held_out], train[held_out]
-    scenes = build_scenes(run, config, train, config.batch_size, seed)
+    scenes = build_scenes(run, config, seed)
     student = fresh_model(run, config, config.dim, seed)
     if config.start != "random":
         begin(student, teachers[0], config.start)
     setup = Setup(
         steps_per_epoch=scenes.sampler.steps_per_epoch,
         epochs=config.epochs,
-        train=train,
         fresh=lambda dim, name: fresh_model(run, config, dim, stage_seed(run.config.seed, f"{stage.name}.{name}")),
-        scenes=lambda triples, batch_size: build_scenes(run, config, triples, batch_size, seed),
-        held_out=held_out,
+        scenes=scenes,
     )
     method = build_method(config, student, teachers, setup)
     scenes.together = method.triples_together
@@ -141,18 +136,19 @@ def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:
     )
 
 
-def build_scenes(run: Run, config: StageConfig, triples: torch.Tensor, batch_size: int, seed: int) -> SceneBuilder:
-    """Batches of `batch_size` of `triples` ([n, 3] int64) and what each is compared with, as `config` has it."""
+def build_scenes(run: Run, config: StageConfig, seed: int) -> SceneBuilder:
+    """Batches of training triples and what each is compared with, as `config` has it."""
     graph, ranks, negatives = run.graph, run.ranks, config.negatives
-    cuts = ranks.bounds(graph.num_entities)
+    train, cuts = graph.train.to(ranks.device), ranks.bounds(graph.num_entities)
     sampler = Sampler(
-        triples,
+        train,
         graph.num_entities,
         graph.num_relations,
-        batch_size=batch_size,
+        batch_size=config.batch_size,
         sides=negatives.sides,
         seed=seed,
-        balanced=Balanced(triples, cuts, batch_size, config.accumulate, seed) if config.balanced else None,
+        balanced=Balanced(train, cuts, config.batch_size, config.accumulate, seed) if config.balanced else None,
+        left_out=METHODS[config.method].leave_out(config.distill),
     )
     known_labels = negatives.labels == "known"
     return SceneBuilder(

@@ -199,6 +199,7 @@ CASES: dict[str, Case] = {
     "metasd.meta_optimizer": Case(["sgd", "adagrad"], "rows", context=merge(METASD, {"distill": {"meta_lr": 0.1}})),
     "metasd.quiz": Case([0.02, 0.1], context=METASD),
     "metasd.quiz_batch": Case([3, 6], context=METASD),
+    "metasd.quiz_set": Case(["fixed", "anew"], context=METASD),
 }
 
 

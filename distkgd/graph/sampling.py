@@ -1,9 +1,11 @@
 """Batches and negatives as pure functions of (seed, step): any rank, any world size, any restart sees the same ones.
 
 Step s trains on positions s*B … (s+1)*B - 1 of the stream of shuffled passes over the training triples, so every
-batch is full and every pass visits each triple once.
+batch is full and every pass visits each triple once, but for those that it leaves out for a method's quizzes.
 """
 
+import math
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -56,28 +58,54 @@ class Batch:
         return replace(self, offset=self.offset + start, triples=self.triples[start:stop], queries=queries)
 
 
-class Shuffled:
-    """Passes over n items in a new order each: position p of their endless stream is item `at(p)`.
+@dataclass(frozen=True)
+class LeftOut:
+    """Triples that a pass over the training triples leaves out.
 
-    key: tells streams of one seed apart.
+    share: of all, rounded up; one always stays. anew: others in every pass; else always the same ones.
     """
 
-    def __init__(self, num: int, seed: int, key: int, device: torch.device) -> None:
-        self.num = num
-        self._seed, self._key, self._device = seed, key, device
-        self._order: dict[int, Tensor] = {}
+    share: float = 0.0
+    anew: bool = False
+
+
+class Shuffled:
+    """Passes over items in a new order each, put into one endless stream.
+
+    total: all items; num: those of one pass. key: tells streams of one seed apart.
+    """
+
+    def __init__(self, total: int, seed: int, key: int, device: torch.device, left_out: LeftOut = LeftOut()) -> None:
+        self._total, self._seed, self._key, self._device = total, seed, key, device
+        self._anew = left_out.anew
+        self.num = max(total - math.ceil(left_out.share * total), min(1, total))
+        self._turns: dict[int, Tensor] = {}
 
     def take(self, start: int, stop: int) -> Tensor:
         """[stop - start] int64: items at positions start … stop - 1."""
         n = self.num
         first, last = start // n, (stop - 1) // n
-        self._order = {k: v for k, v in self._order.items() if first <= k <= last}
-        pieces = []
-        for turn in range(first, last + 1):
-            if turn not in self._order:
-                self._order[turn] = random.permutation(self._seed, turn, n, self._device, key=self._key)
-            pieces.append(self._order[turn][max(start - turn * n, 0) : stop - turn * n])
-        return torch.cat(pieces)
+        self._turns = {k: v for k, v in self._turns.items() if first <= k <= last}
+        return torch.cat([self._turn(k)[:n][max(start - k * n, 0) : stop - k * n] for k in range(first, last + 1)])
+
+    def left(self, turn: int) -> Tensor:
+        """[total - num] int64: items that pass number `turn` leaves out."""
+        return self._turn(turn)[self.num :]
+
+    def _turn(self, turn: int) -> Tensor:
+        # [total] int64: one pass, then what it leaves out.
+        if turn not in self._turns:
+            if self._anew or self.num == self._total:
+                order = self._order(turn, self._total)
+            else:
+                fixed = random.bits(self._seed, Stream.QUIZ, self._key, torch.arange(self._total, device=self._device))
+                kept, left = torch.sort(fixed, stable=True).indices.split([self.num, self._total - self.num])
+                order = torch.cat([kept[self._order(turn, self.num)], left])
+            self._turns[turn] = order
+        return self._turns[turn]
+
+    def _order(self, turn: int, num: int) -> Tensor:
+        return random.permutation(self._seed, turn, num, self._device, key=self._key)
 
 
 class Balanced:
@@ -125,7 +153,7 @@ class Sampler:
     train: [n, 3] int64.
     sides: "both" asks for tail and head of every triple; "uniform" draws one of them evenly; "bernoulli" corrupts
         the head with probability tph / (tph + hpt) (Wang et al., AAAI 2014, sec. 3).
-    balanced: which triples make a batch, in place of shuffled passes.
+    balanced: which triples make a batch, in place of shuffled passes. left_out: what passes leave for `quizzes`.
     """
 
     def __init__(
@@ -138,10 +166,12 @@ class Sampler:
         sides: Sides,
         seed: int,
         balanced: Balanced | None = None,
+        left_out: LeftOut = LeftOut(),
     ) -> None:
-        if batch_size < 1 or batch_size > max(1, len(train)):
+        stream = Shuffled(len(train), seed, 0, train.device, left_out)
+        if batch_size < 1 or batch_size > max(1, stream.num):
             raise ConfigError(
-                f"batch_size={batch_size} does not fit {len(train)} training triples; choose 1 … {len(train)}."
+                f"batch_size={batch_size} does not fit {stream.num} training triples; choose 1 … {stream.num}."
             )
         self.train = train
         self.num_entities = num_entities
@@ -149,21 +179,42 @@ class Sampler:
         self.sides = sides
         self.seed = seed
         self.balanced = balanced
-        self._stream = Shuffled(len(train), seed, 0, train.device)
+        self._stream = stream
+        self._pass_batch: int | None = None  # of quizzes: size of the batches beside them
         self._head_probability = _bernoulli(train, num_relations) if sides == "bernoulli" else None
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one pass over the training triples, rounded up."""
-        return -(-len(self.train) // self.batch_size)
+        return -(-self._stream.num // self.batch_size)
+
+    @property
+    def num_left_out(self) -> int:
+        """Triples that each pass leaves out."""
+        return len(self.train) - self._stream.num
+
+    def quizzes(self, batch_size: int) -> "Sampler":
+        """Batches of triples that are left out of the pass in which a step begins: over and over, in their order."""
+        if not 1 <= batch_size <= self.num_left_out:
+            raise ConfigError(
+                f"quizzes of {batch_size} triples: passes leave out {self.num_left_out}; choose at most that."
+            )
+        quizzes = copy(self)
+        quizzes._pass_batch, quizzes.batch_size = self.batch_size, batch_size
+        return quizzes
 
     def batch(self, step: int) -> Batch:
         """The whole global batch of `step`."""
-        size = self.batch_size
-        rows = self._stream.take(step * size, (step + 1) * size) if self.balanced is None else self.balanced.rows(step)
-        triples = self.train[rows]
+        triples = self.train[self._rows(step)]
         sides = 2 if self.sides == "both" else 1
-        return Batch(step, size, 0, triples, sides, self._queries(triples, step))
+        return Batch(step, self.batch_size, 0, triples, sides, self._queries(triples, step))
+
+    def _rows(self, step: int) -> Tensor:
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        if self._pass_batch is not None:
+            left = self._stream.left(step * self._pass_batch // self._stream.num)
+            return left[torch.arange(start, stop, device=left.device) % len(left)]
+        return self._stream.take(start, stop) if self.balanced is None else self.balanced.rows(step)
 
     def _queries(self, triples: Tensor, step: int) -> Queries:
         if self.sides == "both":

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from distkgd.distributed.model_files import Rows
 from distkgd.distributed.rows import Ask
+from distkgd.graph.sampling import LeftOut
 from distkgd.losses import Travel, batch_mean, hard_loss, hard_travel, regulariser
 from distkgd.model import Model, View
 from distkgd.scenes import Scene, SceneBuilder
@@ -56,18 +56,14 @@ class Setup:
     """What of its stage a method may need beside models.
 
     steps_per_epoch, epochs: as configured; phases of a method may come on top.
-    train: [n, 3] int64 training triples, the same on all ranks.
     fresh: (dim, name) -> a fresh model like the student, of another dim; the name gives it numbers of its own.
-    scenes: ([n, 3] triples, batch size) -> builder of scenes over other triples, candidates as in training.
-    held_out: [m, 3] int64 triples of the training split that the method keeps for itself (see `Method.hold_out`).
+    scenes: what the stage trains on; `scenes.quizzes` are over the triples that passes leave (see `Method.leave_out`).
     """
 
     steps_per_epoch: int
     epochs: int
-    train: Tensor
     fresh: Callable[[int, str], Model]
-    scenes: Callable[[Tensor, int], SceneBuilder]
-    held_out: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.int64))
+    scenes: SceneBuilder
 
 
 @dataclass(frozen=True)
@@ -121,9 +117,9 @@ class Method(ABC, Generic[S]):
         """ValueError for a combination of options that this method cannot do; `stage.distill` is a `Settings`."""
 
     @classmethod
-    def hold_out(cls, settings: S, train: Tensor, seed: int) -> Tensor:
-        """[n] bool: which of the training triples [n, 3] batches are not to hold, the same on all ranks."""
-        return torch.zeros(len(train), dtype=torch.bool, device=train.device)
+    def leave_out(cls, settings: S) -> LeftOut:
+        """Which of the training triples a pass leaves out, for the method to ask about."""
+        return LeftOut()
 
     @property
     def product(self) -> Model:

@@ -15,12 +15,11 @@ Differs from the paper:
 - What is validated and saved is pruned anew, at the final rate: it is what would be served.
 Differs from the authors' code:
 - It ranks masked queries against unmasked candidates; here both sides are pruned. It selects on test, we on valid.
-- Its quiz set is the first 2% of the rows and stays in training; ours is drawn and held out.
+- Its quiz set is the first 2% of the rows and stays in training; ours is drawn and held out, of one pass or of all.
 - It makes an extra step of T alone before each batch, leaks 1e-8 through the mask, and leaves T^2 out:
   its divergences are kl: 0.333, reverse_kl: 0.111, teacher_kl: 0.111, teacher_reverse_kl: 0.333 at temperature 3.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,18 +27,17 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from distkgd import random
 from distkgd.distributed.model_files import Rows
 from distkgd.distributed.pruning import Mask, Scope, changed
 from distkgd.distributed.query_blocks import answer_means
 from distkgd.distributed.rows import Ask
 from distkgd.errors import ConfigError, UnsupportedError
+from distkgd.graph.sampling import LeftOut
 from distkgd.losses import KL_TRAVEL, Travel, batch_mean, kl_divergence, relation_loss
 from distkgd.meta import divergence_slope, gradient_of, model_like
 from distkgd.methods.base import FurtherScenes, Method, Update
 from distkgd.model import Model, View
 from distkgd.pruned import mask_of, pruned, seen_through
-from distkgd.random import Stream
 from distkgd.scenes import Scene, SceneBuilder
 from distkgd.scorers import SCORERS, Scorer, build_scorer
 from distkgd.settings import Count, Frozen, Positive, Rate, Share, Weight, no_flag
@@ -76,6 +74,7 @@ class MetasdConfig(Frozen):
     meta: T learns from the quiz (Eq. 4-6); off: no quiz set is held out. virtual_lr: lambda of Eq. 4.
     meta_lr, meta_optimizer: mu of Eq. 6, and its optimiser (the equation: sgd; the experiments: adagrad).
     quiz: share of the training triples that is held out as quiz set. quiz_batch: of which this many make one quiz.
+    quiz_set: "fixed" as in the paper, or drawn "anew" for every epoch, so that no triple is lost to training for good.
     """
 
     prune: PruneConfig = PruneConfig()
@@ -93,6 +92,7 @@ class MetasdConfig(Frozen):
     meta_optimizer: Literal["sgd", "adagrad"] = "adagrad"
     quiz: Share = 0.02
     quiz_batch: Positive = 500
+    quiz_set: Literal["fixed", "anew"] = "fixed"
 
     @model_validator(mode="after")
     def _has_labels_and_a_way_to_the_teacher(self) -> "MetasdConfig":
@@ -152,12 +152,8 @@ class MetaSD(Method[MetasdConfig]):
                 )
 
     @classmethod
-    def hold_out(cls, settings: MetasdConfig, train: Tensor, seed: int) -> Tensor:
-        out = torch.zeros(len(train), dtype=torch.bool, device=train.device)
-        if settings.meta:
-            drawn = random.bits(seed, Stream.QUIZ, 0, torch.arange(len(train), device=train.device))
-            out[torch.sort(drawn, stable=True).indices[: math.ceil(settings.quiz * len(train))]] = True
-        return out
+    def leave_out(cls, settings: MetasdConfig) -> LeftOut:
+        return LeftOut(settings.quiz, settings.quiz_set == "anew") if settings.meta else LeftOut()
 
     @property
     def product(self) -> Model:
@@ -242,16 +238,15 @@ class MetaSD(Method[MetasdConfig]):
         return [FurtherScenes(quiz, [(self.student, True)], self.hard_travel()) for quiz in self._quiz]
 
     def _quiz_scenes(self) -> SceneBuilder:
-        triples = self.setup.held_out
-        size = min(self.settings.quiz_batch, len(triples))
-        scenes = self.setup.scenes(triples, size)
+        scenes = self.setup.scenes
+        size = min(self.settings.quiz_batch, scenes.sampler.num_left_out)
         unit = scenes.chunk if scenes.kind == "chunk" else 1
         if size < unit:
             raise ConfigError(
                 f"distill.quiz and distill.quiz_batch make quizzes of {size} triples, fewer than negatives.chunk "
                 f"({unit}); raise them, or lower the chunk."
             )
-        return self.setup.scenes(triples, size - size % unit) if size % unit else scenes
+        return scenes.quizzes(size - size % unit)
 
     def _learns(self, labels: float, kl: float, reverse_kl: float) -> Travel:
         each = [self.hard_travel()] if labels else []

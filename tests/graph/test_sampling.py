@@ -1,7 +1,9 @@
 """Batches, negatives, and what is left out of them."""
 
+import math
 from collections import Counter
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.graph.filters import KnownAnswers, Queries, both_sides
-from distkgd.graph.sampling import Batch, Sampler, Sides, excluded_from_groups, excluded_from_shared
+from distkgd.graph.sampling import Batch, LeftOut, Sampler, Sides, excluded_from_groups, excluded_from_shared
 from tests.jobs import every_query, queries_of, toy_scenes
 from tests.toys import toy_graph
 
@@ -19,8 +21,12 @@ SIDES: tuple[Sides, ...] = ("both", "uniform", "bernoulli")
 EVERY_SIDES = pytest.mark.parametrize("sides", SIDES)
 
 
-def sampler(batch_size: int = 10, sides: Sides = "both", seed: int = 0, train: Tensor = GRAPH.train) -> Sampler:
-    return Sampler(train, GRAPH.num_entities, GRAPH.num_relations, batch_size=batch_size, sides=sides, seed=seed)
+def sampler(
+    batch_size: int = 10, sides: Sides = "both", seed: int = 0, train: Tensor = GRAPH.train, **more: Any
+) -> Sampler:
+    return Sampler(
+        train, GRAPH.num_entities, GRAPH.num_relations, batch_size=batch_size, sides=sides, seed=seed, **more
+    )
 
 
 def listed(batch: Batch) -> list[list[int]]:
@@ -70,6 +76,40 @@ def test_a_batch_that_crosses_the_end_of_a_pass_is_full_and_goes_on_with_the_nex
     assert len(crossing.triples) == 10
     assert listed(crossing) == [listed(ones.batch(position))[0] for position in range(10 * step, 10 * step + 10)]
     assert sampler(10).steps_per_epoch == step + 1 and sampler(n).steps_per_epoch == 1
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 10, 64])
+def test_a_pass_leaves_out_a_share_which_quizzes_go_round(batch_size: int, anew: bool) -> None:
+    made = sampler(batch_size, left_out=LeftOut(0.1, anew))
+    m = math.ceil(0.1 * len(GRAPH.train))
+    n = len(GRAPH.train) - m
+    assert made.num_left_out == m and made.steps_per_epoch == math.ceil(n / batch_size)
+    stream = [row for step in range(math.ceil(3 * n / batch_size)) for row in listed(made.batch(step))]
+    left = []
+    for turn in range(3):
+        trained = stream[turn * n : (turn + 1) * n]
+        left.append(sorted(row for row in GRAPH.train.tolist() if row not in trained))
+        assert len({tuple(row) for row in trained}) == n and len(left[-1]) == m
+        begins = math.ceil(turn * n / batch_size)  # the first step that begins in this pass
+        assert sorted(listed(made.quizzes(m).batch(begins))) == left[-1]
+    assert (left[0] == left[1] == left[2]) is not anew
+
+
+def test_quizzes_take_up_where_the_last_one_ended() -> None:
+    made = sampler(1, left_out=LeftOut(0.1))
+    m = made.num_left_out
+    assert m % 4 != 0, "otherwise no quiz begins anew in its midst"
+    order = listed(made.quizzes(m).batch(0))
+    found = [row for step in range(m) for row in listed(made.quizzes(4).batch(step))]
+    assert found == order * 4
+
+
+@pytest.mark.parametrize("size", [0, 17])
+def test_quizzes_larger_than_what_is_left_out_are_refused(size: int) -> None:
+    assert math.ceil(0.1 * len(GRAPH.train)) < 17
+    with pytest.raises(ConfigError, match=f"quizzes of {size} triples: passes leave out"):
+        sampler(left_out=LeftOut(0.1)).quizzes(size)
 
 
 def test_both_sides_of_every_triple_are_asked() -> None:

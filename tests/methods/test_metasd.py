@@ -1,7 +1,6 @@
 """MetaSD against its formulas: both updates, the second-order gradient, the quiz set, the pruned model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -85,19 +84,6 @@ class Naive(NaiveModel):
         return self.factor * super().scores(asked, entities)
 
 
-def queries_of(scenes: SceneBuilder) -> list[Any]:
-    """Those of step 0; where known answers are left out, so are those of triples that are held out of `scenes`."""
-    train = {tuple(t) for t in GRAPH.train.tolist()}
-    found = []
-    for q in spelled_out(scenes, 0):
-
-        def known(e: int, q: Any = q) -> bool:
-            return ((e, q.relation, q.anchor) if q.side else (q.anchor, q.relation, e)) in train
-
-        found.append(replace(q, negatives=[e for e in q.negatives if not (scenes.filtered and known(e))]))
-    return found
-
-
 def cross_entropy(model: NaiveModel, queries: list[Any]) -> Tensor:
     found = [model.scores(q, [q.answer, *q.negatives]) for q in queries]
     return torch.stack([torch.log(torch.exp(z).sum()) - z[0] for z in found]).mean()
@@ -153,7 +139,7 @@ def quiz_loss(
     """Eq. 5 as a function of T's tables; theta_S and the mask stay as they are."""
     method = method_of(job)
     like = NaiveModel(method.student)
-    queries, quiz = queries_of(job.scenes), queries_of(method.further_scenes()[0].scenes)
+    queries, quiz = spelled_out(job.scenes, 0), spelled_out(method.further_scenes()[0].scenes, 0)
     theta = [(x.detach() * m).requires_grad_() for x, m in zip(frozen, (mask.entity, mask.relation), strict=True)]
     small, source = Naive(like, theta[0], theta[1], factor), Naive(like, *tables)
     kl, back = divergences(small, source, queries, how["temperature"])
@@ -324,7 +310,7 @@ def test_a_mutual_step_is_that_of_the_formulas_each_model_taking_the_other_as_it
     method = method_of(job)
     method.prune(0)
     like = NaiveModel(method.student)
-    queries = queries_of(job.scenes)
+    queries = spelled_out(job.scenes, 0)
     small = Naive(like, like.entity * method.mask.entity, like.relation * method.mask.relation)
     constant = Naive(like, small.entity.detach(), small.relation.detach())
     source_constant = Naive(like, like.entity.detach(), like.relation.detach())
@@ -417,20 +403,35 @@ def triples_of(scenes: SceneBuilder, steps: int) -> set[tuple[int, ...]]:
     return {tuple(t) for step in range(steps) for t in scenes.sampler.batch(step).triples.tolist()}
 
 
-def test_the_quiz_set_is_drawn_by_seed_and_held_out_of_training() -> None:
+EVERYTHING = {tuple(t) for t in GRAPH.train.tolist()}
+
+
+@pytest.mark.parametrize("quiz_set", ["fixed", "anew"])
+def test_the_quiz_set_is_drawn_by_seed_and_held_out_of_the_pass(quiz_set: str) -> None:
     drawn = []
     for seed in (0, 0, 1):
-        job = job_of(config_of() | {"seed": seed})
+        job = job_of(config_of(distill={"quiz_set": quiz_set}) | {"seed": seed})
         (quiz,) = (one.scenes for one in method_of(job).further_scenes())
-        held, trained = triples_of(quiz, 30), triples_of(job.scenes, 30)
-        everything = {tuple(t) for t in GRAPH.train.tolist()}
-        assert len(held) == -(-len(everything) // 5)
-        assert held | trained == everything and not held & trained
         assert quiz.sampler.batch_size == 6
+        per_pass = (len(EVERYTHING) - -(-len(EVERYTHING) // 5)) // 8
+        held, trained = triples_of(quiz, per_pass), triples_of(job.scenes, per_pass)
+        assert len(held) == -(-len(EVERYTHING) // 5) and not held & trained
         drawn.append(held)
     assert drawn[0] == drawn[1] != drawn[2]
     first = {tuple(t) for t in GRAPH.train[: len(drawn[0])].tolist()}
     assert drawn[0] != first
+
+
+def test_a_fixed_quiz_set_is_never_trained_on_and_one_drawn_anew_loses_no_triple() -> None:
+    for quiz_set in ("fixed", "anew"):
+        job = job_of(config_of(distill={"quiz_set": quiz_set}))
+        (quiz,) = (one.scenes for one in method_of(job).further_scenes())
+        held, trained = triples_of(quiz, 90), triples_of(job.scenes, 90)  # six passes
+        share = -(-len(EVERYTHING) // 5)
+        if quiz_set == "fixed":
+            assert len(held) == share and trained == EVERYTHING - held
+        else:
+            assert len(held) > 2 * share and trained == EVERYTHING
 
 
 def test_without_meta_all_triples_are_trained_on() -> None:
