@@ -348,7 +348,11 @@ def test_constants_of_an_unknown_scorer_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "option", "value"),
-    [(name, option, {"margin": 2.5, "norm": 2}[option]) for name in SCORERS for option in SCORERS[name].options],
+    [
+        (name, option, {"margin": 2.5, "norm": 2}[option])
+        for name in SCORERS
+        for option in sorted(SCORERS[name].options)
+    ],
 )
 def test_every_option_changes_the_score(name: str, option: str, value: float) -> None:
     default = build_scorer(name, DIM)
