@@ -1,6 +1,7 @@
 // Sums over the candidates of nested models' scores, and their gradients, where all queries meet the same candidates and
 // contribution b_i is the inner product of the i-th block of `width` columns of a query and a candidate. Products, sums
-// and gradients are made tile by tile, so that no b is ever in memory; for contributions that are, see nested.cpp.
+// and gradients are made tile by tile, so that no b is ever in memory, and of the scores only those of the largest model,
+// from which backward goes down to the smaller ones; for contributions that are in memory, see nested.cpp.
 //
 // The lanes hold candidates, which come in turned tiles: c [tiles, planes * width, kTile]. What a thread sums does not
 // depend on how many there are: forward it has some queries and all candidates, backward a slab of candidates and all
@@ -37,6 +38,7 @@ struct Task {
 
     int64_t dim() const { return planes * width; }
     const float* tile(int64_t i) const { return c + i * dim() * kTile; }
+    int64_t tiles() const { return (n + kTile - 1) / kTile; }
 };
 
 // Some queries, the last one repeated where they are fewer than A.
@@ -129,6 +131,7 @@ INLINE void take(const Task& t, int64_t p, const V (&x)[B], const float* most, f
 // [planes, queries] each: what forward finds; unless listwise also the mean loss, and the slopes of it and of lse in w.
 struct Sums {
     float *lse, *gap, *mean, *mean_w, *lse_w;
+    float* z;  // [queries, tiles, kTile]: the largest model's scores; or null
 };
 
 // What the lanes of a state come to.
@@ -163,7 +166,7 @@ template <bool listwise> void forward(const Task& t, const Sums& to) {
             const int64_t size = std::min(kGroup, t.queries - group);
             states.clear();
             for (int64_t i = 0; i < kGroup * t.planes; ++i) store(&states[i * kState], V{} + kLowest);
-            for (int64_t tile = 0; tile * kTile < t.n; ++tile) {
+            for (int64_t tile = 0; tile < t.tiles(); ++tile) {
                 work.begin(t, group, size, tile);
                 for (int64_t p = 0; p < t.planes; ++p)
                     for (int64_t i = 0; i < size; i += A)
@@ -175,6 +178,9 @@ template <bool listwise> void forward(const Task& t, const Sums& to) {
                                 take<listwise>(t, p, x[a], work.most(i + a) + part, work.z(i + a) + part, state);
                             }
                         }
+                if (!to.z) continue;
+                for (int64_t i = 0; i < size; ++i)
+                    std::copy_n(work.z(i), kTile, to.z + ((group + i) * t.tiles() + tile) * kTile);
             }
             for (int64_t i = 0; i < size; ++i)
                 for (int64_t p = 0; p < t.planes; ++p)
@@ -183,9 +189,9 @@ template <bool listwise> void forward(const Task& t, const Sums& to) {
     }
 }
 
-// [planes, queries] each: lse as forward found it, and the gradients for what it found.
+// [planes, queries] each: lse as forward found it, and the gradients for what it found; z as in `Sums`.
 struct Found {
-    const float *lse, *of_lse, *of_mean, *of_gap;
+    const float *lse, *of_lse, *of_mean, *of_gap, *z;
 };
 
 // Of one query and a part: z: the scores of a model, and then of the one below it, to which it adds x; up: the gradient
@@ -247,16 +253,9 @@ void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t ti
     const float* c = t.tile(tile);
     Work& work = space.work;
     work.begin(t, group, size, tile);
+    for (int64_t i = 0; i < size; ++i)
+        std::copy_n(f.z + ((group + i) * t.tiles() + tile) * kTile, kTile, work.z(i));
     V x[A][B];
-    for (int64_t i = 0; i < size; i += A)
-        for (int64_t part = 0; part < kTile; part += kPart) {
-            products(Some(t, group + i), c + part, 0, t.dim(), x);
-            for (int64_t a = 0; a < std::min<int64_t>(A, size - i); ++a)
-                for (int b = 0; b < B; ++b) {
-                    float* z = work.z(i + a) + part + b * L;
-                    store(z, load(z) + x[a][b]);
-                }
-        }
     for (int64_t p = t.planes - 1; p >= 0; --p) {
         const int64_t first = p * t.width, stop = first + t.width;
         for (int64_t part = 0; part < kTile; part += kPart)
@@ -276,7 +275,7 @@ void meet(const Task& t, const Found& f, int64_t group, int64_t size, int64_t ti
 
 // parts [kSlabs, queries, dim]: of dq, each slab's.
 template <bool listwise> void backward(const Task& t, const Found& f, float* parts, float* dq, float* dc) {
-    const int64_t dim = t.dim(), tiles = (t.n + kTile - 1) / kTile, slabs = std::min(kSlabs, tiles);
+    const int64_t dim = t.dim(), tiles = t.tiles(), slabs = std::min(kSlabs, tiles);
 #pragma omp parallel
     {
         const NoDenormals fast;
@@ -324,13 +323,14 @@ extern "C" void nested_products_turn_float32(const float* c, int64_t n, int64_t 
 }
 
 // [planes, queries] each: lse of the scores, or where `mean` is not null of the weights of a mean softplus, as in
-// nested.cpp; gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`; mean_w, lse_w: slopes of the two in w.
+// nested.cpp; gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`; mean_w, lse_w: slopes of the two in w; z
+// [queries, tiles, kTile], if not null: the largest model's scores.
 extern "C" void nested_products_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
                                         int64_t width, float margin, float delta, int64_t gaps, const int64_t* starts,
                                         const int64_t* skipped, int64_t weighted, float w, float* lse, float* gap,
-                                        float* mean, float* mean_w, float* lse_w) {
+                                        float* mean, float* mean_w, float* lse_w, float* z) {
     const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w};
-    const Sums to{lse, gap, mean, mean_w, lse_w};
+    const Sums to{lse, gap, mean, mean_w, lse_w, z};
     mean ? forward<false>(t, to) : forward<true>(t, to);
 }
 
@@ -339,9 +339,9 @@ extern "C" void nested_products_float32(const float* q, const float* c, int64_t 
 extern "C" void nested_products_pull_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
                                              int64_t width, float margin, float delta, int64_t gaps,
                                              const int64_t* starts, const int64_t* skipped, int64_t weighted, float w,
-                                             const float* lse, const float* of_lse, const float* of_gap,
-                                             const float* of_mean, float* parts, float* dq, float* dc) {
+                                             const float* lse, const float* z, const float* of_lse,
+                                             const float* of_gap, const float* of_mean, float* parts, float* dq, float* dc) {
     const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w};
-    const Found f{lse, of_lse, of_mean, of_gap};
+    const Found f{lse, of_lse, of_mean, of_gap, z};
     of_mean ? backward<false>(t, f, parts, dq, dc) : backward<true>(t, f, parts, dq, dc);
 }

@@ -80,20 +80,22 @@ class _Sums(torch.autograd.Function):
         power = 0.0 if w is None else float(w.detach())
         ctx.given = num, n, planes, dim // planes, margin, delta, int(gaps), starts, skipped, int(weighted), power
         mean, mean_w, lse_w = of_w or (None, None, None)
-        _call("", queries, turned, *ctx.given, lse, gap, mean, mean_w, lse_w)
-        ctx.save_for_backward(queries, turned, lse, mean_w, lse_w)
+        # The largest model's scores, unless nobody will go back.
+        z = queries.new_empty(num, len(turned), _TILE) if any(ctx.needs_input_grad) else None
+        _call("", queries, turned, *ctx.given, lse, gap, mean, mean_w, lse_w, z)
+        ctx.save_for_backward(queries, turned, lse, mean_w, lse_w, z)
         ctx.shape = None if w is None else w.shape
         return (lse, gap) if mean is None else (lse, mean, gap)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        queries, turned, lse, mean_w, lse_w = ctx.saved_tensors
+        queries, turned, lse, mean_w, lse_w, z = ctx.saved_tensors
         of_lse, *of_mean, of_gap = (g.contiguous() for g in grads)
         parts = queries.new_empty(_SLABS, *queries.shape)
         of_queries, of_rows = torch.empty_like(queries), queries.new_empty(ctx.given[1], queries.shape[1])
         mean = of_mean[0] if of_mean else None
-        _call("pull", queries, turned, *ctx.given, lse, of_lse, of_gap, mean, parts, of_queries, of_rows)
+        _call("pull", queries, turned, *ctx.given, lse, z, of_lse, of_gap, mean, parts, of_queries, of_rows)
         slope = None if mean is None else (of_lse * lse_w + mean * mean_w).sum().reshape(ctx.shape)
         return of_queries, of_rows, slope, *[None] * 7
 

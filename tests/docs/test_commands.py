@@ -91,7 +91,7 @@ def test_make_and_benchmarks_that_are_not_run_are_there() -> None:
 # -- running --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("command", of_kind(Run), ids=str)
 def test_a_command_of_the_pages_does_what_it_says(
     command: Command, site: Site, record_property: Callable[[str, object], None]
@@ -105,6 +105,7 @@ def test_a_command_of_the_pages_does_what_it_says(
     assert "Traceback" not in outcome.said
 
 
+@pytest.mark.timeout(1800)
 def test_the_projection_of_the_page_is_what_the_model_says(site: Site) -> None:
     said = site.outcomes["python benchmarks/engine.py project"].said
     rows = [line for line in said.splitlines() if line.startswith("| 1")]
@@ -114,7 +115,7 @@ def test_the_projection_of_the_page_is_what_the_model_says(site: Site) -> None:
 SHOWN = [(page, code) for page in PAGES for code in blocks(text_of(page), "python") if "class Match" not in code]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("page", "code"), SHOWN, ids=[page for page, _ in SHOWN])
 def test_a_program_of_the_pages_runs(page: str, code: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     # The method in docs/models.md is run by tests/methods/test_own_method.py.
@@ -125,7 +126,7 @@ def test_a_program_of_the_pages_runs(page: str, code: str, site: Site, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("command", of_kind(Slow), ids=str)
 def test_a_long_command_of_the_pages_does_what_it_says(command: Command, site: Site) -> None:
     entry = how(command.text)
@@ -138,7 +139,7 @@ def test_a_long_command_of_the_pages_does_what_it_says(command: Command, site: S
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_demo_at_full_size_and_what_the_tutorial_does_with_it(tmp_path: Path) -> None:
     folder = build(tmp_path, small=False)
     page = "docs/tutorial.md"
