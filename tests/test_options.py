@@ -175,6 +175,7 @@ CASES: dict[str, Case] = {
         [None, (4.0, 1.0), (1.0, 4.0)], context=merge(MED, {"distill": {"dims": (4, 8), "dynamic": False}})
     ),
     "med.small_regulariser": Case([1.0, 4.0], context=merge(MED, {"regulariser": {"name": "n3", "weight": 0.5}})),
+    "med.sharpness": Case([0.0, 0.5], context=MED),
     "med.w": Case([0.5, 1.0], context=MED),
     "med.w1": Case([(0.25, 4.0), (0.999, 1.001)], "evaluators", context=FAST_MED),
     "med.w2": Case([(0.25, 4.0), (0.999, 1.001)], "evaluators", context=FAST_MED),

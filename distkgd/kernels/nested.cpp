@@ -57,10 +57,10 @@ INLINE void last_scores(const float* b, int64_t planes, int64_t stride, int64_t 
 
 }  // namespace
 
-// listwise: lse [planes, rows] of each model's scores. gap [planes, rows]: sum of Huber's loss of b_i (0 for i = 0), or
+// listwise: lse [planes, rows] of each model's scores times sharp [planes]. gap [planes, rows]: sum of Huber's loss of b_i (0 for i = 0), or
 // null.
 extern "C" void nested_listwise_float32(const float* b, int64_t planes, int64_t rows, int64_t n, float margin,
-                                        float delta, float* lse, float* gap) {
+                                        float delta, const float* sharp, float* lse, float* gap) {
 #pragma omp parallel
     {
         Space space(n);
@@ -80,10 +80,10 @@ extern "C" void nested_listwise_float32(const float* b, int64_t planes, int64_t 
                     top = maximum(top, sum);
                     if (gap && plane) Total::add(apart, sum > 0.5f * NEVER ? huber(x, V{} + delta) : V{});
                 }
-                const float most = largest(top);
+                const float most = largest(top), scale = sharp[plane];
                 Total odds;
-                for (int64_t i = 0; i < n; i += L) Total::add(odds, exponential2((load(z + i) - most) * LOG2E));
-                lse[at] = most + (float)std::log(odds.done());
+                for (int64_t i = 0; i < n; i += L) Total::add(odds, exponential2((load(z + i) - most) * (scale * LOG2E)));
+                lse[at] = scale * most + (float)std::log(odds.done());
                 if (gap) gap[at] = (float)apart.done();
             }
         }
@@ -92,7 +92,7 @@ extern "C" void nested_listwise_float32(const float* b, int64_t planes, int64_t 
 
 // out [planes, rows, n]: the gradient for b, given those for lse and gap [planes, rows].
 extern "C" void nested_listwise_pull_float32(const float* b, int64_t planes, int64_t rows, int64_t n, float margin,
-                                             float delta, const float* lse, const float* grad_lse,
+                                             float delta, const float* sharp, const float* lse, const float* grad_lse,
                                              const float* grad_gap, float* out) {
 #pragma omp parallel
     {
@@ -106,10 +106,11 @@ extern "C" void nested_listwise_pull_float32(const float* b, int64_t planes, int
             for (int64_t plane = planes - 1; plane >= 0; --plane) {
                 const int64_t at = plane * rows + row;
                 const Row mine{b + at * n, n, plane == 0};
-                const float shift = lse[at], g = grad_lse[at], slope = grad_gap && plane ? grad_gap[at] : 0.0f;
+                const float scale = sharp[plane], shift = lse[at], g = grad_lse[at] * scale;
+                const float slope = grad_gap && plane ? grad_gap[at] : 0.0f;
                 for (int64_t i = 0; i < n; i += L) {
                     const V x = Row::at(mine, i), score = load(z + i);
-                    const V sum = load(pulled + i) + exponential2((score - shift) * LOG2E) * g;
+                    const V sum = load(pulled + i) + exponential2((score * scale - shift) * LOG2E) * g;
                     store(z + i, score - x);
                     store(pulled + i, sum);
                     const V all = sum + huber_slope(x, V{} + delta) * slope;

@@ -18,12 +18,12 @@ def available(b: Tensor) -> bool:
     return scores_available(b) and library("nested") is not None
 
 
-def listwise(b: Tensor, margin: float, delta: float, gaps: bool) -> tuple[Tensor, Tensor]:
+def listwise(b: Tensor, margin: float, delta: float, gaps: bool, sharp: Tensor) -> tuple[Tensor, Tensor]:
     """[P, ...] each: log-sum-exp of each model's scores; sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`.
 
-    No second derivatives.
+    sharp: [P], 1 or more, what the scores are multiplied by in the former. No second derivatives.
     """
-    found: tuple[Tensor, Tensor] = _Listwise.apply(b, margin, delta, gaps)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor] = _Listwise.apply(b, margin, delta, gaps, sharp)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -41,23 +41,23 @@ def pointwise(
 
 class _Listwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, b: Tensor, margin: float, delta: float, gaps: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, b: Tensor, margin: float, delta: float, gaps: bool, sharp: Tensor) -> tuple[Tensor, Tensor]:
         lse, gap = b.new_empty(b.shape[:-1]), b.new_zeros(b.shape[:-1])
         ctx.numbers = [*_sizes(b), ctypes.c_float(margin), ctypes.c_float(delta)]
         ctx.gaps = gaps
-        _call("listwise", address(b), *ctx.numbers, address(lse), address(gap) if gaps else None)
-        ctx.save_for_backward(b, lse)
+        _call("listwise", address(b), *ctx.numbers, address(sharp), address(lse), address(gap) if gaps else None)
+        ctx.save_for_backward(b, lse, sharp)
         return lse, gap
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        b, lse = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        b, lse, sharp = ctx.saved_tensors
         lse_grad, gap_grad = (g.contiguous() for g in grads)
         out = torch.empty_like(b)
-        given = [address(lse), address(lse_grad), address(gap_grad) if ctx.gaps else None]
+        given = [address(sharp), address(lse), address(lse_grad), address(gap_grad) if ctx.gaps else None]
         _call("listwise_pull", address(b), *ctx.numbers, *given, address(out))
-        return out, None, None, None
+        return out, None, None, None, None
 
 
 class _Pointwise(torch.autograd.Function):

@@ -35,6 +35,7 @@ struct Task {
     const int64_t* skipped;  // candidates, ascending for each query
     int64_t weighted;        // as in nested.cpp, pointwise
     float w;
+    const float* sharp;  // [planes]: a model's logits are this times its scores; listwise
 
     int64_t dim() const { return planes * width; }
     const float* tile(int64_t i) const { return c + i * dim() * kTile; }
@@ -99,7 +100,7 @@ INLINE void take(const Task& t, int64_t p, const V (&x)[B], const float* most, f
         below[b] = load(z + b * L);
         s[b] = below[b] + x[b];
         store(z + b * L, s[b]);
-        if (listwise) logit[b] = s[b];
+        if (listwise) logit[b] = s[b] * t.sharp[p];
         else logit[b] = s[b] > 0.5f * NEVER ? (lower ? below[b] * t.w : V{}) : V{} + 2 * NEVER;
     }
     if (lower) rate = load(state + 4 * L), tilt = load(state + 5 * L);
@@ -201,14 +202,15 @@ INLINE void pull(const Task& t, const Found& f, int64_t at, int64_t p, const V (
                  int64_t part, V (&up)[B]) {
     float *z = work.z(i) + part, *most = work.most(i) + part, *pulled = work.pulled(i) + part;
     const bool lower = t.weighted && p, gaps = t.gaps && p;
-    const float lse = f.lse[at], shift = lse * LOG2E, g = listwise ? f.of_lse[at] : f.of_mean[at];
+    const float sharp = listwise ? t.sharp[p] : 1.0f;
+    const float lse = f.lse[at], shift = lse * LOG2E, g = listwise ? f.of_lse[at] * sharp : f.of_mean[at];
     const float even = listwise || lower ? 0.0f : std::exp(-std::max(lse, 0.0f));
     const float of_gap = gaps ? f.of_gap[at] : 0.0f;
     for (int b = 0; b < B; ++b) {
         const V s = load(z + b * L), below = s - x[b];
         V mine;
         if (listwise) {
-            mine = exponential2(s * LOG2E - shift) * g;
+            mine = exponential2(s * (sharp * LOG2E) - shift) * g;
         } else {
             V share = V{} + even;
             if (lower) share = exponential2(below * (t.w * LOG2E) - shift);
@@ -322,14 +324,14 @@ extern "C" void nested_products_turn_float32(const float* c, int64_t n, int64_t 
         }
 }
 
-// [planes, queries] each: lse of the scores, or where `mean` is not null of the weights of a mean softplus, as in
+// [planes, queries] each: lse of the scores times `sharp`, or where `mean` is not null of the weights of a mean softplus, as in
 // nested.cpp; gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`; mean_w, lse_w: slopes of the two in w; z
 // [queries, tiles, kTile], if not null: the largest model's scores.
 extern "C" void nested_products_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
                                         int64_t width, float margin, float delta, int64_t gaps, const int64_t* starts,
-                                        const int64_t* skipped, int64_t weighted, float w, float* lse, float* gap,
-                                        float* mean, float* mean_w, float* lse_w, float* z) {
-    const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w};
+                                        const int64_t* skipped, int64_t weighted, float w, const float* sharp,
+                                        float* lse, float* gap, float* mean, float* mean_w, float* lse_w, float* z) {
+    const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w, sharp};
     const Sums to{lse, gap, mean, mean_w, lse_w, z};
     mean ? forward<false>(t, to) : forward<true>(t, to);
 }
@@ -339,9 +341,9 @@ extern "C" void nested_products_float32(const float* q, const float* c, int64_t 
 extern "C" void nested_products_pull_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
                                              int64_t width, float margin, float delta, int64_t gaps,
                                              const int64_t* starts, const int64_t* skipped, int64_t weighted, float w,
-                                             const float* lse, const float* z, const float* of_lse,
+                                             const float* sharp, const float* lse, const float* z, const float* of_lse,
                                              const float* of_gap, const float* of_mean, float* parts, float* dq, float* dc) {
-    const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w};
+    const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w, sharp};
     const Found f{lse, of_lse, of_mean, of_gap, z};
     of_mean ? backward<false>(t, f, parts, dq, dc) : backward<true>(t, f, parts, dq, dc);
 }

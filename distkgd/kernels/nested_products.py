@@ -46,19 +46,25 @@ class Products:
         all_of_them = self.queries.new_full((len(self.queries),), len(self.rows))
         return all_of_them if starts is None else all_of_them - starts.diff()
 
-    def listwise(self, margin: float, delta: float, gaps: bool) -> tuple[Tensor, ...]:
+    def listwise(self, margin: float, delta: float, gaps: bool, sharp: Tensor) -> tuple[Tensor, ...]:
         """As `nested.listwise`: [P, Q] each."""
-        return self._found or self._sum(margin, delta, gaps, None)
+        return self._found or self._sum(margin, delta, gaps, None, sharp=sharp)
 
     def pointwise(self, margin: float, delta: float, gaps: bool, weighted: bool, w: Tensor) -> tuple[Tensor, ...]:
         """As `nested.pointwise`: [P, Q] each."""
         return self._found or self._sum(margin, delta, gaps, w, weighted)
 
     def _sum(
-        self, margin: float, delta: float, gaps: bool, w: Tensor | None, weighted: bool = False
+        self,
+        margin: float,
+        delta: float,
+        gaps: bool,
+        w: Tensor | None,
+        weighted: bool = False,
+        sharp: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         if len(self.rows):
-            given = self.planes, margin, delta, gaps, *self._skipped, weighted
+            given = self.planes, margin, delta, gaps, *self._skipped, weighted, sharp
             self._found = _Sums.apply(self.queries, self.rows, w, *given)  # type: ignore[no-untyped-call]
         else:
             # Sums, not constants: a rank without candidates has to take part in the exchanges of backward.
@@ -72,13 +78,14 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, rows: Tensor, w: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-        planes, margin, delta, gaps, starts, skipped, weighted = given
+        planes, margin, delta, gaps, starts, skipped, weighted, sharp = given
         (num, dim), n = queries.shape, len(rows)
         turned = rows.new_empty(-(-n // _TILE), dim, _TILE)
         _call("turn", rows, n, dim, turned)
         lse, gap, *of_w = queries.new_empty(2 if w is None else 5, planes, num)
         power = 0.0 if w is None else float(w.detach())
-        ctx.given = num, n, planes, dim // planes, margin, delta, int(gaps), starts, skipped, int(weighted), power
+        sizes = num, n, planes, dim // planes
+        ctx.given = *sizes, margin, delta, int(gaps), starts, skipped, int(weighted), power, sharp
         mean, mean_w, lse_w = of_w or (None, None, None)
         # The largest model's scores, unless nobody will go back.
         z = queries.new_empty(num, len(turned), _TILE) if any(ctx.needs_input_grad) else None
@@ -97,7 +104,7 @@ class _Sums(torch.autograd.Function):
         mean = of_mean[0] if of_mean else None
         _call("pull", queries, turned, *ctx.given, lse, z, of_lse, of_gap, mean, parts, of_queries, of_rows)
         slope = None if mean is None else (of_lse * lse_w + mean * mean_w).sum().reshape(ctx.shape)
-        return of_queries, of_rows, slope, *[None] * 7
+        return of_queries, of_rows, slope, *[None] * 8
 
 
 def _call(what: str, *arguments: Tensor | int | float | None) -> None:

@@ -14,6 +14,8 @@ Differs from the paper:
   to minus infinity; so it can only move weight from one sub-model to another.
 - w1, w2, w3 stay within bounds: low + (high - low) sigmoid(u), and u learns.
 - In place of MED[DLW] the sub-models' weights can be given (`weights`).
+- A sub-model may have sharper logits than its scores (`sharpness`): where few columns have to make a whole model's
+  logits, they grow until those added to them find nothing left to learn. No crop's ranks change by it.
 - The paper names no regulariser. Every sub-model has its own here, times its weight as its loss is: a column is
   regularised with the weights of all sub-models that have it (DURA's queries are those of the whole model). Small ones
   can be regularised more (`small_regulariser`).
@@ -40,7 +42,7 @@ from distkgd.losses import Travel, huber
 from distkgd.methods.base import Curve, Method, Update
 from distkgd.scenes import Scene
 from distkgd.scorers import Scorer, build_scorer
-from distkgd.settings import Frozen, Positive, Rate, Real
+from distkgd.settings import Frozen, Positive, Rate, Real, Weight
 
 if TYPE_CHECKING:
     from distkgd.config import StageConfig
@@ -70,6 +72,8 @@ class MedConfig(Frozen):
     weights: of the sub-models, in place of the dynamic ones, which have to be off; only their ratios count. A column
         mostly serves the sub-models whose weights are the largest among those that have it.
     small_regulariser: what the regulariser of a sub-model of hardly a dim weighs beside the largest's; linear between.
+    sharpness: p in the factor (D / d)^p of the logits of a sub-model of d of D numbers, and of its regulariser, as if
+        its columns had grown instead; 0: all alike, as in the paper. Loss softmax only.
     w1, w2, w3: bounds of the learned exponents, for positives, negatives and dims; w: where they start, if it is within
         the bounds, or else in their middle. Below 0 w3 gives small sub-models more weight than large ones.
     evaluator_lr: how fast they learn.
@@ -85,6 +89,7 @@ class MedConfig(Frozen):
     dynamic: bool = True
     weights: tuple[Rate, ...] | None = None
     small_regulariser: Rate = 1.0
+    sharpness: Weight = 0.0
     w: Real = 1.0
     w1: tuple[Real, Real] = (0.25, 4.0)
     w2: tuple[Real, Real] = (0.25, 4.0)
@@ -132,7 +137,8 @@ class Med(Method[MedConfig]):
         self._low, self._span, self.u = (x.to(relation) for x in (low, high - low, place))
         shares = [dim / self.dims[-1] for dim in self.dims]
         self._shares = torch.tensor(shares, device=relation.device, dtype=relation.dtype)
-        more = 1.0 + (self.settings.small_regulariser - 1.0) * (1.0 - self._shares)
+        self.sharp = self._shares**-self.settings.sharpness
+        more = (1.0 + (self.settings.small_regulariser - 1.0) * (1.0 - self._shares)) * self.sharp
         self._regularised = [x.to(relation) * more.unsqueeze(1) for x in self.crops.members()]
 
     @classmethod
@@ -152,6 +158,10 @@ class Med(Method[MedConfig]):
         if stage.loss.name == "margin":
             raise UnsupportedError(
                 "med weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
+            )
+        if how.sharpness and stage.loss.name != "softmax":
+            raise UnsupportedError(
+                f"distill.sharpness: {how.sharpness} is of loss softmax, not of {stage.loss.name}; set it to 0"
             )
         if stage.loss.label_smoothing or stage.negatives.labels == "known":
             raise ValueError("med has no label_smoothing and no labels: known; set them to 0 and one")
@@ -263,7 +273,8 @@ class Med(Method[MedConfig]):
         mine = scores.T, positives.T, dynamic.unsqueeze(1).expand_as(scores).T
 
         def listed(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
-            loss = torch.logaddexp(scores.T, got["lse"]) - scores.T
+            logits = scores.T * self.sharp.unsqueeze(1)
+            loss = torch.logaddexp(logits, got["lse"]) - logits
             return (dynamic.T * positives.T * loss).sum(0)
 
         def averaged(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
@@ -300,7 +311,7 @@ class _Sums:
         method, count = self.method, Sum(present(contributions[0].detach()))
         together = self._together(contributions, *w2)
         if method.listwise:
-            return {"lse": LogSumExp(together[0] if together else method.crops.scores(contributions))}
+            return {"lse": LogSumExp(together[0] if together else self._logits(contributions))}
         if together:
             return {"mean": SoftmaxMean(together[0], together[1]), "count": count}
         z = method.crops.scores(contributions)
@@ -322,7 +333,14 @@ class _Sums:
         # [P, Q] each: lse, mean unless listwise, gap.
         method, how = self.method, self.method.settings
         given = method.student.scorer.margin, how.mutual_delta, how.mutual
-        return products.listwise(*given) if method.listwise else products.pointwise(*given, how.evolution, *w2)
+        if method.listwise:
+            return products.listwise(*given, method.sharp)
+        return products.pointwise(*given, how.evolution, *w2)
+
+    def _logits(self, contributions: Tensor) -> Tensor:
+        # [P, ..., Q, n] of listwise losses.
+        scores = self.method.crops.scores(contributions)
+        return scores * self.method.sharp.reshape(-1, *[1] * (scores.dim() - 1))
 
     def _together(self, contributions: Tensor, *w2: Tensor) -> tuple[Tensor, ...]:
         # [P, ..., Q, 1] each: what the kernel summed, or nothing where it cannot.
@@ -332,7 +350,10 @@ class _Sums:
             return ()
         if self._of is None or self._of[0] is not contributions:
             given = contributions, method.student.scorer.margin, how.mutual_delta, how.mutual
-            found = nested.listwise(*given) if method.listwise else nested.pointwise(*given, how.evolution, *w2)
+            if method.listwise:
+                found: tuple[Tensor, ...] = nested.listwise(*given, method.sharp)
+            else:
+                found = nested.pointwise(*given, how.evolution, *w2)
             gap = found[-1][1:] if how.mutual else found[-1]
             self._of = contributions, tuple(x.unsqueeze(-1) for x in (*found[:-1], gap))
         return self._of[1]

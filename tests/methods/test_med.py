@@ -92,6 +92,7 @@ def naive_evolution(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: 
         pos = odd / sum(odds) * len(queries)
         z, others = model.own(query), model.others(query)
         if loss == "softmax":
+            z, others = ((how.dims[-1] / how.dims[i]) ** how.sharpness * x for x in (z, others))
             terms.append(pos * (torch.log(torch.exp(z) + torch.exp(others).sum()) - z))
             continue
         neg = torch.ones_like(others)
@@ -172,6 +173,13 @@ def test_the_sub_models_weights_can_be_given(loss: str) -> None:
     compare("complex", True, "batch", loss, options(dynamic=False, weights=(3.0, 0.5, 1.5)))
 
 
+@EVERY_REGIME
+def test_small_sub_models_may_have_sharper_logits(regime: str) -> None:
+    compare("complex", True, regime, "softmax", options(sharpness=0.7))
+    compare("transe", False, regime, "softmax", options(dims=(2, 4, 6, 8), sharpness=0.7), margin=3.0)
+    compare("pairre", False, regime, "softmax", options(sharpness=0.7), margin=3.0)
+
+
 @pytest.mark.parametrize("loss", ["softmax", "softplus"])
 @pytest.mark.parametrize("regime", ["all", "chunk", "triple"])
 @pytest.mark.parametrize("reciprocal", [True, False])
@@ -196,12 +204,12 @@ def test_the_scores_themselves_can_weigh_the_positives(loss: str) -> None:
     compare("complex", False, "all", loss, options(positives="score"))
 
 
-@pytest.mark.parametrize("small", [1.0, 5.0])
+@pytest.mark.parametrize(("small", "sharpness"), [(1.0, 0.0), (5.0, 0.0), (5.0, 0.5)])
 @pytest.mark.parametrize("name", ["n2", "n3", "dura"])
-def test_every_sub_model_has_its_own_regulariser(name: str, small: float) -> None:
+def test_every_sub_model_has_its_own_regulariser(name: str, small: float, sharpness: float) -> None:
     model, how, scenes = (
         toy_model(GRAPH, "complex", 8),
-        options(small_regulariser=small),
+        options(small_regulariser=small, sharpness=sharpness),
         toy_scenes(GRAPH, kind="batch"),
     )
     method = Med(model, settings(regulariser=name, weight=0.3), [], how)
@@ -210,6 +218,7 @@ def test_every_sub_model_has_its_own_regulariser(name: str, small: float) -> Non
     models = [Cropped(naive, dim) for dim in how.dims]
     shares = torch.tensor(how.dims) / how.dims[-1]
     factors = torch.softmax(method.w[2].detach() * shares, 0) * len(how.dims) * (small + (1 - small) * shares)
+    factors *= shares**-sharpness
     alone = [sum(naive_penalty(name, one, query, 0.3, 0.3) for query in queries) / len(queries) for one in models]
     expected = sum(factor * one for factor, one in zip(factors, alone, strict=True))
     torch.testing.assert_close(update.terms[name], expected, rtol=1e-6, atol=0)
@@ -294,6 +303,8 @@ def test_products_that_are_never_made_have_the_losses_and_gradients_of_those_tha
     exact["student"]["distill"]["dims"] = [2, 4, 6, 8]  # of equal width
     if switched_off:
         exact["student"]["distill"] |= {switched_off: False}
+    if loss == "softmax":
+        exact["student"]["distill"] |= {"sharpness": 0.6}
     for blocks in ("whole", "queries", "candidates"):
         made = one_step(Ranks(), exact, blocks)
         with patch.object(nested_products, "_call", wraps=nested_products._call) as calls:
@@ -330,6 +341,8 @@ def test_the_kernel_does_in_float32_what_plain_torch_does_in_float64(regime: str
     exact = plain_sgd(loss, regime, scorer="transe", margin=3.0)
     if switched_off:
         exact["student"]["distill"] |= {switched_off: False}
+    if loss == "softmax":
+        exact["student"]["distill"] |= {"sharpness": 0.6}
     if not nested.available(torch.zeros(1, 1, 1)):
         pytest.skip("no C++ compiler here")
     for blocks in ("whole", "queries", "candidates"):
@@ -341,6 +354,12 @@ def test_the_kernel_does_in_float32_what_plain_torch_does_in_float64(regime: str
         assert fast["losses"] == pytest.approx(slow["losses"], rel=1e-5)
         for name in ("entity", "relation", "u"):
             torch.testing.assert_close(fast[name].double(), slow[name], rtol=1e-3, atol=1e-4)
+
+
+def test_sharper_logits_are_of_a_softmax() -> None:
+    stage: dict[str, Any] = {"dim": 8, "method": "med", "loss": {"name": "softplus"}}
+    with pytest.raises(ConfigError, match=r"distill\.sharpness: 0\.5 is of loss softmax, not of softplus; set it to 0"):
+        parse_config({"student": stage | {"distill": {"sharpness": 0.5}}}, "test")
 
 
 def test_weights_are_one_for_each_sub_model_and_not_dynamic() -> None:
