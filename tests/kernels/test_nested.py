@@ -82,7 +82,7 @@ def test_means_under_the_weights_of_the_model_before(weighted: bool, n: int) -> 
 
 def test_without_gaps_nothing_of_them_is_in_the_gradient() -> None:
     case = Case(40)
-    lse, gap = nested.listwise(case.b, MARGIN, DELTA, False)
+    lse, gap = nested.listwise(case.b, MARGIN, DELTA, False, torch.ones(5))
     assert not gap.any()
     case.same_gradients([lse, gap], [torch.logsumexp(case.z, -1), 0.0 * case.gap])
 
@@ -90,7 +90,7 @@ def test_without_gaps_nothing_of_them_is_in_the_gradient() -> None:
 def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     b = torch.tensor([[500.0, -500.0, 0.0], [-400.0, 300.0, 80.0]]).unsqueeze(1)
     z = b.double().cumsum(0)
-    lse, _ = nested.listwise(b, 0.0, DELTA, True)
+    lse, _ = nested.listwise(b, 0.0, DELTA, True, torch.ones(2))
     close(lse, torch.logsumexp(z, -1))
     lse, mean, _ = nested.pointwise(b, 0.0, DELTA, True, True, torch.tensor(2.0))
     close(lse[1], torch.logsumexp(2.0 * z[0], -1))
