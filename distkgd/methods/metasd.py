@@ -12,6 +12,7 @@ Differs from the paper:
 - Eq. 5 is meant at theta'_S, and Eq. 10's cross-entropy is T's own, as Eq. 8 has it.
 - KL divergences are of softmaxes at a temperature, times its square; both directions may be weighed.
 - The regulariser joins L_S and L_T. Relation prediction (Chen et al. 2021) joins the cross-entropies of Eq. 7 and 11.
+- The quiz set may be drawn anew for every pass over the training triples (`quiz_set`), so that none is lost for good.
 - What is validated and saved is pruned anew, at the final rate: it is what would be served.
 Differs from the authors' code:
 - It ranks masked queries against unmasked candidates; here both sides are pruned. It selects on test, we on valid.
