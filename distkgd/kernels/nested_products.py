@@ -48,24 +48,16 @@ class Products:
 
     def listwise(self, margin: float, delta: float, gaps: bool, sharp: Tensor) -> tuple[Tensor, ...]:
         """As `nested.listwise`: [P, Q] each."""
-        return self._found or self._sum(margin, delta, gaps, None, sharp=sharp)
+        return self._found or self._sum(None, margin, delta, gaps, False, sharp)
 
     def pointwise(self, margin: float, delta: float, gaps: bool, weighted: bool, w: Tensor) -> tuple[Tensor, ...]:
         """As `nested.pointwise`: [P, Q] each."""
-        return self._found or self._sum(margin, delta, gaps, w, weighted)
+        return self._found or self._sum(w, margin, delta, gaps, weighted, None)
 
-    def _sum(
-        self,
-        margin: float,
-        delta: float,
-        gaps: bool,
-        w: Tensor | None,
-        weighted: bool = False,
-        sharp: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
+    def _sum(self, w: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
         if len(self.rows):
-            given = self.planes, margin, delta, gaps, *self._skipped, weighted, sharp
-            self._found = _Sums.apply(self.queries, self.rows, w, *given)  # type: ignore[no-untyped-call]
+            where = self.planes, *self._skipped
+            self._found = _Sums.apply(self.queries, self.rows, w, *where, *given)  # type: ignore[no-untyped-call]
         else:
             # Sums, not constants: a rank without candidates has to take part in the exchanges of backward.
             nothing = (0.0 * self.queries.sum(1) + 0.0 * self.rows.sum()).expand(self.planes, -1)
@@ -78,7 +70,7 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, rows: Tensor, w: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-        planes, margin, delta, gaps, starts, skipped, weighted, sharp = given
+        planes, starts, skipped, margin, delta, gaps, weighted, sharp = given
         (num, dim), n = queries.shape, len(rows)
         turned = rows.new_empty(-(-n // _TILE), dim, _TILE)
         _call("turn", rows, n, dim, turned)

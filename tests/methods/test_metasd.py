@@ -28,6 +28,7 @@ from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 
 GRAPH = toy_graph(entities=15, relations=3, triples=150)
+TRIPLES = {tuple(t) for t in GRAPH.train.tolist()}
 REGIMES: dict[str, dict[str, Any]] = {
     "all": {"kind": "all"},
     "filtered": {"kind": "all", "filtered": True},
@@ -403,9 +404,6 @@ def triples_of(scenes: SceneBuilder, steps: int) -> set[tuple[int, ...]]:
     return {tuple(t) for step in range(steps) for t in scenes.sampler.batch(step).triples.tolist()}
 
 
-EVERYTHING = {tuple(t) for t in GRAPH.train.tolist()}
-
-
 @pytest.mark.parametrize("quiz_set", ["fixed", "anew"])
 def test_the_quiz_set_is_drawn_by_seed_and_held_out_of_the_pass(quiz_set: str) -> None:
     drawn = []
@@ -413,9 +411,9 @@ def test_the_quiz_set_is_drawn_by_seed_and_held_out_of_the_pass(quiz_set: str) -
         job = job_of(config_of(distill={"quiz_set": quiz_set}) | {"seed": seed})
         (quiz,) = (one.scenes for one in method_of(job).further_scenes())
         assert quiz.sampler.batch_size == 6
-        per_pass = (len(EVERYTHING) - -(-len(EVERYTHING) // 5)) // 8
+        per_pass = (len(TRIPLES) - -(-len(TRIPLES) // 5)) // 8
         held, trained = triples_of(quiz, per_pass), triples_of(job.scenes, per_pass)
-        assert len(held) == -(-len(EVERYTHING) // 5) and not held & trained
+        assert len(held) == -(-len(TRIPLES) // 5) and not held & trained
         drawn.append(held)
     assert drawn[0] == drawn[1] != drawn[2]
     first = {tuple(t) for t in GRAPH.train[: len(drawn[0])].tolist()}
@@ -427,11 +425,11 @@ def test_a_fixed_quiz_set_is_never_trained_on_and_one_drawn_anew_loses_no_triple
         job = job_of(config_of(distill={"quiz_set": quiz_set}))
         (quiz,) = (one.scenes for one in method_of(job).further_scenes())
         held, trained = triples_of(quiz, 90), triples_of(job.scenes, 90)  # six passes
-        share = -(-len(EVERYTHING) // 5)
+        share = -(-len(TRIPLES) // 5)
         if quiz_set == "fixed":
-            assert len(held) == share and trained == EVERYTHING - held
+            assert len(held) == share and trained == TRIPLES - held
         else:
-            assert len(held) > 2 * share and trained == EVERYTHING
+            assert len(held) > 2 * share and trained == TRIPLES
 
 
 def test_without_meta_all_triples_are_trained_on() -> None:
