@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import typer
 from foundation import ROOT, save
+from tables import interval, key
 
 from distkgd.bench.jobs import bare_job, random_triples
 from distkgd.bench.machine import status_bytes
@@ -67,27 +68,36 @@ def step(repeats: int = 7, threads: int = 2, only: str = "") -> None:
 
 @app.command()
 def curve(table: str) -> None:
-    """Test MRR of each dim, and each trial's training seconds, those of all direct models together."""
-    runs = json.loads((ROOT / f"benchmarks/results/table_{table}.json").read_text(encoding="utf-8"))
-    arms = runs["arms"]
-    direct = {row["dim"]: row["test_mrr"][0] for name, row in arms.items() if name.startswith("direct")}
-    largest = arms["direct"]
-    crops = {int(dim): row["mrr"] for dim, row in largest["curve"][0]["test"].items()}
-    crops[largest["dim"]] = direct[largest["dim"]]
-    print("| dim | sub-model | crop of a plain model | trained directly |\n|---|---|---|---|")
-    for name, row in arms["med"]["curve"][0]["test"].items():
-        dim = int(name)
-        print(f"| {dim} | {row['mrr']:.4f} | {crops[dim]:.4f} | {direct[dim]:.4f} |")
-    for trial in range(runs["trials"]):
-        seconds = {
-            name: sum(stage["train_seconds"] for stage in run["stages"])
-            for name, run in runs["runs"].items()
-            if name.endswith(f" {trial} {runs['seeds'][0]}")
-        }
-        croppable = seconds.pop(f"med {trial} {runs['seeds'][0]}")
-        singly = sum(seconds.values())
-        said = f"croppable {croppable:.0f} s, all direct ones {singly:.0f} s: {croppable / singly:.2f}"
-        print(f"trial {trial}, training: {said}")
+    """Test MRR of each dim, means over the seeds; and training seconds, those of all direct models together."""
+    content = json.loads((ROOT / f"benchmarks/results/table_{table}.json").read_text(encoding="utf-8"))
+    arms, seeds, runs = content["arms"], content["seeds"], content["runs"]
+    direct = {row["dim"]: row["test_mrr"] for name, row in arms.items() if name.startswith("direct")}
+    sub_models, crops = by_dim(arms["med"]), by_dim(arms["direct"])
+    crops[arms["direct"]["dim"]] = arms["direct"]["test_mrr"]
+    print(
+        "| dim | sub-model | crop of a plain model | trained directly | gain over direct (95%) |\n|---|---|---|---|---|"
+    )
+    for dim, found in sub_models.items():
+        gain = interval([mine - theirs for mine, theirs in zip(found, direct[dim], strict=True)])
+        said = f"{gain['mean']:+.4f}" + (f" ({gain['low']:+.4f} … {gain['high']:+.4f})" if "low" in gain else "")
+        means = " | ".join(f"{statistics.mean(x):.4f}" for x in (found, crops[dim], direct[dim]))
+        print(f"| {dim} | {means} | {said} |")
+
+    def seconds(arm: str, trial: int, seed: int) -> float:
+        return float(sum(stage["train_seconds"] for stage in runs[key(arm, trial, seed)]["stages"]))
+
+    rounds = {f"trial {n}, seed {seeds[0]}": (dict.fromkeys(arms, n), seeds[0]) for n in range(content["trials"])}
+    chosen = {name: row["trial"] for name, row in arms.items()}
+    rounds |= {f"chosen trials, seed {seed}": (chosen, seed) for seed in seeds[1:]}
+    for name, (trials, seed) in rounds.items():
+        croppable, *singly = (seconds(arm, trials[arm], seed) for arm in sorted(arms, key=lambda arm: arm != "med"))
+        said = f"croppable {croppable:.0f} s, all direct ones {sum(singly):.0f} s: {croppable / sum(singly):.3f}"
+        print(f"{name}, training: {said}")
+
+
+def by_dim(row: dict[str, Any]) -> dict[int, list[float]]:
+    """{dim: test MRR for each seed} of an arm with a curve."""
+    return {int(dim): [one["test"][dim]["mrr"] for one in row["curve"]] for dim in row["curve"][0]["test"]}
 
 
 @app.command()
