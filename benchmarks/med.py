@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import typer
 from foundation import ROOT, save
-from tables import interval, key
+from tables import interval, key, spelled_out
 
 from distkgd.bench.jobs import bare_job, random_triples
 from distkgd.bench.machine import status_bytes
@@ -79,9 +79,8 @@ def curve(table: str) -> None:
     )
     for dim, found in sub_models.items():
         gain = interval([mine - theirs for mine, theirs in zip(found, direct[dim], strict=True)])
-        said = f"{gain['mean']:+.4f}" + (f" ({gain['low']:+.4f} … {gain['high']:+.4f})" if "low" in gain else "")
         means = " | ".join(f"{statistics.mean(x):.4f}" for x in (found, crops[dim], direct[dim]))
-        print(f"| {dim} | {means} | {said} |")
+        print(f"| {dim} | {means} | {spelled_out(gain)} |")
 
     def seconds(arm: str, trial: int, seed: int) -> float:
         return float(sum(stage["train_seconds"] for stage in runs[key(arm, trial, seed)]["stages"]))

@@ -201,10 +201,8 @@ class Table:
             names = ("valid_mrr", "test_mrr", "test_hits_at_1", "test_hits_at_10", "seconds", "bytes")
             valid, test, one, ten, seconds, size = (statistics.mean(row[name]) for name in names)
             spread = f"{statistics.stdev(row['test_mrr']):.4f}" if len(self.seeds) > 1 else ""
-            gain = row.get("test_gain")
-            said = f"{gain['mean']:+.4f}" if gain else ""
-            said += f" ({gain['low']:+.4f} … {gain['high']:+.4f})" if gain and "low" in gain else ""
-            cells = [arm, f"{size:,.0f}", f"{valid:.4f}", f"{test:.4f}", spread, said]
+            gain = spelled_out(row["test_gain"]) if "test_gain" in row else ""
+            cells = [arm, f"{size:,.0f}", f"{valid:.4f}", f"{test:.4f}", spread, gain]
             cells += [f"{one:.4f}", f"{ten:.4f}", f"{seconds:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
@@ -231,6 +229,11 @@ def interval(differences: list[float]) -> dict[str, float]:
         return {"mean": mean}
     half = T_95[n] * statistics.stdev(differences) / n**0.5
     return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def spelled_out(gain: Mapping[str, float]) -> str:
+    """An `interval` for a table."""
+    return f"{gain['mean']:+.4f}" + (f" ({gain['low']:+.4f} … {gain['high']:+.4f})" if "low" in gain else "")
 
 
 @cache
