@@ -67,18 +67,18 @@ CASES = [(m, o, r) for m, variants in METHOD_OPTIONS.items() for o in variants f
 )
 def test_any_number_of_ranks_trains_the_same_rows_in_float64(method: str, options: dict[str, Any], regime: str) -> None:
     config = {"dtype": "float64", "student": student(method, options, REGIMES[regime])}
-    one = run_on_ranks(1, train_some, config=config, steps=20)
+    one = run_on_ranks(1, train_some, config=config, steps=14)
     for world in (2, 3):
-        assert_same(one, run_on_ranks(world, train_some, config=config, steps=20), rows=1e-9, losses=1e-9)
+        assert_same(one, run_on_ranks(world, train_some, config=config, steps=14), rows=1e-9, losses=1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("regime", ["triple", "all"])
 def test_any_number_of_ranks_has_the_same_losses_in_float32(method: str, regime: str) -> None:
     config = {"student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime])}
-    one = run_on_ranks(1, train_some, config=config, steps=20)
+    one = run_on_ranks(1, train_some, config=config, steps=14)
     for world in (2, 3):
-        many = run_on_ranks(world, train_some, config=config, steps=20)
+        many = run_on_ranks(world, train_some, config=config, steps=14)
         assert_same(one, many, rows=1e-3, losses=1e-4)
         for rank in many:
             assert rank["valid"] == pytest.approx(one[0]["valid"], abs=2e-3, rel=2e-3)
