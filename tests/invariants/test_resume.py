@@ -301,18 +301,16 @@ def killed_and_resumed(config: Path, folder: Path, cwd: Path, world: int, seed: 
     generator = random.Random(seed)
     arguments: list[str | Path] = [config, "--out", folder, "--resume"]
     process = start(arguments, cwd, world)
-    stage, step = folder / "stages" / ("teacher" if seed % 2 else "student"), generator.randrange(5, 30)
+    stage, step = folder / "stages" / ("teacher" if seed % 2 else "student"), generator.randrange(5, 60)
     wait_for(process, cwd, lambda: (steps_saved(stage) or [0])[-1] >= step)
     # Anywhere in a step, in a validation or in the writing of the next checkpoint.
     with suppress(subprocess.TimeoutExpired):
         process.wait(generator.random() * 0.05)
     kill_all(process)
     assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
-    # On a busy machine it may have trained to its end meanwhile, and has nothing to resume.
-    newest = read_meta(stage / "checkpoint" / train.step_name(list_steps(stage / "checkpoint")[-1]))
     code, output = distil(arguments, cwd, world)
     assert code == 0, output
-    assert newest["meta"]["progress"]["done"] or "resumed at step" in output
+    assert "resumed at step" in output
     assert "Traceback" not in output
 
 
@@ -324,7 +322,8 @@ CASES = [(1, [0]), (2, [1]), *(pytest.param(world, [2, 3, 4, 5], marks=SLOW) for
 def test_a_run_killed_at_any_moment_and_resumed_writes_the_same_bytes(
     world: int, seeds: list[int], data: Path, tmp_path: Path
 ) -> None:
-    config = taught(tmp_path / "config.yaml", data, epochs=18)
+    # Long enough that neither stage ends between the step that was drawn and the kill, whatever else is at work.
+    config = taught(tmp_path / "config.yaml", data, epochs=36)
     whole = tmp_path / "whole"
     code, output = distil([config, "--out", whole], tmp_path, world)
     assert code == 0, output
