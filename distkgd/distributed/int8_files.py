@@ -23,9 +23,9 @@ LARGEST = 127
 def quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
     """([n] float32 scales, [n, dim] int8) of coordinates [n, dim]; a row of zeros has scale 0."""
     rows = rows.float()
-    scale = rows.abs().amax(1) / LARGEST
-    whole = (rows / torch.where(scale > 0, scale, 1.0).unsqueeze(1)).round().clamp(-LARGEST, LARGEST)
-    return scale, whole.to(torch.int8)
+    scale = torch.linalg.vector_norm(rows, torch.inf, 1) / LARGEST
+    whole = rows / torch.where(scale > 0, scale, 1.0).unsqueeze(1)
+    return scale, whole.round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
 
 
 def write_int8(path: Path, blocks: Blocks, num: int, biases: int, dim: int) -> int:

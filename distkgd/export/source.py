@@ -77,14 +77,15 @@ class Table:
         """[k, columns] all rows in order, a few megabytes at a time."""
         dtype = DTYPE_OF[self.tag]
         for part in self.parts:
-            rest, row_bytes = b"", math.prod(part.shape[1:]) * dtype.itemsize
+            data, row_bytes = bytearray(), math.prod(part.shape[1:]) * dtype.itemsize
             for piece in part.pieces():
-                data = rest + piece
-                whole = len(data) // row_bytes * row_bytes
-                rest = data[whole:]
-                if whole:
-                    rows = torch.frombuffer(bytearray(data[:whole]), dtype=dtype).reshape(-1, part.shape[1])
+                data += piece
+                num = len(data) // row_bytes
+                rest = data[num * row_bytes :]
+                if num:
+                    rows = torch.frombuffer(data, dtype=dtype, count=num * part.shape[1]).reshape(num, -1)
                     yield rows if self.columns is None else rows[:, self.columns]
+                data = rest
 
     def crop(self, columns: Tensor) -> "Table":
         """The same rows of some columns ([k] int64)."""
