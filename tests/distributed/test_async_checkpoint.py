@@ -83,7 +83,7 @@ def test_what_changes_after_save_has_returned_is_not_in_the_checkpoint(
 
 
 def test_wait_tells_each_checkpoint_once(tmp_path: Path) -> None:
-    writer = Writer(tmp_path, Alone())
+    writer = Writer(tmp_path, Alone(), keep=3)
     assert writer.wait() is None
     writer.save(1, small(1.0))
     assert writer.wait() == tmp_path / "step_0000000001"

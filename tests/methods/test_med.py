@@ -66,6 +66,19 @@ class Cropped(NaiveModel):
         self.reciprocal, self.num_relations = whole.reciprocal, whole.num_relations
         self.entity = whole.entity[:, : self.scorer.entity_size]
         self.relation = whole.relation[:, whole.scorer.crop_columns(dim)]
+        self.scored: dict[int, Tensor] = {}
+
+    def all_scores(self, asked: Asked) -> Tensor:
+        """[1 + n]: of the query's own answer and of its negatives; kept, since several terms want them."""
+        if id(asked) not in self.scored:
+            self.scored[id(asked)] = self.scores(asked, [asked.answer, *asked.negatives])
+        return self.scored[id(asked)]
+
+    def own(self, asked: Asked) -> Tensor:
+        return self.all_scores(asked)[0]
+
+    def others(self, asked: Asked) -> Tensor:
+        return self.all_scores(asked)[1:]
 
     def scores(self, asked: Asked, entities: Any) -> Tensor:
         """[n]: the scorer's own formula of whole triples, so that every scorer has an oracle."""
@@ -79,17 +92,19 @@ def naive_huber(gap: Tensor, delta: float) -> Tensor:
     return torch.where(gap.abs() <= delta, gap * gap / 2, delta * (gap.abs() - delta / 2))
 
 
-def naive_evolution(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: Tensor, loss: str, i: int) -> Tensor:
+def naive_evolution(
+    models: list[Cropped], queries: list[Asked], how: MedConfig, w: Tensor, loss: str, i: int
+) -> Tensor:
     """[]: L_EI of sub-model i, spelled out."""
-    model = Cropped(whole, how.dims[i])
-    lower = Cropped(whole, how.dims[i - 1]) if i and how.evolution else None
+    model = models[i]
+    lower = models[i - 1] if i and how.evolution else None
     odds = [torch.ones((), dtype=torch.float64) for _ in queries]
     if lower is not None:
         seen = [lower.own(query).detach() for query in queries]
         odds = [torch.exp(-w[0] * (torch.sigmoid(s) if how.positives == "sigmoid" else s)) for s in seen]
-    terms = []
+    terms, mean = [], sum(odds) / len(queries)
     for query, odd in zip(queries, odds, strict=True):
-        pos = odd / sum(odds) * len(queries)
+        pos = odd / mean
         z, others = model.own(query), model.others(query)
         if loss == "softmax":
             z, others = ((how.dims[-1] / how.dims[i]) ** how.sharpness * x for x in (z, others))
@@ -105,9 +120,9 @@ def naive_evolution(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: 
     return sum(terms) / len(queries)
 
 
-def naive_mutual(whole: NaiveModel, queries: list[Asked], how: MedConfig, i: int) -> Tensor:
+def naive_mutual(models: list[Cropped], queries: list[Asked], how: MedConfig, i: int) -> Tensor:
     """[]: L_ML of sub-models i - 1 and i."""
-    model, below = Cropped(whole, how.dims[i]), Cropped(whole, how.dims[i - 1])
+    model, below = models[i], models[i - 1]
     gaps = []
     for query in queries:
         gap = naive_huber(model.own(query) - below.own(query), how.mutual_delta)
@@ -119,12 +134,12 @@ def naive_mutual(whole: NaiveModel, queries: list[Asked], how: MedConfig, i: int
 
 def naive_terms(whole: NaiveModel, queries: list[Asked], how: MedConfig, w: Tensor, loss: str) -> dict[str, Tensor]:
     """{name: term}: MED's loss."""
-    n = len(how.dims)
+    n, models = len(how.dims), [Cropped(whole, dim) for dim in how.dims]
     factors = [torch.exp(w[2] * dim / how.dims[-1]) if how.dynamic else torch.ones(()) for dim in how.dims]
     factors = [torch.tensor(x, dtype=torch.float64) for x in how.weights] if how.weights else factors
-    losses = [naive_evolution(whole, queries, how, w, loss, i) for i in range(n)]
+    losses = [naive_evolution(models, queries, how, w, loss, i) for i in range(n)]
     found = {"evolution": sum(f * x for f, x in zip(factors, losses, strict=True)) / (sum(factors) / n)}
-    return found | ({"mutual": sum(naive_mutual(whole, queries, how, i) for i in range(1, n))} if how.mutual else {})
+    return found | ({"mutual": sum(naive_mutual(models, queries, how, i) for i in range(1, n))} if how.mutual else {})
 
 
 def compare(
