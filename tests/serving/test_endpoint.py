@@ -129,7 +129,7 @@ def test_it_listens_on_this_machine_alone(port: int) -> None:
 def test_what_is_measured_of_the_endpoints_is_in_the_report(place: Path) -> None:
     run, store = place / "run", f"sqlite:///{place / 'mlflow.db'}"
     student = [entry for entry in entries_of_run(run) if entry.role == "student"]
-    measured = measure(student, ["models:/toy@student-6"], store, seconds=0.3)
+    measured = measure(student, ["models:/toy@student-6"], store, seconds=1.0)
     (row,) = measured["rows"]
     assert row["stage"] == "student" and row["dim"] == 6 and row["bytes"] == student[0].num_bytes
     assert 0 < row["p50_ms"] <= row["p99_ms"] < 5000 and row["per_second"] > 1 and row["requests"] > 5
