@@ -1,6 +1,6 @@
 """Tables of methods beside the direct model of equal size, all under one tuning budget; resumable.
 
-    python benchmarks/tables.py benchmarks/tables/umls_16.yaml [--arm NAME]… [--workers 2] [--out runs/tables]
+    python benchmarks/tables.py benchmarks/tables/umls_16.yaml [--arm NAME]… [--beside NAME] [--workers 2] [--out …]
 
 The YAML names the data, the teachers (trained once per seed and shared), what every arm's plan has (`plan`), the
 arms, and `space`: keys of the plan with the values that trials draw from, those of an arm beside those of all. Trial 0
@@ -9,7 +9,8 @@ trials as the others, with the first seed; the one with the best validation MRR 
 sub-models') is trained with all seeds. A finished run is repeated only if the file has come to say another plan.
 benchmarks/results/table_NAME.json is written after every run.
 
-An arm is compared with arm `beside` (default: direct), pair by pair of seeds. `curve` lists dims to which arms of a
+An arm is compared with arm `beside` (default: direct), pair by pair of seeds; --beside prints the table with all arms
+compared with another one instead, and leaves the results file as it is. `curve` lists dims to which arms of a
 larger dim are cropped, too.
 """
 
@@ -48,17 +49,20 @@ Tree = dict[str, Any]
 def main(
     table: Annotated[Path, typer.Argument(help="What to compare (YAML).")],
     arm: Annotated[list[str] | None, typer.Option(help="Only these arms; default: all.")] = None,
+    beside: Annotated[str | None, typer.Option(help="Print all gains over this arm.")] = None,
     workers: Annotated[int, typer.Option(help="Runs side by side, one thread each.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/tables"),
 ) -> None:
     """Run whatever has no result yet, then print the table."""
     spec = yaml.safe_load(table.read_text(encoding="utf-8"))
-    if unknown := set(arm or ()) - set(spec["arms"]):
+    if unknown := {*(arm or ()), *([beside] if beside else [])} - set(spec["arms"]):
         raise SystemExit(f"{table} has no arm {', '.join(sorted(unknown))}; it has {', '.join(spec['arms'])}.")
     os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            Table(spec, table.stem, arm or list(spec["arms"]), out / table.stem, pool).run()
+            asked = Table(spec, table.stem, arm or list(spec["arms"]), out / table.stem, pool)
+            asked.run()
+            print(asked.table(beside))
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what was not begun
             raise
@@ -93,7 +97,6 @@ class Table:
         chosen = {arm: self.chosen(arm) for arm in self.arms}
         self.finish({key(arm, n, seed): self.plan(arm, n, seed) for seed in self.seeds for arm, n in chosen.items()})
         self.write()
-        print(self.table())
 
     def trials(self) -> int:
         """Of every arm."""
@@ -165,8 +168,8 @@ class Table:
         sub_models = student.get("curve", {}).get("valid")
         return statistics.mean(one["mrr"] for one in sub_models.values()) if sub_models else float(student["valid_mrr"])
 
-    def summary(self) -> Tree:
-        """{arm: figures over the seeds}, for arms that are through."""
+    def summary(self, beside: str | None = None) -> Tree:
+        """{arm: figures over the seeds}, for arms that are through; gains over arm `beside`, or each one's own."""
         found: Tree = {}
         for arm in self.spec["arms"]:
             trials = [n for n in range(self.trials()) if key(arm, n, self.seeds[0]) in self.runs]
@@ -176,7 +179,7 @@ class Table:
             if all(key(arm, number, seed) in self.runs for seed in self.seeds):
                 found[arm] = {"trial": number, "overrides": self.overrides(arm, number)} | self.over_seeds(arm, number)
         for arm, row in found.items():
-            other = found.get(self.spec["arms"][arm].get("beside", DIRECT))
+            other = found.get(beside or self.spec["arms"][arm].get("beside", DIRECT))
             for split in ("valid", "test") if other else ():
                 pairs = zip(row[f"{split}_mrr"], other[f"{split}_mrr"], strict=True)
                 row[f"{split}_gain"] = interval([mine - theirs for mine, theirs in pairs])
@@ -193,11 +196,11 @@ class Table:
         curves = [stages[-1]["curve"] for stages in runs if "curve" in stages[-1]]
         return found | {"dim": runs[0][-1]["dim"]} | ({"curve": curves} if curves else {})
 
-    def table(self) -> str:
-        """Markdown."""
+    def table(self, beside: str | None = None) -> str:
+        """Markdown; `beside` as in `summary`."""
         heads = ("arm", "bytes", "valid MRR", "test MRR", "±", "test gain (95%)", "H@1", "H@10", "training s")
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for arm, row in self.summary().items():
+        for arm, row in self.summary(beside).items():
             names = ("valid_mrr", "test_mrr", "test_hits_at_1", "test_hits_at_10", "seconds", "bytes")
             valid, test, one, ten, seconds, size = (statistics.mean(row[name]) for name in names)
             spread = f"{statistics.stdev(row['test_mrr']):.4f}" if len(self.seeds) > 1 else ""
@@ -208,10 +211,13 @@ class Table:
         return "\n".join(lines)
 
     def write(self) -> None:
-        """The results file."""
+        """The results file; what it says of the machine and the commit is of the last run, not of the last look."""
         content = {"data": self.spec["data"], "selected_on": "valid", "seeds": self.seeds, "trials": self.trials()}
         content |= {"machine": machine(), "arms": self.summary(), "table": self.table().splitlines(), "runs": self.runs}
         text = json.dumps(content, indent=1) + "\n"
+        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        if before | {"machine": content["machine"]} == json.loads(text):
+            return
         aside = self.path.with_suffix(".part")
         aside.write_text(text, encoding="utf-8")
         aside.replace(self.path)

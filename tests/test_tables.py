@@ -1,6 +1,7 @@
 """The tables of benchmarks/tables: every trial of every arm is a plan that can be run, and the budget is the same."""
 
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -69,3 +70,28 @@ def test_a_croppable_model_is_chosen_by_the_mean_of_its_sub_models(tables: Modul
     table.runs = {"direct 0 5": run(0.3), "direct 1 5": run(0.4)}
     table.runs |= {"med 0 5": run(0.3, 0.3, 0.3), "med 1 5": run(0.4, 0.1, 0.4)}
     assert (table.chosen("direct"), table.chosen("med")) == (1, 0)
+
+
+def test_gains_are_over_the_arm_of_the_file_or_the_one_that_is_asked_for(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    arms: dict[str, Any] = {"direct": {}, "a": {}, "b": {"beside": "a"}}
+    spec = {"data": "toy", "trials": 1, "seeds": [0, 1], "arms": arms, "teachers": {}, "plan": {}}
+    table = tables.Table(spec, "toy", list(arms), tmp_path, None)
+    figures = dict.fromkeys(("test_hits_at_1", "test_hits_at_10", "sparse_bytes", "train_seconds", "dim"), 1)
+    for name, seed in ((arm, seed) for arm in arms for seed in spec["seeds"]):
+        mrr = {"direct": 0.1, "a": 0.2, "b": 0.4}[name] + 0.01 * seed
+        stage = figures | {"valid_mrr": mrr, "test_mrr": mrr}
+        run = f"{name} 0 {seed}"
+        table.runs[run] = {"digest": table.folder_of(table.plans()[run]).name, "stages": [stage]}
+    table.run()
+    assert {arm: row["test_gain"]["mean"] for arm, row in table.summary().items()} == pytest.approx(
+        {"direct": 0.0, "a": 0.1, "b": 0.2}
+    )
+    assert "| b | 1 | 0.4050 | 0.4050 | 0.0071 | +0.3000 (+0.3000 … +0.3000) |" in table.table("direct")
+    written = (tmp_path / "table_toy.json").read_text(encoding="utf-8")
+    assert json.loads(written)["arms"] == table.summary()
+    monkeypatch.setattr(tables, "machine", lambda: {"commit": "a later one"})
+    table.run()
+    assert (tmp_path / "table_toy.json").read_text(encoding="utf-8") == written
