@@ -55,7 +55,7 @@ def main(
 ) -> None:
     """Run whatever has no result yet, then print the table."""
     spec = yaml.safe_load(table.read_text(encoding="utf-8"))
-    if unknown := {*(arm or ()), *([beside] if beside else [])} - set(spec["arms"]):
+    if unknown := {*(arm or ()), beside or DIRECT} - set(spec["arms"]):
         raise SystemExit(f"{table} has no arm {', '.join(sorted(unknown))}; it has {', '.join(spec['arms'])}.")
     os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
