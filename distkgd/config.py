@@ -30,7 +30,7 @@ from distkgd.config_tree import apply, merge, read_yaml, short
 from distkgd.errors import ConfigError
 from distkgd.methods import METHODS, Method, NoSettings, check_teachers
 from distkgd.plan_config import AssistantConfig, ChainConfig
-from distkgd.settings import Count, Frozen, Positive, Rate, Real, Share, Weight, no_flag
+from distkgd.settings import Count, Factor, Frozen, Positive, Rate, Real, Share, Weight, no_flag
 
 
 class NegativesConfig(Frozen):
@@ -107,7 +107,7 @@ class OptimizerConfig(Frozen):
 
 
 class ScheduleConfig(Frozen):
-    """Learning rate over the stage.
+    """Learning rate over the stage; over each phase of a method that has several (dualde).
 
     name: constant, linear, cosine, or plateau, which waits for validation. final: linear and cosine end at so many
         times the learning rate. factor: plateau multiplies by it. patience: after so many validations without a better
@@ -116,7 +116,7 @@ class ScheduleConfig(Frozen):
 
     name: Literal["constant", "linear", "cosine", "plateau"] = "constant"
     final: Weight = 0.0
-    factor: Share = 0.5
+    factor: Factor = 0.5
     patience: Positive = 2
 
 

@@ -127,9 +127,10 @@ def last_epoch(job: Job) -> int:
 
 
 def schedule_scale(job: Job, progress: Progress) -> float:
-    """Factor on the learning rate at this step."""
+    """Factor on the learning rate at this step; the schedule of a method of several phases spans each of them."""
     schedule = job.config.schedule
-    share = min(1.0, progress.step / (job.config.epochs * job.scenes.sampler.steps_per_epoch))
+    begin, end = job.method.phase(job.config.epochs)
+    share = min(1.0, (progress.step / job.scenes.sampler.steps_per_epoch - begin) / (end - begin))
     match schedule.name:
         case "linear":
             return 1.0 + (schedule.final - 1.0) * share

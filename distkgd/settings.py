@@ -16,6 +16,7 @@ LARGEST = 2**31 - 1
 Positive = Annotated[int, BeforeValidator(no_flag), Field(ge=1, le=LARGEST)]
 Count = Annotated[int, BeforeValidator(no_flag), Field(ge=0, le=LARGEST)]
 Share = Annotated[float, BeforeValidator(no_flag), Field(ge=0, lt=1)]
+Factor = Annotated[float, BeforeValidator(no_flag), Field(gt=0, lt=1)]
 Weight = Annotated[float, BeforeValidator(no_flag), Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, BeforeValidator(no_flag), Field(gt=0, allow_inf_nan=False)]
 Real = Annotated[float, BeforeValidator(no_flag)]

@@ -130,7 +130,8 @@ def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> bo
     Returns whether there was a validation.
     """
     config, epoch = job.config, progress.epoch
-    due = bool(config.validate_every) and (epoch % config.validate_every == 0 or epoch == last_epoch(job))
+    phase_end = job.method.phase(config.epochs)[1]
+    due = bool(config.validate_every) and (epoch % config.validate_every == 0 or epoch == phase_end)
     improved = False
     if due and job.validate is not None:
         found = job.validate()
@@ -143,12 +144,12 @@ def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> bo
     plateau = bool(config.patience) and progress.stale >= config.patience
     if job.method.advance(epoch, config.epochs, plateau):
         job.display.line(f"{job.name}: next phase at epoch {epoch}")
-        progress.stale = 0
+        progress.stale, progress.plateau_stale, progress.plateau_scale = 0, 0, 1.0
         if progress.best_step >= 0 and not improved:
             # The phase starts from the best student so far, as the authors' code does.
             load_group(job, "student", job.checkpoints / step_name(progress.best_step))
-    elif plateau:
-        progress.done = True
+    elif plateau and phase_end == last_epoch(job):
+        progress.done = True  # patience ends the last phase, never a stage that has another one ahead
     # The loop itself writes after the last epoch.
     ends = progress.done or epoch >= last_epoch(job)
     if not ends and (improved or (config.checkpoint_every and epoch % config.checkpoint_every == 0)):

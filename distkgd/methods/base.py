@@ -178,6 +178,13 @@ class Method(ABC, Generic[S]):
         """The epoch after which there is nothing left to do, for a stage of `epochs`; later phases may come on top."""
         return epochs
 
+    def phase(self, epochs: int) -> tuple[int, int]:
+        """Epochs (after how many it began, after how many it ends at the latest) of the present phase.
+
+        Validation comes at its end, and the learning-rate schedule spans it.
+        """
+        return 0, self.last_epoch(epochs)
+
     def advance(self, epoch: int, epochs: int, plateau: bool) -> bool:
         """Called at the end of every epoch; True when the method entered its next phase just now.
 

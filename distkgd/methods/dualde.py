@@ -50,7 +50,7 @@ class StageTwoConfig(Frozen):
     """DualDE's second stage, in which the teacher learns too.
 
     start: epoch at which it begins, or "plateau": when validation MRR has stopped rising (the stage's `patience`).
-    epochs: how many epochs it lasts at most.
+    epochs: how many epochs it lasts at most; the stage's schedule starts anew and spans them.
     lr_scale, teacher_lr_scale: factors on the stage's learning rate for student and teacher.
     """
 
@@ -140,16 +140,23 @@ class DualDE(Method[DualdeConfig]):
         return {"alpha": self.alpha, "beta": self.beta} if self.settings.evaluation else {}
 
     def last_epoch(self, epochs: int) -> int:
-        if self.settings.stage_two is None:
-            return epochs
-        return (epochs if self.stage == 1 else self.stage_two_since) + self.settings.stage_two.epochs
+        two = self.settings.stage_two
+        end = self.phase(epochs)[1]
+        return end if two is None or self.stage == 2 else end + two.epochs
+
+    def phase(self, epochs: int) -> tuple[int, int]:
+        two = self.settings.stage_two
+        if two is None:
+            return 0, epochs
+        if self.stage == 2:
+            return self.stage_two_since, self.stage_two_since + two.epochs
+        return 0, epochs if two.start == "plateau" else min(two.start, epochs)
 
     def advance(self, epoch: int, epochs: int, plateau: bool) -> bool:
         two = self.settings.stage_two
         if self.stage == 2 or two is None:
             return False
-        start = epochs if two.start == "plateau" else min(two.start, epochs)
-        if epoch < start and not (plateau and two.start == "plateau"):
+        if epoch < self.phase(epochs)[1] and not (plateau and two.start == "plateau"):
             return False
         self.stage, self.stage_two_since = 2, epoch
         return True

@@ -77,6 +77,11 @@ class IterDE(Method[IterdeConfig]):
         how = stage.distill
         if how.soft == "huber" and stage.negatives.labels == "known":
             raise ValueError("iterde with soft: huber has no labels: known; use soft: kl, or labels: one")
+        if how.schedule == "two_phase" and stage.patience:
+            raise ValueError(
+                f"iterde with schedule: two_phase learns from its teacher in the second half alone, before which patience "
+                f"{stage.patience} may end the stage; use patience: 0 or another schedule"
+            )
         if how.schedule == "two_phase" and stage.accumulate > 1:
             raise ValueError(
                 "iterde with schedule: two_phase weighs the soft loss by losses of the whole batch, which cannot be "

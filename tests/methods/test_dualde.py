@@ -1,22 +1,25 @@
 """DualDE, equation by equation, against formulas for one triple at a time."""
 
+import json
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from distkgd import train
 from distkgd.config import LossConfig, parse_config
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, UnsupportedError
-from distkgd.job import Job, Progress
+from distkgd.job import Job, Progress, schedule_scale, step_name
 from distkgd.losses import hard_loss
 from distkgd.methods import HardSettings, Update
 from distkgd.methods.dualde import DualDE, DualdeConfig, StageTwoConfig
 from distkgd.model import View
 from distkgd.scenes import SceneBuilder
-from distkgd.train import train_step
+from distkgd.train import train_stage, train_step
 from tests.jobs import (
     Asked,
     NaiveModel,
@@ -639,7 +642,7 @@ def test_a_second_stage_that_starts_at_epoch_0_starts_there_or_is_refused(tmp_pa
 
 def test_the_second_stage_lasts_its_epochs_from_where_it_began() -> None:
     method = Setting().method
-    assert (method.stage, method.last_epoch(6)) == (1, 10)
+    assert (method.stage, method.last_epoch(6)) == (1, 7)
     assert [method.lr_scale(group) for group in ("student", "teacher", "evaluators")] == [1.0, 1.0, 1.0]
     assert not method.advance(2, 6, False) and method.stage == 1
     assert method.advance(3, 6, False)
@@ -647,6 +650,60 @@ def test_the_second_stage_lasts_its_epochs_from_where_it_began() -> None:
     assert [method.lr_scale(group) for group in ("student", "teacher", "evaluators")] == [0.5, 0.25, 0.5]
     assert Setting(stage_two=None).method.last_epoch(6) == 6
     assert Setting(stage=2).method.last_epoch(6) == 4
+
+
+def through_both_stages(folder: Any, curve: list[float], **more: Any) -> tuple[list[int], list[dict[str, Any]]]:
+    """(epochs that were validated, what was logged) of four epochs of stage one, then two; `curve`: what is found."""
+    made = job({"stage_two": more.pop("stage_two", {"epochs": 2})}, folder, **{"epochs": 4, "validate_every": 3} | more)
+    left = iter(curve)
+    made.validate = lambda: {"mrr": next(left)}
+    train_stage(made)
+    lines = (made.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row["epoch"] for row in rows if "valid/mrr" in row], rows
+
+
+def test_stage_one_is_validated_at_its_end_and_stage_two_goes_on_from_there(tmp_path: Any) -> None:
+    with mock.patch.object(train, "load_group", wraps=train.load_group) as reloaded:
+        assert through_both_stages(tmp_path, [0.1, 0.2, 0.3])[0] == [3, 4, 6]
+    assert [call.args[2].name for call in reloaded.call_args_list] == [step_name(6 * per_epoch())]
+
+
+def test_stage_two_begins_from_the_student_of_a_better_validation_where_there_was_one(tmp_path: Any) -> None:
+    with mock.patch.object(train, "load_group", wraps=train.load_group) as reloaded:
+        through_both_stages(tmp_path, [0.2, 0.1, 0.3])
+    assert [call.args[2].name for call in reloaded.call_args_list] == [
+        step_name(epoch * per_epoch()) for epoch in (3, 6)
+    ]
+
+
+def per_epoch() -> int:
+    return -(-len(GRAPH.train) // 16)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_the_schedule_starts_anew_in_stage_two_and_is_never_at_zero(name: str, tmp_path: Any) -> None:
+    made = job({"stage_two": {"epochs": 2}}, tmp_path, epochs=4, schedule={"name": name})
+    steps = made.scenes.sampler.steps_per_epoch
+    one = [schedule_scale(made, Progress(step=step)) for step in range(4 * steps)]
+    assert made.method.advance(4, 4, False)
+    two = [schedule_scale(made, Progress(step=step)) for step in range(4 * steps, 6 * steps)]
+    assert one[0] == two[0] == 1.0 and min(one + two) > 0.0
+    assert two[steps] == pytest.approx(0.5) == pytest.approx(one[2 * steps])
+
+
+def test_the_plateau_schedule_starts_anew_in_stage_two(tmp_path: Any) -> None:
+    schedule = {"name": "plateau", "patience": 1, "factor": 0.25}
+    rows = through_both_stages(tmp_path, [0.4, 0.3, 0.2, 0.1, 0.1, 0.1], schedule=schedule, validate_every=1)[1]
+    at_epoch = {row["epoch"]: row["lr_scale"] for row in rows if "lr_scale" in row}
+    assert [at_epoch[epoch] for epoch in range(6)] == [1.0, 1.0, 0.25, 0.0625, 1.0, 0.25]
+
+
+def test_patience_that_runs_out_before_stage_two_does_not_end_the_training(tmp_path: Any) -> None:
+    falling = [0.5, 0.4, 0.3, 0.2, 0.1]
+    at = {"validate_every": 1, "patience": 1}
+    assert through_both_stages(tmp_path / "told", falling, stage_two={"start": 3, "epochs": 2}, **at)[0] == [1, 2, 3, 4]
+    assert through_both_stages(tmp_path / "plateau", falling, stage_two={"epochs": 2}, **at)[0] == [1, 2, 3]
 
 
 def test_a_restored_method_is_in_the_stage_it_was_saved_in() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.config import parse_config
+from distkgd.config import StageConfig, parse_config
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.job import Progress
@@ -107,6 +107,11 @@ def test_in_the_first_of_two_phases_no_gradient_comes_from_the_teacher() -> None
         return {"soft": 0.3 / (rescaled(float((soft * hard).detach())) * hard), "hard": hard}
 
     assert_step_is(plain_sgd("iterde", options, "all"), hard_alone, worlds=(1, 2))
+
+
+def test_two_phase_refuses_a_patience_that_could_end_it_before_its_second_half() -> None:
+    with pytest.raises(ValueError, match="patience 3 may end the stage"):
+        StageConfig(method="iterde", patience=3, distill={"schedule": "two_phase"})
 
 
 def test_two_phase_ends_where_a_loss_is_zero(tmp_path: Any) -> None:
