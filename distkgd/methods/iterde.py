@@ -79,8 +79,8 @@ class IterDE(Method[IterdeConfig]):
             raise ValueError("iterde with soft: huber has no labels: known; use soft: kl, or labels: one")
         if how.schedule == "two_phase" and stage.patience:
             raise ValueError(
-                f"iterde with schedule: two_phase learns from its teacher in the second half alone, before which patience "
-                f"{stage.patience} may end the stage; use patience: 0 or another schedule"
+                "iterde with schedule: two_phase learns from its teacher in the second half alone, before which "
+                f"patience {stage.patience} may end the stage; use patience: 0 or another schedule"
             )
         if how.schedule == "two_phase" and stage.accumulate > 1:
             raise ValueError(
