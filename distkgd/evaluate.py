@@ -2,6 +2,9 @@
 
 Protocol (design 6): both directions, ties by the realistic rank (mean of best and worst) within a small tolerance,
 triples with entities unseen in training kept. `raw` keeps known answers among the candidates.
+
+Nothing profits from scores that are no numbers: an answer whose own score is NaN or infinite ranks last, and a
+candidate whose score is NaN counts as better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +17,9 @@ from torch import Tensor
 
 from distkgd.crops import Crops
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rows import DEVICE_NUMBERS, Count, Field, Layout, Partial, Sum, reduce
+from distkgd.distributed.rows import DEVICE_NUMBERS, NEVER, Count, Field, Layout, Partial, Sum, reduce
 from distkgd.distributed.tables import plan_route
-from distkgd.graph.filters import KnownAnswers, both_sides
+from distkgd.graph.filters import KnownAnswers, Queries, both_sides
 from distkgd.graph.sampling import excluded_from_shared
 from distkgd.kernels import scores as kernels
 from distkgd.model import Model
@@ -24,8 +27,12 @@ from distkgd.model import Model
 Ties = Literal["realistic", "optimistic", "pessimistic"]
 Filter = Literal["filtered", "raw"]
 
-# Scores nearer than this times max(1, |score|) are equal: far above fp32 rounding, far below real differences.
+# Scores are equal that are nearer than this share of the spread (largest less smallest) of the query's scores of
+# FIXED_ENTITIES entities, evenly spaced by id; and never further apart than LEAST_ULPS units in the last place of the
+# answer's own: far above rounding, far below real differences, and the same ranks for scores times any power of two.
 TIE_TOLERANCE = 1e-5
+FIXED_ENTITIES = 1024
+LEAST_ULPS = 16
 TRIPLES_AT_ONCE = 512
 SCORES_AT_ONCE = 1 << 20  # on a CPU: what stays in the cache
 HITS = (1, 3, 10)
@@ -38,6 +45,7 @@ def protocol(ties: Ties = "realistic", filter_: Filter = "filtered") -> dict[str
         "candidates": "all",
         "ties": ties,
         "tie_tolerance": TIE_TOLERANCE,
+        "tie_scale": f"spread of a query's scores of {FIXED_ENTITIES} fixed entities, at least {LEAST_ULPS} ulp",
         "directions": "both",
         "unseen": "kept",
     }
@@ -86,8 +94,11 @@ def _ranks_of(
     filter_: Filter,
 ) -> Tensor:
     # [P, n, 2], of P crops or of the one model.
+    others = known if filter_ == "filtered" else None
+    route = plan_route(fixed_entities(model.entity.total, triples.device), None, model.entity.total, ranks)
+    (fixed,) = model.entity.open(route, grad=False).lookup([len(route.inverse)])
     pieces = [
-        _ranks_at_once(model, crops, triples[start : start + TRIPLES_AT_ONCE], known, ranks, ties, filter_)
+        _ranks_at_once(model, crops, triples[start : start + TRIPLES_AT_ONCE], fixed, others, ranks, ties)
         for start in range(0, len(triples), TRIPLES_AT_ONCE)
     ]
     if not pieces:
@@ -100,54 +111,86 @@ def _ranks_at_once(
     model: Model,
     crops: Crops | None,
     triples: Tensor,
-    known: KnownAnswers,
+    fixed: Tensor,
+    known: KnownAnswers | None,
     ranks: Ranks,
     ties: Ties,
-    filter_: Filter,
 ) -> Tensor:
-    bounds = ranks.bounds(len(triples))
-    lo, hi = ranks.share(model.entity.total)
-    queries = both_sides(triples)
-    excluded = excluded_from_shared(queries, None, lo, hi, known if filter_ == "filtered" else None)
+    # fixed: [k, entity_size] rows of the fixed entities, on every rank.
+    bounds, total = ranks.bounds(len(triples)), model.entity.total
+    lo, hi = ranks.share(total)
+    excluded = excluded_from_shared(both_sides(triples), None, lo, hi, known)
     counts = [2 * (stop - start) for start, stop in pairwise(bounds)]
     at_once = SCORES_AT_ONCE if ranks.device.type == "cpu" else DEVICE_NUMBERS
     layout = Layout(ranks, counts=counts, num_candidates=hi - lo, excluded=excluded, block_numbers=at_once)
     mine = both_sides(triples[bounds[ranks.rank] : bounds[ranks.rank + 1]])
     n = len(mine.anchor)
-    route = plan_route(torch.cat([mine.anchor, mine.answer]), None, model.entity.total, ranks)
-    opened = model.entity.open(route, grad=False)
+    opened = model.entity.open(plan_route(torch.cat([mine.anchor, mine.answer]), None, total, ranks), grad=False)
     anchor, answer = opened.lookup([n, n])
     relation = F.embedding(model.relation_ids(mine), model.relation)
     if crops is None:
+        asked = model.project(mine, anchor, relation)
         own = model.answer_scores(mine, anchor, relation, answer).unsqueeze(0)
-        field = Field(layout, model.scorer.meet, model.project(mine, anchor, relation), opened.candidates())
+        spread = spread_of(model.scorer.meet(asked, fixed)).unsqueeze(0)
+        field = Field(layout, model.scorer.meet, asked, opened.candidates())
     else:
         asked = crops.queries(mine, model.reciprocal, anchor, relation)
         own = crops.scores(crops.meet_own(asked, answer))
+        spread = spread_of(crops.scores(crops.meet(asked, fixed)))
         field = Field(layout, crops.meet, asked, opened.candidates(), len(crops.dims))
-    high, low = thresholds(own)
 
     def partials(z: Tensor, *limits: Tensor) -> dict[str, Partial]:
         z = z.unsqueeze(0) if crops is None else crops.scores(z)
         high, low = torch.stack(limits).chunk(2)
         if kernels.available(z):
             numbers = kernels.count(z, high.squeeze(-1), low.squeeze(-1))
-            return {
-                name: Sum(n.double().unsqueeze(-1)) for name, n in zip(("better", "no_worse"), numbers, strict=True)
-            }
-        return {"better": Count(z > high), "no_worse": Count(z >= low)}
+            return {name: Sum(n.double().unsqueeze(-1)) for name, n in zip(("at_most", "below"), numbers, strict=True)}
+        return {"at_most": Count(z <= high), "below": Count(z < low)}
 
+    high, low = thresholds(own, spread)
     got = reduce(partials, field, per_query=(*high, *low))
-    rank = rank_of_counts(got["better"], got["no_worse"], ties)
+    # Pairs that do not count are below all; a NaN is neither at most nor below anything.
+    rank = rank_of_counts(total - got["at_most"], total - got["below"], ties)
+    rank = unsound_last(rank, own, mine, total, known)
     by_triple = rank.T.reshape(n // 2, 2 * len(own))
     told = ranks.gather(by_triple, [count // 2 for count in counts], "partials")
     return told.reshape(len(triples), 2, len(own)).permute(2, 0, 1)
 
 
-def thresholds(own: Tensor) -> tuple[Tensor, Tensor]:
-    """Of answers' own scores: above which a candidate is better, and from which it is no worse."""
-    tolerance = TIE_TOLERANCE * own.abs().clamp(min=1.0)
+def fixed_entities(total: int, device: torch.device | None = None) -> Tensor:
+    """[k] int64: the entities, of `total`, whose scores say how wide a query's scores are spread."""
+    few = min(FIXED_ENTITIES, total)
+    return torch.arange(few, device=device) * total // few
+
+
+def spread_of(scores: Tensor) -> Tensor:
+    """[...]: largest less smallest of [..., k] scores of the fixed entities; 0 where one is no number."""
+    smallest, largest = torch.aminmax(scores, dim=-1)
+    spread = largest - smallest
+    return torch.where(spread.isfinite(), spread, 0.0)
+
+
+def thresholds(own: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Of answers' own scores: above which a candidate is better, and from which it is no worse.
+
+    spread: of each query's scores, as `spread_of` has it.
+    """
+    ulp = torch.nextafter(own.abs(), own.new_tensor(torch.inf)) - own.abs()
+    tolerance = torch.maximum(TIE_TOLERANCE * spread, LEAST_ULPS * ulp)
     return own + tolerance, own - tolerance
+
+
+def unsound_last(rank: Tensor, own: Tensor, queries: Queries, total: int, known: KnownAnswers | None) -> Tensor:
+    """[..., Q] ranks; those of answers whose `own` score is NaN or infinite come after all candidates, by any rule.
+
+    known: answers that are no candidates.
+    """
+    unsound = ~(own.abs() < -NEVER / 2)
+    if not unsound.any():
+        return rank
+    query, entity = excluded_from_shared(queries, None, 0, total, known)
+    left_out = torch.bincount(torch.unique(query * total + entity) // total, minlength=len(queries.answer))
+    return torch.where(unsound, (1 + total - left_out).double(), rank)
 
 
 def rank_of_counts(better: Tensor, no_worse: Tensor, ties: Ties) -> Tensor:

@@ -69,8 +69,9 @@ def toy_model(
     seed: int = 0,
     margin: float | None = None,
     ranks: Ranks | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Model:
-    """An untrained float64 model whose scores are spread over several units, ready to take gradients."""
+    """An untrained model whose scores are spread over several units, ready to take gradients."""
     model = new_model(
         build_scorer(scorer, dim, margin),
         graph.num_entities,
@@ -79,7 +80,7 @@ def toy_model(
         reciprocal=reciprocal,
         seed=seed,
         init_scale=0.8,
-        dtype=torch.float64,
+        dtype=dtype,
     )
     model.relation.mul_(0.8 / model.relation.std())
     model.relation.requires_grad_(True)

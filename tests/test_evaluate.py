@@ -1,16 +1,18 @@
 """Ranking against a loop over all entities in plain Python."""
 
+import math
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.evaluate import HITS, TIE_TOLERANCE, breakdown, metrics, protocol, ranks_of
+from distkgd.evaluate import FIXED_ENTITIES, HITS, TIE_TOLERANCE, breakdown, metrics, protocol, ranks_of, ranks_of_crops
 from distkgd.graph import Graph
-from distkgd.graph.filters import KnownAnswers
+from distkgd.graph.filters import KnownAnswers, both_sides
 from distkgd.model import Model
 from distkgd.scorers import SCORERS
 from tests.jobs import every_query, rank_on_ranks, toy_model
@@ -35,23 +37,26 @@ def naive_score(model: Model, anchor: int, relation: int, side: int, entity: int
     return NAIVE[scorer.name](rows[head], relations[relation], rows[tail], scorer.margin, scorer.norm)
 
 
+def naive_tolerance(scores: list[float], own: float) -> float:
+    """Of a query's scores of all entities."""
+    few = min(1024, len(scores))
+    fixed = [scores[i * len(scores) // few] for i in range(few)]
+    return max(1e-5 * (max(fixed) - min(fixed)), 16 * float(np.spacing(abs(own))))
+
+
 def naive_ranks(model: Model, triples: Tensor, known: Tensor, ties: str, filter_: str) -> Tensor:
     answers = every_query(known)
     out = []
     for head, relation, tail in triples.tolist():
         pair = []
         for anchor, side, answer in ((head, 0, tail), (tail, 1, head)):
-            own = naive_score(model, anchor, relation, side, answer)
-            tolerance = TIE_TOLERANCE * max(1.0, abs(own))
-            better = equal = 0
-            for entity in range(model.entity.total):
-                if entity == answer:
-                    continue
-                if filter_ == "filtered" and entity in answers.get((anchor, relation, side), []):
-                    continue
-                score = naive_score(model, anchor, relation, side, entity)
-                better += score > own + tolerance
-                equal += own - tolerance <= score <= own + tolerance
+            scores = [naive_score(model, anchor, relation, side, entity) for entity in range(model.entity.total)]
+            own = scores[answer]
+            tolerance = naive_tolerance(scores, own)
+            left_out = {answer, *(answers.get((anchor, relation, side), []) if filter_ == "filtered" else [])}
+            rivals = [score for entity, score in enumerate(scores) if entity not in left_out]
+            better = sum(score > own + tolerance for score in rivals)
+            equal = sum(own - tolerance <= score <= own + tolerance for score in rivals)
             pair.append(1.0 + better + TIES[ties] * equal)
         out.append(pair)
     return torch.tensor(out, dtype=torch.float64)
@@ -101,22 +106,113 @@ def test_the_filter_takes_rivals_away() -> None:
     assert (filtered <= raw).all() and (filtered < raw).any()
 
 
-@pytest.mark.parametrize("size", [0.01, 1.0, 1e4])
-@pytest.mark.parametrize(("step", "rank"), [(0.0, 3.0), (0.5, 3.0), (-0.5, 3.0), (2.0, 5.0), (-2.0, 1.0)])
-def test_scores_nearer_than_the_tolerance_are_equal_in_proportion_to_their_size_above_one(
-    size: float, step: float, rank: float
-) -> None:
-    graph = toy_graph(entities=6, relations=1, triples=20)
-    model = toy_model(graph, "distmult", 1)
+def one_query(scores: list[float], size: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[1] rank of entity 1 where the entities' scores are these times `size`; entity 0 is no candidate."""
+    model = toy_model(toy_graph(entities=len(scores), relations=1, triples=20), "distmult", 1, dtype=dtype)
     with torch.no_grad():
-        model.relation.fill_(1.0)
-        # The answer is entity 1; entities 2 … 5 are `step` tolerances above it.
-        model.entity.weight[:, 0] = size + TIE_TOLERANCE * max(1.0, size) * step
-        model.entity.weight[1, 0] = size
-        model.entity.weight[0, 0] = 1.0
-    triple = torch.tensor([[0, 0, 1], [0, 0, 0]])
-    found = ranks_of(model, triple[:1], KnownAnswers(triple, 6), Ranks())
-    assert found[0, 0] == rank
+        model.relation.fill_(size / scores[0])
+        model.entity.weight[:, 0] = torch.tensor(scores, dtype=dtype)
+    triples = torch.tensor([[0, 0, 1], [0, 0, 0]])
+    return ranks_of(model, triples[:1], KnownAnswers(triples, len(scores)), Ranks())[0, :1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-6, 0.01, 1.0, 1e4])
+@pytest.mark.parametrize(("step", "rank"), [(0.0, 2.5), (0.5, 2.5), (-0.5, 2.5), (2.0, 4.0), (-2.0, 1.0)])
+def test_scores_nearer_than_a_share_of_the_spread_are_equal(
+    size: float, step: float, rank: float, dtype: torch.dtype
+) -> None:
+    close = 1.0 + step * TIE_TOLERANCE * 3.0
+    assert one_query([1.0, 1.0, close, close, close, -2.0], size, dtype) == rank
+
+
+@pytest.mark.parametrize(("ulps", "rank"), [(-17, 1.0), (-16, 1.5), (0, 1.5), (16, 1.5), (17, 2.0)])
+def test_scores_a_few_units_in_the_last_place_apart_are_equal_however_narrow_the_spread(ulps: int, rank: float) -> None:
+    assert one_query([1.0, 1.0, 1.0 + ulps * 2.0**-23]) == rank
+
+
+def test_the_spread_is_that_of_entities_evenly_spaced_by_id() -> None:
+    number = 2 * FIXED_ENTITIES
+    scores = [1.0, 1.0 - 2e-5] + [0.5 + 0.1 * (i % 4 == 0) for i in range(2, number)]
+    assert one_query(scores) == 1.0  # a spread of 0.5; entity 0 is no candidate
+    scores[3], scores[5] = 1.0 - 1e-5, 1e3
+    assert one_query(scores) == 3.0  # entity 5 is not among the fixed ones, and is better
+    scores[4] = -1e3
+    assert one_query(scores) == 2.5  # entity 4 is: now entity 3 is as good as the answer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the compiled count, and without it
+@pytest.mark.parametrize("filter_", ["filtered", "raw"])
+@pytest.mark.parametrize("ties", TIES)
+def test_scores_that_are_no_numbers_profit_nobody(ties: str, filter_: str, dtype: torch.dtype) -> None:
+    known = KnownAnswers(EVERYTHING, GRAPH.num_entities)
+    rules: Any = {"ties": ties, "filter_": filter_}
+    model = toy_model(GRAPH, "distmult", 4, dtype=dtype)
+    sound = ranks_of(model, GRAPH.test, known, Ranks(), **rules)
+    triples, number = both_sides(GRAPH.test), GRAPH.num_entities
+    answers = every_query(EVERYTHING)
+    left_out = [
+        {answer, *(answers[anchor, relation, side] if filter_ == "filtered" else [])}
+        for anchor, relation, side, answer in zip(*(x.tolist() for x in triples), strict=True)
+    ]
+    last = torch.tensor([1.0 + number - len(left) for left in left_out]).reshape(-1, 2)
+    row = model.entity.weight[7].clone()
+    for value in (torch.nan, torch.inf, -torch.inf):
+        model.entity.weight[7] = value  # infinities of both signs add up to NaN
+        found = ranks_of(model, GRAPH.test, known, Ranks(), **rules)
+        crops = ranks_of_crops(model, [1, 4], GRAPH.test, known, Ranks(), **rules)
+        assert torch.equal(crops[4], found)
+        touched = torch.stack([(triples.anchor == 7) | (triples.answer == 7)]).reshape(-1, 2)
+        assert torch.equal(found[touched], last[touched].double()) and touched.any()
+        assert torch.equal(crops[1][touched], last[touched].double())
+        rival = torch.tensor([7 not in left for left in left_out]).reshape(-1, 2) & ~touched
+        if math.isnan(value):  # it joins those that are better
+            above = found[rival] - sound[rival]
+            assert (above >= 0).all() and (above <= 1).all() and (above > 0).any()
+    model.entity.weight[7] = row
+    model.relation.data[:] = torch.nan
+    assert torch.equal(ranks_of(model, GRAPH.test, known, Ranks(), **rules), last.double())
+
+
+class Scaled:
+    """A scorer whose scores are those of another one times a factor."""
+
+    prefix_form = None
+
+    def __init__(self, scorer: Any, factor: float) -> None:
+        self._scorer, self._factor = scorer, factor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scorer, name)
+
+    def crop(self, dim: int) -> "Scaled":
+        return Scaled(self._scorer.crop(dim), self._factor)
+
+    def score(self, *rows: Tensor) -> Tensor:
+        return self._scorer.score(*rows) * self._factor
+
+    def meet(self, q: Tensor, c: Tensor) -> Tensor:
+        return self._scorer.meet(q, c) * self._factor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the compiled count, and without it
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_scores_times_a_positive_factor_rank_the_same(scorer: str, ties: str, dtype: torch.dtype) -> None:
+    known = KnownAnswers(EVERYTHING, GRAPH.num_entities)
+    model = toy_model(GRAPH, scorer, 4, reciprocal=True, dtype=dtype)
+    model.entity.weight[1::3] = model.entity.weight[0:-1:3]  # rows that are alike tie
+    plain = model.scorer
+    found = {}
+    for factor in (1.0, 2.0**-20, 2.0**20, 0.5, 1e-6, 0.37, 1e6):
+        model.scorer = Scaled(plain, factor)  # type: ignore[assignment]
+        whole = ranks_of(model, GRAPH.test, known, Ranks(), ties=ties)  # type: ignore[arg-type]
+        crops = ranks_of_crops(model, [2, 4], GRAPH.test, known, Ranks(), ties=ties)  # type: ignore[arg-type]
+        assert torch.equal(whole, crops[4])
+        found[factor] = torch.stack([whole, crops[2]])
+    for factor, ranks in found.items():
+        assert torch.equal(ranks, found[1.0]), factor
+    assert len(found[1.0].unique()) > 5
 
 
 def test_a_model_whose_scores_are_all_equal_gets_the_mean_rank() -> None:
@@ -188,6 +284,18 @@ def test_any_number_of_ranks_may_work_in_blocks(world: int, scores_at_once: int,
     known = KnownAnswers(EVERYTHING, GRAPH.num_entities)
     expected = ranks_of(model, GRAPH.test, known, Ranks())
     for found in on_ranks(world, model, scores_at_once=scores_at_once, triples_at_once=triples_at_once):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_spread_is_the_same_on_any_number_of_ranks(world: int) -> None:
+    graph = toy_graph(entities=1500, relations=3, triples=200)
+    model = toy_model(graph, "distmult", 2)
+    model.entity.weight[3] = 1e3 * model.entity.weight[2]  # of entity 3 the spread knows nothing
+    model.entity.weight[5::2] = model.entity.weight[4:-1:2] * (1 + 1e-5)
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), 1500)
+    expected = ranks_of(model, graph.test, known, Ranks())
+    for found in on_ranks(world, model, graph):
         assert torch.equal(found, expected)
 
 

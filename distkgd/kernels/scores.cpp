@@ -273,25 +273,25 @@ extern "C" void softmax_gap_teach_columns_float32(const float* z, int64_t rows, 
     });
 }
 
-// better, no_worse [rows]: how many scores are above high, and how many are at least low.
+// at_most, below [rows]: how many scores are at most high, and how many are below low. A NaN is neither.
 extern "C" void count_float32(const float* z, int64_t rows, int64_t n, const float* high, const float* low,
-                              int64_t* better, int64_t* no_worse) {
+                              int64_t* at_most, int64_t* below) {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const float* from = z + row * n;
-        const float above = high[row], from_low = low[row];
-        int64_t more = 0, least = 0, i = 0;
+        const float to_high = high[row], under = low[row];
+        int64_t most = 0, less = 0, i = 0;
         while (i + L <= n) {
             I first{}, second{};
             for (const int64_t end = std::min(n, i + (int64_t(1) << 24)); i + L <= end; i += L) {
                 const V x = load(from + i);
-                first -= (I)(x > above);
-                second -= (I)(x >= from_low);
+                first -= (I)(x <= to_high);
+                second -= (I)(x < under);
             }
-            for (int l = 0; l < L; ++l) more += first[l], least += second[l];
+            for (int l = 0; l < L; ++l) most += first[l], less += second[l];
         }
-        for (; i < n; ++i) more += from[i] > above, least += from[i] >= from_low;
-        better[row] = more;
-        no_worse[row] = least;
+        for (; i < n; ++i) most += from[i] <= to_high, less += from[i] < under;
+        at_most[row] = most;
+        below[row] = less;
     }
 }

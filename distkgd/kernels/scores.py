@@ -44,11 +44,14 @@ def softmax_gap(student: Tensor, teacher: Tensor, overwrite: bool = False) -> tu
 
 
 def count(z: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """[...] int64 each: how many scores of [..., n] are above high [...], and how many are at least low [...]."""
-    better, no_worse = torch.empty_like(high, dtype=torch.int64), torch.empty_like(low, dtype=torch.int64)
+    """[...] int64 each: how many scores of [..., n] are at most high [...], and how many are below low [...].
+
+    A NaN is neither.
+    """
+    at_most, below = torch.empty_like(high, dtype=torch.int64), torch.empty_like(low, dtype=torch.int64)
     high, low = high.contiguous(), low.contiguous()
-    _call("count", z, address(high), address(low), address(better), address(no_worse))
-    return better, no_worse
+    _call("count", z, address(high), address(low), address(at_most), address(below))
+    return at_most, below
 
 
 class _LogSumExp(torch.autograd.Function):

@@ -10,7 +10,7 @@ from distkgd.distributed.model_files import copy_rows
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import ModelError
-from distkgd.evaluate import Ties, rank_of_counts, thresholds
+from distkgd.evaluate import Ties, fixed_entities, rank_of_counts, spread_of, thresholds, unsound_last
 from distkgd.export.source import DTYPE_OF, Source, Table
 from distkgd.graph.filters import KnownAnswers, Queries
 from distkgd.model import Model
@@ -49,10 +49,13 @@ def ask(source: Source, queries: Queries, other: Tensor, known: KnownAnswers | N
     own = model.answer_scores(queries, anchor, rows, answer)
     beside = model.answer_scores(queries, anchor, rows, others)
     projected = model.project(queries, anchor, rows)
-    high, low = (limit.unsqueeze(1) for limit in thresholds(own))
+    total = source.entity.shape[0]
+    fixed = rows_of(source.entity, fixed_entities(total)).to(dtype)
+    spread = spread_of(source.scorer.meet(projected, fixed))
+    high, low = (limit.unsqueeze(1) for limit in thresholds(own, spread))
     q = torch.arange(len(own))
     query, entity = (q[:0], q[:0]) if known is None else known.pairs(queries)
-    better, no_worse = torch.zeros(len(own)), torch.zeros(len(own))
+    at_most, below = torch.zeros(2, len(own), dtype=torch.float64)
     scores, ids = own.new_empty(len(own), 0), queries.anchor.new_empty(len(own), 0)
     for lo, block in _blocks(source.entity, len(own)):
         z = source.scorer.meet(projected, block.to(dtype))
@@ -62,12 +65,13 @@ def ask(source: Source, queries: Queries, other: Tensor, known: KnownAnswers | N
         mine = (queries.answer >= lo) & (queries.answer < hi)
         at = q[mine], queries.answer[mine] - lo
         z[at] = -torch.inf  # an answer does not compete with itself
-        better += (z > high).sum(1)
-        no_worse += (z >= low).sum(1)
+        at_most += (z <= high).sum(1)
+        below += (z < low).sum(1)
         z[at] = own[mine]  # but may be among the best
         numbers = torch.arange(lo, hi).expand(len(own), -1)
         scores, ids = best(torch.cat([scores, z], 1), torch.cat([ids, numbers], 1), k)
-    return Asked(own, beside, rank_of_counts(better.double(), no_worse.double(), ties), scores, ids)
+    rank = unsound_last(rank_of_counts(total - at_most, total - below, ties), own, queries, total, known)
+    return Asked(own, beside, rank, scores, ids)
 
 
 def rows_of(table: Table, ids: Tensor) -> Tensor:

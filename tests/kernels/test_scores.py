@@ -40,11 +40,12 @@ def test_a_score_that_is_not_a_number_is_not_hidden() -> None:
 
 
 @SHAPES
-def test_scores_above_and_at_least_two_bounds_are_counted(shape: tuple[int, ...]) -> None:
-    z = torch.randint(0, 5, shape).float()
+def test_scores_up_to_and_below_two_bounds_are_counted_and_a_nan_is_neither(shape: tuple[int, ...]) -> None:
+    z = torch.randint(0, 6, shape).float()
+    z[z == 5] = torch.nan
     high, low = torch.full(shape[:-1], 3.0), torch.full(shape[:-1], 2.0)
-    better, no_worse = scores.count(z, high, low)
-    assert torch.equal(better, (z > 3).sum(-1)) and torch.equal(no_worse, (z >= 2).sum(-1))
+    at_most, below = scores.count(z, high, low)
+    assert torch.equal(at_most, (z <= 3).sum(-1)) and torch.equal(below, (z < 2).sum(-1))
 
 
 @pytest.mark.parametrize("queries", [1, 5, 16, 40])
