@@ -353,14 +353,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Device, versions and commit."""
     import triton  # noqa: PLC0415
 
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
+    from distkgd.provenance import git_sha  # noqa: PLC0415
+
     said: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "commit": git_sha(),
     }
-    said |= {"commit": found.stdout.strip() or "unknown", "uncommitted_changes": bool(changed.stdout.strip())}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         said |= {"device": properties.name, "capability": [properties.major, properties.minor]}

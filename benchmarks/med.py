@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import typer
 from foundation import ROOT, save
-from tables import interval, key, spelled_out
+from tables import key, spelled_out
 
 from distkgd.bench.jobs import bare_job, random_triples
 from distkgd.bench.machine import status_bytes
 from distkgd.distributed.ranks import Ranks
+from distkgd.intervals import paired_interval
 from distkgd.job import Progress
 from distkgd.kernels.memory import keep_freed_memory
 from distkgd.train import train_step
@@ -78,7 +79,7 @@ def curve(table: str) -> None:
         "| dim | sub-model | crop of a plain model | trained directly | gain over direct (95%) |\n|---|---|---|---|---|"
     )
     for dim, found in sub_models.items():
-        gain = interval([mine - theirs for mine, theirs in zip(found, direct[dim], strict=True)])
+        gain = paired_interval([mine - theirs for mine, theirs in zip(found, direct[dim], strict=True)])
         means = " | ".join(f"{statistics.mean(x):.4f}" for x in (found, crops[dim], direct[dim]))
         print(f"| {dim} | {means} | {spelled_out(gain)} |")
 

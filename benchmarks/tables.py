@@ -6,7 +6,8 @@ The YAML names the data, the teachers (trained once per seed and shared), what e
 arms, and `space`: keys of the plan with the values that trials draw from, those of an arm beside those of all. Trial 0
 takes the first value of each key; the others are drawn, the same for every run of this script. Every arm has as many
 trials as the others, with the first seed; the one with the best validation MRR (of a croppable model the mean of its
-sub-models') is trained with all seeds. A finished run is repeated only if the file has come to say another plan.
+sub-models') is trained with all seeds. No run reads the test split: the models of the chosen trials, and the teachers,
+are ranked on it in the end. A finished run is repeated only if the file has come to say another plan.
 benchmarks/results/table_NAME.json is written after every run.
 
 An arm is compared with arm `beside` (default: direct), pair by pair of seeds; --beside prints the table with all arms
@@ -32,16 +33,16 @@ import typer
 import yaml
 from foundation import RESULTS, machine
 
-from distkgd.config import merge, parse_config
+from distkgd.config import RunConfig, merge, parse_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.evaluate import metrics, ranks_of_crops
+from distkgd.evaluate import metrics, ranks_of, ranks_of_crops
 from distkgd.graph import Graph, load_graph
 from distkgd.graph.filters import KnownAnswers
+from distkgd.intervals import paired_interval
 from distkgd.model_folder import load_model
 from distkgd.plan import run_plan
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of as many paired differences
 DIRECT = "direct"
 Tree = dict[str, Any]
 
@@ -90,12 +91,15 @@ class Table:
         return found
 
     def run(self) -> None:
-        """Teachers, then trials, then the chosen trials with the other seeds."""
-        self.finish({f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers()})
+        """Teachers, then trials, then the chosen trials with the other seeds, and all but the other trials on test."""
+        teachers = {f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers()}
+        self.finish(teachers)
         first = self.seeds[0]
         self.finish({key(arm, n, first): self.plan(arm, n, first) for n in range(self.trials()) for arm in self.arms})
         chosen = {arm: self.chosen(arm) for arm in self.arms}
-        self.finish({key(arm, n, seed): self.plan(arm, n, seed) for seed in self.seeds for arm, n in chosen.items()})
+        final = {key(arm, n, seed): self.plan(arm, n, seed) for seed in self.seeds for arm, n in chosen.items()}
+        self.finish(final)
+        self.rank_test(teachers | final)
         self.write()
 
     def trials(self) -> int:
@@ -150,12 +154,25 @@ class Table:
             folder = self.folder_of(tree)
             teacher_gone = name.startswith("teacher") and not (folder / "report.json").exists()
             if name not in self.runs or teacher_gone:
-                waiting[self.pool.submit(train, tree, str(folder), self.spec.get("curve", []))] = name
+                waiting[self.pool.submit(train, tree, str(folder))] = name
         for done in as_completed(waiting):
             name = waiting[done]
             self.runs[name] = {"digest": self.folder_of(plans[name]).name} | done.result()
             student = self.runs[name]["stages"][-1]
             print(f"{name}: valid MRR {student['valid_mrr']:.4f}, {student['train_seconds']:.0f} s", flush=True)
+            self.write()
+
+    def rank_test(self, plans: Mapping[str, Tree]) -> None:
+        """Add test figures to the finished runs of these plans that have none."""
+        waiting: dict[Future[tuple[Tree, Tree]], str] = {}
+        for name, tree in plans.items():
+            if "test_mrr" not in (student := self.runs[name]["stages"][-1]):
+                smaller = [dim for dim in self.spec.get("curve", []) if dim < student["dim"]]
+                dims = [int(dim) for dim in student.get("curve", {}).get("valid", smaller)]
+                waiting[self.pool.submit(ranked_on_test, tree, str(self.folder_of(tree)), dims)] = name
+        for done in as_completed(waiting):
+            student, (found, curve) = self.runs[waiting[done]]["stages"][-1], done.result()
+            student |= found | ({"curve": student.get("curve", {}) | {"test": curve}} if curve else {})
             self.write()
 
     def chosen(self, arm: str) -> int:
@@ -176,13 +193,14 @@ class Table:
             if len(trials) < self.trials():
                 continue
             number = self.chosen(arm)
-            if all(key(arm, number, seed) in self.runs for seed in self.seeds):
+            runs = [self.runs.get(key(arm, number, seed)) for seed in self.seeds]
+            if all(run is not None and "test_mrr" in run["stages"][-1] for run in runs):
                 found[arm] = {"trial": number, "overrides": self.overrides(arm, number)} | self.over_seeds(arm, number)
         for arm, row in found.items():
             other = found.get(beside or self.spec["arms"][arm].get("beside", DIRECT))
             for split in ("valid", "test") if other else ():
                 pairs = zip(row[f"{split}_mrr"], other[f"{split}_mrr"], strict=True)
-                row[f"{split}_gain"] = interval([mine - theirs for mine, theirs in pairs])
+                row[f"{split}_gain"] = paired_interval([mine - theirs for mine, theirs in pairs])
         return found
 
     def over_seeds(self, arm: str, number: int) -> Tree:
@@ -228,17 +246,8 @@ def key(arm: str, number: int, seed: int) -> str:
     return f"{arm} {number} {seed}"
 
 
-def interval(differences: list[float]) -> dict[str, float]:
-    """Mean of paired differences and its 95% interval; one pair has none."""
-    mean, n = statistics.mean(differences), len(differences)
-    if n == 1:
-        return {"mean": mean}
-    half = T_95[n] * statistics.stdev(differences) / n**0.5
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def spelled_out(gain: Mapping[str, float]) -> str:
-    """An `interval` for a table."""
+    """A `paired_interval` for a table."""
     return f"{gain['mean']:+.4f}" + (f" ({gain['low']:+.4f} … {gain['high']:+.4f})" if "low" in gain else "")
 
 
@@ -248,19 +257,29 @@ def graph_of(data: str) -> Graph:
     return load_graph(data)
 
 
-def train(tree: Tree, folder: str, dims: list[int]) -> Tree:
-    """{"stages": rows} of one plan, the student with a curve over `dims` below its own; in a worker."""
-    config = parse_config(tree | {"mlflow": {"enabled": False}, "threads": 1}, "table")
-    graph = graph_of(tree["data"])
-    report = run_plan(config, graph, Ranks(), Path(folder), resume=True, display=Display(False))
-    stages = [row(stage) for stage in in_order(report["stages"])]
-    smaller = [dim for dim in dims if dim < stages[-1]["dim"]]
-    if smaller and "curve" not in stages[-1]:
-        model = load_model(Path(folder) / "stages/student", Ranks()).model
-        known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
-        found = ranks_of_crops(model, smaller, graph.test, known, Ranks())
-        stages[-1]["curve"] = {"test": {dim: metrics(ranks) for dim, ranks in found.items()}}
-    return {"stages": stages}
+def train(tree: Tree, folder: str) -> Tree:
+    """{"stages": rows} of one plan, which leaves the test split unread; in a worker."""
+    config = config_of(tree)
+    report = run_plan(config, graph_of(tree["data"]), Ranks(), Path(folder), resume=True, display=Display(False))
+    return {"stages": [row(stage) for stage in in_order(report["stages"])]}
+
+
+def config_of(tree: Tree) -> RunConfig:
+    """Of a plan here."""
+    return parse_config(tree | {"mlflow": {"enabled": False}, "threads": 1, "test": False}, "table")
+
+
+def ranked_on_test(tree: Tree, folder: str, dims: list[int]) -> tuple[Tree, Tree]:
+    """Test figures of a run's student, trained again if it is gone, and {dim: metrics} of its crops; in a worker."""
+    if not (Path(folder) / "report.json").exists():
+        train(tree, folder)
+    graph, config = graph_of(tree["data"]), config_of(tree)
+    model = load_model(Path(folder) / "stages/student", Ranks()).model
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    rules = {"ties": config.ties, "filter_": config.filter}
+    found = figures("test", metrics(ranks_of(model, graph.test, known, Ranks(), **rules)))
+    crops = ranks_of_crops(model, dims, graph.test, known, Ranks(), **rules) if dims else {}
+    return found, {dim: metrics(ranks) for dim, ranks in crops.items()}
 
 
 def in_order(stages: list[Tree]) -> list[Tree]:
@@ -273,9 +292,14 @@ def row(stage: Tree) -> Tree:
     found = {
         name: stage[name] for name in ("name", "method", "scorer", "dim", "bytes", "sparse_bytes", "train_seconds")
     }
-    for split in ("valid", "test"):
-        found |= {f"{split}_{name}": stage[split][name] for name in ("mrr", "hits_at_1", "hits_at_10")}
-    return found | {name: stage[name] for name in ("curve", "chosen") if name in stage}
+    return (
+        found | figures("valid", stage["valid"]) | {name: stage[name] for name in ("curve", "chosen") if name in stage}
+    )
+
+
+def figures(split: str, found: Mapping[str, float]) -> Tree:
+    """Those of a split that a table shows."""
+    return {f"{split}_{name}": found[name] for name in ("mrr", "hits_at_1", "hits_at_10")}
 
 
 if __name__ == "__main__":

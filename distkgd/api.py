@@ -202,7 +202,7 @@ class TrainedModel:
         """Write a model folder; ConfigError when `folder` exists."""
         if Path(folder).exists():
             raise ConfigError(f"{folder} exists; name a folder that does not exist yet.")
-        kept = ("data", "source", "stage", "method")
+        kept = ("data", "source", "commit", "stage", "method")
         about = {key: self._loaded.config[key] for key in kept if key in self._loaded.config}
         save_model(Path(folder), self._model, self._loaded, about)
 

@@ -14,7 +14,7 @@ from distkgd.evaluate import HITS, Filter, Ties, metrics, protocol, ranks_of
 from distkgd.graph import load_graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.long_tail import RARE_BELOW, in_parts
-from distkgd.model_folder import load_model, same_vocabulary
+from distkgd.model_folder import data_since, load_model, same_vocabulary
 
 RELATIONS_SHOWN = 20
 
@@ -47,10 +47,12 @@ def evaluate_model(
     if not len(triples):
         raise DataError(f"{graph.name} has no {split} triples to rank; choose another --split.")
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(ranks.device), graph.num_entities)
+    since = data_since(loaded, graph)
     rank = ranks_of(loaded.model, triples.to(ranks.device), known, ranks, ties=ties, filter_=filter_)
     return {
         "model": str(folder),
         "data": graph.summary(),
+        **({"warnings": [f"{since}; these are figures of the data as it is now"]} if since else {}),
         "split": split,
         "protocol": protocol(ties, filter_),
         "world": ranks.world,

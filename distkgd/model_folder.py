@@ -222,10 +222,20 @@ def same_vocabulary(loaded: LoadedModel, graph: Graph, folder: str) -> None:
         ("relations", loaded.relations, graph.relations),
     ):
         if len(mine) != len(theirs) or not mine.names.equals(theirs.names):
+            since = data_since(loaded, graph)
             raise ModelError(
                 f"{folder} was trained on other {kind} ({len(mine)}) than {graph.name} ({len(theirs)}); "
-                "name the data set that the model was trained on."
+                f"name the data set that the model was trained on{since and f' ({since})'}."
             )
+
+
+def data_since(loaded: LoadedModel, graph: Graph) -> str:
+    """That `graph` is not what the model was trained on, "" when it is or the model does not say."""
+    then = loaded.config.get("data")
+    sha256 = str(then.get("sha256", "")) if isinstance(then, Mapping) else ""
+    if not sha256 or sha256 == graph.sha256:
+        return ""
+    return f"{graph.name} has changed since training or is another one: sha256 {graph.sha256[:12]}, then {sha256[:12]}"
 
 
 def write_names(folder: Path, names: str, labels: str, vocabulary: Vocabulary) -> None:

@@ -26,7 +26,7 @@ from distkgd.distributed.nodes import on_first, shared_answers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluate import protocol
-from distkgd.graph import Graph
+from distkgd.graph import Graph, anchored
 from distkgd.imports.teachers import bring_teachers
 from distkgd.job import Progress, Watch
 from distkgd.long_tail import in_parts
@@ -71,7 +71,7 @@ def run_plan(
     storage = find_run(config, folder, ranks, resume)
     prepare_folder(config, stages, graph, folder, ranks, resume)
     bring_run(storage, [stage.name for stage in stages], ranks)
-    source, trust = source_of(config, graph), config.trust_pickle
+    source, trust = anchored(config.data), config.trust_pickle
     for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
         display.line(line)
     if any(stage.overlap for stage in stages):
@@ -244,8 +244,8 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
     """Save the model, evaluate it, and say what the stage was."""
     folder = run.stage_folder(stage.name)
     config = stage.config
-    source = source_of(run.config, run.graph)
-    about = {"data": run.graph.summary(), "source": source, "stage": stage.name, "method": config.method}
+    about = {"data": run.graph.summary(), "source": anchored(run.config.data), "commit": git_sha()}
+    about |= {"stage": stage.name, "method": config.method}
     save_model(folder / "model", student, run.graph, about)
     found = {split: run.evaluate(student, split) for split in run.splits}
     last = run.splits[-1]
@@ -270,13 +270,6 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
         **{split: found[split][0] for split in run.splits},
         f"{last}_by": details,
     }
-
-
-def source_of(config: RunConfig, graph: Graph) -> str:
-    """What a model's config.json says of where its data set was; found again from any working directory."""
-    if config.data != graph.name and Path(config.data).is_dir():
-        return str(Path(config.data).resolve())
-    return config.data
 
 
 def make_report(

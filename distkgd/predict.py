@@ -22,7 +22,7 @@ from distkgd.graph import Graph, Vocabulary, load_graph
 from distkgd.graph.filters import Queries
 from distkgd.graph.triples import SPLITS, nearest_spellings, shorten
 from distkgd.model import Model
-from distkgd.model_folder import LoadedModel, same_vocabulary
+from distkgd.model_folder import LoadedModel, data_since, same_vocabulary
 
 SCORES_AT_ONCE = 1 << 22
 NAMES_SHOWN = 5
@@ -125,7 +125,8 @@ def data_of(loaded: LoadedModel, folder: str, given: str | None) -> tuple[Graph 
         if given:
             raise
         return None, f"No triple is marked as known: the data set {source!r} is not at hand ({error})"
-    return graph, ""
+    since = data_since(loaded, graph)
+    return graph, since and f"{since}; triples are marked as known that are in it now"
 
 
 def predict(

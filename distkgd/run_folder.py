@@ -11,7 +11,7 @@ from distkgd.config import RunConfig, resolved
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError
-from distkgd.graph import Graph
+from distkgd.graph import Graph, anchored
 from distkgd.report import write_atomic
 from distkgd.stages import Stage
 
@@ -41,6 +41,7 @@ def prepare_folder(
     plan = {
         "config": resolved(config),
         "data_sha256": graph.sha256,
+        "source": anchored(config.data),
         "stages": [described(stage) for stage in stages],
     }
     if exists:

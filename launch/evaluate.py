@@ -33,6 +33,8 @@ def main(
 
     def body(ranks: Ranks, display: Display) -> None:
         report = evaluate_model(model, ranks, split=split, source=data, ties=ties, filter_=filter_, rare_below=rare)
+        for text in report.get("warnings", []):
+            display.warn(text)
         if ranks.first:
             Console(width=None if sys.stdout.isatty() else 110).print(table(report))
             if json_ is not None:

@@ -12,7 +12,7 @@ import typer
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
-from distkgd.graph import load_graph
+from distkgd.graph import anchored, load_graph
 from distkgd.imports import IMPORTERS, Given, import_model
 from distkgd.launching import launch
 
@@ -37,7 +37,7 @@ def main(
             raise UnsupportedError(f"an import runs in one process, not in {ranks.world}; start it without torchrun.")
         given = Given(scorer, margin, norm, layout, names, trust_pickle)
         graph = None if data is None else load_graph(data)
-        model, notes = import_model(source, out, given, ranks, graph, data or "")
+        model, notes = import_model(source, out, given, ranks, graph, "" if data is None else anchored(data))
         for note in notes:
             display.line(note)
         display.line(f"written: {out} ({model.scorer}, {len(model.entities):,} entities)")

@@ -1,9 +1,13 @@
 """The tables of benchmarks/tables: every trial of every arm is a plan that can be run, and the budget is the same."""
 
 import importlib.util
+import itertools
 import json
 import math
+import statistics
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,9 +15,12 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from scipy import stats
 
 from distkgd.config import parse_config
-from tests.launches import ROOT
+from distkgd.distributed.ranks import Ranks
+from distkgd.evaluation_report import evaluate_model
+from tests.launches import ROOT, small_data
 
 PLANS = sorted((ROOT / "benchmarks/tables").glob("*.yaml"))
 
@@ -52,11 +59,21 @@ def test_arms_draw_alike_what_they_share(tables: ModuleType) -> None:
     assert len({str(table.overrides(tables.DIRECT, n)) for n in range(table.trials())}) == table.trials()
 
 
-def test_an_interval_is_that_of_students_t(tables: ModuleType) -> None:
-    found = tables.interval([0.01, 0.02, 0.06])
-    half = 4.303 * math.sqrt((0.02**2 + 0.01**2 + 0.03**2) / 2) / math.sqrt(3)
-    assert found["mean"] == pytest.approx(0.03)
-    assert (found["low"], found["high"]) == pytest.approx((0.03 - half, 0.03 + half))
+@pytest.mark.parametrize("seeds", [3, 6, 17])
+def test_an_interval_is_that_of_students_t_for_any_number_of_seeds(
+    seeds: int, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = dict.fromkeys(("test_hits_at_1", "test_hits_at_10", "sparse_bytes", "train_seconds", "dim"), 1)
+    table = toy_table(tables, monkeypatch, tmp_path, list(range(seeds)), {"direct": {}, "a": {}})
+    gaps = [0.01 * (seed % 3) for seed in range(seeds)]
+    for arm, seed in itertools.product(("direct", "a"), range(seeds)):
+        mrr = 0.5 + (gaps[seed] if arm == "a" else 0.0)
+        note(table, f"{arm} 0 {seed}", figures | {"valid_mrr": mrr, "test_mrr": mrr})
+    table.run()
+    found = table.summary()["a"]["test_gain"]
+    middle, half = statistics.mean(gaps), stats.t.ppf(0.975, seeds - 1) * statistics.stdev(gaps) / math.sqrt(seeds)
+    assert found["mean"] == pytest.approx(middle)
+    assert (found["low"], found["high"]) == pytest.approx((middle - half, middle + half))
 
 
 def test_a_croppable_model_is_chosen_by_the_mean_of_its_sub_models(tables: ModuleType) -> None:
@@ -72,19 +89,41 @@ def test_a_croppable_model_is_chosen_by_the_mean_of_its_sub_models(tables: Modul
     assert (table.chosen("direct"), table.chosen("med")) == (1, 0)
 
 
+def toy_table(
+    tables: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    seeds: list[int],
+    arms: dict[str, Any],
+    **spec: Any,
+) -> Any:
+    monkeypatch.setattr(tables, "RESULTS", folder)
+    spec = {"data": "toy", "trials": 1, "seeds": seeds, "arms": arms, "teachers": {}, "plan": {}} | spec
+    return tables.Table(spec, "toy", list(arms), folder / "runs", InThisProcess())
+
+
+def note(table: Any, run: str, stage: dict[str, Any]) -> None:
+    table.runs[run] = {"digest": table.folder_of(table.plans()[run]).name, "stages": [stage]}
+
+
+class InThisProcess:
+    """What a table asks of its pool."""
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        done: Future[Any] = Future()
+        done.set_result(function(*args))
+        return done
+
+
 def test_gains_are_over_the_arm_of_the_file_or_the_one_that_is_asked_for(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     arms: dict[str, Any] = {"direct": {}, "a": {}, "b": {"beside": "a"}}
-    spec = {"data": "toy", "trials": 1, "seeds": [0, 1], "arms": arms, "teachers": {}, "plan": {}}
-    table = tables.Table(spec, "toy", list(arms), tmp_path, None)
+    table = toy_table(tables, monkeypatch, tmp_path, [0, 1], arms)
     figures = dict.fromkeys(("test_hits_at_1", "test_hits_at_10", "sparse_bytes", "train_seconds", "dim"), 1)
-    for name, seed in ((arm, seed) for arm in arms for seed in spec["seeds"]):
+    for name, seed in itertools.product(arms, (0, 1)):
         mrr = {"direct": 0.1, "a": 0.2, "b": 0.4}[name] + 0.01 * seed
-        stage = figures | {"valid_mrr": mrr, "test_mrr": mrr}
-        run = f"{name} 0 {seed}"
-        table.runs[run] = {"digest": table.folder_of(table.plans()[run]).name, "stages": [stage]}
+        note(table, f"{name} 0 {seed}", figures | {"valid_mrr": mrr, "test_mrr": mrr})
     table.run()
     assert {arm: row["test_gain"]["mean"] for arm, row in table.summary().items()} == pytest.approx(
         {"direct": 0.0, "a": 0.1, "b": 0.2}
@@ -95,3 +134,42 @@ def test_gains_are_over_the_arm_of_the_file_or_the_one_that_is_asked_for(
     monkeypatch.setattr(tables, "machine", lambda: {"commit": "a later one"})
     table.run()
     assert (tmp_path / "table_toy.json").read_text(encoding="utf-8") == written
+
+
+def test_trials_do_not_read_test_and_what_was_chosen_is_ranked_on_it_in_the_end(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"method": "scratch", "dim": 8, "epochs": 1, "batch_size": 200}
+    table = toy_table(
+        tables,
+        monkeypatch,
+        tmp_path,
+        [0, 1],
+        {"direct": {}, "med": {"plan": {"student": {"method": "med", "distill": {"dims": [4, 8]}}}}},
+        data=str(small_data(tmp_path / "graph")),
+        trials=2,
+        plan={"student": small, "device": "cpu", "report": {"html": False}},
+        space={"student.optimizer.lr": [0.05, 0.1]},
+        teachers={"big": {"dim": 4, "epochs": 1, "batch_size": 200}},
+        curve=[4, 8],
+    )
+    table.run()
+    chosen = {f"{arm} {table.chosen(arm)} {seed}" for arm in ("direct", "med") for seed in (0, 1)}
+    chosen |= {"teacher big 0", "teacher big 1"}
+    written = json.loads((tmp_path / "table_toy.json").read_text(encoding="utf-8"))
+    for name, run in written["runs"].items():
+        student = run["stages"][-1]
+        assert ("test" in str(student)) == (name in chosen), name
+        folder = tmp_path / "runs" / run["digest"]
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        assert all("test" not in stage and "test" not in stage.get("curve", {}) for stage in report["stages"])
+        if name in chosen:
+            found = evaluate_model(folder / "stages/student", Ranks(), split="test", source=None)["overall"]
+            assert student["test_mrr"] == pytest.approx(found["mrr"])
+        if name in chosen and name.startswith("med"):
+            assert student["curve"]["test"]["8"]["mrr"] == pytest.approx(student["test_mrr"])
+            assert set(student["curve"]["test"]) == set(student["curve"]["valid"])
+        if name in chosen and name.startswith("direct"):
+            assert set(student["curve"]["test"]) == {"4"}
+    assert len(written["runs"]) == 8 and set(written["arms"]) == {"direct", "med"}
+    assert "test_gain" in written["arms"]["med"]

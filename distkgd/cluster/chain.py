@@ -15,9 +15,9 @@ from distkgd.cluster.walk import Request, Walk
 from distkgd.config import parse_config, resolved
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
-from distkgd.graph import load_graph
+from distkgd.graph import anchored, load_graph
 from distkgd.imports.teachers import bring_teachers
-from distkgd.plan import REPORTS, checked_plan, closing, make_report, source_of, tags_of, write_reports
+from distkgd.plan import REPORTS, checked_plan, closing, make_report, tags_of, write_reports
 from distkgd.run_folder import prepare_folder
 from distkgd.serving import register_run
 from distkgd.storage import bring_run, find_run
@@ -84,7 +84,7 @@ class Coordinator:
                 storage = find_run(config, folder, Ranks(), resume)
                 prepare_folder(config, stages, graph, folder, Ranks(), resume, request.launcher)
                 bring_run(storage, [stage.name for stage in stages], Ranks())
-                source, trust = source_of(config, graph), config.trust_pickle
+                source, trust = anchored(config.data), config.trust_pickle
                 self._news += bring_teachers(stages, graph, folder, Ranks(), data=source, trust=trust)
                 tracking = open_tracking(
                     run_folder=folder, name=config.name, uri=request.uri, enabled=config.mlflow.enabled, active=True

@@ -31,7 +31,7 @@ from distkgd.cluster.sweep_worker import Call, Record, rank_test, scored_row, tr
 from distkgd.config import parse_config
 from distkgd.display import Display
 from distkgd.errors import ConfigError, DistkgdError
-from distkgd.graph import Graph, load_graph
+from distkgd.graph import Graph, anchored, load_graph
 from distkgd.plan import closing
 from distkgd.provenance import git_sha
 from distkgd.report import write_atomic
@@ -106,11 +106,12 @@ def run_sweep(
 
 
 def found_from_anywhere(base: Tree) -> Tree:
-    """`base` with the paths of folders made absolute: trials run in other working directories."""
+    """`base` with the paths made absolute: trials run in other working directories."""
     found = dict(base)
-    for key in ("data", "teacher"):
-        if isinstance(found.get(key), str) and Path(found[key]).is_dir():
-            found[key] = str(Path(found[key]).resolve())
+    if isinstance(found.get("data"), str):
+        found["data"] = anchored(found["data"])
+    if isinstance(found.get("teacher"), str) and Path(found["teacher"]).is_dir():
+        found["teacher"] = str(Path(found["teacher"]).resolve())
     if isinstance(found.get("teachers"), Mapping):
         found["teachers"] = {
             name: str(Path(one).resolve()) if isinstance(one, str) and Path(one).is_dir() else one

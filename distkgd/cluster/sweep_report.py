@@ -1,7 +1,6 @@
 """What came of a sweep: means and deviations over seeds, paired differences, and the same as tables and a chart."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,10 +18,9 @@ from distkgd.cluster.sweep_config import SweepConfig
 from distkgd.cluster.sweep_trials import DIRECT, Trial
 from distkgd.cluster.sweep_worker import Record, scored_row
 from distkgd.display import Display
+from distkgd.intervals import paired_interval
 from distkgd.report import NONE, write_atomic
 
-# Student's t for a two-sided 95% interval, by degrees of freedom from 1; beyond the last, the normal's.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 SPLITS = ("valid", "test")
 METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10")
 Result = Mapping[str, Any]
@@ -117,11 +115,7 @@ def paired(row: Result, other: Result) -> dict[str, Any] | None:
     gaps = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
     if not gaps:
         return None
-    middle, half = mean(gaps), None
-    if len(gaps) > 1:
-        half = (T95[len(gaps) - 2] if len(gaps) - 2 < len(T95) else 1.96) * stdev(gaps) / math.sqrt(len(gaps))
-    ends = {} if half is None else {"low": middle - half, "high": middle + half}
-    return {"mean": middle, "num_seeds": len(gaps), **ends}
+    return {"num_seeds": len(gaps), **paired_interval(gaps)}
 
 
 # -- as text --------------------------------------------------------------------------------------------------------

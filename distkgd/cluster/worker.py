@@ -22,10 +22,10 @@ from distkgd.distributed.nodes import on_first, shared_graph
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import CheckpointError, ConfigError, DataError, DistkgdError, Stopped, StorageError
-from distkgd.graph import load_graph
+from distkgd.graph import anchored, load_graph
 from distkgd.imports.teachers import bring_teachers
 from distkgd.kernels.memory import keep_freed_memory
-from distkgd.plan import open_run, run_stage, source_of
+from distkgd.plan import open_run, run_stage
 from distkgd.stage_job import stage_folder
 from distkgd.stages import Stage, build_plan, check_stage
 from distkgd.stopping import ask_to_stop
@@ -162,7 +162,7 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> dict[str, Any
             raise DataError(f"{socket.gethostname()} has other data at {config.data} than the coordinator has.")
         check_stage(stage, graph, world)
         if config.storage:
-            bring_teachers([stage], graph, folder, ranks, data=source_of(config, graph), trust=config.trust_pickle)
+            bring_teachers([stage], graph, folder, ranks, data=anchored(config.data), trust=config.trust_pickle)
         tracking = open_tracking(
             run_folder=folder,
             name=config.name,

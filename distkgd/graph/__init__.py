@@ -12,7 +12,7 @@ from distkgd.graph.pystdlib import build as build_pystdlib
 from distkgd.graph.readers import read_folder
 from distkgd.graph.triples import Graph, Vocabulary
 
-__all__ = ["Graph", "Vocabulary", "load_graph", "power_law_graph"]
+__all__ = ["Graph", "Vocabulary", "anchored", "load_graph", "power_law_graph"]
 
 
 def load_graph(source: str | Path) -> Graph:
@@ -33,3 +33,14 @@ def load_graph(source: str | Path) -> Graph:
         f"no data set is called {source!r} and no folder of that name is here; known are: pystdlib, "
         f"{', '.join(PUBLIC)}, {EXAMPLE}; for a folder of your own give its path"
     )
+
+
+def anchored(source: str) -> str:
+    """What finds the data set that `load_graph` finds here from any other working directory, too."""
+    if source == "pystdlib" or source.partition(":")[0] == "powerlaw":
+        return source
+    if source not in PUBLIC:
+        return str(Path(source).resolve()) if Path(source).exists() else source
+    data = os.environ.get("DISTKGD_DATA", "")
+    here = Path(data, source)
+    return str(here.resolve()) if data and not here.is_absolute() and here.is_dir() else source

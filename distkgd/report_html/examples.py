@@ -60,7 +60,10 @@ def examples(
         return kept
     graph = load()
     if graph.sha256 != about["data"]:
-        raise DataError(f"{graph.name} is not what it was when the run was made: its sha256 differs")
+        raise DataError(
+            f"{graph.name} is not what it was when the run was made: its sha256 differs "
+            f"({graph.sha256[:12]}, then {about['data'][:12]})"
+        )
     started = time.perf_counter()
     found = about | _asked(getattr(graph, split), graph, speakers, about["protocol"], queries)
     found["seconds"] = time.perf_counter() - started

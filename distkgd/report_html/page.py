@@ -76,10 +76,11 @@ def remake(folder: Path, data: str | None = None, queries: int | None = None) ->
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """report.json of a finished run, and the config in its plan.yaml; ConfigError where there is none."""
+    """report.json of a finished run, and its config, `data` found from anywhere; ConfigError where there is none."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["config"]
+        plan = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))
+        config = plan["config"] | {"data": plan.get("source", plan["config"]["data"])}  # runs of before have no source
         for stage in report["stages"]:
             _ = stage["name"], stage["teachers"]
         _ = report["stages"][0], report["data"]["sha256"], report["protocol"]["ties"], config["data"]

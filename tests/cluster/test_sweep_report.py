@@ -40,13 +40,13 @@ def swept(out: Path, figures: dict[str, list[float]], **sweep: Any) -> dict[str,
 
 
 def test_differences_are_paired_over_seeds_with_students_interval(tmp_path: Path) -> None:
-    # Gaps .10, .12, .14: mean .12, deviation .02; t(.975, 2) = 4.303, so the half-width is 4.303 * .02 / sqrt(3).
+    # Gaps .10, .12, .14: mean .12, deviation .02; t(.975, 2) = 4.30265, so the half-width is 4.30265 * .02 / sqrt(3).
     report = swept(tmp_path, {"a": [0.1, 0.2, 0.3], "b": [0.2, 0.32, 0.44]})
     first, second = report["rows"]
     assert first["valid"]["mrr"]["mean"] == pytest.approx(0.2) and first["valid"]["mrr"]["sd"] == pytest.approx(0.1)
     gap = second["difference"]["test"]
     assert gap["mean"] == pytest.approx(0.12) and gap["num_seeds"] == 3
-    assert gap["high"] - gap["mean"] == pytest.approx(4.303 * 0.02 / 3**0.5)
+    assert gap["high"] - gap["mean"] == pytest.approx(4.302653 * 0.02 / 3**0.5)
     assert "difference" not in first
     text = markdown(report)
     assert "+0.120 [+0.070, +0.170]" in text and "0.310 ± 0.120" in text and "| 0.500 |" in text
