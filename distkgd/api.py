@@ -15,11 +15,16 @@ tensor([9., 7.])
 >>> m.nearest("paris", k=1).names, m.crop(1).nearest("paris", k=1).names
 ([['rome']], [['france']])
 
-Entities and relations are given by name, label or id, one or many at a time: a list, a tensor of ids, a numpy array,
-a column of a pandas or polars frame. A name may be written loosely ("capital of"), as at the command line.
+Entities and relations are given by name or label, one or many at a time: a list, a numpy array, a column of a pandas or
+polars frame. A name may be written loosely ("capital of"), as at the command line. A whole number is the name, or the
+label, that is written so; with `ids=True` it is the number of a row, and tensors of them will do too.
+
+A word that means nothing raises DataError when it is given by itself. Among many it fails its own row alone.
 """
 
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +40,7 @@ from distkgd.graph.triples import shorten
 from distkgd.model_folder import LoadedModel, load_model, save_model
 from distkgd.predict import best, data_of, find_entity, find_relation, top_k
 from distkgd.scorers import Scorer
-from distkgd.words import Words, columns_of, rows_of
+from distkgd.words import Found, Words, columns_of, rows_of
 
 if TYPE_CHECKING:
     import pandas
@@ -51,6 +56,7 @@ class Answers:
     ids: [Q, k] int64, -1 where a question has fewer than k answers. scores: [Q, k], -inf there.
     questions: for each question its columns, e.g. {"head": "paris", "relation": "capital_of"}.
     answered: the column that the answers belong to: "head", "tail" or "neighbour".
+    errors: place of a question that has no answers because a word of it means nothing -> why.
     """
 
     ids: Tensor
@@ -58,6 +64,7 @@ class Answers:
     questions: list[dict[str, str]]
     answered: str
     entities: Vocabulary
+    errors: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[list[str]]:
@@ -65,16 +72,23 @@ class Answers:
         return [[self.entities.name(i) for i in row if i >= 0] for row in self.ids.tolist()]
 
     def frame(self) -> "pandas.DataFrame":
-        """One row per answer: the question's columns, the answer under `answered`, its label, rank, id and score."""
+        """One row per answer: the question's columns, the answer under `answered`, its label, rank, id and score.
+
+        With any `errors` there is a column `error` too, and one row for each question that has one.
+        """
         pandas = _import_pandas()
-        rows = [
-            {**question, self.answered: self.entities.name(i), "label": self.entities.label(i)}
-            | {"rank": rank, "id": i, "score": score}
-            for question, ids, scores in zip(self.questions, self.ids.tolist(), self.scores.tolist(), strict=True)
-            for rank, (i, score) in enumerate(zip(ids, scores, strict=True), 1)
-            if i >= 0
-        ]
-        return pandas.DataFrame(rows)
+        rows: list[dict[str, Any]] = []
+        for place, question in enumerate(self.questions):
+            if place in self.errors:
+                rows.append({**question, self.answered: None, "error": self.errors[place]})
+            for rank, (i, score) in enumerate(
+                zip(self.ids[place].tolist(), self.scores[place].tolist(), strict=True), 1
+            ):
+                if i >= 0:
+                    named = {self.answered: self.entities.name(i), "label": self.entities.label(i)}
+                    rows.append({**question, **named, "rank": rank, "id": i, "score": score})
+        columns = [self.answered, "label", "rank", "id", "score", *(["error"] if self.errors else [])]
+        return pandas.DataFrame(rows, columns=[*(self.questions[0] if self.questions else []), *columns])
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -143,56 +157,82 @@ class TrainedModel:
         tail: Words | None = None,
         k: int = 10,
         exclude_known: bool = False,
+        ids: bool = False,
     ) -> Answers:
         """The k best tails of (head, relation), or heads of (relation, tail); give exactly one of head and tail.
 
         head, tail, relation: one or many; one of them beside many of the other is asked with each of these.
         exclude_known: leave out answers that the data set's splits hold.
+        ids: whole numbers are row numbers; else they are names.
 
-        Equal scores are ordered by id. Raises DataError for unknown or ambiguous words and ids out of range,
-        ConfigError for a question that cannot be asked or a data set that is not at hand.
+        Equal scores are ordered by id. Raises DataError for a word by itself that is unknown, ambiguous or out of
+        range (one of many is told in `Answers.errors`), and for numbers where no name is one; ConfigError for a
+        question that cannot be asked or a data set that is not at hand.
         """
         if (head is None) == (tail is None):
             raise ConfigError("give exactly one of head and tail; the other one is what is asked for.")
         _check_k(k)
         given, asked, side = ("head", "tail", 0) if head is not None else ("tail", "head", 1)
-        anchor = self._entity_ids(head if head is not None else tail, given)
-        r = self._relation_ids(relation)
-        if len(anchor) != len(r) and 1 not in (len(anchor), len(r)):
-            raise ConfigError(f"{len(anchor)} of {given} and {len(r)} of relation; give as many, or one of either.")
-        num = max(len(anchor), len(r)) if len(anchor) and len(r) else 0
+        anchor = self._entities(head if head is not None else tail, given, ids)
+        r = self._relations(relation, ids)
+        if len(anchor.given) != len(r.given) and 1 not in (len(anchor.given), len(r.given)):
+            raise ConfigError(
+                f"{len(anchor.given)} of {given} and {len(r.given)} of relation; give as many, or one of either."
+            )
+        num = max(len(anchor.given), len(r.given)) if len(anchor.given) and len(r.given) else 0
         anchor, r = anchor.expand(num), r.expand(num)
-        queries = Queries(anchor, r, torch.full_like(anchor, side), anchor)
-        parts = [self._best(Queries(*(c[at] for c in queries)), k, exclude_known) for at in _chunks(num)]
-        names = [self.entities.name(i) for i in anchor.tolist()], [self.relations.name(i) for i in r.tolist()]
+
+        def best_of(at: Tensor) -> tuple[Tensor, Tensor]:
+            ends = anchor.ids[at]
+            columns = ends, r.ids[at], torch.full_like(ends, side), ends
+            return self._best(Queries(*(c.to(self.relation_rows.device) for c in columns)), k, exclude_known)
+
+        names = anchor.texts(self.entities), r.texts(self.relations)
         questions = [{given: a, "relation": b} for a, b in zip(*names, strict=True)]
-        return self._answers(parts, questions, asked, k)
+        return self._answers(best_of, questions, asked, k, {**r.errors, **anchor.errors})
 
-    def score(self, triples: Any, *, ask: Literal["tail", "head"] = "tail") -> Tensor:
-        """[n] scores of n triples; higher is better.
+    def score(self, triples: Any, *, ask: Literal["tail", "head"] = "tail", ids: bool = False) -> Tensor:
+        """[n] scores of n triples; higher is better. NaN, with a warning, for a triple with a word that means nothing.
 
-        triples: (head, relation, tail) each, of names or ids; a [n, 3] tensor or array of ids; a pandas or polars frame
-            with the columns head, relation, tail.
+        triples: (head, relation, tail) each; a [n, 3] tensor or array; a pandas or polars frame with the columns head,
+            relation, tail.
         ask: with reciprocal relations a triple has a score as an answer of (head, relation, ?) and another as one of
             (?, relation, tail).
+        ids: whole numbers are row numbers; else they are names, and DataError where no name is one.
         """
-        head, relation, tail = columns_of(triples)
-        h, r, t = self._entity_ids(head, "head"), self._relation_ids(relation), self._entity_ids(tail, "tail")
+        (h, r, t), wrong = self._triples(triples, ids)
+        if wrong:
+            first = next(iter(wrong))
+            warnings.warn(
+                f"{len(wrong)} of {len(h)} triples have no score; triple {first}: {wrong[first]} (TrainedModel.unknown "
+                "tells of all)",
+                stacklevel=2,
+            )
         side = torch.full_like(h, int(ask == "head"))
         queries = Queries(t, r, side, h) if ask == "head" else Queries(h, r, side, t)
-        parts = [self._score(Queries(*(c[at] for c in queries))) for at in _chunks(len(h))]
-        return torch.cat(parts) if parts else self.relation_rows.new_empty(0)
+        scores = self.relation_rows.new_full([len(h)], torch.nan)
+        for at in _places(len(h), wrong):
+            scores[at] = self._score(Queries(*(c[at] for c in queries)))
+        return scores
 
-    def nearest(self, entity: Words, k: int = 10) -> Answers:
+    def unknown(self, triples: Any, *, ids: bool = False) -> dict[int, str]:
+        """Place of each triple that `score` has no score for -> why."""
+        return self._triples(triples, ids)[1]
+
+    def nearest(self, entity: Words, k: int = 10, *, ids: bool = False) -> Answers:
         """The k entities most like each given one, itself left out.
 
         By the cosine of their coordinates where the scorer multiplies entities or takes their direction, else by their
         distance, whose negative is the score; hyperbolic scorers: the distance of the tangent vectors.
+        ids: whole numbers are row numbers; else they are names.
         """
         _check_k(k)
-        ids = self._entity_ids(entity, "entity")
-        parts = [self._nearest(ids[at], k) for at in _chunks(len(ids))]
-        return self._answers(parts, [{"entity": self.entities.name(i)} for i in ids.tolist()], "neighbour", k)
+        found = self._entities(entity, "entity", ids)
+        questions = [{"entity": text} for text in found.texts(self.entities)]
+        device = self.relation_rows.device
+        return self._answers(
+            lambda at: self._nearest(found.ids[at].to(device), k), questions, "neighbour", k, found.errors
+        )
 
     def crop(self, dim: int) -> "TrainedModel":
         """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none."""
@@ -246,25 +286,45 @@ class TrainedModel:
         return scores, found
 
     def _answers(
-        self, parts: list[tuple[Tensor, Tensor]], questions: list[dict[str, str]], answered: str, k: int
+        self,
+        best_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+        questions: list[dict[str, str]],
+        answered: str,
+        k: int,
+        wrong: Mapping[int, str],
     ) -> Answers:
-        scores = torch.cat([scores for scores, _ in parts]) if parts else torch.empty(0, k)
-        ids = torch.cat([ids for _, ids in parts]) if parts else torch.empty(0, k, dtype=torch.int64)
-        return Answers(ids.where(scores > -torch.inf, -1), scores, questions, answered, self.entities)
+        """best_of: places of questions -> scores and ids of their answers. wrong: place of one that has none -> why."""
+        places = _places(len(questions), wrong)
+        parts = [best_of(at) for at in places]
+        shape = len(questions), parts[0][0].shape[1] if parts else k
+        scores = self.relation_rows.new_full(shape, -torch.inf)
+        ids = torch.full(shape, -1, device=scores.device)
+        for at, (score, found) in zip(places, parts, strict=True):
+            scores[at], ids[at] = score.to(scores.dtype), found
+        return Answers(ids.where(scores > -torch.inf, -1), scores, questions, answered, self.entities, dict(wrong))
 
-    def _entity_ids(self, words: Words | None, what: str) -> Tensor:
-        def one(text: str) -> int:
-            found = find_entity(self.entities, text, None)
+    def _triples(self, triples: Any, ids: bool) -> tuple[tuple[Tensor, Tensor, Tensor], dict[int, str]]:
+        """Heads, relations and tails, -1 for what means nothing, and what is wrong with such a triple, by its place."""
+        head, relation, tail = columns_of(triples)
+        h, r, t = self._entities(head, "head", ids), self._relations(relation, ids), self._entities(tail, "tail", ids)
+        wrong = {place: text for one in (t, r, h) for place, text in one.errors.items()}
+        device = self.relation_rows.device
+        return (h.ids.to(device), r.ids.to(device), t.ids.to(device)), dict(sorted(wrong.items()))
+
+    def _entities(self, words: Words | None, what: str, ids: bool) -> Found:
+        def one(text: str, exact: bool) -> int:
+            found = find_entity(self.entities, text, None, exact)
             if found.also:
                 names = ", ".join(repr(self.entities.name(i)) for i in (found.id, *found.also)[:5])
                 raise DataError(f"{len(found.also) + 1} entities are called {shorten(text)!r}: {names}; give a name.")
             return found.id
 
-        return rows_of(words, self.entities, what, one).to(self.relation_rows.device)
+        return rows_of(words, self.entities, what, one, ids)
 
-    def _relation_ids(self, words: Words) -> Tensor:
-        found = rows_of(words, self.relations, "relation", lambda text: find_relation(self.relations, text))
-        return found.to(self.relation_rows.device)
+    def _relations(self, words: Words, ids: bool) -> Found:
+        return rows_of(
+            words, self.relations, "relation", lambda text, exact: find_relation(self.relations, text, exact), ids
+        )
 
 
 def _check_k(k: int) -> None:
@@ -272,8 +332,10 @@ def _check_k(k: int) -> None:
         raise ConfigError(f"k={k}; allowed is a whole number >= 1.")
 
 
-def _chunks(num: int) -> list[slice]:
-    return [slice(at, at + QUESTIONS_AT_ONCE) for at in range(0, num, QUESTIONS_AT_ONCE)]
+def _places(num: int, wrong: Mapping[int, str]) -> Sequence[Tensor]:
+    """Places of the questions that have answers, so many at a time as are asked at once."""
+    right = torch.tensor([place for place in range(num) if place not in wrong], dtype=torch.int64)
+    return right.split(QUESTIONS_AT_ONCE) if len(right) else []
 
 
 def _import_pandas() -> Any:

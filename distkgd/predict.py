@@ -4,6 +4,7 @@
 query and its answers into rows that can be printed.
 """
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -26,6 +27,8 @@ from distkgd.model_folder import LoadedModel, data_since, same_vocabulary
 
 SCORES_AT_ONCE = 1 << 22
 NAMES_SHOWN = 5
+WHOLE = re.compile(r"-?\d+")
+ROW_NUMBERS = 'ids=True in Python, --ids with launch/predict.py, "ids": true in a question'
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,12 @@ def predict(
     tail: str | None,
     top: int = 10,
     exclude_known: bool = False,
+    ids: bool = False,
 ) -> Prediction:
     """The `top` best answers to (head, relation, ?) or (?, relation, tail).
 
     graph: of the model's vocabulary; None when it is not at hand: no triple is then marked as known.
+    ids: words that are whole numbers are row numbers; else they are names.
 
     Raises ConfigError for a question that cannot be asked, DataError for an unknown or ambiguous word.
     """
@@ -150,8 +155,12 @@ def predict(
         raise ConfigError("give exactly one of --head and --tail; the other one is what is asked for.")
     if exclude_known and graph is None:
         raise ConfigError("--exclude-known needs the data set, which is not at hand; give --data NAME_OR_FOLDER.")
-    entity = find_entity(loaded.entities, text, None if graph is None else degrees(graph))
-    r = find_relation(loaded.relations, relation)
+    if ids and WHOLE.fullmatch(text):
+        entity = Match(_row_number(loaded.entities, text), (), text)
+    else:
+        entity = find_entity(loaded.entities, text, None if graph is None else degrees(graph))
+    by_number = ids and WHOLE.fullmatch(relation)
+    r = _row_number(loaded.relations, relation) if by_number else find_relation(loaded.relations, relation)
     device = loaded.model.relation.device
     side: Literal[0, 1] = 0 if head is not None else 1
     column = torch.tensor([entity.id], device=device)
@@ -161,7 +170,7 @@ def predict(
     if exclude_known:
         out = torch.tensor(sorted(known), device=device, dtype=torch.int64)
         exclude = (torch.zeros_like(out), out)
-    scores, ids = (x[0].tolist() for x in top_k(loaded.model, query, top, exclude))
+    scores, found = (x[0].tolist() for x in top_k(loaded.model, query, top, exclude))
     answers = [
         Answer(
             rank + 1,
@@ -170,7 +179,7 @@ def predict(
             loaded.entities.label(i),
             None if graph is None else known.get(i, ""),
         )
-        for rank, (score, i) in enumerate(zip(scores, ids, strict=True))
+        for rank, (score, i) in enumerate(zip(scores, found, strict=True))
         if score > -torch.inf
     ]
     asked, about = describe(loaded.entities, entity.id), describe(loaded.relations, r)
@@ -212,13 +221,19 @@ def degrees(graph: Graph) -> Tensor:
     return torch.bincount(graph.train[:, [0, 2]].reshape(-1), minlength=graph.num_entities)
 
 
-def find_entity(vocabulary: Vocabulary, text: str, count: Tensor | None) -> Match:
-    """The entity that `text` means: an exact name, else an exact label, else a loose match.
+def _row_number(vocabulary: Vocabulary, text: str) -> int:
+    """The row that `text` is the number of; DataError where there is no such row."""
+    vocabulary.name(int(text))
+    return int(text)
+
+
+def find_entity(vocabulary: Vocabulary, text: str, count: Tensor | None, exact: bool = False) -> Match:
+    """The entity that `text` means: an exact name, else an exact label, else (unless `exact`) a loose match.
 
     Of several with that label the one with the largest `count` is taken (the first without counts).
     """
-    rows = _rows(vocabulary, text)
-    if not rows:
+    rows = _rows(vocabulary, text, exact)
+    if not rows and not exact:
         rows = _suffix_rows(vocabulary, text)
         if len(rows) > 1:
             raise _ambiguous("entities", vocabulary, text, rows)
@@ -229,9 +244,9 @@ def find_entity(vocabulary: Vocabulary, text: str, count: Tensor | None) -> Matc
     return Match(rows[0], tuple(rows[1:]), text)
 
 
-def find_relation(vocabulary: Vocabulary, text: str) -> int:
+def find_relation(vocabulary: Vocabulary, text: str, exact: bool = False) -> int:
     """The relation that `text` means; a guess between several would change the question, so that is an error."""
-    rows = _rows(vocabulary, text) or _suffix_rows(vocabulary, text)
+    rows = _rows(vocabulary, text, exact) or ([] if exact else _suffix_rows(vocabulary, text))
     if not rows:
         raise _unknown("relation", vocabulary, text)
     if len(rows) > 1:
@@ -245,13 +260,13 @@ def describe(vocabulary: Vocabulary, row: int) -> str:
     return name if _loose_text(label) == _loose_text(name) else f"{label} [{name}]"
 
 
-def _rows(vocabulary: Vocabulary, text: str) -> list[int]:
+def _rows(vocabulary: Vocabulary, text: str, exact: bool = False) -> list[int]:
     # Rows of the strictest reading that has any: name, label, loose name, loose label.
     columns = [column for column in (vocabulary.names, vocabulary.labels) if column is not None]
     for column in columns:
         if rows := (column == text).arg_true().to_list():
             return [int(row) for row in rows]
-    loose = _loose_text(text)
+    loose = "" if exact else _loose_text(text)
     for column in columns:
         if loose and (rows := (_loose(column) == loose).arg_true().to_list()):
             return [int(row) for row in rows]
@@ -301,4 +316,5 @@ def _unknown(kind: str, vocabulary: Vocabulary, text: str) -> DataError:
         words = pl.concat([vocabulary.labels.drop_nulls().rename("name"), words])
     nearest = nearest_spellings(text, words)
     hint = f"nearest: {', '.join(map(repr, nearest))}" if nearest else "nothing is spelt like it"
+    hint += f". If a row number is meant, say so: {ROW_NUMBERS}" if WHOLE.fullmatch(text) else ""
     return DataError(f"no {kind} of the model ({len(vocabulary):,}) is called {shorten(text)!r}; {hint}.")

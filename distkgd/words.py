@@ -1,34 +1,130 @@
-"""Names, labels and ids in whatever a program has them, as rows of a model."""
+"""Names, labels and row numbers in whatever a program has them, as rows of a model.
 
-from collections.abc import Callable, Iterable, Sequence
+A whole number is a name (or a label) that is written so, as a column of a Parquet file holds it; it is the number of a
+row only where the caller has said `ids`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from distkgd.errors import DataError
 from distkgd.graph import Vocabulary
+from distkgd.predict import ROW_NUMBERS
 
-# Names, labels or ids: one, or many of them in anything that can be iterated over.
+# Names, labels or whole numbers: one, or many of them in anything that can be iterated over.
 Words = str | int | Iterable[str | int] | Tensor
 
 FEW = 16  # names that are looked up one by one: a join reads the whole vocabulary
+PLAIN = (str, int)  # and not bool, which is an int
+EXACT = 1 << 53  # floating-point numbers from here on stand for several whole ones
 
 
-def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str], int]) -> Tensor:
-    """[n] int64: the rows that words or ids mean; `one` reads a text that is no name."""
-    if isinstance(words, str | int):
-        words = [words]
-    listed = words.reshape(-1).tolist() if isinstance(words, Tensor) else list(words)
-    texts = sorted({word for word in listed if isinstance(word, str)})
-    named = zip(texts, _rows_of_names(vocabulary, texts), strict=True)
-    rows = {text: one(text) if row is None else row for text, row in named}
-    ids = [rows[word] if isinstance(word, str) else _id(word, what) for word in listed]
-    for i in ids:
-        if not 0 <= i < len(vocabulary):
-            raise DataError(f"{what}: the id {i} is outside the model, which has the ids 0 … {len(vocabulary) - 1}.")
-    return torch.tensor(ids, dtype=torch.int64)
+@dataclass(frozen=True)
+class Found:
+    """What n words mean.
+
+    ids: [n] int64 rows, -1 for a word that means none. errors: its place -> why. given: the words.
+    """
+
+    ids: Tensor
+    errors: Mapping[int, str]
+    given: Sequence[Any]
+
+    def expand(self, num: int) -> "Found":
+        """The same for each of `num` questions, where there is one word."""
+        if len(self.given) == num:
+            return self
+        errors = {place: text for text in self.errors.values() for place in range(num)}
+        return Found(self.ids.expand(num), errors, list(self.given) * num)
+
+    def texts(self, vocabulary: Vocabulary) -> list[str]:
+        """The names of the rows; the words themselves where they mean none."""
+        pairs = zip(self.ids.tolist(), self.given, strict=True)
+        return [vocabulary.name(row) if row >= 0 else str(word) for row, word in pairs]
+
+
+def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str, bool], int], ids: bool = False) -> Found:
+    """The rows that words mean. What means nothing among many fails alone; a word by itself raises its DataError.
+
+    one: reads a text that is no name; its second argument: as a label alone, written exactly so.
+    ids: whole numbers are row numbers.
+
+    Raises DataError for numbers where no name or label is one and `ids` was not said.
+    """
+    single = isinstance(words, str) or not isinstance(words, Iterable) or getattr(words, "ndim", 1) == 0
+    listed: list[Any] = (
+        [words.item() if isinstance(words, Tensor | np.ndarray) else words] if single else _listed(words)
+    )
+    keys: list[str | int | DataError] = [word if type(word) in PLAIN else _key(word, what) for word in listed]
+    distinct = set(keys)
+    texts = sorted(str(key) for key in distinct if isinstance(key, str) or (isinstance(key, int) and not ids))
+    named = dict(zip(texts, _rows_of_names(vocabulary, texts), strict=True))
+    read: dict[str | int | DataError, int | DataError] = {}
+    for key in distinct:
+        if isinstance(key, DataError):
+            read[key] = key
+        elif ids and isinstance(key, int):
+            read[key] = key if 0 <= key < len(vocabulary) else _outside(key, what, vocabulary)
+        else:
+            row = named[str(key)]
+            read[key] = _other_reading(key, vocabulary, what, one) if row is None else row
+    found = [read[key] for key in keys]
+    errors = {place: str(row) for place, row in enumerate(found) if isinstance(row, DataError)}
+    if single and errors:
+        raise DataError(errors[0])
+    rows = [-1 if isinstance(row, DataError) else row for row in found] if errors else found
+    return Found(torch.tensor(rows, dtype=torch.int64), errors, listed)
+
+
+def _listed(words: Any) -> list[Any]:
+    return words.reshape(-1).tolist() if isinstance(words, Tensor | np.ndarray) else list(words)
+
+
+def _key(word: Any, what: str) -> str | int | DataError:
+    """A text, or the whole number that a word is."""
+    if isinstance(word, str):
+        return str(word)
+    wrong = f"{what}: {word!r} is neither a text nor a whole number; give names, labels or row numbers."
+    try:
+        number = int(word)
+        if isinstance(word, bool | np.bool_) or word != number:
+            return DataError(wrong)
+        if isinstance(word, float | np.floating) and abs(number) >= EXACT:
+            return DataError(f"{what}: {word!r} has lost its last digits as a floating-point number; give it as text.")
+        return number
+    except (TypeError, ValueError, OverflowError):
+        return DataError(wrong)
+
+
+def _outside(row: int, what: str, vocabulary: Vocabulary) -> DataError:
+    return DataError(f"{what}: the id {row} is outside the model, which has the ids 0 … {len(vocabulary) - 1}.")
+
+
+def _other_reading(
+    key: str | int, vocabulary: Vocabulary, what: str, one: Callable[[str, bool], int]
+) -> int | DataError:
+    """What a word means that is no name."""
+    try:
+        return one(str(key), isinstance(key, int))
+    except DataError as error:
+        if isinstance(key, int) and not any_numbers(vocabulary):
+            raise DataError(
+                f"{what}: {key} is a number, and none of the model's names is one. If row numbers are meant, say so: "
+                f"{ROW_NUMBERS}."
+            ) from None
+        return error
+
+
+def any_numbers(vocabulary: Vocabulary) -> bool:
+    """Whether any name or label is a whole number."""
+    columns = [column for column in (vocabulary.names, vocabulary.labels) if column is not None]
+    return any(bool(column.str.contains(r"^-?\d+$").any()) for column in columns)
 
 
 def _rows_of_names(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int | None]:
@@ -41,15 +137,6 @@ def _rows_of_names(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int | N
         .join(names, on="name", how="left", maintain_order="left")["row"]
         .to_list()
     )
-
-
-def _id(word: Any, what: str) -> int:
-    try:
-        if isinstance(word, bool) or word != int(word):
-            raise TypeError
-        return int(word)
-    except (TypeError, ValueError):
-        raise DataError(f"{what}: {word!r} is neither a text nor an id; give names, labels or whole numbers.") from None
 
 
 def columns_of(triples: Any) -> tuple[Any, Any, Any]:

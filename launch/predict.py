@@ -1,7 +1,7 @@
 """Ask a finished model for the missing end of a triple.
 
 python launch/predict.py RUN/stages/student --head "dog" --relation "hypernym" [--top 10] [--exclude-known]
-python launch/predict.py RUN/stages/student --relation "hypernym" --tail "animal"
+python launch/predict.py RUN/stages/student --relation "hypernym" --tail "animal" --tail "plant"
 """
 
 import sys
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
+from distkgd.errors import DataError
 from distkgd.launching import launch
 from distkgd.model_folder import load_model
 from distkgd.predict import data_of, predict, table
@@ -21,24 +22,41 @@ from distkgd.predict import data_of, predict, table
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of a finished stage or of its model.")],
     relation: Annotated[str, typer.Option(help="Name or label, also loosely written or the end of a path.")],
-    head: Annotated[str | None, typer.Option(help="Name or label; leave out to ask for heads.")] = None,
-    tail: Annotated[str | None, typer.Option(help="Name or label; leave out to ask for tails.")] = None,
+    head: Annotated[list[str] | None, typer.Option(help="Name or label, also several; asks for tails.")] = None,
+    tail: Annotated[list[str] | None, typer.Option(help="Name or label, also several; asks for heads.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of answers.")] = 10,
     data: Annotated[str | None, typer.Option(help="Where to look known triples up; default: its own data.")] = None,
     exclude_known: Annotated[bool, typer.Option("--exclude-known", help="Leave known triples out.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Whole numbers are row numbers, not names.")] = False,
 ) -> None:
-    """Print the best answers to (head, relation, ?) or (?, relation, tail)."""
+    """Print the best answers to (head, relation, ?) or (?, relation, tail).
 
-    def body(ranks: Ranks, display: Display) -> None:
+    Of several questions those with an unknown word are reported and the others answered; the exit code is then 1.
+    """
+
+    def body(ranks: Ranks, display: Display) -> int:
         loaded = load_model(model, ranks)
         graph, note = data_of(loaded, str(model), data)
-        found = predict(loaded, graph, head=head, relation=relation, tail=tail, top=top, exclude_known=exclude_known)
-        for line in [*found.notes, *([note] if note else [])]:
-            display.line(line)
-        if ranks.first:
-            console = Console(width=None if sys.stdout.isatty() else 110)
+        console = Console(width=None if sys.stdout.isatty() else 110, quiet=not ranks.first)
+        ends = [(h, t) for h in head or [None] for t in tail or [None]]
+        wrong = 0
+        for h, t in ends:
+            asked = {"head": h, "relation": relation, "tail": t, "top": top, "exclude_known": exclude_known, "ids": ids}
+            try:
+                found = predict(loaded, graph, **asked)
+            except DataError as error:
+                if len(ends) == 1:
+                    raise
+                display.error(str(error))
+                wrong += 1
+                continue
+            for line in found.notes:
+                display.line(line)
             console.print(found.question, markup=False, highlight=False, soft_wrap=True)
             console.print(table(found))
+        if note:
+            display.line(note)
+        return 0 if not wrong else 1 if wrong < len(ends) else 2
 
     launch(body)
 

@@ -122,7 +122,7 @@ def test_predictions_and_scores_are_the_formulas(
 ) -> None:
     m = saved(tmp_path / "model", graph, scorer, reciprocal)
     given: dict[str, Any] = {side: [3, 40]}
-    found = m.predict(**given, relation=[1, 4], k=ENTITIES)
+    found = m.predict(**given, relation=[1, 4], k=ENTITIES, ids=True)
     for row, (anchor, r) in enumerate(((3, 1), (40, 4))):
         a, all_ = m.entity_rows[anchor], m.entity_rows
         if side == "tail" and reciprocal:
@@ -135,7 +135,7 @@ def test_predictions_and_scores_are_the_formulas(
         assert found.ids[row].tolist() == best.indices.tolist()
         torch.testing.assert_close(found.scores[row], best.values, rtol=1e-7, atol=1e-7)
         triples = [(c, r, anchor) if side == "tail" else (anchor, r, c) for c in range(ENTITIES)]
-        scores = m.score(triples, ask="head" if side == "tail" else "tail")
+        scores = m.score(triples, ask="head" if side == "tail" else "tail", ids=True)
         torch.testing.assert_close(scores, wanted, rtol=1e-7, atol=1e-7)
 
 
@@ -159,8 +159,8 @@ def test_words_come_in_many_ways(way: str, made: distkgd.TrainedModel) -> None:
     give = WAYS[way] if way != "pandas" else (lambda ids, names: pytest.importorskip("pandas").Series(names))
     heads = give(ids, [made.entities.name(i) for i in ids])
     rels = give(relations, [made.relations.name(i) for i in relations])
-    wanted = made.predict(head=ids, relation=relations, k=3)
-    found = made.predict(head=heads, relation=rels, k=3)
+    wanted = made.predict(head=ids, relation=relations, k=3, ids=True)
+    found = made.predict(head=heads, relation=rels, k=3, ids=True)
     assert torch.equal(found.ids, wanted.ids) and torch.equal(found.scores, wanted.scores)
     assert found.questions == wanted.questions and len(found) == 4
     assert found.questions[0] == {"head": "e007", "relation": "r000"}
@@ -170,7 +170,7 @@ def test_triples_come_as_lists_tensors_arrays_and_frames(made: distkgd.TrainedMo
     pandas = pytest.importorskip("pandas")
     triples = [(3, 1, 4), (1, 0, 40), (9, 2, 6)]
     names = [(f"e{h:03d}", f"r{r:03d}", f"e{t:03d}") for h, r, t in triples]
-    wanted = made.score(triples)
+    wanted = made.score(triples, ids=True)
     assert wanted.shape == (3,) and len(set(wanted.tolist())) == 3
     columns = ["head", "relation", "tail"]
     given = [
@@ -183,7 +183,7 @@ def test_triples_come_as_lists_tensors_arrays_and_frames(made: distkgd.TrainedMo
         pl.DataFrame(names, schema=columns, orient="row"),
     ]
     for way in given:
-        assert torch.equal(made.score(way), wanted)
+        assert torch.equal(made.score(way, ids=True), wanted)
     assert made.score([]).shape == (0,)
     with pytest.raises(DataError, match="columns head, relation and tail"):
         made.score(pandas.DataFrame(names))
@@ -192,34 +192,34 @@ def test_triples_come_as_lists_tensors_arrays_and_frames(made: distkgd.TrainedMo
 
 
 def test_one_relation_is_asked_of_many_heads(made: distkgd.TrainedModel) -> None:
-    many = made.predict(head=[1, 2, 3], relation="r001", k=4)
-    assert torch.equal(many.ids[1], made.predict(head=2, relation=1, k=4).ids[0])
+    many = made.predict(head=[1, 2, 3], relation="r001", k=4, ids=True)
+    assert torch.equal(many.ids[1], made.predict(head=2, relation=1, k=4, ids=True).ids[0])
     with pytest.raises(ConfigError, match="3 of head and 2 of relation"):
-        made.predict(head=[1, 2, 3], relation=[0, 1])
+        made.predict(head=[1, 2, 3], relation=[0, 1], ids=True)
     for wrong in ({"head": 1, "tail": 2}, {}):
         with pytest.raises(ConfigError, match="exactly one of head and tail"):
             made.predict(relation=0, **wrong)
-    assert made.predict(head=[], relation=1).ids.shape == (0, 10)
+    assert made.predict(head=[], relation=1, ids=True).ids.shape == (0, 10)
 
 
 def test_more_questions_than_are_asked_at_once_keep_their_order(
     made: distkgd.TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads = [i % ENTITIES for i in range(50)]
-    whole = made.predict(head=heads, relation=2, k=3, exclude_known=True)
-    near, scores = made.nearest(heads, 3), made.score([(h, 0, 1) for h in heads])
+    whole = made.predict(head=heads, relation=2, k=3, exclude_known=True, ids=True)
+    near, scores = made.nearest(heads, 3, ids=True), made.score([(h, 0, 1) for h in heads], ids=True)
     monkeypatch.setattr(api, "QUESTIONS_AT_ONCE", 7)
     monkeypatch.setattr(api, "NUMBERS_AT_ONCE", 70)
-    assert torch.equal(made.predict(head=heads, relation=2, k=3, exclude_known=True).ids, whole.ids)
-    assert torch.equal(made.nearest(heads, 3).ids, near.ids)
-    assert torch.equal(made.score([(h, 0, 1) for h in heads]), scores)
+    assert torch.equal(made.predict(head=heads, relation=2, k=3, exclude_known=True, ids=True).ids, whole.ids)
+    assert torch.equal(made.nearest(heads, 3, ids=True).ids, near.ids)
+    assert torch.equal(made.score([(h, 0, 1) for h in heads], ids=True), scores)
 
 
 @pytest.mark.parametrize("side", ["head", "tail"])
 def test_known_answers_are_left_out(side: str, made: distkgd.TrainedModel) -> None:
     graph = load_graph(made.config["source"])
     given: dict[str, Any] = {side: list(range(ENTITIES))}
-    found = made.predict(**given, relation=3, k=ENTITIES, exclude_known=True)
+    found = made.predict(**given, relation=3, k=ENTITIES, exclude_known=True, ids=True)
     anchor = torch.arange(ENTITIES)
     queries = Queries(anchor, torch.full_like(anchor, 3), torch.full_like(anchor, int(side == "tail")), anchor)
     everything = torch.cat([graph.train, graph.valid, graph.test])
@@ -237,9 +237,9 @@ def test_known_answers_are_left_out(side: str, made: distkgd.TrainedModel) -> No
 def test_known_answers_of_data_that_is_not_at_hand_cannot_be_left_out(graph: Graph, tmp_path: Path) -> None:
     m = saved(tmp_path / "model", graph, "complex")
     with pytest.raises(ConfigError, match="NAME_OR_FOLDER"):
-        m.predict(head=1, relation=1, exclude_known=True)
+        m.predict(head=1, relation=1, exclude_known=True, ids=True)
     with pytest.raises(DataError, match="nowhere"):
-        distkgd.load(tmp_path / "model", data="nowhere").predict(head=1, relation=1, exclude_known=True)
+        distkgd.load(tmp_path / "model", data="nowhere").predict(head=1, relation=1, exclude_known=True, ids=True)
 
 
 def test_answers_are_a_frame(made: distkgd.TrainedModel) -> None:
@@ -261,16 +261,95 @@ def test_answers_are_a_frame(made: distkgd.TrainedModel) -> None:
     [
         ("e0077", "no entity of the model.*e007"),
         (41, "id 41 is outside the model, which has the ids 0 … 40"),
-        (-1, "id -1 is outside"),
-        ([1, 2.5], "2.5 is neither a text nor an id"),
-        ([None], "None is neither"),
-        ([True], "True is neither"),
-        ([float("nan")], "nan is neither"),
+        (-1, "id -1 is outside the model"),
+        (2.5, "2.5 is neither a text nor a whole number"),
+        (None, "give exactly one"),
+        (True, "True is neither"),
+        (float("nan"), "nan is neither"),
+        (np.int64(41), "id 41 is outside"),
+        (torch.tensor(41), "id 41 is outside"),
+        (1e300, "has lost its last digits"),
     ],
 )
 def test_words_that_mean_nothing_are_named(words: Any, said: str, made: distkgd.TrainedModel) -> None:
-    with pytest.raises(DataError, match=said):
-        made.predict(head=words, relation=0)
+    with pytest.raises((DataError, ConfigError), match=said):
+        made.predict(head=words, relation="r000", ids=True)
+    if words is None:
+        return
+    found = made.predict(head=["e001", words, 3], relation="r000", k=2, ids=True)
+    assert list(found.errors) == [1] and re.search(said, found.errors[1])
+    assert found.names == [made.predict(head=name, relation="r000", k=2).names[0] if name else [] for name in NAMES]
+    frame = found.frame()
+    assert frame["error"].notna().tolist() == [False, False, True, False, False] and frame["head"][2] == str(words)
+
+
+NAMES = ("e001", "", "e003")
+
+
+def numbered(folder: Path, names: list[str], labels: dict[int, str] | None = None) -> distkgd.TrainedModel:
+    """A ComplEx of entities with these names, and of relations 0 … 2."""
+    toy = toy_graph(len(names), 3)
+    entities, relations = Vocabulary(pl.Series(names), labels), Vocabulary(pl.Series(["0", "1", "2"]))
+    graph = Graph("toy", toy.train, toy.valid, toy.test, entities, relations, toy.sha256, ())
+    save_model(folder, toy_model(graph), graph, {})
+    return distkgd.load(folder)
+
+
+def test_a_whole_number_is_the_name_that_is_written_so_unless_rows_are_asked_for(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    names = sorted(map(str, range(30)))  # "10" comes before "2", so that no row but a few has its own number
+    m = numbered(tmp_path / "model", names)
+    triples = [(2, 1, 17), (10, 2, 5), (9, 0, 3)]
+    columns = ["head", "relation", "tail"]
+    wanted = m.score([tuple(map(str, triple)) for triple in triples])
+    frame = pl.DataFrame(triples, schema=columns, orient="row")
+    frame.write_parquet(tmp_path / "asked.parquet")
+    ways = [triples, torch.tensor(triples), np.array(triples), frame, pandas.DataFrame(triples, columns=columns)]
+    ways += [pl.read_parquet(tmp_path / "asked.parquet"), pandas.DataFrame(triples, columns=columns, dtype=float)]
+    for way in ways:
+        assert torch.equal(m.score(way), wanted)
+        rows = [(names.index(str(h)), r, names.index(str(t))) for h, r, t in triples]
+        assert torch.equal(m.score(rows, ids=True), wanted) and not torch.equal(m.score(way, ids=True), wanted)
+    assert m.predict(head=[2, 10], relation=1, k=3).questions[1] == {"head": "10", "relation": "1"}
+    assert m.predict(head=2, relation=1, ids=True).questions == [{"head": names[2], "relation": "1"}]
+    assert m.nearest(10, 2).names == m.nearest("10", 2).names == m.nearest(names.index("10"), 2, ids=True).names
+    with pytest.raises(DataError, match=r"no entity of the model .* is called '30'.*ids=True"):
+        m.nearest(30)
+
+
+def test_a_number_is_no_row_number_where_no_name_is_one(made: distkgd.TrainedModel) -> None:
+    for ask in (
+        lambda: made.score([(3, 1, 4)]),
+        lambda: made.score(torch.tensor([[3, 1, 4]])),
+        lambda: made.predict(head=[3, 4], relation="r001"),
+        lambda: made.predict(head="e001", relation=1),
+        lambda: made.nearest(3),
+    ):
+        with pytest.raises(DataError, match=r"is a number, and none of the model's names is one.*ids=True.*--ids"):
+            ask()
+
+
+def test_a_number_may_be_a_label_but_never_the_end_of_a_name(tmp_path: Path) -> None:
+    m = numbered(tmp_path / "model", [f"m/{i}" for i in range(20)], {4: "1984", 7: "river"})
+    assert m.predict(head=1984, relation=0, k=1).questions == [{"head": "m/4", "relation": "0"}]
+    found = m.predict(head=[1984, 9], relation=0, k=1)
+    assert list(found.errors) == [1] and m.predict(head="9", relation=0, k=1).questions[0]["head"] == "m/9"
+
+
+def test_a_name_nobody_knows_fails_its_own_row_of_a_batch(made: distkgd.TrainedModel) -> None:
+    triples = [("e003", "r001", "e004"), ("nobody", "r001", "e004"), ("e003", "r009", "e004"), ("e001", "r000", "e040")]
+    with pytest.warns(UserWarning, match="2 of 4 triples have no score; triple 1: no entity .* 'nobody'"):
+        scores = made.score(triples)
+    assert scores.isnan().tolist() == [False, True, True, False]
+    assert torch.equal(scores[[0, 3]], made.score([triples[0], triples[3]]))
+    unknown = made.unknown(triples)
+    assert list(unknown) == [1, 2] and "'nobody'" in unknown[1] and "'r009'" in unknown[2]
+    near = made.nearest(["nobody", "e003"], 2)
+    assert near.names == [[], made.nearest("e003", 2).names[0]] and list(near.errors) == [0]
+    found = made.predict(head=["e001", "e002"], relation=["r009"], k=2)
+    assert found.names == [[], []] and list(found.errors) == [0, 1]
+    with pytest.raises(DataError, match="'r009'"):
+        made.predict(head=["e001", "e002"], relation="r009")
 
 
 def test_a_shared_label_is_refused_with_the_names_to_choose_from(graph: Graph, tmp_path: Path) -> None:
@@ -280,16 +359,16 @@ def test_a_shared_label_is_refused_with_the_names_to_choose_from(graph: Graph, t
     save_model(tmp_path / "model", model, with_labels, {})
     m = distkgd.load(tmp_path / "model")
     with pytest.raises(DataError, match="2 entities are called 'bank': 'e000', 'e003'"):
-        m.predict(head="bank", relation=0)
-    found = m.predict(head="river", relation=0, k=2)
+        m.predict(head="bank", relation="r000")
+    found = m.predict(head="river", relation="r000", k=2)
     assert found.questions == [{"head": "e005", "relation": "r000"}]
 
 
 def test_k_below_one_and_a_folder_without_a_model_are_refused(made: distkgd.TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="k=0"):
-        made.predict(head=1, relation=0, k=0)
+        made.predict(head="e001", relation="r000", k=0)
     with pytest.raises(ConfigError, match="k=-2"):
-        made.nearest(1, -2)
+        made.nearest("e001", -2)
     with pytest.raises(ModelError, match="holds no model"):
         distkgd.load(tmp_path)
 
@@ -307,7 +386,7 @@ def test_the_nearest_are_those_of_a_sort(scorer: str, graph: Graph, tmp_path: Pa
         else:
             like = -(rows - rows[entity]).square().sum(1).sqrt()
         like[entity] = -torch.inf
-        found = m.nearest(entity, ENTITIES)
+        found = m.nearest(entity, ENTITIES, ids=True)
         assert found.ids[0].tolist() == like.sort(descending=True).indices[:-1].tolist()
         torch.testing.assert_close(found.scores[0], like.sort(descending=True).values[:-1])
         assert found.answered == "neighbour" and found.questions == [{"entity": f"e{entity:03d}"}]
@@ -322,11 +401,11 @@ def test_a_crop_is_a_model_of_its_first_columns_and_can_be_saved(scorer: str, gr
     wanted = scorer_4.score(
         m.entity_rows[3, : scorer_4.entity_size], m.relation_rows[1, columns], m.entity_rows[9, : scorer_4.entity_size]
     )
-    assert small.score([(3, 1, 9)]).item() == pytest.approx(wanted.item())
-    assert m.score([(3, 1, 9)]).item() != pytest.approx(wanted.item())
+    assert small.score([(3, 1, 9)], ids=True).item() == pytest.approx(wanted.item())
+    assert m.score([(3, 1, 9)], ids=True).item() != pytest.approx(wanted.item())
     small.save(tmp_path / "small")
     again = distkgd.load(tmp_path / "small")
-    assert again.scorer.dim == 4 and torch.equal(again.score([(3, 1, 9)]), small.score([(3, 1, 9)]))
+    assert again.scorer.dim == 4 and torch.equal(again.score([(3, 1, 9)], ids=True), small.score([(3, 1, 9)], ids=True))
     assert again.config["source"] == m.config["source"]
     with pytest.raises(ConfigError, match="exists"):
         small.save(tmp_path / "small")

@@ -39,12 +39,12 @@ def by_formula(folder: Path, entity: Tensor, relation: Tensor, triples: Tensor) 
 
 
 def from_model_folder(folder: Path, triples: Tensor) -> Tensor:
-    return distkgd.load(folder).score(triples)
+    return distkgd.load(folder).score(triples, ids=True)
 
 
 def from_numpy(folder: Path, triples: Tensor) -> Tensor:
     import_model(f"plain:{folder}", folder.with_name("again"), Given(), Ranks())
-    return distkgd.load(folder.with_name("again")).score(triples)
+    return distkgd.load(folder.with_name("again")).score(triples, ids=True)
 
 
 def from_parquet(folder: Path, triples: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def test_what_is_read_back_scores_as_the_model_does(
     shutil.copytree(exports(format_), out)
     generator = torch.Generator().manual_seed(2)
     triples = (torch.rand(60, 3, generator=generator) * torch.tensor([ENTITIES, RELATIONS, ENTITIES])).long()
-    wanted = distkgd.load(model).score(triples)
+    wanted = distkgd.load(model).score(triples, ids=True)
     assert wanted.std() > 0.5
     close = CLOSE.get(format_, 1e-12)
     torch.testing.assert_close(READERS[format_](out, triples).to(wanted.dtype), wanted, rtol=close, atol=close)

@@ -1,5 +1,6 @@
 """The best candidates of a query, and how words become a query."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from distkgd.errors import ConfigError, DataError, ModelError
 from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers, Queries
 from distkgd.model import Model, new_model
-from distkgd.model_folder import LoadedModel
+from distkgd.model_folder import LoadedModel, save_model
 from distkgd.predict import data_of, find_entity, find_relation, predict, table, top_k
 from distkgd.scorers import SCORERS, build_scorer
 from tests.ranks import run_on_ranks
@@ -231,3 +232,45 @@ def test_a_shared_label_is_told_with_the_names_to_choose_from(graph: Graph, load
     others = sorted(set(range(8)) - {best}, key=lambda row: (-int(counts[row]), row))
     assert ", ".join(f"bank [e{row:03d}]" for row in others[:5]) in found.notes[0]
     assert {a.label for a in found.answers} <= {"bank", "x"}
+
+
+# -- the launcher ---------------------------------------------------------------------------------------------------
+
+
+def ask_by_launcher(capsys: pytest.CaptureFixture[str], model: Path, **asked: Any) -> tuple[int, str, str]:
+    """Exit code, output and messages of launch/predict.py."""
+    options = {"head": None, "tail": None, "top": 3, "data": None, "exclude_known": False, "ids": False}
+    with pytest.raises(SystemExit) as ended:
+        import_module("launch.predict").main(model, **options | asked)
+    told = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, told.out, " ".join(told.err.split())
+
+
+def test_the_launcher_answers_the_other_questions_where_one_name_is_unknown(
+    graph: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "model", model_of("complex", Ranks(), False), graph, {})
+    code, out, told = ask_by_launcher(capsys, tmp_path / "model", head=["e001", "nobody", "e002"], relation="r001")
+    assert code == 1 and "(e001, r001, ?)" in out and "(e002, r001, ?)" in out and "nobody" not in out
+    assert "error: no entity of the model (37) is called 'nobody'" in told
+    code, out, told = ask_by_launcher(capsys, tmp_path / "model", tail=["nobody", "none"], relation="r001")
+    assert code == 2 and not out and told.count("error: ") == 2
+    assert ask_by_launcher(capsys, tmp_path / "model", tail=["e001", "e002"], relation="r001")[0] == 0
+
+
+def test_the_launcher_takes_a_number_for_a_name_unless_it_is_told_that_rows_are_numbered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = toy_graph(entities=ENTITIES, relations=RELATIONS)
+    names = Vocabulary(pl.Series(sorted(map(str, range(100, 100 + ENTITIES)))))
+    graph = Graph("toy", toy.train, toy.valid, toy.test, names, toy.relations, toy.sha256, ())
+    save_model(tmp_path / "model", model_of("complex", Ranks(), False), graph, {})
+    code, out, _ = ask_by_launcher(capsys, tmp_path / "model", head=["107"], relation="r001")
+    assert code == 0 and "(107, r001, ?)" in out
+    code, out, _ = ask_by_launcher(capsys, tmp_path / "model", head=["7"], relation="1", ids=True)
+    assert code == 0 and "(107, r001, ?)" in out
+    code, out, told = ask_by_launcher(capsys, tmp_path / "model", head=["7"], relation="r001")
+    assert code == 2 and not out and "called '7'" in told and "--ids with launch/predict.py" in told
+    code, _, told = ask_by_launcher(capsys, tmp_path / "model", head=["107"], relation="r001", ids=True)
+    assert code == 2 and "id 107 is outside" in told

@@ -88,13 +88,13 @@ def assert_same_scores(model: Any, ours: distkgd.TrainedModel, reciprocal: bool)
         tails = model.predict_t(triples[:9, :2])
         heads = model.predict_h(triples[:9, 1:])
     assert theirs.std() > 0.05
-    torch.testing.assert_close(ours.score(triples).to(theirs.dtype), theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.score(triples, ids=True).to(theirs.dtype), theirs, rtol=1e-5, atol=1e-5)
     for i, (h, r, t) in enumerate(triples[:9].tolist()):
         every = range(ENTITIES)
         torch.testing.assert_close(
-            ours.score([(h, r, e) for e in every]).to(tails.dtype), tails[i], rtol=1e-5, atol=1e-5
+            ours.score([(h, r, e) for e in every], ids=True).to(tails.dtype), tails[i], rtol=1e-5, atol=1e-5
         )
-        scores = ours.score([(e, r, t) for e in every], ask="head")
+        scores = ours.score([(e, r, t) for e in every], ask="head", ids=True)
         torch.testing.assert_close(scores.to(heads.dtype), heads[i], rtol=1e-5, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_a_model_of_pykeen_scores_alike_here(name: str, reciprocal: bool, graph:
     import_model(f"pykeen:{folder}", tmp_path / "safe", Given(scorer=scorer, norm=norm), Ranks())
     first, second = (distkgd.load(tmp_path / one) for one in ("out", "safe"))
     triples = all_triples()
-    torch.testing.assert_close(first.score(triples), second.score(triples), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(first.score(triples, ids=True), second.score(triples, ids=True), rtol=1e-6, atol=1e-6)
 
 
 def test_every_scorer_that_both_have_is_in_this_test() -> None:
@@ -151,7 +151,9 @@ def test_a_model_of_ours_scores_alike_there(
     import_model(f"pykeen:{tmp_path / 'out'}", tmp_path / "pickle", TRUST, Ranks())
     for folder in ("again", "pickle"):
         again = distkgd.load(tmp_path / folder)
-        torch.testing.assert_close(again.score(all_triples()), distkgd.load(tmp_path / "model").score(all_triples()))
+        torch.testing.assert_close(
+            again.score(all_triples(), ids=True), distkgd.load(tmp_path / "model").score(all_triples(), ids=True)
+        )
     from pykeen.triples import TriplesFactory
 
     factory = TriplesFactory.from_path_binary(tmp_path / "out/training_triples")

@@ -59,20 +59,24 @@ def signature() -> Any:
     def column(name: str, kind: Any, required: bool = True) -> Any:
         return types.ColSpec(kind, name, required)
 
+    # A number is a name too, and a batch may leave out here what it has there, which makes other numbers of whole ones.
+    anything = types.AnyType()
     asked = [
-        column("head", text, False),
-        column("relation", text),
-        column("tail", text, False),
-        column("k", number, False),
+        column("head", anything, False),
+        column("relation", anything),
+        column("tail", anything, False),
+        column("k", anything, False),
+        column("ids", anything, False),
     ]
     answered = [
         column("head", text, False),
-        column("relation", text),
+        column("relation", text, False),
         column("tail", text, False),
-        column("asked", text),
-        column("names", types.Array(text)),
+        column("asked", text, False),
+        column("names", types.Array(text), False),
         column("labels", types.Array(text), False),
-        column("ids", types.Array(number)),
-        column("scores", types.Array(real)),
+        column("ids", types.Array(number), False),
+        column("scores", types.Array(real), False),
+        column("error", text, False),
     ]
     return models.ModelSignature(types.Schema(asked), types.Schema(answered))

@@ -121,6 +121,22 @@ def test_what_cannot_be_answered_is_status_400_and_says_why(question: dict[str, 
         assert "Traceback" not in found["message"]
 
 
+def test_a_question_that_cannot_be_answered_leaves_the_others_theirs(port: int, model: distkgd.TrainedModel) -> None:
+    questions: list[dict[str, Any]] = [
+        {"head": "e001", "relation": "r001", "k": 3},
+        {"head": "nobody", "relation": "r001"},
+        {"tail": 2, "relation": "r001"},
+        {"tail": 2, "relation": "r001", "ids": True},
+    ]
+    for way in ("inputs", "dataframe_records"):
+        status, found = posted(port, {way: questions})
+        assert status == 200, found
+        named, unknown, number, row = found["predictions"]
+        assert named["names"] == model.predict(head="e001", relation="r001", k=3).names[0]
+        assert "called 'nobody'" in unknown["error"] and "names" not in unknown and '"ids": true' in number["error"]
+        assert row["tail"] == "e002" and row["names"] == model.predict(tail="e002", relation="r001").names[0]
+
+
 def test_it_listens_on_this_machine_alone(port: int) -> None:
     listening = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port]
     assert [one.laddr.ip for one in listening] == [HOST]

@@ -1,8 +1,10 @@
 """What an endpoint is asked and answers, without a server: the same as `predict`, and errors that name the cause."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 import distkgd
@@ -65,7 +67,10 @@ def test_labels_are_understood_and_answered_where_the_model_has_any(tmp_path: Pa
         ({"relation": "r001"}, ConfigError, "either a head or a tail.*'relation'"),
         ({}, ConfigError, "nothing"),
         ({"head": "e003"}, ConfigError, "head 'e003' has no relation"),
-        ({"head": 3, "relation": "r001"}, ConfigError, "head: 3 is no text"),
+        ({"head": 3, "relation": "r001"}, DataError, 'head: 3 is a number, .*"ids": true in a question'),
+        ({"head": 41, "relation": "r001", "ids": True}, DataError, "id 41 is outside the model"),
+        ({"head": True, "relation": "r001"}, ConfigError, "head: True is no text"),
+        ({"head": "e003", "relation": "r001", "ids": "yes"}, ConfigError, "ids: 'yes'; allowed are true"),
         ({"head": "e003", "relation": ["r001"]}, ConfigError, "no text"),
         *(
             ({"head": "e003", "relation": "r001", "k": k}, ConfigError, r"k: .* whole number >= 1")
@@ -77,4 +82,21 @@ def test_what_is_no_question_is_refused(
     question: dict[str, Any], error: type[Exception], said: str, model: distkgd.TrainedModel
 ) -> None:
     with pytest.raises(error, match=said):
-        answer_questions(model, [{"head": "e001", "relation": "r000"}, question])
+        answer_questions(model, [question])
+    good: dict[str, Any] = {"head": "e001", "relation": "r000"}
+    first, failed, last = answer_questions(model, [good, question, good])
+    assert list(failed) == ["error"] and re.search(said, failed["error"])
+    assert first["names"] == last["names"] == model.predict(**good).names[0]
+
+
+def test_a_number_in_a_question_is_a_name_unless_it_says_ids(tmp_path: Path) -> None:
+    toy = toy_graph(12)
+    names = Vocabulary(pl.Series(sorted(map(str, range(12)))))
+    graph = Graph("toy", toy.train, toy.valid, toy.test, names, toy.relations, toy.sha256, ())
+    save_model(tmp_path / "model", toy_model(toy), graph, {})
+    m = distkgd.load(tmp_path / "model")
+    row = {"head": 10, "relation": 1, "ids": True}
+    found = answer_questions(m, [{"head": 10, "relation": "r001"}, {"head": 10.0, "relation": "r001"}, row])
+    assert [answer["head"] for answer in found] == ["10", "10", "8"]
+    assert found[0]["names"] == m.predict(head="10", relation="r001").names[0] == found[1]["names"]
+    assert found[2]["names"] == m.predict(head="8", relation="r001").names[0]
