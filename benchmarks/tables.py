@@ -210,7 +210,7 @@ class Table:
         found: Tree = {name: [stages[-1][name] for stages in runs] for name in names}
         # As exported: a pruned model in its smallest sparse form.
         found["bytes"] = [stages[-1]["sparse_bytes"] for stages in runs]
-        found["seconds"] = [sum(stage["train_seconds"] for stage in stages) for stages in runs]
+        found["seconds"] = [sum(stage.get("train_seconds", 0.0) for stage in stages) for stages in runs]
         curves = [stages[-1]["curve"] for stages in runs if "curve" in stages[-1]]
         return found | {"dim": runs[0][-1]["dim"]} | ({"curve": curves} if curves else {})
 

@@ -45,7 +45,7 @@ def evaluate_model(
     same_vocabulary(loaded, graph, str(folder))
     triples = getattr(graph, split)
     if not len(triples):
-        raise DataError(f"{graph.name} has no {split} triples to rank; choose another --split.")
+        raise DataError(f"{graph.name} has no {split} triples to rank; choose another split.")
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(ranks.device), graph.num_entities)
     since = data_since(loaded, graph)
     rank = ranks_of(loaded.model, triples.to(ranks.device), known, ranks, ties=ties, filter_=filter_)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from distkgd.brought import brought_row, rank_brought, warnings_of, with_brought
 from distkgd.config import RunConfig, resolved
 from distkgd.display import Display
 from distkgd.distributed.deepspeed_engine import check_supported
@@ -172,10 +173,12 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     try:
         early = open_early(run, stage)
         teachers = [early.model] if early else [load_teacher(run, name) for name in stage.teachers]
+        brought = [] if early else rank_brought(run, stage, teachers)  # before a method may train them on
         job = build_job(run, stage, digest, tracking, teachers)
         job.early = early
         progress = train_stage(job)
         row = finish_stage(run, stage, job.method.product, progress) | chosen
+        row |= {"brought": brought} if brought else {}
         row |= {"early_steps": progress.early_steps} if stage.overlap else {}
         row |= job.method.report(partial(run.curve, job.method.product), run.splits)
         if "curve" in row:
@@ -237,7 +240,7 @@ def valid_mrr(run: Run, name: str) -> float:
     result = run.stage_folder(name) / RESULT
     if result.exists():
         return float(json.loads(result.read_text(encoding="utf-8"))["valid"]["mrr"])
-    return run.evaluate(load_teacher(run, name), "valid")[0]["mrr"]
+    return float(brought_row(run, name, load_teacher(run, name))["valid"]["mrr"])
 
 
 def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> dict[str, Any]:
@@ -276,6 +279,7 @@ def make_report(
     config: RunConfig, graph: Graph, rows: list[dict[str, Any]], world: int | str, device: str
 ) -> dict[str, Any]:
     """report.json's content."""
+    rows = with_brought(rows)
     return {
         "name": config.name,
         "data": graph.summary(),
@@ -285,7 +289,7 @@ def make_report(
         "device": device,
         "machine": machine(),
         "stages": rows,
-        **({"remarks": said} if (said := remarks(rows)) else {}),
+        **({"remarks": said} if (said := [*warnings_of(rows), *remarks(rows)]) else {}),
     }
 
 

@@ -1,7 +1,7 @@
 """From a stage to a job: what all stages of a run share, and everything that one of them is trained with."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -167,6 +167,11 @@ def build_scenes(run: Run, config: StageConfig, seed: int) -> SceneBuilder:
 def stage_folder(run_folder: Path, name: str) -> Path:
     """Where a stage keeps everything."""
     return run_folder / "stages" / name
+
+
+def folder_of(run_folder: Path, row: Mapping[str, Any]) -> Path:
+    """Where the model of a report's row is: its stage's folder, or where a teacher was brought to."""
+    return run_folder / str(row["folder"]) if "folder" in row else stage_folder(run_folder, str(row["name"]))
 
 
 def teacher_folder(run_folder: Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """Models of other libraries: their own formulas, written out here, against the scores of what was imported."""
 
+import gzip
 import importlib
 import json
 import math
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 import distkgd
+from distkgd.brought import seen_held_out
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError, UnsupportedError
 from distkgd.export import export_model
@@ -234,11 +236,11 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("kind", ["libkge", "pykeen"])
-def test_a_file_that_would_run_something_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "scorer"), [("libkge", None), ("pykeen", "complex")])
+def test_a_file_that_would_run_something_is_refused_and_not_run(kind: str, scorer: str | None, tmp_path: Path) -> None:
     torch.save({"model": Bomb(tmp_path / "ran")}, tmp_path / "state_dict.pt")
     with pytest.raises(ModelError, match=r"state_dict.pt holds more than tensors"):
-        bring(f"{kind}:{tmp_path / 'state_dict.pt'}", tmp_path / "out", Given(scorer="complex"))
+        bring(f"{kind}:{tmp_path / 'state_dict.pt'}", tmp_path / "out", Given(scorer=scorer))
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
@@ -265,6 +267,31 @@ def test_plain_tables_are_read_in_both_layouts(name: str, suffix: str, layout: A
     bring(f"plain:{tmp_path / 'theirs'}", tmp_path / "out", Given(scorer=name, layout=layout, **norms))  # type: ignore[arg-type]
     gamma, norm = (3.0, 2) if norms else (0.0, 1)
     same_scores(tmp_path / "out", lambda h, r, t: formula(name, entity[h], relation[r], entity[t], gamma, norm, 1.0))
+
+
+@pytest.mark.parametrize("name", ["complex", "rotate", "simple", "cp", "pairre"])
+def test_pairs_of_numbers_are_not_guessed_at(name: str, tmp_path: Path) -> None:
+    write_names(tmp_path / "theirs", "entities.tsv", "relations.tsv")
+    entity, relation = (random_rows(rows, width, seed=rows) for rows, width in ((ENTITIES, 12), (RELATIONS, 12)))
+    np.save(tmp_path / "theirs/entity.npy", entity)
+    np.save(tmp_path / "theirs/relation.npy", relation)
+    with pytest.raises(ConfigError, match=r"do not say how they lie.*--layout interleaved.*--layout halves"):
+        bring(f"plain:{tmp_path / 'theirs'}", tmp_path / "out", Given(scorer=name))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_nothing_can_check_is_said(tmp_path: Path) -> None:
+    plain_folder(tmp_path / "theirs", list(range(ENTITIES)))
+    (note,) = bring(f"plain:{tmp_path / 'theirs'}", tmp_path / "out", Given(scorer="distmult"))
+    assert "as you said them; there is nothing to check them by" in note
+
+
+@pytest.mark.parametrize("flag", ["scorer", "margin", "norm", "layout"])
+def test_what_a_librarys_files_say_themselves_is_not_asked_of_the_user(flag: str, tmp_path: Path) -> None:
+    rotate_folder(tmp_path / "theirs", "ComplEx", "complex")
+    given = Given(**{flag: {"scorer": "complex", "margin": 1.0, "norm": 1, "layout": "halves"}[flag]})
+    with pytest.raises(ConfigError, match=f"--{flag} says nothing of a rotate model"):
+        bring(f"rotate:{tmp_path / 'theirs'}", tmp_path / "out", given)
 
 
 @pytest.mark.parametrize("name", list(SCORERS))
@@ -318,6 +345,90 @@ def test_an_entity_without_training_triples_gets_the_mean_row_and_others_are_an_
     rows = distkgd.load(tmp_path / "out").entity_rows
     torch.testing.assert_close(rows[last], torch.from_numpy(entity[:last]).double().mean(0).float())
     assert "1 entities without training triples are unknown to the model" in notes[1]
+
+
+def pykeen_folder(folder: Path) -> Path:
+    """A DistMult's state dict as PyKEEN writes it, without names."""
+    folder.mkdir()
+    entity, relation = tables("distmult")
+    found = {"entity": entity, "relation": relation}
+    state = {f"{kind}_representations.0._embeddings.weight": torch.from_numpy(rows) for kind, rows in found.items()}
+    torch.save(state, folder / "state_dict.pt")
+    return folder
+
+
+@pytest.mark.parametrize("files", [("entities.tsv", "relations.tsv"), ("entities.dict", "relations.dict")])
+@pytest.mark.parametrize("library", ["rotate", "pykeen", "dglke", "libkge", "plain"])
+def test_names_beside_the_tables_are_found(library: str, files: tuple[str, str], tmp_path: Path) -> None:
+    folder, given = tmp_path / "theirs", Given(scorer="distmult" if library in ("plain", "pykeen") else None)
+    path = folder
+    if library == "rotate":
+        rotate_folder(folder, "DistMult", "distmult")
+        shutil.rmtree(folder / "data")  # the authors' data_path is rarely where the model has gone
+    elif library == "pykeen":
+        pykeen_folder(folder)
+    elif library == "dglke":
+        folder.mkdir()
+        for kind, rows in zip(("entity", "relation"), tables("distmult"), strict=True):
+            np.save(folder / f"x_{kind}.npy", rows)
+        config = {"model_name": "DistMult", "gamma": GAMMA, "hidden_dim": HIDDEN}
+        (folder / "config.json").write_text(json.dumps(config))
+    elif library == "libkge":
+        folder.mkdir()
+        path = folder / "checkpoint.pt"
+        libkge_file(path, "distmult", reciprocal=False, norm=1.0, package=False)
+        for name in ("entity_ids.del", "relation_ids.del"):
+            (folder / name).unlink()
+    else:
+        plain_folder(folder, list(range(ENTITIES)))
+        for name in ("entities.tsv", "relations.tsv"):
+            (folder / name).unlink()
+    with pytest.raises(ModelError, match=r"no names of (entities|relations) in .*launch/import.py --names FOLDER"):
+        bring(f"{library}:{path}", tmp_path / "out", given)
+    write_names(folder, *files)
+    bring(f"{library}:{path}", tmp_path / "out", given)
+    entity, relation = tables("distmult")
+    same_scores(tmp_path / "out", lambda h, r, t: formula("distmult", entity[h], relation[r], entity[t], GAMMA, 1, 1.0))
+
+
+def keep_triples(folder: Path, graph: Graph, triples: Tensor) -> None:
+    """training_triples/ as PyKEEN writes it, with its ids in an order of its own."""
+    folder.mkdir()
+    order = [(7 * i) % ENTITIES for i in range(ENTITIES)]
+    names = {"entity": [f"e{i:03d}" for i in order], "relation": [f"r{i:03d}" for i in range(RELATIONS)]}
+    for kind, found in names.items():
+        lines = "".join(f"{i}\t{name}\n" for i, name in enumerate(found))
+        with gzip.open(folder / f"{kind}_to_id.tsv.gz", "wt") as file:
+            file.write("id\tlabel\n" + lines)
+    with gzip.open(folder / "numeric_triples.tsv.gz", "wt") as file:
+        file.write("head\trelation\ttail\n")
+        file.writelines(f"{order.index(h)}\t{r}\t{order.index(t)}\n" for h, r, t in triples.tolist())
+
+
+@pytest.mark.parametrize(("valid", "test"), [(0, 0), (3, 5), (0, 1)])
+def test_a_model_that_was_trained_on_held_out_triples_is_told_of(
+    valid: int, test: int, graph: Graph, tmp_path: Path
+) -> None:
+    folder = pykeen_folder(tmp_path / "theirs")
+    keep_triples(folder / "training_triples", graph, torch.cat([graph.train, graph.valid[:valid], graph.test[:test]]))
+    notes = bring(f"pykeen:{folder}", tmp_path / "out", Given(scorer="distmult"), graph)
+    told = [note for note in notes if "among its training triples" in note]
+    assert told == [
+        f"{num} {split} triples of toy are among its training triples"
+        for split, num in (("valid", valid), ("test", test))
+        if num
+    ]
+    said = seen_held_out(tmp_path / "out", graph)
+    parts = " and ".join(f"{num} {split}" for split, num in (("valid", valid), ("test", test)) if num)
+    assert said == ([f"it was trained on {parts} triples: its figures there are no measure"] if parts else [])
+
+
+def test_the_train_file_in_the_data_path_of_rotates_authors_is_compared_too(graph: Graph, tmp_path: Path) -> None:
+    rotate_folder(tmp_path / "theirs", "ComplEx", "complex")
+    rows = (f"e{h:03d}\tr{r:03d}\te{t:03d}\n" for h, r, t in torch.cat([graph.train, graph.valid]).tolist())
+    (tmp_path / "theirs/data/train.txt").write_text("".join(rows))
+    notes = bring(f"rotate:{tmp_path / 'theirs'}", tmp_path / "out", graph=graph)
+    assert notes[1:] == [f"{len(graph.valid)} valid triples of toy are among its training triples"]
 
 
 def test_relations_that_the_model_lacks_are_an_error(graph: Graph, tmp_path: Path) -> None:
@@ -427,7 +538,7 @@ def test_a_plan_takes_a_teacher_of_another_library(world: int, graph: Graph, tmp
     data = data_folder(tmp_path / "data", graph)
     arguments = {"source": f"rotate:{tmp_path / 'theirs'}", "data": str(data), "out": str(tmp_path / "run")}
     report = run_on_ranks(world, run_taught, **arguments)[0]
-    assert [row["name"] for row in report["stages"]] == ["student"]
+    assert [row["name"] for row in report["stages"]] == ["teacher", "student"]
     (folder,) = (tmp_path / "run" / "imported").iterdir()
     teacher = distkgd.load(folder)
     assert teacher.scorer.dim == 2 * HIDDEN and teacher.config["imported_from"] == "RotatE's authors"
@@ -448,7 +559,7 @@ def test_a_resumed_plan_no_longer_needs_the_source_of_its_teacher(world: int, gr
     before = next((student / "model").glob("entity*")).read_bytes()
     shutil.rmtree(student)  # as if it had been stopped before its first step
     again = run_on_ranks(world, run_taught, **arguments, resume=True)[0]
-    assert again["stages"][0]["valid"] == report["stages"][0]["valid"]
+    assert [row["valid"] for row in again["stages"]] == [row["valid"] for row in report["stages"]]
     assert next((student / "model").glob("entity*")).read_bytes() == before
     (folder,) = (tmp_path / "run" / "imported").iterdir()
     shutil.rmtree(folder)

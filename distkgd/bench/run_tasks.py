@@ -9,7 +9,7 @@ from distkgd.bench.tasks import PREDICTED_AT_ONCE, Arm, Scale, Task
 from distkgd.errors import ConfigError
 from distkgd.report_html.page import read_run
 from distkgd.report_html.pairs import pair_of
-from distkgd.stage_job import stage_folder
+from distkgd.stage_job import folder_of
 
 
 def run_tasks(folder: Path, scale: Scale) -> dict[str, Task]:
@@ -21,13 +21,13 @@ def run_tasks(folder: Path, scale: Scale) -> dict[str, Task]:
     pair = pair_of(report, folder)
     if pair is None or pair.teacher.folder == pair.student.folder:
         raise ConfigError(f"{folder} has no two models to compare; give a run with a teacher or a direct model.")
-    others = [stage for stage in report["stages"] if stage_folder(folder, stage["name"]) != pair.teacher.folder]
+    others = [stage for stage in report["stages"] if folder_of(folder, stage) != pair.teacher.folder]
     tasks = {}
     for device in scale.devices:
         shared = {"source": str(config["data"]), "device": device, "queries": scale.asked}
         teacher = Arm("ours", "inference", shared | {"model": str(pair.teacher.folder)})
         for stage in others:
-            ours = Arm("ours", "inference", shared | {"model": str(stage_folder(folder, stage["name"]))})
+            ours = Arm("ours", "inference", shared | {"model": str(folder_of(folder, stage))})
             name = f"inference/{stage['name']}" if device == "cpu" else f"inference/{stage['name']}:{device}"
             group, work = f"inference:{device}", _work(stage, int(report["data"]["num_entities"]))
             peer = pair.teacher.name

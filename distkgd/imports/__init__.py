@@ -27,6 +27,9 @@ IMPORTERS: dict[str, Callable[[Path, Given], Foreign]] = {
     "plain": open_plain,
 }
 
+# What the user may have to say of a library's models, because its files do not.
+SAID = {"plain": ("scorer", "margin", "norm", "layout"), "pykeen": ("scorer", "norm")}
+
 __all__ = ["IMPORTERS", "Foreign", "Given", "import_model", "imported_folder", "is_foreign", "open_foreign"]
 
 
@@ -53,6 +56,11 @@ def open_foreign(source: str, given: Given) -> Foreign:
     library, _, path = source.partition(":")
     if not is_foreign(source) or not path:
         raise ConfigError(f"{source!r} names no model; write LIBRARY:PATH with a library of {', '.join(IMPORTERS)}.")
+    for flag in ("scorer", "margin", "norm", "layout"):
+        if getattr(given, flag) is not None and flag not in SAID.get(library, ()):
+            raise ConfigError(
+                f"--{flag} says nothing of a {library} model, whose files say it themselves; leave it out."
+            )
     return IMPORTERS[library](Path(path), given)
 
 

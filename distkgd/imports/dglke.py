@@ -38,7 +38,7 @@ def open_dglke(path: Path, given: Given) -> Foreign:
         raise UnsupportedError(f"{path}: {model} has no counterpart here; supported are {', '.join(MODELS)}.")
     files = tuple(_only(path, f"*_{name}.npy") for name in ("entity", "relation"))
     norm = 1 if model in ("TransE_l1", "RotatE") else 2
-    return of_arrays("DGL-KE", MODELS[model], (files[0], files[1]), given.names or path, margin, hidden, norm)
+    return of_arrays("DGL-KE", MODELS[model], (files[0], files[1]), given.folders(path), margin, hidden, norm)
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -1,6 +1,6 @@
 """What an importer makes of another library's files: rows and constants in this library's layout, not yet written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class Given:
     """What the user says of a model beside where it lies; None: what its files say.
 
     layout: of complex numbers and other pairs of vectors: (re, im, re, im, …) or all re before all im.
-    names: the folder of the files with names.
+    names: the folder of the files with names; None: beside the tables.
     trust_pickle: run what a pickle says, which can be anything.
     """
 
@@ -41,6 +41,10 @@ class Given:
     names: Path | None = None
     trust_pickle: bool = False
 
+    def folders(self, *beside: Path) -> tuple[Path, ...]:
+        """Where names may be: in the folder that the user says, else in these, the first one first."""
+        return beside if self.names is None else (self.names,)
+
 
 @dataclass(frozen=True)
 class Foreign:
@@ -50,6 +54,8 @@ class Foreign:
     relation: [k] -> [k, scorer.relation_size] of as many rows as relations or, with `reciprocal`, twice as many, the
         inverse ones last.
     original: [n, 3] int64 triples -> [n] scores as the library itself computes them, where it is at hand.
+    unchecked: what to say where it is not.
+    trained: reads the names (head, relation, tail) of the triples that it was trained on, where its files keep them.
     """
 
     library: str
@@ -61,6 +67,8 @@ class Foreign:
     relation: Rows
     dtype: torch.dtype
     original: Callable[[Tensor], Tensor] | None = None
+    trained: Callable[[], pl.DataFrame] | None = None
+    unchecked: str = "it is not at hand; the formula is that of its documentation"
 
     @property
     def num_relation_rows(self) -> int:
@@ -79,7 +87,7 @@ def check(model: Foreign) -> str:
     Raises ModelError where it is more than 1e-5 (of scores beyond 1: relative).
     """
     if model.original is None:
-        return f"{model.library} is not at hand; the formula is that of its documentation"
+        return f"{model.library}: {model.unchecked}"
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([len(model.entities), len(model.relations), len(model.entities)])
     triples = (torch.rand(CHECKED, 3, generator=generator) * sizes).long()
@@ -120,13 +128,15 @@ def rows_of_array(array: Array, change: Callable[[Tensor], Tensor]) -> Rows:
     return lambda ids: change(torch.from_numpy(np.ascontiguousarray(array[ids.numpy()])))
 
 
-def read_names(folder: Path, kind: Literal["entities", "relations"], number: int, halves: bool = False) -> pl.Series:
-    """[number] names of the `id<TAB>name` lines, in any order, of one of NAME_FILES in `folder`."""
-    paths = [folder / name for name in NAME_FILES[kind] if (folder / name).is_file()]
+def read_names(
+    folders: Sequence[Path], kind: Literal["entities", "relations"], number: int, halves: bool = False
+) -> pl.Series:
+    """[number] names of the `id<TAB>name` lines, in any order, of the first of NAME_FILES in the first of `folders`."""
+    paths = [folder / name for folder in folders for name in NAME_FILES[kind] if (folder / name).is_file()]
     if not paths:
         raise ModelError(
-            f"{folder} holds no names of {kind}; looked for {', '.join(NAME_FILES[kind])}, with a line `id<TAB>name` "
-            "per row. Say where they are (--names FOLDER)."
+            f"no names of {kind} in {' or '.join(map(str, folders))}; looked for {', '.join(NAME_FILES[kind])}, with a "
+            "line `id<TAB>name` per row. Put them there, or say where they are: launch/import.py --names FOLDER."
         )
     return names_of_table(paths[0], number, ("id", "name"), halves=halves)
 

@@ -88,5 +88,5 @@ def _names(
                 f"{path} names {len(names[0])} entities and {len(names[1])} relations, and holds other numbers."
             )
         return names[0], names[1]
-    folder = given.names or path.parent
-    return read_names(folder, "entities", num_entities), read_names(folder, "relations", num_relations)
+    folders = given.folders(path.parent)
+    return read_names(folders, "entities", num_entities), read_names(folders, "relations", num_relations)

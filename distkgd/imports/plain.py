@@ -17,13 +17,26 @@ from distkgd.imports.foreign import Foreign, Given, Rows, in_pairs, interleaved,
 from distkgd.model_folder import read_json
 from distkgd.scorers import SCORERS, Scorer, build_scorer, from_constants
 
+UNCHECKED = "scorer, constants and layout are as you said them; there is nothing to check them by"
+
 
 def open_plain(path: Path, given: Given) -> Foreign:
     """The tables in the folder `path`."""
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if not isinstance(config.get("scorer", {}), dict):
+        raise ModelError(
+            f"{path}/config.json: scorer is {config['scorer']!r}, not the constants of a scorer; leave it out."
+        )
     name = given.scorer or config.get("scorer", {}).get("name")
     if name not in SCORERS:
-        raise ConfigError(f"{path}: the scorer is {name!r}; say which of {', '.join(SCORERS)} it is (--scorer).")
+        raise ConfigError(
+            f"{path}: the scorer is {name!r}; say which of {', '.join(SCORERS)} it is (launch/import.py --scorer)."
+        )
+    if "scorer" not in config and given.layout is None and (in_pairs(name, "entity") or in_pairs(name, "relation")):
+        raise ConfigError(
+            f"{path}: {name} has pairs of numbers, and the files do not say how they lie. Say it: launch/import.py "
+            "--layout interleaved (re, im, re, im, …) or --layout halves (all re before all im)."
+        )
     entity, entity_shape, dtype = _open(path, "entity", name, given)
     relation, relation_shape, _ = _open(path, "relation", name, given)
     scorer = _scorer(config, given, name, entity_shape[1])
@@ -32,11 +45,12 @@ def open_plain(path: Path, given: Given) -> Foreign:
             f"{path}: relations have {relation_shape[1]} columns; {scorer} needs {scorer.relation_size} beside "
             f"{entity_shape[1]} per entity."
         )
-    names = given.names or path
+    names = given.folders(path)
     entities = read_names(names, "entities", entity_shape[0])
     reciprocal = bool(config.get("reciprocal", False))
     relations = read_names(names, "relations", relation_shape[0] // (2 if reciprocal else 1))
-    return Foreign("plain tables", scorer, reciprocal, entities, relations, entity, relation, dtype)
+    said = "scorer, constants and layout are those of its config.json" if "scorer" in config else UNCHECKED
+    return Foreign("plain tables", scorer, reciprocal, entities, relations, entity, relation, dtype, unchecked=said)
 
 
 def _scorer(config: dict[str, Any], given: Given, name: str, columns: int) -> Scorer:

@@ -12,7 +12,7 @@ Its SimplE (1.11.1) lets first vectors meet first ones and second ones second on
 is a DistMult, and is imported as one; a SimplE of ours, exported, says that tails take theirs in the other order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from distkgd.model_folder import read_json
 from distkgd.scorers import Scorer, build_scorer
 from distkgd.scorers.base import join_pairs
 
-PICKLE, STATE = "trained_model.pkl", "state_dict.pt"
+PICKLE, STATE, TRIPLES = "trained_model.pkl", "state_dict.pt", "training_triples"
 SCORER_OF = {
     "TransEInteraction": "transe",
     "DistMultInteraction": "distmult",
@@ -53,8 +53,9 @@ def open_pykeen(path: Path, given: Given) -> Foreign:
         return _of_model(pickled, given)
     if not state.is_file():
         raise ModelError(
-            f"{pickled} is a pickle, which can run anything when it is read. If you trust it: --trust-pickle, in "
-            f"a plan trust_pickle: true. Else import the numbers alone: torch.save(model.state_dict(), '{STATE}')."
+            f"{pickled} is a pickle, which can run anything when it is read. If you trust it: launch/import.py "
+            f"--trust-pickle, in a plan trust_pickle: true. Else import the numbers alone: "
+            f"torch.save(model.state_dict(), '{STATE}')."
         )
     return _of_state(state, given)
 
@@ -68,10 +69,12 @@ def _of_state(path: Path, given: Given) -> Foreign:
     name = str(given.scorer or ours.get("name", ""))
     if name not in SCORER_OF.values():
         known = ", ".join(SCORER_OF.values())
-        raise ConfigError(f"{path} does not say its scorer; say which of {known} it is (--scorer), not {name!r}.")
+        raise ConfigError(f"{path} does not say its scorer; say which of {known} it is (launch/import.py --scorer).")
     norm = given.norm or ours.get("norm")
     if name == "transe" and norm is None:
-        raise ConfigError(f"{path} does not say the norm of its TransE (PyKEEN's scoring_fct_norm); say it (--norm).")
+        raise ConfigError(
+            f"{path} does not say the norm of its TransE (PyKEEN's scoring_fct_norm); say it (launch/import.py --norm)."
+        )
     entity, relation = (_weights(state, kind, name, path) for kind in ("entity", "relation"))
     scale = float(state.get("interaction.log_scale", torch.zeros(())))
     margin = _margin(float(state.get("interaction.bias", torch.zeros(()))), scale, str(path))
@@ -202,15 +205,32 @@ def _foreign(folder: Path, given: Given, scorer: Scorer, entity: Tensor, relatio
         lambda ids: entity[ids],
         lambda ids: relation[ids],
         entity.dtype,
+        trained=_trained(folder, entities, relations) if given.names is None else None,
     )
 
 
 def _names(folder: Path, given: Given, kind: str, rows: int) -> pl.Series:
-    """Names of training_triples/, PyKEEN's way, or of the folder that the user names."""
+    """Names of training_triples/, PyKEEN's way, else of files beside it or in the folder that the user names."""
     kinds = {"entity": "entities", "relation": "relations"}
-    if given.names is not None:
-        return read_names(given.names, kinds[kind], rows, halves=kind == "relation")  # type: ignore[arg-type]
-    path = folder / "training_triples" / f"{kind}_to_id.tsv.gz"
-    if not path.is_file():
-        raise ModelError(f"{path} is missing, which holds the names; or say where they are (--names FOLDER).")
-    return names_of_table(path, rows, ("id", "name"), header=True, halves=kind == "relation")
+    path = folder / TRIPLES / f"{kind}_to_id.tsv.gz"
+    if given.names is None and path.is_file():
+        return names_of_table(path, rows, ("id", "name"), header=True, halves=kind == "relation")
+    return read_names(given.folders(folder), kinds[kind], rows, halves=kind == "relation")  # type: ignore[arg-type]
+
+
+def _trained(folder: Path, entities: pl.Series, relations: pl.Series) -> Callable[[], pl.DataFrame] | None:
+    """Reads the training triples that PyKEEN keeps beside the names of its rows."""
+    path = folder / TRIPLES / "numeric_triples.tsv.gz"
+
+    def read() -> pl.DataFrame:
+        try:
+            rows = pl.read_csv(path, separator="\t", schema=dict.fromkeys(("head", "relation", "tail"), pl.Int64))
+            return rows.select(
+                head=entities.gather(rows["head"]),
+                relation=relations.gather(rows["relation"]),
+                tail=entities.gather(rows["tail"]),
+            )
+        except (OSError, EOFError, pl.exceptions.PolarsError) as error:
+            raise ModelError(f"{path} is no table of PyKEEN's triples: {str(error).splitlines()[0]}") from None
+
+    return read if path.is_file() else None

@@ -6,9 +6,13 @@ pi times the stored number over (gamma + 2) / hidden_dim. pRotatE is not support
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 
 from distkgd.errors import ModelError, UnsupportedError
@@ -32,15 +36,30 @@ def open_rotate(path: Path, given: Given) -> Foreign:
     if model not in MODELS:
         raise UnsupportedError(f"{path}: {model} has no counterpart here; supported are {', '.join(MODELS)}.")
     entities, relations = (path / f"{name}_embedding.npy" for name in ("entity", "relation"))
-    names = given.names or Path(str(config.get("data_path") or path))
-    return of_arrays("RotatE's authors", MODELS[model], (entities, relations), names, margin, hidden, 1)
+    data = Path(str(config.get("data_path") or path))  # as the authors' scripts have it: from the folder above models/
+    beside = (path, data, path.resolve().parent.parent / data)
+    made = of_arrays(
+        "RotatE's authors", MODELS[model], (entities, relations), given.folders(*beside), margin, hidden, 1
+    )
+    train = next((folder / "train.txt" for folder in beside if (folder / "train.txt").is_file()), None)
+    return made if train is None else replace(made, trained=partial(_trained, train))
+
+
+def _trained(path: Path) -> pl.DataFrame:
+    """Names of the triples in a train.txt of the authors' data sets."""
+    schema = dict.fromkeys(("head", "relation", "tail"), pl.String)
+    try:
+        return pl.read_csv(path, separator="\t", has_header=False, quote_char=None, schema=schema, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ModelError(f"{path} is no table of triples: {str(error).splitlines()[0]}") from None
 
 
 def of_arrays(
-    library: str, scorer: str, files: tuple[Path, Path], names: Path, margin: float, hidden: int, norm: int
+    library: str, scorer: str, files: tuple[Path, Path], names: Sequence[Path], margin: float, hidden: int, norm: int
 ) -> Foreign:
     """A model of two .npy files in the layout that RotatE's authors and DGL-KE share.
 
+    names: folders that may hold the files with names.
     hidden: their hidden_dim; a phase is pi times the stored number over (margin + 2) / hidden.
     """
     arrays = [open_array(path) for path in files]

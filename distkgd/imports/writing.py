@@ -46,6 +46,13 @@ def _write(model: Foreign, folder: Path, graph: Graph | None, data: str) -> list
         relations = _relation_rows(model, graph)
         words = graph.entities, graph.relations
         about["data"] = graph.summary()
+        if model.trained is not None:
+            about["trained_on_held_out"] = seen = held_out_among(model.trained(), graph)
+            notes += [
+                f"{num:,} {split} triples of {graph.name} are among its training triples"
+                for split, num in seen.items()
+                if num
+            ]
     if model.reciprocal:
         relations = torch.cat([relations, relations + len(model.relations)])
     tables = {"entity": (model.entity, entities), "relation": (model.relation, relations)}
@@ -110,6 +117,18 @@ def _entity_rows(model: Foreign, graph: Graph) -> tuple[Tensor, list[str]]:
     if (extra := len(model.entities) - int((rows >= 0).sum())) > 0:
         notes.append(f"{extra:,} entities of the model are not in {graph.name}; they are left out")
     return rows, notes
+
+
+def held_out_among(trained: pl.DataFrame, graph: Graph) -> dict[str, int]:
+    """How many of the graph's valid and of its test triples are among `trained`, names of head, relation and tail."""
+    held_out = {"valid": graph.valid, "test": graph.test}
+    words = {"head": graph.entities.names, "relation": graph.relations.names, "tail": graph.entities.names}
+    found = {}
+    for split, triples in held_out.items():
+        columns = zip(words.items(), triples.unbind(1), strict=True)
+        frame = pl.DataFrame({column: names.gather(ids.numpy()) for (column, names), ids in columns})
+        found[split] = len(frame.join(trained, on=list(words), how="semi"))
+    return found
 
 
 def _relation_rows(model: Foreign, graph: Graph) -> Tensor:

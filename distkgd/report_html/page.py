@@ -44,7 +44,7 @@ from distkgd.report_html.figures import (
     training_section,
 )
 from distkgd.report_html.pairs import Pair, pair_of, student_of
-from distkgd.stage_job import stage_folder
+from distkgd.stage_job import folder_of
 
 FILE = "report.html"
 QUERIES = 200
@@ -184,7 +184,7 @@ def _keys(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _took(report: Mapping[str, Any]) -> list[list[str]]:
     """Rows: stage, wall-clock seconds, those in training steps, steps, triples per second, energy."""
     found = []
-    for stage in report["stages"]:
+    for stage in _trained(report):
         joules = stage.get("joules")
         found.append(
             [
@@ -199,10 +199,15 @@ def _took(report: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
+def _trained(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The stages that this run has trained: not a teacher that came from elsewhere."""
+    return [stage for stage in report["stages"] if "source" not in stage]
+
+
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     machine = report.get("machine") or {}
     seconds = [stage["seconds"] for stage in report["stages"] if stage.get("seconds") is not None]
-    joules = [stage.get("joules") for stage in report["stages"]]
+    joules = [stage.get("joules") for stage in _trained(report)]
     known = [one for one in joules if one is not None]
     energy = "not known (the machine shows no energy counters)"
     if known and len(known) == len(joules):
@@ -226,7 +231,7 @@ def _hashes(folder: Path, report: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [(f"data {report['data']['name']}", str(report["data"].get("sha256", "not known")))]
     for stage in report["stages"]:
         try:
-            config = read_json(find_model(stage_folder(folder, stage["name"])) / "config.json")
+            config = read_json(find_model(folder_of(folder, stage)) / "config.json")
         except DistkgdError:
             found.append((str(stage["name"]), "the model is no longer in the run folder"))
             continue

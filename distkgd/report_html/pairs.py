@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distkgd.report import is_direct, teacher_of
-from distkgd.stage_job import stage_folder, teacher_folder
+from distkgd.stage_job import folder_of, teacher_folder
 
 Stage = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ def pair_of(report: Mapping[str, Any], folder: Path) -> Pair | None:
 
     def own(stage: Stage, dim: int | None = None) -> Speaker:
         name = stage["name"] if dim is None else f"{stage['name']} crop {dim}"
-        return Speaker(name, stage_folder(folder, stage["name"]), dim)
+        return Speaker(name, folder_of(folder, stage), dim)
 
     if student["teachers"]:
         head = teacher_of(student, stages)

@@ -111,7 +111,7 @@ def entries_of_run(run_folder: Path) -> list[Entry]:
             Entry(name, role, alias, run_folder / "stages" / name, row["dim"], row["bytes"], mrr, data, protocol)
         )
     if not entries:
-        raise ModelError(f"{run_folder} has no finished stage; train it to its end, with --resume if it was stopped.")
+        raise ModelError(f"{run_folder} has no finished stage; train it to its end: launch/distill.py --resume.")
     return entries
 
 

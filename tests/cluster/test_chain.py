@@ -61,6 +61,21 @@ def test_a_chain_of_gangs_has_the_figures_of_one_process_group(tree: dict[str, A
 
 
 @pytest.mark.usefixtures("two_slots")
+def test_a_teacher_that_was_brought_is_ranked_on_ray_as_in_one_process_group(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    first = parse_config({"data": tree["data"], "student": tree["teacher"], "mlflow": {"enabled": False}}, "test")
+    run_plan(first, load_graph(tree["data"]), Ranks(), tmp_path / "first", resume=False, display=Display(False))
+    path = str(tmp_path / "first/stages/student")
+    brought = {**{key: one for key, one in tree.items() if key != "chain"}, "teacher": path, "baseline": False}
+    config = parse_config(brought, "test")
+    alone = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "alone", resume=False, display=Display(False))
+    report = chained(brought, tmp_path / "run")
+    assert [stage["name"] for stage in report["stages"]] == ["teacher", "student"]
+    assert report["stages"][0] == alone["stages"][0] and report["stages"][0]["source"] == path
+
+
+@pytest.mark.usefixtures("two_slots")
 def test_a_stage_whose_worker_is_killed_goes_on_from_its_checkpoint(tree: dict[str, Any], tmp_path: Path) -> None:
     one = {**SMALL, "data": tree["data"], "student": {**SMALL["student"], **LONG}}
     chain = Background(one, tmp_path / "run", workers=2)

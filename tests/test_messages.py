@@ -1,0 +1,105 @@
+"""Flags that messages advise: each is an option of the command that prints the message."""
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("distkgd", "launch")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+LAUNCHERS = [name.removeprefix("launch.") for name in MODULES if name.startswith("launch.")]
+TRAINING = ("ablate", "chain", "distill")
+# Who prints a module's messages, where others import it for something else.
+PRINTED_BY = {
+    "distkgd.errors": TRAINING,
+    "distkgd.job": TRAINING,
+    "distkgd.plan": TRAINING,
+    "distkgd.run_folder": TRAINING,
+    "distkgd.storage": TRAINING,
+    "distkgd.predict": ("predict",),
+    "distkgd.evaluation_report": ("evaluate",),
+    "distkgd.cluster.gang": ("chain",),
+    **{f"distkgd.export.{name}_format": ("export",) for name in ("faiss", "numpy", "onnx", "parquet", "pykeen")},
+}
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OF_OTHERS = ("--env-manager", "--experiment-id", "--version")  # of mlflow, of a compiler
+
+
+def texts(path: Path) -> Iterator[str]:
+    """All texts of a module but docstrings; of f-strings what does not depend on values."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    inside = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        match node:
+            case ast.Module() | ast.FunctionDef() | ast.ClassDef():
+                if ast.get_docstring(node) is not None:
+                    inside.add(id(node.body[0].value))  # type: ignore[attr-defined]
+            case ast.JoinedStr(values=parts):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+            case ast.Constant(value=str(text)) if id(node) not in inside:
+                yield text
+
+
+def options(launcher: str) -> set[str]:
+    """All long options of launch/`launcher`.py."""
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"launch.{launcher}").main)
+    command = typer.main.get_command(app)
+    return {"--help", *(text for one in command.params for text in (*one.opts, *one.secondary_opts))}
+
+
+def reached(launcher: str) -> set[str]:
+    """The modules that a launcher imports, and those that they import."""
+    seen, ahead = set(), [f"launch.{launcher}"]
+    while ahead:
+        name = ahead.pop()
+        seen.add(name)
+        for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+                ahead += [one for one in found if one in MODULES and one not in seen]
+    return seen
+
+
+def wrong_flags(text: str, printers: list[str], known: dict[str, set[str]]) -> list[str]:
+    """Flags in a message that a command lacks: the launcher it names before the flag, else any that prints it."""
+    wrong = []
+    for flag in FLAG.finditer(text):
+        named = re.findall(r"launch/(\w+)\.py", text[: flag.start()])
+        commands = named[-1:] or printers
+        if flag[0] not in OF_OTHERS and (not commands or any(flag[0] not in known[one] for one in commands)):
+            wrong.append(f"{flag[0]} ({', '.join(commands)})")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, set[str]]:
+    return {launcher: options(launcher) for launcher in LAUNCHERS}
+
+
+def test_every_flag_that_a_message_advises_exists_in_the_command_that_prints_it(known: dict[str, set[str]]) -> None:
+    users = {launcher: reached(launcher) for launcher in LAUNCHERS}
+    found, number = {}, 0
+    for name, path in MODULES.items():
+        printers = [launcher for launcher in LAUNCHERS if name in users[launcher]]
+        for text in texts(path):
+            number += len(FLAG.findall(text))
+            if wrong := wrong_flags(text, list(PRINTED_BY.get(name, printers)), known):
+                found[f"{name}: {text[:60]}"] = wrong
+    assert found == {} and number > 50
+
+
+def test_the_check_notices_a_flag_of_another_command(known: dict[str, set[str]]) -> None:
+    assert wrong_flags("say it (--scorer)", ["import", "distill"], known) == ["--scorer (import, distill)"]
+    assert wrong_flags("say it with launch/import.py --scorer S", ["distill"], known) == []
+    assert wrong_flags("launch/import.py x, launch/export.py --scorer S", ["import"], known) == ["--scorer (export)"]
+    assert wrong_flags("use --resume", [], known) == ["--resume ()"]
