@@ -5,9 +5,10 @@ query and its answers into rows that can be printed.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 import torch
@@ -185,6 +186,20 @@ def predict(
     asked, about = describe(loaded.entities, entity.id), describe(loaded.relations, r)
     question = f"({asked}, {about}, ?)" if side == 0 else f"(?, {about}, {asked})"
     return Prediction(question, answers, _notes(loaded.entities, entity, graph is not None))
+
+
+def predict_each(
+    loaded: LoadedModel, graph: Graph | None, heads: Sequence[str] | None, tails: Sequence[str] | None, **asked: Any
+) -> Iterator[Prediction | DataError]:
+    """`predict` for each head or each tail; of several questions one with an unknown word is its DataError."""
+    ends = [(head, tail) for head in heads or [None] for tail in tails or [None]]
+    for head, tail in ends:
+        try:
+            yield predict(loaded, graph, head=head, tail=tail, **asked)
+        except DataError as error:
+            if len(ends) == 1:
+                raise
+            yield error
 
 
 def table(prediction: Prediction) -> Table:

@@ -16,7 +16,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DataError
 from distkgd.launching import launch
 from distkgd.model_folder import load_model
-from distkgd.predict import data_of, predict, table
+from distkgd.predict import data_of, predict_each, table
 
 
 def main(
@@ -29,26 +29,18 @@ def main(
     exclude_known: Annotated[bool, typer.Option("--exclude-known", help="Leave known triples out.")] = False,
     ids: Annotated[bool, typer.Option("--ids", help="Whole numbers are row numbers, not names.")] = False,
 ) -> None:
-    """Print the best answers to (head, relation, ?) or (?, relation, tail).
-
-    Of several questions those with an unknown word are reported and the others answered; the exit code is then 1.
-    """
+    """Print the best answers to (head, relation, ?) or (?, relation, tail); exit code 1 where some are not known."""
 
     def body(ranks: Ranks, display: Display) -> int:
         loaded = load_model(model, ranks)
         graph, note = data_of(loaded, str(model), data)
         console = Console(width=None if sys.stdout.isatty() else 110, quiet=not ranks.first)
-        ends = [(h, t) for h in head or [None] for t in tail or [None]]
-        wrong = 0
-        for h, t in ends:
-            asked = {"head": h, "relation": relation, "tail": t, "top": top, "exclude_known": exclude_known, "ids": ids}
-            try:
-                found = predict(loaded, graph, **asked)
-            except DataError as error:
-                if len(ends) == 1:
-                    raise
-                display.error(str(error))
-                wrong += 1
+        asked = {"relation": relation, "top": top, "exclude_known": exclude_known, "ids": ids}
+        known = []
+        for found in predict_each(loaded, graph, head, tail, **asked):
+            known.append(not isinstance(found, DataError))
+            if isinstance(found, DataError):
+                display.error(str(found))
                 continue
             for line in found.notes:
                 display.line(line)
@@ -56,7 +48,7 @@ def main(
             console.print(table(found))
         if note:
             display.line(note)
-        return 0 if not wrong else 1 if wrong < len(ends) else 2
+        return 0 if all(known) else 1 if any(known) else 2
 
     launch(body)
 

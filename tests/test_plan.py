@@ -222,11 +222,13 @@ def test_a_teacher_can_be_a_finished_model_and_stays_as_it_was(where: str, tmp_p
         with trained_stages() as trained:
             report = ran(tmp_path / name, {"teacher": str(path), "student": method})
         assert [call.args[0].name for call in trained.call_args_list] == ["student"]
-        assert [(s["name"], s["teachers"]) for s in report["stages"]] == [("student", [str(path)])]
+        assert [(s["name"], s["teachers"]) for s in report["stages"]] == [("teacher", []), ("student", ["teacher"])]
+        assert report["stages"][0]["source"] == str(path)
+        assert report["stages"][0]["test"] == pytest.approx(whole["stages"][0]["test"])
     after = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()}
     assert after == before
     bkd = json.loads((tmp_path / "bkd/report.json").read_text(encoding="utf-8"))
-    assert bkd["stages"][0]["test"] == whole["stages"][1]["test"]
+    assert bkd["stages"][1]["test"] == whole["stages"][1]["test"]
 
 
 def test_bfloat16_rows_halve_the_model_folder_and_score_there_as_in_training(tmp_path: Path) -> None:
