@@ -192,7 +192,8 @@ def predict_each(
     loaded: LoadedModel, graph: Graph | None, heads: Sequence[str] | None, tails: Sequence[str] | None, **asked: Any
 ) -> Iterator[Prediction | DataError]:
     """`predict` for each head or each tail; of several questions one with an unknown word is its DataError."""
-    ends = [(head, tail) for head in heads or [None] for tail in tails or [None]]
+    nobody: list[str | None] = [None]
+    ends = [(head, tail) for head in heads or nobody for tail in tails or nobody]
     for head, tail in ends:
         try:
             yield predict(loaded, graph, head=head, tail=tail, **asked)
