@@ -54,6 +54,7 @@ bench-engine: $(STAMP)
 	for task in memory traffic speed scale project; do $(BIN)/python benchmarks/engine.py $$task || exit 1; done
 	$(BIN)/python benchmarks/zero3.py compare
 	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/two_launchers.py
 
 clean:
 	rm -rf runs/demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

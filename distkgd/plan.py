@@ -34,6 +34,7 @@ from distkgd.long_tail import in_parts
 from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, crop_bytes, find_model, save_model, sparse_bytes
 from distkgd.overlap import open_early, remarks
+from distkgd.ownership import owned
 from distkgd.provenance import git_sha, machine
 from distkgd.report import write_atomic, write_report
 from distkgd.report_html import write_html
@@ -60,37 +61,40 @@ def run_plan(
     display: Display,
     stages: list[Stage] | None = None,
     watch: Watch | None = None,
+    write: Callable[[], None] = lambda: None,
     further: Callable[[Run, list[Row]], tuple[list[Row], dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Train every unfinished stage, write the report, and return it.
 
-    stages: in place of those of `config`'s own plan. watch: see `Job`. further: what becomes of the rows of the
-        finished stages: more rows, and more keys of the report.
-    Raises ConfigError when `folder` already holds a run and resume is off.
+    stages: in place of those of `config`'s own plan. watch: see `Job`. write: puts more into the run folder than
+        plan.yaml, on the first rank. further: what becomes of the rows of the finished stages: more rows, and more
+        keys of the report.
+    Raises ConfigError when `folder` already holds a run and resume is off, or another launch is at work in it.
     """
     stages = checked_plan(config, graph, ranks.world, stages, folder)
-    storage = find_run(config, folder, ranks, resume)
-    prepare_folder(config, stages, graph, folder, ranks, resume)
-    bring_run(storage, [stage.name for stage in stages], ranks)
-    source, trust = anchored(config.data), config.trust_pickle
-    for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
-        display.line(line)
-    if any(stage.overlap for stage in stages):
-        display.line(
-            "chain.overlap: every teacher is finished before its student begins; launch/chain.py overlaps them"
+    with owned(folder, ranks, display.line) as agents:
+        storage = find_run(config, folder, ranks, resume)
+        prepare_folder(config, stages, graph, folder, ranks, resume, agents, write)
+        bring_run(storage, [stage.name for stage in stages], ranks)
+        source, trust = anchored(config.data), config.trust_pickle
+        for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
+            display.line(line)
+        if any(stage.overlap for stage in stages):
+            display.line(
+                "chain.overlap: every teacher is finished before its student begins; launch/chain.py overlaps them"
+            )
+        track = config.mlflow
+        tracking = open_tracking(
+            run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
         )
-    track = config.mlflow
-    tracking = open_tracking(
-        run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
-    )
-    run = open_run(config, graph, ranks, folder, tracking, display, watch)
-    tracking.start(resolved(config), tags_of(config, ranks.world, str(ranks.device)), graph.summary())
-    with closing(tracking, folder, REPORTS):
-        rows = [run_stage(run, stage) for stage in stages]
-        more, keys = ([], {}) if further is None else further(run, rows)
-        report = make_report(config, graph, [*rows, *more], ranks.world, str(ranks.device)) | keys
-        # Asking the models of a large run may take longer than the other ranks would wait in a collective.
-        on_first(ranks, partial(_leave, run, report))
+        run = open_run(config, graph, ranks, folder, tracking, display, watch)
+        tracking.start(resolved(config), tags_of(config, ranks.world, str(ranks.device)), graph.summary())
+        with closing(tracking, folder, REPORTS):
+            rows = [run_stage(run, stage) for stage in stages]
+            more, keys = ([], {}) if further is None else further(run, rows)
+            report = make_report(config, graph, [*rows, *more], ranks.world, str(ranks.device)) | keys
+            # Asking the models of a large run may take longer than the other ranks would wait in a collective.
+            on_first(ranks, partial(_leave, run, report))
     return report
 
 

@@ -1,17 +1,19 @@
 """The folder of a run: made once, and taken up again only by the same run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from distkgd.config import RunConfig, resolved
+from distkgd.distributed.nodes import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError
 from distkgd.graph import Graph, anchored
+from distkgd.ownership import refuse_owned
 from distkgd.report import write_atomic
 from distkgd.stages import Stage
 
@@ -26,15 +28,15 @@ def prepare_folder(
     folder: Path,
     ranks: Ranks,
     resume: bool,
-    launcher: str | None = None,
+    agents: Sequence[str],
+    write: Callable[[], None] = lambda: None,
 ) -> None:
-    """Create the run folder and plan.yaml, or check that an existing one is the same run.
+    """Write plan.yaml into the run folder, or check that one that is there is the same run.
 
-    A folder that this very launch has made needs no `resume`: the ranks were started anew. launcher: what tells this
-        launch from all others; default: the torchrun process above this one, if any.
+    A folder that this very launch has made needs no `resume`: the ranks were started anew. agents: as `owned` has them.
+    write: what the first rank puts there besides, before plan.yaml.
     """
     path, launch = folder / "plan.yaml", folder / "launch.json"
-    agents = sorted({agent for agent in ranks.gather_objects(launcher or launch_agent()) if agent})
     exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
     if exists and not resume and not known:
         raise ConfigError(HOLDS_A_RUN.format(folder=folder))
@@ -46,20 +48,20 @@ def prepare_folder(
     }
     if exists:
         refuse_other_plan(path, plan)
-    if ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
+    on_first(ranks, write)
     if ranks.first and agents:
-        write_atomic(launch, json.dumps({"agents": agents}, indent=2) + "\n")
+        write_atomic(launch, json.dumps({"agents": list(agents)}, indent=2) + "\n")
     if ranks.first and not exists:
         write_atomic(path, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
     ranks.barrier()
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:
-    """ConfigError when `folder` holds a run that `prepare_folder` would refuse, before anything has cost time.
+    """ConfigError when `folder` is one that `owned` or `prepare_folder` would refuse, before anything has cost time.
 
-    Ranks that torchrun may have started anew are left to `prepare_folder`.
+    Ranks that torchrun may have started anew are left to these.
     """
+    refuse_owned(folder)
     if (folder / "plan.yaml").exists() and not resume and launch_agent() is None:
         raise ConfigError(HOLDS_A_RUN.format(folder=folder))
 

@@ -15,6 +15,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.endpoint_report import MEASURED, sentences
 from distkgd.errors import UnsupportedError
 from distkgd.launching import launch
+from distkgd.ownership import owned
 from distkgd.report import write_atomic, write_report
 from distkgd.report_html import remake
 from distkgd.serving.entries import entries_at
@@ -43,11 +44,11 @@ def main(
             display.line(line)
         if speed:
             measured = measure(entries, [f"models:/{called}/{version}" for version in found.versions], store)
-            for line in sentences({"serving": measured}):
-                display.line(line)
+            display.line("\n".join(sentences({"serving": measured})))
             if report.is_file():
-                write_atomic(folder / MEASURED, json.dumps(measured, indent=2) + "\n")
-                write_report(folder, json.loads(report.read_text(encoding="utf-8")))
+                with owned(folder, ranks, display.line):
+                    write_atomic(folder / MEASURED, json.dumps(measured, indent=2) + "\n")
+                    write_report(folder, json.loads(report.read_text(encoding="utf-8")))
                 for note in remake(folder)[1]:
                     display.warn(note)
 

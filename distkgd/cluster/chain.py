@@ -9,7 +9,6 @@ from threading import Event
 from typing import Any
 
 from distkgd.cluster.gang import Slot, dissolve
-from distkgd.cluster.locks import BusyError, held
 from distkgd.cluster.session import import_ray
 from distkgd.cluster.walk import Request, Walk
 from distkgd.config import parse_config, resolved
@@ -17,6 +16,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.graph import anchored, load_graph
 from distkgd.imports.teachers import bring_teachers
+from distkgd.ownership import owned
 from distkgd.plan import REPORTS, checked_plan, closing, make_report, tags_of, write_reports
 from distkgd.run_folder import prepare_folder
 from distkgd.serving import register_run
@@ -76,33 +76,30 @@ class Coordinator:
         if config.device == "auto" and device == "cpu" and request.grows:
             self._news.append("device auto: the cluster has no GPU now, so CPUs train; device=cuda would wait for one")
         slot = Slot(options.cpus, 1.0 if device == "cuda" else 0.0)
-        try:
-            with held(folder / "chain.lock"):
-                # A coordinator that was started again on another node has not this launch's folder, but its storage.
-                again = config.storage and import_ray().get_runtime_context().was_current_actor_reconstructed
-                resume = request.resume or bool(again)
-                storage = find_run(config, folder, Ranks(), resume)
-                prepare_folder(config, stages, graph, folder, Ranks(), resume, request.launcher)
-                bring_run(storage, [stage.name for stage in stages], Ranks())
-                source, trust = anchored(config.data), config.trust_pickle
-                self._news += bring_teachers(stages, graph, folder, Ranks(), data=source, trust=trust)
-                tracking = open_tracking(
-                    run_folder=folder, name=config.name, uri=request.uri, enabled=config.mlflow.enabled, active=True
-                )
-                tags = tags_of(config, options.workers or "shared", device) | {"launcher": "ray"}
-                tracking.start(resolved(config), tags, graph.summary())
-                if storage is not None:
-                    storage.keep_ids()
-                with closing(tracking, folder, REPORTS):
-                    walk = Walk(request, config, graph, stages, device, slot, self._stop, self._news.append)
-                    rows = walk.run(lambda: self._signal_number)
-                    report = make_report(config, graph, rows, walk.timeline.worlds(), device)
-                    said = [*report.get("remarks", []), walk.timeline.sentence()]
-                    report |= {"timeline": walk.timeline.events, "remarks": said}
-                    write_reports(config, graph, folder, report)
-                    register_run(config, folder, tracking, self._news.append)
-        except BusyError as error:
-            raise ConfigError(f"another launch is at work on {folder} ({error}); wait for it, or stop it.") from None
+        with owned(folder, Ranks(), self._news.append, request.launcher) as agents:
+            # A coordinator that was started again on another node has not this launch's folder, but its storage.
+            again = config.storage and import_ray().get_runtime_context().was_current_actor_reconstructed
+            resume = request.resume or bool(again)
+            storage = find_run(config, folder, Ranks(), resume)
+            prepare_folder(config, stages, graph, folder, Ranks(), resume, agents)
+            bring_run(storage, [stage.name for stage in stages], Ranks())
+            source, trust = anchored(config.data), config.trust_pickle
+            self._news += bring_teachers(stages, graph, folder, Ranks(), data=source, trust=trust)
+            tracking = open_tracking(
+                run_folder=folder, name=config.name, uri=request.uri, enabled=config.mlflow.enabled, active=True
+            )
+            tags = tags_of(config, options.workers or "shared", device) | {"launcher": "ray"}
+            tracking.start(resolved(config), tags, graph.summary())
+            if storage is not None:
+                storage.keep_ids()
+            with closing(tracking, folder, REPORTS):
+                walk = Walk(request, config, graph, stages, device, slot, self._stop, self._news.append)
+                rows = walk.run(lambda: self._signal_number)
+                report = make_report(config, graph, rows, walk.timeline.worlds(), device)
+                said = [*report.get("remarks", []), walk.timeline.sentence()]
+                report |= {"timeline": walk.timeline.events, "remarks": said}
+                write_reports(config, graph, folder, report)
+                register_run(config, folder, tracking, self._news.append)
         return report
 
 

@@ -14,7 +14,9 @@ from distkgd.cluster.walk import Options, Request
 from distkgd.cluster.worker import Surroundings
 from distkgd.config import RunConfig, resolved
 from distkgd.display import Display
+from distkgd.distributed.rendezvous import process_id
 from distkgd.errors import DistkgdError, Stopped
+from distkgd.ownership import refuse_owned
 from distkgd.stopping import listen_for_stop
 from distkgd.tracking import resolve_uri
 
@@ -43,7 +45,8 @@ def run_chain(
     uri = resolve_uri(config.mlflow.uri, folder) if config.mlflow.enabled else None
     if config.storage and uri is not None and uri.startswith("sqlite"):
         display.warn(f"nodes that share no disk do not share {uri} either: give mlflow.uri the address of a server")
-    launcher = uuid.uuid4().hex
+    refuse_owned(folder)
+    launcher = f"{process_id()}/{uuid.uuid4().hex}"
     with ray_session(address, num_cpus=cpus_of_this_machine(options)) as session:
         grows = not session.local
         request = Request(resolved(config), folder, uri, resume, launcher, options, Surroundings(), grows)

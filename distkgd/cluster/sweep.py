@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 
 from distkgd.cluster.gang import Slot
-from distkgd.cluster.locks import held
 from distkgd.cluster.session import ray_session
 from distkgd.cluster.sweep_chart import check_installed
 from distkgd.cluster.sweep_config import SweepConfig, Tree
@@ -30,8 +29,10 @@ from distkgd.cluster.sweep_trials import Trial, table_trials
 from distkgd.cluster.sweep_worker import Call, Record, rank_test, scored_row, train_teacher
 from distkgd.config import parse_config
 from distkgd.display import Display
+from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.graph import Graph, anchored, load_graph
+from distkgd.ownership import owned, refuse_owned
 from distkgd.plan import closing
 from distkgd.provenance import git_sha
 from distkgd.report import write_atomic
@@ -73,6 +74,7 @@ def run_sweep(
     in the end when trials have failed; Stopped after a signal.
     """
     out, base = out.resolve(), found_from_anywhere(base)
+    refuse_owned(out)
     graphs = _Graphs()
     trials = table_trials(sweep, base, graphs.sha256) if sweep.space is None else []
     arms = search_arms(sweep, base, graphs.sha256) if sweep.space is not None else []
@@ -82,8 +84,7 @@ def run_sweep(
         raise ConfigError("a sweep's trials share its folder, on a disk that all nodes see; leave storage out.")
     if (out / "sweep.yaml").exists() and not resume:
         raise ConfigError(f"{out} already holds a sweep; add --resume to go on with it, or choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out / "claim", 5.0):
+    with owned(out, Ranks(), display.line):
         plain = {"sweep": sweep.model_dump(mode="json", exclude_none=True), "base": base}
         write_atomic(out / "sweep.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         stops = sweep.scheduler.name != "none"

@@ -66,19 +66,47 @@ def _ask(store: Store, rank: int, deadline: float) -> str:
 
 
 def launch_agent() -> str | None:
-    """The torchrun process that started this one: its boot, number and start, as no other ever has. None without it.
+    """`process_id` of the torchrun process that started this one. None without it.
 
     Not TORCHELASTIC_RUN_ID: that is "none" or what a user has typed, perhaps the same each time.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
+    return process_id(os.getppid()) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def process_id(pid: int | None = None) -> str | None:
+    """A process's machine, number and start, as no other ever has; default: this one's. None where it is not known."""
+    pid = os.getpid() if pid is None else pid
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        status = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8", errors="replace")
+        return f"{_machine()}/{pid}/{_started(pid)}"
     except OSError:
-        return None  # not Linux: go on with --resume
-    started = status.rpartition(")")[2].split()[19]
-    return f"{boot}/{os.getppid()}/{started}"
+        return None  # not Linux, or gone: go on with --resume
+
+
+def is_alive(process: str) -> bool | None:
+    """Whether the process of a `process_id` runs; None where that cannot be seen from here."""
+    try:
+        machine, pid, started = process.split("/")[:3]
+        if machine != _machine():
+            return None
+        return _started(int(pid)) == started
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except (OSError, ValueError):
+        return None
+
+
+def _machine() -> str:
+    # Containers of one machine may share its boot, but not their process numbers.
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+
+
+def _started(pid: int) -> str:
+    """In clock ticks since boot; FileNotFoundError or ProcessLookupError for a process that has ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        raise ProcessLookupError(pid)
+    return fields[19]
 
 
 def same_launch(path: Path, agents: Collection[str]) -> bool:

@@ -13,7 +13,7 @@ from distkgd.config import RunConfig, alone, load_tree, parse_config, resized
 from distkgd.config_tree import merge
 from distkgd.display import Display
 from distkgd.distributed.model_files import atomic_folder
-from distkgd.distributed.nodes import on_first, shared_graph
+from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError, DistkgdError
 from distkgd.graph import Graph, load_graph
@@ -46,10 +46,11 @@ def run_config(
     config: RunConfig, ranks: Ranks, display: Display, out: Path | None = None, resume: bool = False
 ) -> Outcome:
     """Run the plan of a config on the data it names. All ranks call it."""
+    folder = out or Path("runs") / config.name
+    refuse_existing(folder, resume)
     graph = shared_graph(ranks, lambda: load_graph(config.data))
     for warning in graph.warnings:
         display.warn(warning)
-    folder = out or Path("runs") / config.name
     return Outcome(folder, run_plan(config, graph, ranks, folder, resume=resume, display=display), 0)
 
 
@@ -82,9 +83,9 @@ def run_own(wishes: Wishes, ranks: Ranks, display: Display, out: Path | None = N
             write_split(split, Path(config.data))
         _write_config(tree, folder / CONFIG, wishes)
 
-    on_first(ranks, write)
     further = partial(_further, wishes=wishes, croppable=croppable, notes=notes)
-    report = run_plan(config, graph, ranks, folder, resume=resume, display=display, stages=stages, further=further)
+    run = partial(run_plan, config, graph, ranks, folder, resume=resume, display=display)
+    report = run(stages=stages, write=write, further=further)
     met = report.get("budget", {"met": True})["met"]
     return Outcome(folder, report, 0 if met else NOT_REACHABLE)
 

@@ -14,10 +14,12 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from distkgd.distributed.ranks import Ranks
 from distkgd.endpoint_report import sentences
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.graph import Graph, load_graph
 from distkgd.model_folder import find_model, read_json
+from distkgd.ownership import owned
 from distkgd.report import (
     HEADER,
     NONE,
@@ -67,12 +69,15 @@ def remake(folder: Path, data: str | None = None, queries: int | None = None) ->
 
     data, queries: in place of those in plan.yaml.
 
-    Raises ConfigError where there is no finished run.
+    Raises ConfigError where there is no finished run, or a launch is at work in it.
     """
     report, config = read_run(folder)
     given = (config.get("report") or {}).get("queries", QUERIES)  # runs of before have none
     load = partial(load_graph, data or str(config["data"]))
-    return folder / FILE, write_html(folder, report, load, int(given) if queries is None else queries)
+    notes: list[str] = []
+    with owned(folder, Ranks(), notes.append):
+        notes += write_html(folder, report, load, int(given) if queries is None else queries)
+    return folder / FILE, notes
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
