@@ -29,6 +29,7 @@ from pydantic import (
 from distkgd.config_tree import apply, merge, read_yaml, short
 from distkgd.errors import ConfigError
 from distkgd.methods import METHODS, Method, NoSettings, check_teachers
+from distkgd.paths import AnyPath, check_name
 from distkgd.plan_config import AssistantConfig, ChainConfig
 from distkgd.settings import Count, Factor, Frozen, Positive, Rate, Real, Share, Weight, no_flag
 
@@ -316,7 +317,7 @@ class RunConfig(Frozen):
     threads: CPU threads per rank, 0: torch's default.
     """
 
-    name: str = "run"
+    name: Annotated[str, AfterValidator(check_name)] = "run"
     data: str = "pystdlib"
     seed: Count = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -342,10 +343,10 @@ class RunConfig(Frozen):
     def _teachers_and_methods_agree(self) -> "RunConfig":
         if self.teacher is not None and self.teachers is not None:
             raise ValueError("teacher and teachers are both given; put the one among the others, or drop it")
-        if wrong := [name for name in self.teachers or {} if not _TEACHER_NAME.fullmatch(name)]:
+        if wrong := [name for name in self.teachers or {} if not _TEACHER_NAME.fullmatch(name) or len(name) > 100]:
             raise ValueError(
-                f"teachers: {short(wrong[0])} cannot name a stage; use letters, digits, _ and -, and neither student, "
-                "assistant nor direct at the beginning"
+                f"teachers: {short(wrong[0])} cannot name a stage; use at most 100 letters, digits, _ and -, and "
+                "neither student, assistant nor direct at the beginning"
             )
         given = {"teacher": self.teacher} if self.teacher is not None else dict(self.teachers or {})
         for name, teacher in given.items():
@@ -461,7 +462,7 @@ def _check_overlap(config: RunConfig) -> None:
             raise ValueError(f"chain.overlap: what {stage.method} makes is known when it is finished; use overlap: 0")
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = (), data: str | None = None) -> RunConfig:
+def load_config(path: AnyPath | None, overrides: Sequence[str] = (), data: str | None = None) -> RunConfig:
     """The run described by a YAML file and `a.b=c` overrides; `data` replaces the config's.
 
     Raises ConfigError for an unreadable file, an unknown key, a wrong type or a combination that cannot work.
@@ -472,14 +473,24 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), data: str | No
     return parse_config(tree, str(path) if path else "the default config")
 
 
-def load_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_tree(path: AnyPath | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The options that a YAML file and `a.b=c` overrides give, unchecked; the file's name where it has no other."""
+    path = None if path is None else Path(path)
     tree = read_yaml(path) if path else {}
     if path and "name" not in tree:
         tree["name"] = f"{path.parent.name}_{path.stem}" if path.parent.name != "configs" else path.stem
     for override in overrides:
         apply(tree, override)
     return tree
+
+
+def free_batches(path: Path | None, overrides: Sequence[str]) -> frozenset[str]:
+    """The stages whose batch_size nobody has chosen: of the default plan, those that no override gives one."""
+    if path is not None:
+        return frozenset()
+    tree = load_tree(None, overrides)
+    chosen = {key for key in _STAGES if isinstance(tree.get(key), Mapping) and "batch_size" in tree[key]}
+    return frozenset(_STAGES) - chosen - ({"baseline"} if "student" in chosen else set())
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
@@ -543,6 +554,7 @@ def _explain(error: ValidationError, root: type[BaseModel], prefix: str = "") ->
 
 
 _TAGS = ("stage", "path", "flag")
+_STAGES = ("teacher", "student", "baseline")
 
 
 def _siblings(path: Sequence[str], root: type[BaseModel]) -> str:

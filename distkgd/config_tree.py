@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from distkgd.errors import ConfigError
+from distkgd.paths import AnyPath
 
 DEEPEST = 8  # steps in a dotted key
 
@@ -20,8 +21,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: AnyPath) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError when there is none."""
+    path = Path(path)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -5,7 +5,7 @@
     ├── DataError         a data set: its files, its lines, its name, its checksum
     ├── ModelError        a model folder
     ├── CheckpointError   a checkpoint that is missing, damaged or from another run
-    ├── StorageError      a URI that cannot be read or written
+    ├── StorageError      a URI that cannot be read or written, or a file that cannot be written
     ├── UnsupportedError  two things that are right alone and cannot be combined
     └── DivergedError     a loss term that became NaN or Inf
 
@@ -34,7 +34,7 @@ class CheckpointError(DistkgdError):
 
 
 class StorageError(DistkgdError):
-    """A URI that cannot be read or written."""
+    """A URI that cannot be read or written, or a file that cannot be written."""
 
 
 class UnsupportedError(DistkgdError):

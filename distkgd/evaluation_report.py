@@ -15,12 +15,13 @@ from distkgd.graph import load_graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.long_tail import RARE_BELOW, in_parts
 from distkgd.model_folder import data_since, load_model, same_vocabulary
+from distkgd.paths import AnyPath
 
 RELATIONS_SHOWN = 20
 
 
 def evaluate_model(
-    folder: Path,
+    folder: AnyPath,
     ranks: Ranks,
     *,
     split: str,
@@ -37,6 +38,7 @@ def evaluate_model(
     Raises ModelError when the model's rows mean other entities or relations than the data's, DataError when there is
     nothing to rank.
     """
+    folder = Path(folder)
     loaded = load_model(folder, ranks)
     source = source or loaded.config.get("source")
     if not source:

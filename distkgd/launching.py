@@ -1,12 +1,17 @@
 """What all launchers share: arguments, ranks, and errors a person can read."""
 
+import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import typer
 from rich.console import Console
 
 from distkgd.display import Display
@@ -15,6 +20,8 @@ from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.kernels.memory import keep_freed_memory
 from distkgd.report import table
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a disk, and no file is named
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -27,7 +34,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def terminal() -> Display:
     """The terminal, silent on every rank but the first; works before the ranks have joined."""
-    return Display(os.environ.get("RANK", "0") == "0")
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return Display(alone or os.environ.get("RANK", "0") == "0")
 
 
 def show(report: Mapping[str, Any], folder: Path, display: Display) -> None:
@@ -37,17 +45,58 @@ def show(report: Mapping[str, Any], folder: Path, display: Display) -> None:
     display.line(f"report: {page if page.exists() else folder / 'report.md'}")
 
 
-def refuse(error: DistkgdError) -> NoReturn:
-    """Say what is wrong and leave with exit code 2."""
-    terminal().error(str(error))
-    sys.exit(2)
+def run_main(main: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
+    """Run a launcher's `main` on a command line (default: this process's); its exit code.
 
-
-def launch(body: Callable[[Ranks, Display], int | None], device: str = "auto", threads: int = 0) -> None:
-    """Join the ranks, run `body`, leave with the exit code that it returns (None: 0).
-
-    User errors become one line and exit code 2, a stop 128 + its signal.
+    Whatever a user can meet ends in one line on standard error: wrong input and places that cannot be written with 2,
+    Ctrl-C with 130, a stop with 128 + its signal. Our own mistakes are raised.
     """
+
+    @wraps(main)
+    def guarded(**given: Any) -> None:
+        try:
+            main(**given)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            sys.exit(told(error, terminal()))
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(guarded)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what `launch/*.py` set for their imports is over
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def told(error: BaseException, display: Display) -> int:
+    """Say in one line what has ended a launcher, and return its exit code; what no user can have done is raised."""
+    match error:
+        case Stopped():
+            display.line(str(error))
+            return 128 + error.signal_number
+        case KeyboardInterrupt():
+            display.line("Interrupted; a run that had begun goes on with --resume.")
+            return 128 + int(signal.SIGINT)
+        case RendezvousError():
+            Display(True).error(str(error))
+        case DistkgdError():
+            display.error(str(error))
+        case BrokenPipeError():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it any more
+        case OSError() if error.filename is not None or error.errno in FULL:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            display.error(f"{where}{error.strerror or error}.")
+        case _:
+            raise error
+    return 2
+
+
+def launch(body: Callable[[Ranks, Display], int | None], device: str = "auto", threads: int = 0) -> NoReturn:
+    """Join the ranks, run `body`, leave with the exit code that it returns (None: 0), or as `told` says."""
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
@@ -57,17 +106,10 @@ def launch(body: Callable[[Ranks, Display], int | None], device: str = "auto", t
         ranks = join_ranks(device)
         code = body(ranks, display) or 0
         leave_ranks(ranks)
-    except RendezvousError as error:
-        Display(True).error(str(error))
-        code = 2
-    except DistkgdError as error:
-        display.error(str(error))
-        code = 2
-    except Stopped as stopped:
-        display.line(str(stopped))
-        if ranks is not None:
+    except BaseException as error:
+        code = told(error, display)
+        if isinstance(error, Stopped) and ranks is not None:
             leave_ranks(ranks)
-        code = 128 + stopped.signal_number
     sys.stdout.flush()
     sys.stderr.flush()
     if ranks is not None and ranks.world > 1:

@@ -10,6 +10,7 @@ from typing import Any
 
 from distkgd.energy import Meter
 from distkgd.job import Job, Progress, last_epoch, schedule_scale
+from distkgd.paths import naming
 
 LOGS_PER_EPOCH = 5
 
@@ -91,8 +92,9 @@ class MetricsLog:
             progress.joules = None if joules is None else self._drawn + joules
         if self._file is not None:
             row: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch, **values}
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            with naming(self._path):
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
         self._job.tracking.log(values, progress.step)
 
 

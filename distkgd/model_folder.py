@@ -26,6 +26,7 @@ from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
 from distkgd.graph import Graph, Vocabulary
 from distkgd.model import Model
+from distkgd.paths import AnyPath
 from distkgd.scorers import Scorer, from_constants
 
 FORMAT = "distkgd-model/1"
@@ -43,11 +44,12 @@ class LoadedModel:
     config: dict[str, Any]
 
 
-def save_model(folder: Path, model: Model, graph: Graph | LoadedModel, about: Mapping[str, Any]) -> None:
+def save_model(folder: AnyPath, model: Model, graph: Graph | LoadedModel, about: Mapping[str, Any]) -> None:
     """Write `model` of the entities of `graph`, or of the model it was made of; `about` goes into config.json.
 
     All ranks call it.
     """
+    folder = Path(folder)
     ranks = model.entity.ranks
     table = model.entity
     with atomic_folder(folder, ranks) as part:
@@ -76,11 +78,12 @@ def save_model(folder: Path, model: Model, graph: Graph | LoadedModel, about: Ma
             write_names(part, "relations", "relation_labels", graph.relations)
 
 
-def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> LoadedModel:
+def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) -> LoadedModel:
     """The model in `folder` (or in its `model/` subfolder), this rank's rows only.
 
     Raises ModelError when the folder is not a model or a file of it is missing or damaged.
     """
+    folder = Path(folder)
     folder = find_model(folder)
     config = read_config(folder)
     try:
@@ -118,8 +121,9 @@ def load_model(folder: Path, ranks: Ranks, dtype: torch.dtype | None = None) -> 
     return LoadedModel(model, entities, relations, config)
 
 
-def read_shape(folder: Path) -> tuple[Scorer, bool]:
+def read_shape(folder: AnyPath) -> tuple[Scorer, bool]:
     """(scorer, reciprocal) of the model in `folder`, from its config.json alone; ModelError when there is none."""
+    folder = Path(folder)
     folder = find_model(folder)
     config = read_config(folder)
     try:
@@ -130,8 +134,9 @@ def read_shape(folder: Path) -> tuple[Scorer, bool]:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
 
 
-def find_model(folder: Path) -> Path:
+def find_model(folder: AnyPath) -> Path:
     """`folder` itself or its `model/` subfolder, whichever holds a config.json."""
+    folder = Path(folder)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
@@ -142,8 +147,9 @@ def find_model(folder: Path) -> Path:
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: AnyPath) -> dict[str, Any]:
     """config.json of a model folder."""
+    folder = Path(folder)
     config = read_json(folder / "config.json")
     known = (FORMAT, SPARSE, INT8)
     if config.get("format") not in known:
@@ -165,8 +171,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def bytes_on_disk(folder: Path) -> int:
+def bytes_on_disk(folder: AnyPath) -> int:
     """Bytes of the table files of a model folder: what a student costs."""
+    folder = Path(folder)
     return sum(path.stat().st_size for path in find_model(folder).glob("*.safetensors"))
 
 
@@ -200,11 +207,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: AnyPath) -> None:
     """ModelError names the first file of a model folder or of an export, in whatever format, that is not as written.
 
     `load_model` does not do this: it would read everything once more.
     """
+    folder = Path(folder)
     digests = read_json(folder / "config.json").get("sha256")
     if not isinstance(digests, dict) or not digests:
         raise ModelError(f"{folder}/config.json holds no sha256 of files; export the model again.")

@@ -23,6 +23,7 @@ from distkgd.distributed.nodes import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import is_alive, launch_agent, process_id
 from distkgd.errors import ConfigError, Stopped
+from distkgd.paths import check_folder, make_folder, naming, unmake
 
 OWNER = "owner.json"
 PATIENCE = 60.0  # seconds for a process that was killed to be gone
@@ -100,15 +101,9 @@ class _Hold:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
         mine = Owner(socket.gethostname(), os.getpid(), now, process_id(), agents)
         self._path = folder / OWNER
-        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = _taken(self._path, mine, say)
-        except OSError as error:
-            self._unmake()
-            raise ConfigError(
-                f"{folder} cannot be a run folder ({error.strerror or error}); choose another --out."
-            ) from None
+        check_folder(folder)
+        self._made = make_folder(folder)
+        self._file = _taken(self._path, mine, say)
         self._over = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -123,14 +118,7 @@ class _Hold:
         if not keep and _is_at(self._path, self._file):
             self._path.unlink()  # before the lock is free: whoever waits for it finds that the file is another
         self._file.close()
-        self._unmake()
-
-    def _unmake(self) -> None:
-        for path in self._made:
-            try:
-                path.rmdir()
-            except OSError:
-                return  # it has been filled, or was never made
+        unmake(self._made)
 
 
 def _taken(path: Path, mine: Owner, say: Callable[[str], None]) -> IO[str]:
@@ -153,9 +141,10 @@ def _taken(path: Path, mine: Owner, say: Callable[[str], None]) -> IO[str]:
         time.sleep(POLL_SECONDS)
     if other is not None and not again:
         say(f"{path.parent} was left by {other}, which is gone; this launch takes it over")
-    file.truncate(0)
-    file.write(json.dumps(asdict(mine), indent=2) + "\n")
-    file.flush()
+    with naming(path):
+        file.truncate(0)
+        file.write(json.dumps(asdict(mine), indent=2) + "\n")
+        file.flush()
     if locked is None:  # two may have come this far: the last to write is the one
         time.sleep(5 * POLL_SECONDS)
         if (now := read_owner(path)) != mine:

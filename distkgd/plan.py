@@ -35,6 +35,7 @@ from distkgd.model import Model
 from distkgd.model_folder import bytes_on_disk, crop_bytes, find_model, save_model, sparse_bytes
 from distkgd.overlap import open_early, remarks
 from distkgd.ownership import owned
+from distkgd.paths import AnyPath
 from distkgd.provenance import git_sha, machine
 from distkgd.report import write_atomic, write_report
 from distkgd.report_html import write_html
@@ -44,7 +45,7 @@ from distkgd.serving import register_run, registered_stages
 from distkgd.stage_job import RESULT, Run, build_job, dtype_of, load_teacher, stage_folder, teacher_folder
 from distkgd.stages import Stage, build_plan, check_plan
 from distkgd.storage import bring_run, find_run, keep_stage, open_storage
-from distkgd.tracking import Status, Tracking, open_tracking
+from distkgd.tracking import Status, Tracking, open_tracking, resolve_uri
 from distkgd.train import train_stage
 
 Row = dict[str, Any]
@@ -55,7 +56,7 @@ def run_plan(
     config: RunConfig,
     graph: Graph,
     ranks: Ranks,
-    folder: Path,
+    folder: AnyPath,
     *,
     resume: bool,
     display: Display,
@@ -71,7 +72,10 @@ def run_plan(
         keys of the report.
     Raises ConfigError when `folder` already holds a run and resume is off, or another launch is at work in it.
     """
+    folder = Path(folder)
     stages = checked_plan(config, graph, ranks.world, stages, folder)
+    if config.mlflow.enabled:
+        resolve_uri(config.mlflow.uri, folder)  # refused before anything is written
     with owned(folder, ranks, display.line) as agents:
         storage = find_run(config, folder, ranks, resume)
         prepare_folder(config, stages, graph, folder, ranks, resume, agents, write)

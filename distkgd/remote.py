@@ -14,6 +14,7 @@ import fsspec
 from distkgd.distributed.model_files import abandon, begin, publish, sync, temporary_of
 from distkgd.errors import ConfigError, DistkgdError, ModelError, StorageError
 from distkgd.model_folder import read_config, read_shape, sha256_of
+from distkgd.paths import AnyPath
 from distkgd.scorers import Scorer
 
 CONFIG = "config.json"
@@ -80,8 +81,9 @@ def upload(fs: Any, folder: Path, there: str, last: str) -> None:
         fs.put_file(str(folder / name), f"{there}/{name}")
 
 
-def check_files(folder: Path, uri: str) -> None:
+def check_files(folder: AnyPath, uri: str) -> None:
     """ModelError unless the tables of a fetched model have the sha256 that its config.json has."""
+    folder = Path(folder)
     config = read_config(folder)
     tables = [name for names in config.get("files", {}).values() for name in names]
     digests = config.get("sha256", {})
@@ -92,11 +94,12 @@ def check_files(folder: Path, uri: str) -> None:
             raise ModelError(f"{uri}/{name} is missing, or not what {CONFIG} says by its sha256; copy the model again.")
 
 
-def fetch_model(uri: str, out: Path) -> None:
+def fetch_model(uri: str, out: AnyPath) -> None:
     """Copy the model at `uri` (a model folder, or one with a `model` in it) to `out`, whole or not at all.
 
     Raises StorageError where it cannot be read, ModelError where there is none or its files are damaged.
     """
+    out = Path(out)
     with reaching(f"fetching {uri}"):
         fs, there = _find(uri)
         with filled(out) as part:

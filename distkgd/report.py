@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distkgd.endpoint_report import sentences, with_measured
+from distkgd.paths import naming
 
 NONE = "–"
 HEADER = (
@@ -47,14 +48,15 @@ def write_report(run_folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing: into a temporary neighbour, then one rename."""
+    """Write a whole file or nothing: into a temporary neighbour, then one rename. StorageError names the file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

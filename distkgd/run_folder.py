@@ -14,6 +14,7 @@ from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError
 from distkgd.graph import Graph, anchored
 from distkgd.ownership import refuse_owned
+from distkgd.paths import check_folder
 from distkgd.report import write_atomic
 from distkgd.stages import Stage
 
@@ -40,6 +41,7 @@ def prepare_folder(
     exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
     if exists and not resume and not known:
         raise ConfigError(HOLDS_A_RUN.format(folder=folder))
+    on_first(ranks, write)
     plan = {
         "config": resolved(config),
         "data_sha256": graph.sha256,
@@ -48,7 +50,6 @@ def prepare_folder(
     }
     if exists:
         refuse_other_plan(path, plan)
-    on_first(ranks, write)
     if ranks.first and agents:
         write_atomic(launch, json.dumps({"agents": list(agents)}, indent=2) + "\n")
     if ranks.first and not exists:
@@ -61,8 +62,11 @@ def refuse_existing(folder: Path, resume: bool) -> None:
 
     Ranks that torchrun may have started anew are left to these.
     """
+    if launch_agent() is not None:
+        return
+    check_folder(folder)
     refuse_owned(folder)
-    if (folder / "plan.yaml").exists() and not resume and launch_agent() is None:
+    if (folder / "plan.yaml").exists() and not resume:
         raise ConfigError(HOLDS_A_RUN.format(folder=folder))
 
 

@@ -52,7 +52,10 @@ class Storage:
         """Take up the run that is here in a folder that has none; ConfigError when it was not asked to."""
         there = f"{self._root}/{PLAN}"
         with reaching(f"looking into {self._uri}"):
-            if (self._folder / PLAN).exists() or not self._fs.exists(there):
+            if (self._folder / PLAN).exists():
+                return
+            if not self._fs.exists(there):
+                self._fs.makedirs(self._root, exist_ok=True)  # or nothing is begun
                 return
             if not resume:
                 raise ConfigError(f"{self._uri} already holds a run; add --resume to go on with it, or change storage.")

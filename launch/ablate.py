@@ -3,6 +3,12 @@
 python launch/ablate.py SWEEP.yaml [--out DIR] [--resume] [--seeds 0,1,2] [--cpus-per-trial 1] [--gpus-per-trial 0]
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +19,7 @@ from rich.console import Console
 from distkgd.cluster.sweep import Slots, run_sweep
 from distkgd.cluster.sweep_config import load_sweep, with_seeds
 from distkgd.cluster.sweep_report import table
-from distkgd.errors import DistkgdError, Stopped
-from distkgd.launching import refuse, terminal
+from distkgd.launching import run_main, terminal
 
 
 def main(
@@ -27,21 +32,14 @@ def main(
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default RAY_ADDRESS, or Ray here.")] = None,
 ) -> None:
     """Run every trial that is not over, and print the table."""
-    display = terminal()
-    try:
-        config, base = load_sweep(sweep)
-        if seeds is not None:
-            config = with_seeds(config, seeds)
-        slots = Slots(address, cpus_per_trial, gpus_per_trial)
-        folder = out or Path("runs") / config.name
-        report = run_sweep(config, base, folder, resume=resume, slots=slots, display=display)
-    except DistkgdError as error:
-        refuse(error)
-    except Stopped as stopped:
-        display.line(str(stopped))
-        sys.exit(128 + stopped.signal_number)
+    config, base = load_sweep(sweep)
+    if seeds is not None:
+        config = with_seeds(config, seeds)
+    slots = Slots(address, cpus_per_trial, gpus_per_trial)
+    folder = out or Path("runs") / config.name
+    report = run_sweep(config, base, folder, resume=resume, slots=slots, display=terminal())
     Console(width=None if sys.stdout.isatty() else 160).print(table(report))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

@@ -6,6 +6,11 @@ python launch/bench.py inference [--run runs/demo]        # a teacher and its st
 """
 
 import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +19,11 @@ import typer
 from rich.console import Console
 
 from distkgd.bench.results import TOLERANCE, fallen, notes, read_rows, table
-from distkgd.bench.run import measure, save_list, save_merged
+from distkgd.bench.run import measure, save
 from distkgd.bench.tasks import FULL, QUICK, all_tasks
 from distkgd.display import Display
-from distkgd.errors import DistkgdError
-from distkgd.launching import refuse
+from distkgd.launching import run_main
+from distkgd.paths import check_file
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "bench.json"
 
@@ -39,21 +44,16 @@ def main(
     if list_:
         console.print("\n".join(all_tasks(scale, "")), highlight=False)
         return
-    try:
-        older = [] if compare is None else read_rows(compare)
-        rows = measure([*(tasks or []), *(task or [])], scale, Display(True), threads, run)
-        if json_ is not None:
-            save_list(json_, rows)
-        elif not quick and run is None:
-            save_merged(RESULTS, rows, scale)
-    except DistkgdError as error:
-        refuse(error)
-    console.print(table(rows))
-    console.print("\n".join(notes(rows)), markup=False, highlight=False)
+    older = [] if compare is None else read_rows(compare)
+    if json_ is not None:
+        check_file(json_)
+    rows = measure([*(tasks or []), *(task or [])], scale, Display(True), threads, run)
+    save(rows, scale, json_, None if quick or run is not None else RESULTS)
+    console.print(table(rows), "\n".join(notes(rows)), sep="\n", markup=False, highlight=False)
     if worse := fallen(older, rows, tolerance):
         console.print("\n".join(["slower than before:", *worse]), markup=False, highlight=False)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

@@ -4,6 +4,12 @@ python launch/chain.py [CONFIG.yaml] [key=value …] [--data NAME_OR_FOLDER] [--
 ray job submit --working-dir . -- python launch/chain.py configs/wn18rr/dualde_complex.yaml --out /shared/runs/first
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +18,8 @@ import typer
 
 from distkgd.cluster.driver import run_chain
 from distkgd.cluster.walk import Options
-from distkgd.config import load_config
-from distkgd.errors import DistkgdError, Stopped
-from distkgd.launching import refuse, show, split_arguments, terminal
+from distkgd.config import free_batches, load_config
+from distkgd.launching import run_main, show, split_arguments, terminal
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 
@@ -32,18 +37,13 @@ def main(
 ) -> None:
     """Run a plan on Ray and print its table."""
     display, options = terminal(), Options(workers, cpus_per_worker, retries, wait)
-    try:
-        path, overrides = split_arguments(arguments or [])
-        config = load_config(path or DEFAULT, overrides, data)
-        folder = out or Path("runs") / config.name
-        report = run_chain(config, folder, resume=resume, address=address, options=options, display=display)
-    except DistkgdError as error:
-        refuse(error)
-    except Stopped as stopped:
-        display.line(str(stopped))
-        sys.exit(128 + stopped.signal_number)
+    path, overrides = split_arguments(arguments or [])
+    config = load_config(path or DEFAULT, overrides, data)
+    folder = out or Path("runs") / config.name
+    how = {"resume": resume, "address": address, "options": options, "display": display}
+    report = run_chain(config, folder, **how, free=free_batches(path, overrides))
     show(report, folder, display)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

@@ -5,16 +5,22 @@ python launch/distill.py --data my_triples.tsv --to 32        # no config: split
 torchrun --standalone --nproc-per-node 2 launch/distill.py configs/wn18rr/dualde_complex.yaml student.dim=32
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from distkgd.config import load_config
+from distkgd.config import free_batches, load_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
-from distkgd.launching import launch, refuse, show, split_arguments
+from distkgd.launching import launch, run_main, show, split_arguments
 from distkgd.own import Budget, run_config, run_own, wishes_of
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
@@ -33,17 +39,14 @@ def main(
     allow_unseen: Annotated[bool, typer.Option(help="Hold out entities that train lacks, too.")] = False,
 ) -> None:
     """Run a plan and print its table."""
-    try:
-        path, overrides = split_arguments(arguments or [])
-        budget = Budget(max_mb, max_ms_per_query, min_retained)
-        wishes = wishes_of(path, overrides, data, to=to, budget=budget, seed=split_seed, allow_unseen=allow_unseen)
-        config = load_config(path or DEFAULT, overrides, data) if wishes is None else wishes.machine()
-    except ConfigError as error:
-        refuse(error)
+    path, overrides = split_arguments(arguments or [])
+    budget = Budget(max_mb, max_ms_per_query, min_retained)
+    wishes = wishes_of(path, overrides, data, to=to, budget=budget, seed=split_seed, allow_unseen=allow_unseen)
+    config = load_config(path or DEFAULT, overrides, data) if wishes is None else wishes.machine()
 
     def body(ranks: Ranks, display: Display) -> int:
-        how = ranks, display, out, resume
-        folder, report, code = run_config(config, *how) if wishes is None else run_own(wishes, *how)
+        how, free = (ranks, display, out, resume), free_batches(path, overrides)
+        folder, report, code = run_config(config, *how, free) if wishes is None else run_own(wishes, *how)
         if ranks.first and report is not None:
             show(report, folder, display)
         return code
@@ -52,4 +55,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

@@ -3,6 +3,12 @@
 python launch/evaluate.py RUN/stages/student [--split test] [--data NAME_OR_FOLDER] [--ties realistic] [--json FILE]
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
 import json
 import sys
 from pathlib import Path
@@ -15,8 +21,9 @@ from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.evaluate import Filter, Ties
 from distkgd.evaluation_report import evaluate_model, table
-from distkgd.launching import launch
+from distkgd.launching import launch, run_main
 from distkgd.long_tail import RARE_BELOW
+from distkgd.paths import check_file
 from distkgd.report import write_atomic
 
 
@@ -30,6 +37,8 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
 ) -> None:
     """Print metrics overall, by direction, relation category and frequency, degree of the answer, and relation."""
+    if json_ is not None:
+        check_file(json_)
 
     def body(ranks: Ranks, display: Display) -> None:
         report = evaluate_model(model, ranks, split=split, source=data, ties=ties, filter_=filter_, rare_below=rare)
@@ -46,4 +55,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

@@ -3,6 +3,13 @@
 python launch/export.py RUN/stages/student OUT [--format safetensors] [--dim 32]
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +19,7 @@ from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.export import FORMATS, export_model
 from distkgd.export.int8_format import cost_of_int8
-from distkgd.launching import launch
+from distkgd.launching import launch, run_main
 
 
 def main(
@@ -36,4 +43,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

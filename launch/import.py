@@ -4,6 +4,13 @@ python launch/import.py pykeen:RESULTS OUT --trust-pickle --data wn18rr
 python launch/import.py rotate:models/RotatE_wn18rr_0 OUT --names data/wn18rr
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +21,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
 from distkgd.graph import anchored, load_graph
 from distkgd.imports import IMPORTERS, Given, import_model
-from distkgd.launching import launch
+from distkgd.launching import launch, run_main
 
 
 def main(
@@ -46,4 +53,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

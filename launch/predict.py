@@ -4,6 +4,12 @@ python launch/predict.py RUN/stages/student --head "dog" --relation "hypernym" [
 python launch/predict.py RUN/stages/student --relation "hypernym" --tail "animal" --tail "plant"
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +20,7 @@ from rich.console import Console
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DataError
-from distkgd.launching import launch
+from distkgd.launching import launch, run_main
 from distkgd.model_folder import load_model
 from distkgd.predict import data_of, predict_each, table
 
@@ -54,4 +60,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

@@ -4,7 +4,13 @@ python launch/register.py RUN [--name NAME] [--champion-max-mb 20] [--speed]
 mlflow models serve -m models:/NAME@champion --env-manager local
 """
 
-import json
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +18,10 @@ import typer
 
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.endpoint_report import MEASURED, sentences
+from distkgd.endpoint_report import sentences
 from distkgd.errors import UnsupportedError
-from distkgd.launching import launch
-from distkgd.ownership import owned
-from distkgd.report import write_atomic, write_report
-from distkgd.report_html import remake
+from distkgd.launching import launch, run_main
+from distkgd.report_html import keep_measured
 from distkgd.serving.entries import entries_at
 from distkgd.serving.speed import measure
 from distkgd.tracking import redact, register_finished
@@ -38,22 +42,18 @@ def main(
         if ranks.world > 1:
             raise UnsupportedError(f"models are registered by one process, not by {ranks.world}; leave out torchrun.")
         entries, folder, default = entries_at(run)
-        called, report = name or default, folder / "report.json"
+        called = name or default
         found, store = register_finished(entries, called, champion_max_mb, run_folder=folder, uri=uri)
         for line in [*found.lines, f"MLFLOW_TRACKING_URI={redact(store)} {SERVE.format(called)}"]:
             display.line(line)
         if speed:
             measured = measure(entries, [f"models:/{called}/{version}" for version in found.versions], store)
             display.line("\n".join(sentences({"serving": measured})))
-            if report.is_file():
-                with owned(folder, ranks, display.line):
-                    write_atomic(folder / MEASURED, json.dumps(measured, indent=2) + "\n")
-                    write_report(folder, json.loads(report.read_text(encoding="utf-8")))
-                for note in remake(folder)[1]:
-                    display.warn(note)
+            for note in keep_measured(folder, measured):
+                display.warn(note)
 
     launch(body, device="cpu")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

@@ -3,13 +3,19 @@
 python launch/report.py RUN [--data NAME_OR_FOLDER] [--queries 200]
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the imports take seconds, and Ctrl-C may come in them
+
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from distkgd.errors import DistkgdError
-from distkgd.launching import refuse, terminal
+from distkgd.launching import run_main, terminal
 from distkgd.report_html import remake
 
 
@@ -19,14 +25,11 @@ def main(
     queries: Annotated[int | None, typer.Option(min=0, help="Asked of the models; default: as the run has it.")] = None,
 ) -> None:
     """Write RUN/report.html from the files of the run folder."""
-    try:
-        path, notes = remake(run, data, queries)
-    except DistkgdError as error:
-        refuse(error)
+    path, notes = remake(run, data, queries)
     for note in notes:
         terminal().warn(note)
     terminal().line(f"report: {path}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run_main(main))

@@ -23,6 +23,7 @@ from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import is_alive, process_id
 from distkgd.errors import ConfigError, Stopped
+from distkgd.launching import run_main
 from distkgd.ownership import OWNER, Owner, owned, read_owner
 from distkgd.plan import run_plan
 from launch import ablate, chain, distill
@@ -220,11 +221,11 @@ def test_a_process_is_known_by_its_machine_number_and_start() -> None:
     assert is_alive(FAR.process or "") is None
 
 
-LAUNCHERS: dict[str, Callable[[Path, bool], None]] = {
-    "distill": lambda out, resume: distill.main([], out=out, resume=resume),
-    "distill --to": lambda out, resume: distill.main([], data="pystdlib", to=8, out=out, resume=resume),
-    "chain": lambda out, resume: chain.main([], out=out, resume=resume),
-    "ablate": lambda out, resume: ablate.main(Path("configs/ablations/iterde.yaml"), out=out, resume=resume),
+LAUNCHERS: dict[str, tuple[Callable[..., None], list[str]]] = {
+    "distill": (distill.main, []),
+    "distill --to": (distill.main, ["--data", "pystdlib", "--to", "8"]),
+    "chain": (chain.main, []),
+    "ablate": (ablate.main, ["configs/ablations/iterde.yaml"]),
 }
 
 
@@ -235,11 +236,9 @@ def test_every_launcher_is_refused_before_it_reads_anything(
 ) -> None:
     folder = left(tmp_path / "run", OTHER)
     begun = time.monotonic()
-    with pytest.raises(SystemExit) as info:
-        LAUNCHERS[name](folder, resume)
+    main, arguments = LAUNCHERS[name]
+    code = run_main(main, [*arguments, "--out", str(folder), *(["--resume"] if resume else [])])
     error = capsys.readouterr().err
-    assert (
-        info.value.code == 2 and "process 4711 on elsewhere, started 2026-01-02" in error and "Traceback" not in error
-    )
+    assert code == 2 and "process 4711 on elsewhere, started 2026-01-02" in error and "Traceback" not in error
     assert time.monotonic() < begun + 5
     assert [path.name for path in folder.iterdir()] == [OWNER]

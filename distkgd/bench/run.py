@@ -156,6 +156,14 @@ def ask_memory(task: Task, tiny: Task, pool: Pool) -> dict[str, float]:
     return memory_of(ours, peer, task.memory)
 
 
+def save(rows: Sequence[Row], scale: Scale, alone: Path | None, merged: Path | None) -> None:
+    """Into the file `alone`, or else among the results in `merged`, if either is given."""
+    if alone is not None:
+        save_list(alone, rows)
+    elif merged is not None:
+        save_merged(merged, rows, scale)
+
+
 def save_merged(path: Path, rows: Sequence[Row], scale: Scale) -> None:
     """Into a file of results: rows of the same tasks are replaced, others stay."""
     old = read_rows(path) if path.exists() else []

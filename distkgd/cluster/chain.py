@@ -4,7 +4,7 @@ The run folder holds all that is known: whoever dies, the next one reads there w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
@@ -16,6 +16,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.graph import anchored, load_graph
 from distkgd.imports.teachers import bring_teachers
+from distkgd.own.rules import fitted
 from distkgd.ownership import owned
 from distkgd.plan import REPORTS, checked_plan, closing, make_report, tags_of, write_reports
 from distkgd.run_folder import prepare_folder
@@ -70,7 +71,9 @@ class Coordinator:
         dissolve(import_ray(), request.launcher)
         config, folder = parse_config(request.config, "the plan"), request.folder
         graph = load_graph(config.data)
-        self._news += [f"warning: {warning}" for warning in graph.warnings]
+        config, changes = fitted(config, len(graph.train), request.free)
+        request = replace(request, config=resolved(config))
+        self._news += [f"warning: {warning}" for warning in (*graph.warnings, *changes)]
         stages = checked_plan(config, graph, world=1, folder=folder)
         device = pick(config.device, import_ray().cluster_resources(), request.grows)
         if config.device == "auto" and device == "cpu" and request.grows:

@@ -17,6 +17,7 @@ from distkgd.display import Display
 from distkgd.distributed.rendezvous import process_id
 from distkgd.errors import DistkgdError, Stopped
 from distkgd.ownership import refuse_owned
+from distkgd.paths import AnyPath, check_folder
 from distkgd.stopping import listen_for_stop
 from distkgd.tracking import resolve_uri
 
@@ -30,12 +31,21 @@ class ChainError(DistkgdError):
 
 
 def run_chain(
-    config: RunConfig, folder: Path, *, resume: bool, address: str | None, options: Options, display: Display
+    config: RunConfig,
+    folder: AnyPath,
+    *,
+    resume: bool,
+    address: str | None,
+    options: Options,
+    display: Display,
+    free: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """The report of a plan whose stages are gangs of actors, on the cluster at `address` or on this machine.
 
+    free: stages whose batches become smaller where the data does not fill them.
     Raises ChainError when the plan is refused or a stage could not be finished, Stopped after a signal.
     """
+    folder = Path(folder)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not folder.is_absolute():
         display.warn(
             f"the run folder {folder} is in this job's copy of the working directory, which only this node sees and "
@@ -45,11 +55,12 @@ def run_chain(
     uri = resolve_uri(config.mlflow.uri, folder) if config.mlflow.enabled else None
     if config.storage and uri is not None and uri.startswith("sqlite"):
         display.warn(f"nodes that share no disk do not share {uri} either: give mlflow.uri the address of a server")
+    check_folder(folder)
     refuse_owned(folder)
     launcher = f"{process_id()}/{uuid.uuid4().hex}"
     with ray_session(address, num_cpus=cpus_of_this_machine(options)) as session:
         grows = not session.local
-        request = Request(resolved(config), folder, uri, resume, launcher, options, Surroundings(), grows)
+        request = Request(resolved(config), folder, uri, resume, launcher, options, Surroundings(), grows, free)
         answer = answered(session.ray, request, display)
     if answer.signal_number:
         raise Stopped(answer.signal_number, "with a checkpoint of every stage that was running")

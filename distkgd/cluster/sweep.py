@@ -33,6 +33,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.graph import Graph, anchored, load_graph
 from distkgd.ownership import owned, refuse_owned
+from distkgd.paths import AnyPath, check_folder
 from distkgd.plan import closing
 from distkgd.provenance import git_sha
 from distkgd.report import write_atomic
@@ -66,14 +67,16 @@ class Slots:
 
 
 def run_sweep(
-    sweep: SweepConfig, base: Tree, out: Path, *, resume: bool, slots: Slots, display: Display
+    sweep: SweepConfig, base: Tree, out: AnyPath, *, resume: bool, slots: Slots, display: Display
 ) -> dict[str, Any]:
     """Run every trial of a sweep that is not over, write the report, and return it.
 
     Raises ConfigError before anything is trained, also when `out` already holds a sweep and resume is off; DistkgdError
     in the end when trials have failed; Stopped after a signal.
     """
+    out = Path(out)
     out, base = out.resolve(), found_from_anywhere(base)
+    check_folder(out)
     refuse_owned(out)
     graphs = _Graphs()
     trials = table_trials(sweep, base, graphs.sha256) if sweep.space is None else []

@@ -23,10 +23,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from distkgd.config_tree import merge, read_yaml, short
 from distkgd.errors import ConfigError
+from distkgd.paths import AnyPath, check_name
 from distkgd.settings import Count, Frozen, Positive, Real
 
 Tree = dict[str, Any]
@@ -134,7 +135,7 @@ class SweepConfig(Frozen):
     trials: of each arm of a search. equal_budget: the direct model of the student's size gets as many.
     """
 
-    name: str = ""
+    name: Annotated[str, AfterValidator(check_name)]
     base: str | Tree
     data: str | None = None
     set: Tree = Field(default_factory=dict)
@@ -182,13 +183,14 @@ class SweepConfig(Frozen):
             raise ValueError(f"{grids[0]}: Optuna draws every value itself; use choice in place of grid")
 
 
-def load_sweep(path: Path) -> tuple[SweepConfig, Tree]:
+def load_sweep(path: AnyPath) -> tuple[SweepConfig, Tree]:
     """A sweep's file, and the tree of its base config with `data` and `set` put over it.
 
     Raises ConfigError naming the file and the key.
     """
+    path = Path(path)
     plain = read_yaml(path)
-    plain.setdefault("name", "_".join(path.with_suffix("").parts[-2:]))
+    plain.setdefault("name", "_".join(part for part in path.with_suffix("").parts[-2:] if part != path.anchor))
     try:
         sweep = SweepConfig.model_validate(plain)
     except ValidationError as error:

@@ -48,6 +48,7 @@ class Request:
 
     config: the resolved run. uri: MLflow's store. launcher: tells this launch from all others, so that a coordinator
     that was started again knows the folder as its own. grows: whether the cluster may get nodes that it does not have.
+    free: stages whose batches become smaller where the data does not fill them.
     """
 
     config: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Request:
     options: Options
     surroundings: Surroundings
     grows: bool = False
+    free: frozenset[str] = frozenset()
 
 
 class Walk:

@@ -305,8 +305,14 @@ def atomic_folder(folder: Path, peers: Peers) -> Iterator[Path]:
         yield temporary_of(folder)
     except Exception as e:
         failure = e
+    except BaseException:  # Ctrl-C: the others may have gone
+        if peers.rank == 0:
+            abandon(folder)
+        raise
 
     def report() -> None:
+        if isinstance(failure, OSError):
+            raise ModelError(f"{folder} cannot be written: {failure}") from failure
         if failure is not None:
             raise failure
 

@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distkgd.distributed.rendezvous import meet
+from distkgd.distributed.rendezvous import RendezvousError, meet
 from distkgd.distributed.shared_memory import SharedMemory, connect
 from distkgd.errors import ConfigError
 
 # A peer that died ends the others at once; one that hangs is given up after this.
 PEER_TIMEOUT = timedelta(seconds=45)
+LARGEST_WORLD = 1 << 20
+START = "start the ranks with torchrun, which sets WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT, or unset WORLD_SIZE."
 
 
 class Ranks:
@@ -150,7 +152,8 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("device=cuda was asked for, but torch sees no GPU here; use device=cpu or device=auto.")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local = _number("LOCAL_RANK", 0, torch.cuda.device_count() - 1) if "LOCAL_RANK" in os.environ else 0
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         return device
     if name == "cpu":
@@ -161,16 +164,23 @@ def pick_device(name: str) -> torch.device:
 def join_ranks(device_name: str = "auto") -> Ranks:
     """The ranks torchrun started (RANK, WORLD_SIZE, …), or a world of one when it did not."""
     device = pick_device(device_name)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = _number("WORLD_SIZE", 1, LARGEST_WORLD) if "WORLD_SIZE" in os.environ else 1
     if world == 1:
         return Ranks(device=device)
-    rank = int(os.environ["RANK"])
-    base = dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        timeout=PEER_TIMEOUT,
-    )
+    rank, port = _number("RANK", 0, world - 1), _number("MASTER_PORT", 1, 65535)
+    address = _given("MASTER_ADDR")
+    try:
+        base = dist.TCPStore(  # type: ignore[attr-defined]
+            address,
+            port,
+            is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=PEER_TIMEOUT,
+        )
+    except RuntimeError as error:  # of whatever kind; torch has several
+        reason = str(error).partition("\n")[0]
+        raise RendezvousError(
+            f"rank {rank} has no store at MASTER_ADDR {address}, MASTER_PORT {port} ({reason}); {START}"
+        ) from None
     store = meet(base, rank, world, PEER_TIMEOUT)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PEER_TIMEOUT)
@@ -178,6 +188,20 @@ def join_ranks(device_name: str = "auto") -> Ranks:
     if device.type == "cpu":
         ranks.shared = connect(rank, world, ranks.gather_objects, PEER_TIMEOUT)
     return ranks
+
+
+def _given(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise RendezvousError(f"WORLD_SIZE is {os.environ.get('WORLD_SIZE')!r} and {name} is not set; {START}")
+    return value
+
+
+def _number(name: str, least: int, most: int) -> int:
+    value = _given(name)
+    if not (value.isascii() and value.isdecimal() and least <= int(value) <= most):
+        raise RendezvousError(f"{name} is {value[:40]!r}; allowed is a whole number from {least} to {most}; {START}")
+    return int(value)
 
 
 def leave_ranks(ranks: Ranks) -> None:

@@ -24,6 +24,7 @@ from distkgd.export.safetensors_format import write_safetensors
 from distkgd.export.source import Source, open_source
 from distkgd.export.sparse_format import write_sparse_tables
 from distkgd.model_folder import check_files, sha256_of
+from distkgd.paths import AnyPath, check_folder
 
 Format = Callable[[Source, Path], dict[str, Any]]
 
@@ -42,17 +43,19 @@ IN_MEMORY = ("onnx", "pykeen")
 __all__ = ["FORMATS", "IN_MEMORY", "check_files", "export_model"]
 
 
-def export_model(model: Path, out: Path, format_: str, ranks: Ranks, dim: int | None = None) -> list[Path]:
+def export_model(model: AnyPath, out: AnyPath, format_: str, ranks: Ranks, dim: int | None = None) -> list[Path]:
     """Write the model in `model` to the new folder `out`, which appears only when it is complete; returns its files.
 
     dim: write the crop to the first `dim` coordinates; ConfigError or UnsupportedError where there is none.
     """
+    model, out = Path(model), Path(out)
     if format_ not in FORMATS:
         raise ConfigError(f"format {format_!r} is not known; allowed: {', '.join(FORMATS)}.")
     if ranks.world > 1:
         raise UnsupportedError(f"an export runs in one process, not in {ranks.world}; start it without torchrun.")
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists; name a folder that does not exist yet, or remove this one.")
+    check_folder(out, "the folder")
     source = open_source(model) if dim is None else open_source(model).crop(dim)
     with atomic_folder(out, ranks) as folder:
         for names, number in (("entities", "num_entities"), ("relations", "num_relations")):

@@ -19,6 +19,7 @@ from distkgd.extras import need
 from distkgd.graph.filters import Queries
 from distkgd.model import project
 from distkgd.model_folder import check_files, read_json
+from distkgd.paths import AnyPath
 from distkgd.scorers import Scorer, from_constants
 
 FAISS = "distkgd-faiss/1"
@@ -88,8 +89,9 @@ class Searcher:
         return found, ids
 
 
-def open_searcher(folder: Path) -> Searcher:
+def open_searcher(folder: AnyPath) -> Searcher:
     """What `write_faiss` wrote; ModelError names a damaged file."""
+    folder = Path(folder)
     faiss = need("faiss", "an index of FAISS")
     config = read_json(folder / "config.json")
     if config.get("format") != FAISS:

@@ -13,6 +13,7 @@ from distkgd.evaluate import metrics, ranks_of
 from distkgd.export.source import Source
 from distkgd.graph.filters import KnownAnswers
 from distkgd.model_folder import INT8, bytes_on_disk, load_model
+from distkgd.paths import AnyPath
 from distkgd.predict import data_of
 
 MEASURED = 1000  # valid triples
@@ -27,7 +28,7 @@ def write_int8_rows(source: Source, folder: Path) -> dict[str, Any]:
     return {"format": INT8, "files": {table.name: [f"{table.name}.safetensors"] for table in source.tables}}
 
 
-def cost_of_int8(model: Path, out: Path, ranks: Ranks, dim: int | None = None) -> str:
+def cost_of_int8(model: AnyPath, out: AnyPath, ranks: Ranks, dim: int | None = None) -> str:
     """A line: what `out` saves of the model's bytes and loses of its valid MRR, both measured.
 
     dim: of the crop of `model` that `out` holds. At most 1000 valid triples are ranked, the same of both.

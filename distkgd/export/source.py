@@ -14,6 +14,7 @@ from torch import Tensor
 from distkgd.distributed.model_files import TAGS
 from distkgd.errors import ModelError
 from distkgd.model_folder import FORMAT, find_model, read_config
+from distkgd.paths import AnyPath
 from distkgd.scorers import Scorer, from_constants
 
 PIECE_BYTES = 1 << 22
@@ -116,8 +117,9 @@ class Source:
         return Source(self.folder, config, scorer, entity, relation)
 
 
-def open_source(folder: Path) -> Source:
+def open_source(folder: AnyPath) -> Source:
     """The model in `folder` or its `model/` subfolder; ModelError names what is missing or does not fit."""
+    folder = Path(folder)
     folder = find_model(folder)
     config = read_config(folder)
     if config["format"] != FORMAT:

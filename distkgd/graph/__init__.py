@@ -11,16 +11,18 @@ from distkgd.graph.public import PUBLIC, load_public
 from distkgd.graph.pystdlib import build as build_pystdlib
 from distkgd.graph.readers import read_folder
 from distkgd.graph.triples import Graph, Vocabulary
+from distkgd.paths import AnyPath
 
 __all__ = ["Graph", "Vocabulary", "anchored", "load_graph", "power_law_graph"]
 
 
-def load_graph(source: str | Path) -> Graph:
+def load_graph(source: AnyPath) -> Graph:
     """The graph of a folder, of a public data set (downloaded once, checked), of Python's own library, or a made one.
 
     source: "pystdlib" is the embedded data set, "powerlaw:…" a made graph and a name in `PUBLIC` that set, whatever
         folders lie here; a `Path`, text with a path separator, or the name of a folder that exists is a folder.
     """
+    source = source if isinstance(source, str) else Path(source)
     if source == "pystdlib":
         return build_pystdlib()
     if isinstance(source, str) and source.partition(":")[0] == "powerlaw":

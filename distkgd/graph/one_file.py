@@ -16,6 +16,7 @@ import polars as pl
 from distkgd.errors import DataError
 from distkgd.graph.readers import clean_text, read_bytes, read_columns
 from distkgd.graph.triples import COLUMNS, shorten
+from distkgd.paths import AnyPath
 
 TEXT_ENDINGS = (".tsv", ".txt", ".csv", ".tsv.gz", ".txt.gz", ".csv.gz")
 ENDINGS = (*TEXT_ENDINGS, ".parquet")
@@ -40,11 +41,12 @@ HEADERS = {
 _LEAST_FOR_A_DOUBT = 20  # lines from which on words of the first one that never come again are odd
 
 
-def read_triples(path: Path) -> tuple[pl.DataFrame, list[str]]:
+def read_triples(path: AnyPath) -> tuple[pl.DataFrame, list[str]]:
     """The triples of a file as string columns head, relation, tail in its order, and what a person should know of it.
 
     Raises DataError naming file, line and cure.
     """
+    path = Path(path)
     if not path.name.lower().endswith(ENDINGS):
         raise DataError(f"{path}: a file of triples ends in one of {' '.join(ENDINGS)}; rename or convert it")
     if not path.is_file():

@@ -24,6 +24,7 @@ from distkgd import random
 from distkgd.errors import DataError
 from distkgd.graph.one_file import read_triples
 from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, shorten, sorted_unique
+from distkgd.paths import AnyPath
 from distkgd.random import Stream
 
 HELD_OUT = 0.05  # of the triples for valid, and again for test
@@ -71,12 +72,13 @@ class Split:
         return told | how | {"leaks": self.leaks, "twins": [asdict(twin) for twin in self.twins]}
 
 
-def split_file(path: Path, name: str, *, seed: int = 0, allow_unseen: bool = False) -> Split:
+def split_file(path: AnyPath, name: str, *, seed: int = 0, allow_unseen: bool = False) -> Split:
     """Read one file of triples and draw a data set called `name` from it; nothing is written.
 
     allow_unseen: held-out triples may hold entities that train lacks (never relations).
     Raises DataError for what is no file of triples, and where fewer than two triples can be held out.
     """
+    path = Path(path)
     frame, notes = read_triples(path)
     distinct = frame.unique().sort(COLUMNS)
     if doubled := len(frame) - len(distinct):

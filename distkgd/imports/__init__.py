@@ -4,6 +4,7 @@ An importer is a function (path, what the user says) -> `Foreign`. A source is w
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from distkgd.imports.pykeen import open_pykeen
 from distkgd.imports.rotate import open_rotate
 from distkgd.imports.writing import write_model
 from distkgd.model_folder import check_files, read_json
+from distkgd.paths import AnyPath, check_folder
 
 IMPORTERS: dict[str, Callable[[Path, Given], Foreign]] = {
     "pykeen": open_pykeen,
@@ -65,7 +67,7 @@ def open_foreign(source: str, given: Given) -> Foreign:
 
 
 def import_model(
-    source: str, out: Path, given: Given, ranks: Ranks, graph: Graph | None = None, data: str = ""
+    source: str, out: AnyPath, given: Given, ranks: Ranks, graph: Graph | None = None, data: str = ""
 ) -> tuple[Foreign, list[str]]:
     """Write the model that LIBRARY:PATH names as the model folder `out`; returns it and what the user should know.
 
@@ -74,6 +76,11 @@ def import_model(
 
     The first rank alone reads and writes; all call it. Raises ModelError where scores differ from the library's own.
     """
+    out = Path(out)
+    if os.path.lexists(out):
+        raise ConfigError(f"{out} exists; name a folder that does not exist yet, or remove this one.")
+    if ranks.first:
+        check_folder(out, "the folder")
     model = open_foreign(source, given)
     if ranks.first:
         check_own_export(Path(source.partition(":")[2]))

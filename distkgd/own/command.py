@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from distkgd.display import Display
 from distkgd.distributed.model_files import atomic_folder
 from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError, DataError, DistkgdError
+from distkgd.errors import ConfigError, DataError
 from distkgd.graph import Graph, load_graph
 from distkgd.graph.one_file import ENDINGS
 from distkgd.graph.split import ABOUT, Split, split_file
@@ -43,13 +43,22 @@ class Outcome(NamedTuple):
 
 
 def run_config(
-    config: RunConfig, ranks: Ranks, display: Display, out: Path | None = None, resume: bool = False
+    config: RunConfig,
+    ranks: Ranks,
+    display: Display,
+    out: Path | None = None,
+    resume: bool = False,
+    free: Collection[str] = (),
 ) -> Outcome:
-    """Run the plan of a config on the data it names. All ranks call it."""
+    """Run the plan of a config on the data it names. All ranks call it.
+
+    free: stages whose batches become smaller where the data does not fill them.
+    """
     folder = out or Path("runs") / config.name
     refuse_existing(folder, resume)
     graph = shared_graph(ranks, lambda: load_graph(config.data))
-    for warning in graph.warnings:
+    config, changes = rules.fitted(config, len(graph.train), free)
+    for warning in (*graph.warnings, *changes):
         display.warn(warning)
     return Outcome(folder, run_plan(config, graph, ranks, folder, resume=resume, display=display), 0)
 
@@ -128,7 +137,8 @@ def _data_name(wishes: Wishes) -> str:
     path = Path(wishes.data)
     text = path.resolve().name if path.exists() else wishes.data
     if wishes.file is not None:
-        text = next(text[: -len(end)] for end in sorted(ENDINGS, key=len, reverse=True) if text.lower().endswith(end))
+        ends = (end for end in sorted(ENDINGS, key=len, reverse=True) if text.lower().endswith(end))
+        text = text.removesuffix(text[len(text) - len(next(ends, "")) :])
     return re.sub(r"[^\w.-]+", "_", text).strip("._") or "graph"
 
 
@@ -217,8 +227,4 @@ def _write_config(tree: dict[str, Any], path: Path, wishes: Wishes) -> None:
     )
     if wishes.config is not None:
         head = f"# {wishes.config} on {wishes.data}.\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        raise DistkgdError(f"{path} cannot be written: {error.strerror or error}.") from None
+    write_atomic(path, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

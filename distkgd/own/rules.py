@@ -5,8 +5,10 @@ model in trials of their own; what scales with the graph is said beside each rul
 a resumed or repeated command chooses the same.
 """
 
+from collections.abc import Collection
 from typing import Any
 
+from distkgd.config import RunConfig, StageConfig
 from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.graph import Graph
 from distkgd.scorers import build_scorer
@@ -87,6 +89,20 @@ def batch_size(triples: int) -> int:
     while size > 1 and size * STEPS_PER_EPOCH > triples:
         size //= 2
     return size
+
+
+def fitted(config: RunConfig, triples: int, free: Collection[str]) -> tuple[RunConfig, list[str]]:
+    """A config whose stages `free` have batches that so many training triples can fill, and what was changed."""
+    update, said = dict[str, Any](), []
+    for name in sorted(free):
+        stage = getattr(config, name)
+        if not isinstance(stage, StageConfig) or stage.batch_size <= triples:
+            continue
+        unit = stage.accumulate * (stage.negatives.chunk if stage.negatives.kind == "chunk" else 1)
+        size = max(unit, batch_size(triples) // unit * unit)
+        update[name] = stage.model_copy(update={"batch_size": size})
+        said.append(f"{name}.batch_size {stage.batch_size} does not fit {triples} training triples; {size} is taken")
+    return config.model_copy(update=update), said
 
 
 def epochs(triples: int, visits: int, bounds: tuple[int, int]) -> int:

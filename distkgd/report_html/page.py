@@ -15,11 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.endpoint_report import sentences
+from distkgd.endpoint_report import MEASURED, sentences
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.graph import Graph, load_graph
 from distkgd.model_folder import find_model, read_json
 from distkgd.ownership import owned
+from distkgd.paths import AnyPath
 from distkgd.report import (
     HEADER,
     NONE,
@@ -34,6 +35,7 @@ from distkgd.report import (
     rows,
     seconds_text,
     write_atomic,
+    write_report,
 )
 from distkgd.report_html.examples import examples
 from distkgd.report_html.figures import (
@@ -64,13 +66,14 @@ def write_html(folder: Path, report: Mapping[str, Any], load: Callable[[], Graph
     return missing
 
 
-def remake(folder: Path, data: str | None = None, queries: int | None = None) -> tuple[Path, list[str]]:
+def remake(folder: AnyPath, data: str | None = None, queries: int | None = None) -> tuple[Path, list[str]]:
     """Write `report.html` of a run folder again: its path, and what could not be shown.
 
     data, queries: in place of those in plan.yaml.
 
     Raises ConfigError where there is no finished run, or a launch is at work in it.
     """
+    folder = Path(folder)
     report, config = read_run(folder)
     given = (config.get("report") or {}).get("queries", QUERIES)  # runs of before have none
     load = partial(load_graph, data or str(config["data"]))
@@ -80,8 +83,20 @@ def remake(folder: Path, data: str | None = None, queries: int | None = None) ->
     return folder / FILE, notes
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def keep_measured(folder: Path, measured: Mapping[str, Any]) -> list[str]:
+    """Put what was measured of a run's endpoints into its reports, if it has any: what could not be shown."""
+    if not (folder / "report.json").is_file():
+        return []
+    notes: list[str] = []
+    with owned(folder, Ranks(), notes.append):
+        write_atomic(folder / MEASURED, json.dumps(measured, indent=2) + "\n")
+        write_report(folder, json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    return notes + remake(folder)[1]
+
+
+def read_run(folder: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
     """report.json of a finished run, and its config, `data` found from anywhere; ConfigError where there is none."""
+    folder = Path(folder)
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         plan = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import yaml
 
 from distkgd.errors import ModelError
 from distkgd.model_folder import bytes_on_disk, find_model, read_config, sha256_of
+from distkgd.paths import AnyPath
 
 Role = Literal["teacher", "student", "direct"]
 NAME = re.compile(r"[\w.\- ]+")  # of a registered model
@@ -73,11 +74,12 @@ def roles_of(stages: Sequence[tuple[str, Sequence[str]]]) -> dict[str, Role]:
     return {name: found[name] for name in teachers if name in found}
 
 
-def entries_at(path: Path) -> tuple[list[Entry], Path, str]:
+def entries_at(path: AnyPath) -> tuple[list[Entry], Path, str]:
     """(entries, the run's folder, a name for them) of a run, a stage or a model; ModelError where there is none.
 
     Of a model that is in no run the folder is the one that holds the model.
     """
+    path = Path(path)
     if (path / "plan.yaml").is_file():
         entries, run = entries_of_run(path), path
     else:
@@ -89,8 +91,9 @@ def entries_at(path: Path) -> tuple[list[Entry], Path, str]:
     return entries, run, config["mlflow"].get("registered_as") or registered_name(config["name"])
 
 
-def entries_of_run(run_folder: Path) -> list[Entry]:
+def entries_of_run(run_folder: AnyPath) -> list[Entry]:
     """Of a run's finished stages; ModelError where there is no run or none of them is finished."""
+    run_folder = Path(run_folder)
     path = run_folder / "plan.yaml"
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -115,11 +118,12 @@ def entries_of_run(run_folder: Path) -> list[Entry]:
     return entries
 
 
-def entry_of_model(folder: Path) -> Entry:
+def entry_of_model(folder: AnyPath) -> Entry:
     """Of a model folder by itself: a student, unless its config.json says that it was a teacher or the direct model.
 
     Its valid MRR is not known, unless it lies in the folder of its stage, in a run.
     """
+    folder = Path(folder)
     model = find_model(folder)
     run = _run_of(model)
     if (run / "plan.yaml").is_file() and _row(model.parent) is not None:
