@@ -42,6 +42,7 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.intervals import paired_interval
 from distkgd.model_folder import load_model
 from distkgd.plan import run_plan
+from distkgd.report import fixed
 
 DIRECT = "direct"
 Tree = dict[str, Any]
@@ -200,7 +201,8 @@ class Table:
             other = found.get(beside or self.spec["arms"][arm].get("beside", DIRECT))
             for split in ("valid", "test") if other else ():
                 pairs = zip(row[f"{split}_mrr"], other[f"{split}_mrr"], strict=True)
-                row[f"{split}_gain"] = paired_interval([mine - theirs for mine, theirs in pairs])
+                if None not in (*row[f"{split}_mrr"], *other[f"{split}_mrr"]):
+                    row[f"{split}_gain"] = paired_interval([mine - theirs for mine, theirs in pairs])
         return found
 
     def over_seeds(self, arm: str, number: int) -> Tree:
@@ -220,11 +222,13 @@ class Table:
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for arm, row in self.summary(beside).items():
             names = ("valid_mrr", "test_mrr", "test_hits_at_1", "test_hits_at_10", "seconds", "bytes")
-            valid, test, one, ten, seconds, size = (statistics.mean(row[name]) for name in names)
-            spread = f"{statistics.stdev(row['test_mrr']):.4f}" if len(self.seeds) > 1 else ""
+            # Without test triples there are no test figures.
+            mean = {name: None if None in row[name] else statistics.mean(row[name]) for name in names}
+            known = mean["test_mrr"] is not None
+            spread = f"{statistics.stdev(row['test_mrr']):.4f}" if known and len(self.seeds) > 1 else ""
             gain = spelled_out(row["test_gain"]) if "test_gain" in row else ""
-            cells = [arm, f"{size:,.0f}", f"{valid:.4f}", f"{test:.4f}", spread, gain]
-            cells += [f"{one:.4f}", f"{ten:.4f}", f"{seconds:.0f}"]
+            cells = [arm, f"{mean['bytes']:,.0f}", *(fixed(mean[name], 4) for name in names[:2]), spread, gain]
+            cells += [*(fixed(mean[name], 4) for name in names[2:4]), f"{mean['seconds']:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -259,8 +263,10 @@ def graph_of(data: str) -> Graph:
 
 def train(tree: Tree, folder: str) -> Tree:
     """{"stages": rows} of one plan, which leaves the test split unread; in a worker."""
-    config = config_of(tree)
-    report = run_plan(config, graph_of(tree["data"]), Ranks(), Path(folder), resume=True, display=Display(False))
+    config, graph = config_of(tree), graph_of(tree["data"])
+    if not len(graph.valid):
+        raise SystemExit(f"{graph.name} has no valid triples to choose trials by.")
+    report = run_plan(config, graph, Ranks(), Path(folder), resume=True, display=Display(False))
     return {"stages": [row(stage) for stage in in_order(report["stages"])]}
 
 

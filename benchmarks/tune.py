@@ -45,6 +45,8 @@ def run_all(tuning: dict[str, Any], names: list[str], name: str, folder: Path, r
     """All trials in rounds, so that a stop in the middle leaves the arms about even."""
     base = yaml.safe_load(Path(tuning["base"]).read_text(encoding="utf-8"))
     graph = load_graph(base["data"])
+    if not len(graph.valid):
+        raise ConfigError(f"{graph.name} has no valid triples to choose trials by.")
     arms = {arm: tuning["arms"][arm] for arm in names}
     teacher = train_teacher(base, graph, folder / "teacher", ranks, display)
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}

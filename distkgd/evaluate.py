@@ -37,6 +37,8 @@ TRIPLES_AT_ONCE = 512
 SCORES_AT_ONCE = 1 << 20  # on a CPU: what stays in the cache
 HITS = (1, 3, 10)
 
+Metrics = dict[str, float | None]  # None: there was nothing to rank
+
 
 def protocol(ties: Ties = "realistic", filter_: Filter = "filtered") -> dict[str, Any]:
     """What a printed MRR means, in words."""
@@ -198,24 +200,29 @@ def rank_of_counts(better: Tensor, no_worse: Tensor, ties: Ties) -> Tensor:
     return 1.0 + better + (no_worse - better) * {"realistic": 0.5, "optimistic": 0.0, "pessimistic": 1.0}[ties]
 
 
-def metrics(rank: Tensor) -> dict[str, float]:
-    """MRR, Hits@k and mean rank of ranks of any shape; NaN-free: an empty tensor gives zeros."""
+def metrics(rank: Tensor) -> Metrics:
+    """MRR, Hits@k and mean rank of ranks of any shape; all None of no ranks, which no comparison takes for a number."""
     rank = rank.reshape(-1).double()
     if not len(rank):
-        return {"mrr": 0.0, **{f"hits_at_{k}": 0.0 for k in HITS}, "mean_rank": 0.0}
+        return dict.fromkeys(("mrr", *(f"hits_at_{k}" for k in HITS), "mean_rank"))
     hits = {f"hits_at_{k}": float((rank <= k).double().mean()) for k in HITS}
     return {"mrr": float((1.0 / rank).mean()), **hits, "mean_rank": float(rank.mean())}
 
 
+def known_figures(found: Mapping[str, float | None]) -> dict[str, float]:
+    """Those metrics that there are."""
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def breakdown(
     rank: Tensor, triples: Tensor, categories: list[str], names: Mapping[int, str]
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, Metrics]]:
     """Metrics by direction, by relation category (1-1, 1-N, N-1, N-N) and by relation.
 
     rank: [n, 2] as from `ranks_of`. categories: category of each relation. names: relation id -> name.
     """
     relation = triples[:, 1].to(rank.device)
-    out: dict[str, dict[str, dict[str, float]]] = {
+    out: dict[str, dict[str, Metrics]] = {
         "direction": {"tail": metrics(rank[:, 0]), "head": metrics(rank[:, 1])},
         "category": {},
         "relation": {},

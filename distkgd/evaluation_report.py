@@ -16,6 +16,7 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.long_tail import RARE_BELOW, in_parts
 from distkgd.model_folder import data_since, load_model, same_vocabulary
 from distkgd.paths import AnyPath
+from distkgd.report import NONE, fixed
 
 RELATIONS_SHOWN = 20
 
@@ -55,6 +56,7 @@ def evaluate_model(
         "model": str(folder),
         "data": graph.summary(),
         **({"warnings": [f"{since}; these are figures of the data as it is now"]} if since else {}),
+        **({"remarks": [f"Data: {one}." for one in graph.warnings]} if graph.warnings else {}),
         "split": split,
         "protocol": protocol(ties, filter_),
         "world": ranks.world,
@@ -87,15 +89,16 @@ def table(report: dict[str, Any]) -> Table:
         for name, row in rows:
             _add(drawn, name, row if section == "answer_degree" else report["overall"] | row)
     rules = ", ".join(f"{key}: {value}" for key, value in report["protocol"].items())
-    lines = [f"Protocol: {rules}; world: {report['world']}."]
+    lines = [f"Protocol: {rules}; world: {report['world']}.", *report.get("remarks", [])]
     if len(by_count) > RELATIONS_SHOWN:
         lines.append(f"{len(by_count) - RELATIONS_SHOWN} relations with fewer triples are not shown; --json has all.")
     drawn.caption = Text("\n" + "\n".join(lines), style="not italic")
     return drawn
 
 
-def _add(drawn: Table, name: str, row: dict[str, float]) -> None:
-    numbers = [f"{row['mrr']:.4f}", *(f"{row[f'hits_at_{k}']:.4f}" for k in HITS), f"{row['mean_rank']:,.1f}"]
+def _add(drawn: Table, name: str, row: dict[str, Any]) -> None:
+    mean = NONE if row["mean_rank"] is None else f"{row['mean_rank']:,.1f}"
+    numbers = [fixed(row["mrr"], 4), *(fixed(row[f"hits_at_{k}"], 4) for k in HITS), mean]
     # A triple is two queries, each with an answer of its own: one query is half a triple.
     triples = f"{row['num_triples']:,.0f}" if "num_triples" in row else f"{row['num_queries'] / 2:,.1f}"
     drawn.add_row(*map(Text, [name, triples, *numbers]))

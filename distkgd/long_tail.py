@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distkgd.evaluate import breakdown, metrics
+from distkgd.evaluate import Metrics, breakdown, metrics
 from distkgd.graph import Graph
 from distkgd.graph.relations import relation_categories
 
@@ -32,7 +32,7 @@ def in_parts(rank: Tensor, triples: Tensor, graph: Graph, rare_below: int = RARE
 
 def by_relation_frequency(
     rank: Tensor, triples: Tensor, train: Tensor, num_relations: int, rare_below: int = RARE_BELOW
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Metrics]:
     """Metrics of triples whose relation has fewer than `rare_below` training triples, and of the others.
 
     num_relations of each is counted over all relations, also those that `triples` lack. Arguments as in `in_parts`.
@@ -45,7 +45,7 @@ def by_relation_frequency(
     }
 
 
-def by_answer_degree(rank: Tensor, triples: Tensor, train: Tensor, num_entities: int) -> dict[str, dict[str, float]]:
+def by_answer_degree(rank: Tensor, triples: Tensor, train: Tensor, num_entities: int) -> dict[str, Metrics]:
     """Metrics of queries by the number of training triples that hold their answer, in buckets; empty ones are left out.
 
     A triple is two queries, whose answers are its tail and its head; one that holds an entity twice counts once.

@@ -26,7 +26,7 @@ from distkgd.distributed.deepspeed_engine import check_supported
 from distkgd.distributed.nodes import on_first, shared_answers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
-from distkgd.evaluate import protocol
+from distkgd.evaluate import known_figures, protocol
 from distkgd.graph import Graph, anchored
 from distkgd.imports.teachers import bring_teachers
 from distkgd.job import Progress, Watch
@@ -37,7 +37,7 @@ from distkgd.overlap import open_early, remarks
 from distkgd.ownership import owned
 from distkgd.paths import AnyPath
 from distkgd.provenance import git_sha, machine
-from distkgd.report import write_atomic, write_report
+from distkgd.report import fixed, mrr_of, write_atomic, write_report
 from distkgd.report_html import write_html
 from distkgd.run_folder import prepare_folder
 from distkgd.scorers import SCORERS
@@ -96,7 +96,9 @@ def run_plan(
         with closing(tracking, folder, REPORTS):
             rows = [run_stage(run, stage) for stage in stages]
             more, keys = ([], {}) if further is None else further(run, rows)
-            report = make_report(config, graph, [*rows, *more], ranks.world, str(ranks.device)) | keys
+            report = make_report(config, graph, [*rows, *more], ranks.world, str(ranks.device))
+            keys |= {"remarks": said} if (said := [*keys.get("remarks", []), *report.get("remarks", [])]) else {}
+            report |= keys
             # Asking the models of a large run may take longer than the other ranks would wait in a collective.
             on_first(ranks, partial(_leave, run, report))
     return report
@@ -173,7 +175,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     row = finished_row(run.config, run.graph.sha256, run.folder, stage)
     if row is not None:
         keep_stage(run.storage, stage.name, run.ranks)
-        run.display.line(f"{stage.name}: finished before, valid MRR {row['valid']['mrr']:.4f}")
+        run.display.line(f"{stage.name}: finished before, valid MRR {fixed(mrr_of(row, 'valid'), 4)}")
         return row
     digest = stage_digest(run.config, run.graph.sha256, run.folder, stage)
     tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
@@ -204,7 +206,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         # What is registered is not stored twice.
         sent = status == "FINISHED" and stage.name not in registered_stages(run.config)
         tracking.finish(status, folder / "model" if sent else None, found)
-    scores = ", ".join(f"{split} MRR {row[split]['mrr']:.4f}" for split in run.splits)
+    scores = ", ".join(f"{split} MRR {fixed(mrr_of(row, split), 4)}" for split in run.splits)
     run.display.line(f"{stage.name}: done in {row['seconds']:.0f} s, {scores}")
     return row
 
@@ -244,11 +246,18 @@ def settled(run: Run, stage: Stage) -> tuple[Stage, dict[str, Any]]:
 
 
 def valid_mrr(run: Run, name: str) -> float:
-    """Of a finished stage of this run as its result says, or of a model elsewhere, ranked now."""
+    """Of a finished stage of this run as its result says, or of a model elsewhere, ranked now.
+
+    Raises ConfigError where there are no valid triples: nothing is chosen on none.
+    """
     result = run.stage_folder(name) / RESULT
     if result.exists():
-        return float(json.loads(result.read_text(encoding="utf-8"))["valid"]["mrr"])
-    return float(brought_row(run, name, load_teacher(run, name))["valid"]["mrr"])
+        found = mrr_of(json.loads(result.read_text(encoding="utf-8")), "valid")
+    else:
+        found = mrr_of(brought_row(run, name, load_teacher(run, name)), "valid")
+    if found is None:
+        raise ConfigError(f"{name} has no valid MRR, for {run.graph.name} has no valid triples.")
+    return found
 
 
 def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> dict[str, Any]:
@@ -259,7 +268,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
     about |= {"stage": stage.name, "method": config.method}
     save_model(folder / "model", student, run.graph, about)
     found = {split: run.evaluate(student, split) for split in run.splits}
-    last = run.splits[-1]
+    last = next((split for split in reversed(run.splits) if len(found[split][1])), run.splits[-1])
     details = in_parts(found[last][1], getattr(run.graph, last), run.graph)
     triples = progress.step * config.batch_size
     return {
@@ -287,6 +296,7 @@ def make_report(
     config: RunConfig, graph: Graph, rows: list[dict[str, Any]], world: int | str, device: str
 ) -> dict[str, Any]:
     """report.json's content."""
+    said = [*warnings_of(rows), *remarks(rows), *(f"Data: {one}." for one in graph.warnings)]
     rows = with_brought(rows)
     return {
         "name": config.name,
@@ -297,7 +307,7 @@ def make_report(
         "device": device,
         "machine": machine(),
         "stages": rows,
-        **({"remarks": said} if (said := [*warnings_of(rows), *remarks(rows)]) else {}),
+        **({"remarks": said} if said else {}),
     }
 
 
@@ -325,5 +335,6 @@ def stage_digest(config: RunConfig, data_sha256: str, run_folder: Path, stage: S
 
 
 def flatten_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """valid and test metrics of a report row as flat names."""
-    return {f"final/{split}/{k}": float(v) for split in ("valid", "test") for k, v in row.get(split, {}).items()}
+    """valid and test metrics of a report row as flat names; of an empty split none."""
+    found = {split: known_figures(row.get(split, {})) for split in ("valid", "test")}
+    return {f"final/{split}/{name}": float(value) for split in found for name, value in found[split].items()}

@@ -196,6 +196,16 @@ def difference(stage: Stage, direct: Stage, split: str) -> str:
     return f"{gain:+.3f} {split} MRR".replace("-", "−", 1)
 
 
+def told_better(direct: float | None, student: float | None, name: str) -> str | None:
+    """A sentence where the direct model of the student's size is the better one by their valid MRRs."""
+    if direct is None or student is None or direct <= student:
+        return None
+    return (
+        f"The directly trained model of that size is the better one: direct has a valid MRR of {fixed(direct, 4)}, "
+        f"{name} of {fixed(student, 4)}."
+    )
+
+
 def choices(stages: Sequence[Stage]) -> list[str]:
     sentences = []
     for stage in stages:
@@ -211,10 +221,10 @@ def choices(stages: Sequence[Stage]) -> list[str]:
 
 def _long_tail(stages: Sequence[Stage]) -> list[str]:
     """One line: MRR on rare relations, and by the degree of the answer, of every stage that has it."""
-    split = next((split for split in ("test", "valid") if any(f"{split}_by" in stage for stage in stages)), None)
+    split = last_split(stages)
     parts = {str(stage["name"]): stage.get(f"{split}_by") or {} for stage in stages}
     parts = {name: part for name, part in parts.items() if "relation_frequency" in part and "answer_degree" in part}
-    if not parts:
+    if not parts or not next(iter(parts.values()))["answer_degree"]:
         return []
     first = next(iter(parts.values()))
     rare, row = next(iter(first["relation_frequency"].items()))
@@ -246,6 +256,11 @@ def data_line(data: Mapping[str, Any]) -> str:
     return f"Data: {_text(data.get('name'))}{digest}: {sizes}, triples: {triples}."
 
 
+def last_split(stages: Sequence[Stage]) -> str:
+    """The split whose figures are shown: test where it was read and has triples."""
+    return "test" if any(mrr_of(stage, "test") is not None for stage in stages) else "valid"
+
+
 def mrr_of(stage: Stage, split: str) -> float | None:
     value = (stage.get(split) or {}).get("mrr")
     return None if value is None else float(value)
@@ -269,8 +284,8 @@ def count_text(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
 
 
-def fixed(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
+def fixed(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
 def seconds_text(value: float | None) -> str:

@@ -12,7 +12,7 @@ import torch
 from distkgd.config import RunConfig, StageConfig
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.evaluate import metrics, ranks_of, ranks_of_crops
+from distkgd.evaluate import Metrics, known_figures, metrics, ranks_of, ranks_of_crops
 from distkgd.exchange import settle_move
 from distkgd.graph import Graph
 from distkgd.graph.filters import KnownAnswers
@@ -64,14 +64,14 @@ class Run:
         """Where a stage keeps everything."""
         return stage_folder(self.folder, name)
 
-    def evaluate(self, model: Model, split: str) -> tuple[dict[str, float], torch.Tensor]:
+    def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:
         """Metrics and ranks of a model on "valid" or "test"."""
         triples = getattr(self.graph, split).to(self.ranks.device)
         config = self.config
         rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
         return metrics(rank), rank
 
-    def curve(self, model: Model, dims: Sequence[int], split: str) -> dict[int, dict[str, float]]:
+    def curve(self, model: Model, dims: Sequence[int], split: str) -> dict[int, Metrics]:
         """dim -> metrics of the crop of a model to it, on "valid" or "test"; all dims in one pass."""
         triples, config = getattr(self.graph, split).to(self.ranks.device), self.config
         found = ranks_of_crops(
@@ -117,8 +117,10 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
 
 
 def validation(run: Run, method: Method[Any]) -> dict[str, float]:
-    """What a method makes of the metrics of its product on the validation split."""
-    return method.validate(lambda: run.evaluate(method.product, "valid")[0], partial(run.curve, method.product))
+    """What a method makes of the metrics of its product on the validation split, which must hold triples."""
+    return method.validate(
+        lambda: known_figures(run.evaluate(method.product, "valid")[0]), partial(run.curve, method.product)
+    )
 
 
 def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:

@@ -163,8 +163,23 @@ def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> No
         raise ConfigError(
             f"{name}.batch_size {config.batch_size} does not fit {len(graph.train)} training triples; choose less."
         )
+    if not len(graph.valid) or not config.validate_every:
+        check_unvalidated(name, config, graph)
     if config.balanced:
         check_balanced(name, config, world)
+
+
+def check_unvalidated(name: str, config: StageConfig, graph: Graph) -> None:
+    """ConfigError where a stage that is never validated is to wait for what validation says."""
+    waits = [f"patience {config.patience}"] if config.patience else []
+    waits += ["schedule plateau"] if config.schedule.name == "plateau" else []
+    if waits:
+        why, cure = f"{graph.name} has no valid triples", "give it some"
+        if len(graph.valid):
+            why, cure = "validate_every is 0", "set it above 0"
+        raise ConfigError(
+            f"{name}: {' and '.join(waits)} would wait for validations, but {why}; {cure}, or leave it out."
+        )
 
 
 def check_balanced(name: str, config: StageConfig, world: int) -> None:

@@ -22,7 +22,7 @@ from distkgd.endpoint_report import sentences
 from distkgd.errors import UnsupportedError
 from distkgd.launching import launch, run_main
 from distkgd.report_html import keep_measured
-from distkgd.serving.entries import entries_at
+from distkgd.serving.entries import better_direct, entries_at
 from distkgd.serving.speed import measure
 from distkgd.tracking import redact, register_finished
 
@@ -44,7 +44,8 @@ def main(
         entries, folder, default = entries_at(run)
         called = name or default
         found, store = register_finished(entries, called, champion_max_mb, run_folder=folder, uri=uri)
-        for line in [*found.lines, f"MLFLOW_TRACKING_URI={redact(store)} {SERVE.format(called)}"]:
+        serve = f"MLFLOW_TRACKING_URI={redact(store)} {SERVE.format(called)}"
+        for line in [*found.lines, *better_direct(folder, entries), serve]:
             display.line(line)
         if speed:
             measured = measure(entries, [f"models:/{called}/{version}" for version in found.versions], store)

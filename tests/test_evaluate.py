@@ -321,8 +321,8 @@ def test_metrics_by_hand() -> None:
     assert HITS == (1, 3, 10)
 
 
-def test_metrics_of_nothing_are_zero() -> None:
-    assert set(metrics(torch.zeros(0, 2)).values()) == {0.0}
+def test_metrics_of_nothing_are_no_numbers() -> None:
+    assert set(metrics(torch.zeros(0, 2)).values()) == {None}
     assert metrics(torch.zeros(0, 2)).keys() == metrics(torch.ones(1, 2)).keys()
 
 

@@ -1,9 +1,11 @@
 """A plan: who teaches whom, what is on disk when it is done, and what is not done twice."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,8 @@ from distkgd.graph import Graph, Vocabulary, load_graph
 from distkgd.graph.filters import KnownAnswers
 from distkgd.methods import NoSettings
 from distkgd.model_folder import load_model
-from distkgd.plan import build_plan, run_plan
+from distkgd.plan import build_plan, flatten_metrics, run_plan
+from distkgd.report import rows
 from tests.launches import small_data
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph
@@ -593,3 +596,57 @@ def test_a_truncated_teacher_stops_the_plan_by_its_name(labelled_model: Path, tm
     graph = load_graph(labelled_model.parents[3] / "data")
     with pytest.raises(ModelError, match=file.name):
         ran(tmp_path / "run", {"teacher": str(copy), "student": STUDENT}, graph)
+
+
+# -- splits that are not there --------------------------------------------------------------------------------------
+
+
+def without(*splits: str) -> Graph:
+    """The toy graph whose `splits` are empty."""
+    return dataclasses.replace(toy_graph(), **dict.fromkeys(splits, torch.zeros(0, 3, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("empty", [("valid",), ("test",), ("valid", "test")])
+def test_an_empty_split_has_no_figures_in_any_report_nor_in_what_mlflow_is_told(
+    empty: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    med = {"student": {**SMALL, "dim": 8, "method": "med", "distill": {"dims": [4, 8]}}, "baseline": True}
+    graph = without(*empty)
+    for tree in (TAUGHT, med):
+        folder = tmp_path / tree["student"]["method"]
+        run_plan(parsed(tree), graph, Ranks(), folder, resume=False, display=Display(True))
+        run_plan(parsed(tree), graph, Ranks(), folder, resume=True, display=Display(True))
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        for stage, cells in zip(report["stages"], rows(report), strict=True):
+            known = flatten_metrics(stage)
+            for split, column in (("valid", 5), ("test", 6)):
+                figures = [stage[split], *stage.get("curve", {}).get(split, {}).values()]
+                assert all((one["mrr"] is None) == (split in empty) for one in figures)
+                assert (cells[column] == "–") == (split in empty) == (f"final/{split}/mrr" not in known)
+        for name in ("report.json", "report.md", "report.html"):
+            text = (folder / name).read_text(encoding="utf-8")
+            assert not re.search(r"\b0\.0000?\b", re.sub(r"<svg.*?</svg>|<style.*?</style>", "", text, flags=re.S)), (
+                name
+            )
+    said = capsys.readouterr().err
+    assert "0.0000" not in said and f"{empty[0]} MRR –" in said
+
+
+@pytest.mark.parametrize("waits", [{"patience": 2}, {"schedule": {"name": "plateau"}}])
+def test_what_waits_for_validation_is_refused_without_any_before_the_folder_is_made(
+    waits: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = {"teacher": {**TEACHER, **waits}, "student": STUDENT}
+    with pytest.raises(ConfigError, match=r"^teacher: (patience 2|schedule plateau) would wait .* no valid triples"):
+        ran(tmp_path / "run", tree, without("valid"))
+    if "patience" in waits:
+        with pytest.raises(ConfigError, match=r"teacher: patience 2 would wait .*validate_every is 0"):
+            ran(tmp_path / "run", merge(tree, {"teacher": {"validate_every": 0}}))
+    assert not (tmp_path / "run").exists()
+    ran(tmp_path / "run", merge(tree, {"student": {"epochs": 1}, "teacher": {"epochs": 1}}))
+
+
+def test_what_is_odd_about_the_data_stands_in_the_report(tmp_path: Path) -> None:
+    graph = dataclasses.replace(toy_graph(), warnings=("test: its 50 triples are those of valid",))
+    report = ran(tmp_path / "run", {"student": {**STUDENT, "method": "scratch", "epochs": 1}}, graph)
+    assert report["remarks"] == ["Data: test: its 50 triples are those of valid."]

@@ -173,3 +173,16 @@ def test_trials_do_not_read_test_and_what_was_chosen_is_ranked_on_it_in_the_end(
             assert set(student["curve"]["test"]) == {"4"}
     assert len(written["runs"]) == 8 and set(written["arms"]) == {"direct", "med"}
     assert "test_gain" in written["arms"]["med"]
+
+
+def test_a_table_has_no_test_figures_where_there_are_no_test_triples(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    spec = {"data": "toy", "trials": 1, "seeds": [0, 1], "arms": {"direct": {}, "a": {}}, "teachers": {}, "plan": {}}
+    table = tables.Table(spec, "none", ["direct", "a"], Path("runs"), None)
+    student = {"valid_mrr": 0.3, "sparse_bytes": 8, "train_seconds": 1.0, "dim": 4}
+    student |= dict.fromkeys(("test_mrr", "test_hits_at_1", "test_hits_at_10"))
+    table.runs = {f"{arm} 0 {seed}": {"digest": "", "stages": [student]} for arm in ("direct", "a") for seed in (0, 1)}
+    assert table.table().splitlines()[2] == "| direct | 8 | 0.3000 | – |  |  | – | – | 1 |"
+    assert "valid_gain" in table.summary()["a"] and "test_gain" not in table.summary()["a"]

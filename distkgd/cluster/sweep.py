@@ -81,8 +81,15 @@ def run_sweep(
     graphs = _Graphs()
     trials = table_trials(sweep, base, graphs.sha256) if sweep.space is None else []
     arms = search_arms(sweep, base, graphs.sha256) if sweep.space is not None else []
+    warned: list[Graph] = []
     for trial in [*trials, *(arm.trial(arm.first) for arm in arms)]:
-        check_plan(trial.config, trial.plan(trial.config), graphs.get(trial.config.data), 1)
+        graph = graphs.get(trial.config.data)
+        check_plan(trial.config, trial.plan(trial.config), graph, 1)
+        if sweep.space is not None and not len(graph.valid):
+            raise ConfigError(f"{graph.name} has no valid triples to choose the best trials by; give rows or a grid.")
+        for warning in graph.warnings if graph not in warned else ():
+            display.warn(f"{graph.name}: {warning}")
+        warned.append(graph)
     if base.get("storage"):
         raise ConfigError("a sweep's trials share its folder, on a disk that all nodes see; leave storage out.")
     if (out / "sweep.yaml").exists() and not resume:
@@ -97,7 +104,7 @@ def run_sweep(
         tracking = open_tracking(run_folder=out, name=sweep.name, uri=track.uri, enabled=track.enabled, active=True)
         tracking.start(plain, {"git_sha": git_sha(), "kind": "sweep"}, graphs.get(config.data).summary())
         with closing(tracking, out, FILES), _ray(slots, display):
-            driver = _Driver(sweep, call, slots, display, tracking)
+            driver = _Driver(sweep, call, slots, display, tracking, graphs)
             report = driver.table(trials) if sweep.space is None else driver.search(arms)
             write_files(out, report, display)
     failed = [trial for trial in report["trials"] if trial["status"] == "failed"]
@@ -154,7 +161,9 @@ def _ray(slots: Slots, display: Display) -> Iterator[None]:
 class _Driver:
     """Starts what is not over, tells the terminal and MLflow, and gathers."""
 
-    def __init__(self, sweep: SweepConfig, call: Call, slots: Slots, display: Display, tracking: Tracking) -> None:
+    def __init__(
+        self, sweep: SweepConfig, call: Call, slots: Slots, display: Display, tracking: Tracking, graphs: _Graphs
+    ) -> None:
         from distkgd.cluster import sweep_tune  # noqa: PLC0415 - which imports ray
 
         self._tune = sweep_tune
@@ -162,6 +171,7 @@ class _Driver:
         self._call = call
         self._resources = slots.resources
         self._display = display
+        self._graphs = graphs
         self._children = Children(tracking, call.out)
         self._draws = call.out / "draws.jsonl"
 
@@ -190,6 +200,7 @@ class _Driver:
         winners = [at_seed(trial, seed) for trial in best for seed in sweep.seeds]
         self._run(winners)
         unranked = [trial for trial in winners if self._record(trial).status == "finished"]
+        unranked = [trial for trial in unranked if len(self._graphs.get(trial.config.data).test)]
         unranked = [trial for trial in unranked if not (trial.folder(self._call.out) / "test.json").exists()]
         for trial in self._tune.run_tasks(rank_test, unranked, self._call, self._resources):
             self._display.line(f"{trial.name}: ranked on test")

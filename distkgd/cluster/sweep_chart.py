@@ -25,10 +25,11 @@ def check_installed() -> None:
 
 def draw(report: Report, paths: Sequence[Path]) -> None:
     """Write the chart in the formats of the paths' suffixes, each whole or not at all."""
-    rows = [row for row in report["rows"] if "valid" in row]
+    done = [row for row in report["rows"] if "valid" in row or "test" in row]
+    split = "test" if all("test" in row for row in done) else "valid"
+    rows = [row for row in done if split in row]
     if not rows:
         return
-    split = "test" if all("test" in row for row in rows) else "valid"
     panels = [(group, list(found)) for group, found in groupby(rows, key=lambda row: row["group"])]
     heat = report["heat_map"]
     tall = [1.0 + (len(heat["values"][0]) * 0.6 if heat else len(found) * 0.32) for _, found in panels]

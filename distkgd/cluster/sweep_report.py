@@ -1,6 +1,7 @@
 """What came of a sweep: means and deviations over seeds, paired differences, and the same as tables and a chart."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,7 +20,7 @@ from distkgd.cluster.sweep_trials import DIRECT, Trial
 from distkgd.cluster.sweep_worker import Record, scored_row
 from distkgd.display import Display
 from distkgd.intervals import paired_interval
-from distkgd.report import NONE, write_atomic
+from distkgd.report import NONE, mrr_of, write_atomic
 
 SPLITS = ("valid", "test")
 METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10")
@@ -78,7 +79,8 @@ def _result(trial: Trial, out: Path) -> dict[str, Any]:
 
 
 def _best_first(result: Result) -> tuple[str, float]:
-    return result["kind"], -(result["best_valid_mrr"] or 0.0)
+    mrr = result["best_valid_mrr"]
+    return result["kind"], math.inf if mrr is None else -mrr
 
 
 def _row(results: Sequence[Result]) -> dict[str, Any]:
@@ -89,18 +91,19 @@ def _row(results: Sequence[Result]) -> dict[str, Any]:
     if done:
         row |= {key: done[0][key] for key in ("method", "scorer", "dim", "bytes")}
         row["seconds"] = mean(one["seconds"] for one in done)
-        for split in (split for split in SPLITS if all(split in one for one in done)):
+        for split in (split for split in SPLITS if all(mrr_of(one, split) is not None for one in done)):
             row[split] = {metric: _summary({one["seed"]: one[split][metric] for one in done}) for metric in METRICS}
         if all("curve" in one for one in done):
-            row["curve"] = _mean_curve([one["curve"] for one in done])
+            row["curve"] = _mean_curve([one["curve"] for one in done], [split for split in SPLITS if split in row])
     return row
 
 
-def _mean_curve(curves: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """split -> dim -> mean MRR, of the crops of a model."""
+def _mean_curve(curves: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> dict[str, dict[str, float]]:
+    """split -> dim -> mean MRR, of the crops of a model, on those of `splits` that they were ranked on."""
     return {
         split: {str(dim): mean(curve[split][dim]["mrr"] for curve in curves) for dim in curves[0][split]}
-        for split in curves[0]
+        for split in splits
+        if split in curves[0]
     }
 
 
@@ -144,7 +147,7 @@ def sheets(report: Result) -> list[Sheet]:
 
 
 def _main(report: Result, group: str, rows: Sequence[Result]) -> Sheet:
-    split = "test" if all("test" in row for row in rows if "valid" in row) else "valid"
+    split = "test" if all("test" in row for row in rows if row["num_finished"]) else "valid"
     papers = any(row["paper"] is not None for row in report["rows"])
     header = ["row", "method", "scorer", "dim", "seeds", "valid MRR", "test MRR", "H@1", "H@10"]
     header += [f"{split} − {report['reference']}", *(["paper"] if papers else []), "seconds"]
@@ -184,9 +187,9 @@ def _crops(report: Result) -> list[Sheet]:
     rows = [row for row in report["rows"] if row.get("curve")]
     found = []
     for split in rows[0]["curve"] if rows else ():
-        dims = sorted({int(dim) for row in rows for dim in row["curve"][split]})
+        dims = sorted({int(dim) for row in rows for dim in row["curve"].get(split, {})})
         names = [" / ".join(filter(None, (row["group"], row["row"]))) for row in rows]
-        cells = [[str(dim), *(_fixed(row["curve"][split].get(str(dim))) for row in rows)] for dim in dims]
+        cells = [[str(dim), *(_fixed(row["curve"].get(split, {}).get(str(dim))) for row in rows)] for dim in dims]
         found.append(Sheet(f"Crops, {split} MRR", ["dim", *names], cells))
     return found
 

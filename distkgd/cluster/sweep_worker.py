@@ -28,7 +28,7 @@ from distkgd.graph import load_graph
 from distkgd.job import Watch
 from distkgd.kernels.memory import keep_freed_memory
 from distkgd.plan import run_plan
-from distkgd.report import write_atomic
+from distkgd.report import mrr_of, write_atomic
 
 TEACHER_SECONDS = 24 * 3600.0  # another trial may be training the teacher
 Report = Callable[[float, int], bool]  # (best MRR so far, epoch) -> whether to go on
@@ -131,8 +131,8 @@ def run_trial(trial: Trial, call: Call, report: Report) -> None:
                 record.end(folder, "failed", str(error))
         if record.status != "finished":
             report(0.0, record.epoch + 1)
-        elif not record.curve:
-            report(float(scored_row(trial, call.out)["valid"]["mrr"]), trial.scored.epochs)
+        elif not record.curve and (mrr := mrr_of(scored_row(trial, call.out), "valid")) is not None:
+            report(mrr, trial.scored.epochs)
 
 
 def train_teacher(trial: Trial, call: Call, wait: float = SECONDS) -> None:

@@ -17,6 +17,7 @@ from distkgd.errors import DistkgdError, Stopped
 from distkgd.graph import Graph
 from distkgd.overlap import has_rows
 from distkgd.plan import finished_row
+from distkgd.report import fixed, mrr_of
 from distkgd.stages import Stage, check_stage
 from distkgd.storage import open_storage
 
@@ -107,7 +108,8 @@ class Walk:
                     for stage, size in self._next(rows, list(running.values())):
                         row = finished_row(self._config, self._graph.sha256, self._request.folder, stage)
                         if row is not None:
-                            self._say(f"{stage.name}: finished before, valid MRR {row['valid']['mrr']:.4f}")
+                            mrr = fixed(mrr_of(row, "valid"), 4)
+                            self._say(f"{stage.name}: finished before, valid MRR {mrr}")
                             rows[stage.name] = row
                             continue
                         self._taken[stage.name] = size

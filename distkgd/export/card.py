@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distkgd.export.source import Source
+from distkgd.report import fixed
 
 MEASURES = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10")
 
@@ -57,6 +58,6 @@ def _metrics(source: Source) -> list[str]:
     lines = [f"| split | {' | '.join(MEASURES)} |", "|---" * (1 + len(MEASURES)) + "|"]
     for split in ("valid", "test"):
         if split in row:
-            figures = " | ".join(f"{row[split][one]:.4f}" for one in MEASURES)
+            figures = " | ".join(fixed(row[split][one], 4) for one in MEASURES)
             lines.append(f"| {split} | {figures} |")
     return [*lines, ""]

@@ -9,7 +9,7 @@ import torch
 from distkgd.distributed.int8_files import write_int8
 from distkgd.distributed.model_files import safetensors_header, write_bytes
 from distkgd.distributed.ranks import Ranks
-from distkgd.evaluate import metrics, ranks_of
+from distkgd.evaluate import known_figures, metrics, ranks_of
 from distkgd.export.source import Source
 from distkgd.graph.filters import KnownAnswers
 from distkgd.model_folder import INT8, bytes_on_disk, load_model
@@ -43,5 +43,5 @@ def cost_of_int8(model: AnyPath, out: AnyPath, ranks: Ranks, dim: int | None = N
     order = torch.randperm(len(graph.valid), generator=torch.Generator().manual_seed(0))[:MEASURED]
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
     valid = graph.valid[order]
-    mrr, less = (metrics(ranks_of(one, valid, known, ranks))["mrr"] for one in (full, small.model))
+    mrr, less = (known_figures(metrics(ranks_of(one, valid, known, ranks)))["mrr"] for one in (full, small.model))
     return f"{said}; MRR of {len(valid):,} valid triples {mrr:.4f} before, {less:.4f} after ({less - mrr:+.4f})"

@@ -3,16 +3,11 @@
 A triple is held out only if train keeps one for each of its entities and its relation: in the drawn order, the first
 triple of every word stays. The order is drawn over the sorted distinct triples, so that neither the order of the
 lines nor doubled lines change the split.
-
-A held-out triple leaks where train says the same in other words: (a, parent_of, b) and (b, child_of, a). Two relations
-are twins where most triples of the one are among the other's, as they are or turned round (a relation and itself: it is
-symmetric); models look good on such triples without having learnt much (Toutanova & Chen 2015; Dettmers et al. 2018).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,28 +17,16 @@ from torch import Tensor
 
 from distkgd import random
 from distkgd.errors import DataError
+from distkgd.graph.leaks import Twin, find_leaks
 from distkgd.graph.one_file import read_triples
-from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, shorten, sorted_unique
+from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, sorted_unique
 from distkgd.paths import AnyPath
 from distkgd.random import Stream
 
 HELD_OUT = 0.05  # of the triples for valid, and again for test
 MOST_HELD_OUT = 10_000  # for each: more make figures slower, hardly surer
 FEW_HELD_OUT = 100
-TWINS = 0.8  # of a relation's triples, from which on its twin is told
-LEAST_TWINS = 5  # triples of a relation that its twin has: of fewer nothing follows
-TWINS_SHOWN = 3
 ABOUT = "split.json"
-
-
-@dataclass(frozen=True)
-class Twin:
-    """share of the triples of `relation` are triples of `of` too, turned round if `turned`."""
-
-    relation: str
-    of: str
-    turned: bool
-    share: float
 
 
 @dataclass(frozen=True)
@@ -93,15 +76,13 @@ def split_file(path: AnyPath, name: str, *, seed: int = 0, allow_unseen: bool = 
     files = {split: _tsv(distinct, parts[split]) for split in SPLITS}
     digest = hashlib.sha256(b"".join(files[split] for split in SPLITS)).hexdigest()
     rows = {split: triples[parts[split]] for split in SPLITS}
-    found = twins_of(triples, len(relations))
-    leaks = {split: int(leaking(rows[split], rows["train"], found).sum()) for split in SPLITS[1:]}
-    named = [Twin(relations[a], relations[b], turned, share) for (a, b, turned), share in found.items()]
-    named.sort(key=lambda twin: (-twin.share, twin.relation, twin.of))
-    notes += told_leaks(leaks, {split: len(rows[split]) for split in SPLITS}, named)
-    graph = assemble_rows(name, rows, Vocabulary(entities), Vocabulary(relations), digest)
+    found = find_leaks(rows, relations)
+    notes += filter(None, [str(found)])
+    leaks = {split: number for split, (number, _) in found.counts.items()}
+    graph = assemble_rows(name, rows, Vocabulary(entities), Vocabulary(relations), digest, leaks=False)
     with path.open("rb") as file:
         source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Split(graph, files, seed, allow_unseen, str(path), source_sha256, tuple(notes), leaks, tuple(named))
+    return Split(graph, files, seed, allow_unseen, str(path), source_sha256, tuple(notes), leaks, found.twins)
 
 
 def draw(
@@ -132,58 +113,6 @@ def draw(
     return {"train": train.nonzero().flatten(), **{split: part.sort().values for split, part in held.items()}}
 
 
-def twins_of(triples: Tensor, num_relations: int) -> dict[tuple[int, int, bool], float]:
-    """(relation, twin, turned round) -> share of the relation's triples ([n, 3], distinct) that the twin has too."""
-    size = torch.bincount(triples[:, 1], minlength=num_relations).tolist()
-    frame = pl.DataFrame(triples.numpy(), schema=list(COLUMNS), orient="row")
-    found: dict[tuple[int, int, bool], float] = {}
-    for turned in (False, True):
-        others = (
-            frame.select(head="tail", other="relation", tail="head") if turned else frame.rename({"relation": "other"})
-        )
-        met = frame.filter(pl.col("head") != pl.col("tail")).join(others, on=["head", "tail"])
-        if not turned:
-            met = met.filter(pl.col("relation") != pl.col("other"))
-        for a, b, number in met.group_by("relation", "other").len().iter_rows():
-            if number >= max(LEAST_TWINS, TWINS * size[a]):
-                found[a, b, turned] = number / size[a]
-    return found
-
-
-def leaking(held_out: Tensor, train: Tensor, twins: dict[tuple[int, int, bool], float]) -> Tensor:
-    """[n] bool: whether train ([m, 3]) has the twin of each triple of `held_out` ([n, 3])."""
-    leaks = torch.zeros(len(held_out), dtype=torch.bool)
-    if not twins:
-        return leaks
-    schema = list(COLUMNS)
-    known = pl.DataFrame(train.numpy(), schema=schema, orient="row")
-    mine = pl.DataFrame(held_out.numpy(), schema=schema, orient="row").with_row_index("row")
-    pairs = pl.DataFrame(list(twins), schema=["relation", "other", "turned"], orient="row")
-    asked = mine.join(pairs, on="relation").select(
-        "row",
-        pl.when("turned").then("tail").otherwise("head").alias("head"),
-        pl.col("other").alias("relation"),
-        pl.when("turned").then("head").otherwise("tail").alias("tail"),
-    )
-    rows = asked.join(known, on=schema, how="semi")["row"].unique()
-    leaks[torch.from_numpy(rows.to_numpy().astype("int64"))] = True
-    return leaks
-
-
-def told_leaks(leaks: dict[str, int], sizes: dict[str, int], twins: list[Twin]) -> Iterator[str]:
-    """One sentence, where there is anything to tell."""
-    if not any(leaks.values()):
-        return
-    held = ", ".join(f"{split} {number:,} of {sizes[split]:,}" for split, number in leaks.items())
-    shown = "; ".join(_told(twin) for twin in twins[:TWINS_SHOWN])
-    more = f"; and {len(twins) - TWINS_SHOWN} more in {ABOUT}" if len(twins) > TWINS_SHOWN else ""
-    yield (
-        f"leakage: held-out triples that train says in other words: {held} ({shown}{more}). "
-        "They flatter every model; for a stricter test remove one relation of each pair, and one direction of "
-        "symmetric ones"
-    )
-
-
 def _first(words: Tensor, places: Tensor, number: int) -> Tensor:
     # [number] the lowest of `places` at which each word stands.
     found = torch.full((number,), int(places.max()) + 1)
@@ -193,10 +122,3 @@ def _first(words: Tensor, places: Tensor, number: int) -> Tensor:
 def _tsv(frame: pl.DataFrame, rows: Tensor) -> bytes:
     text = frame[rows.numpy()].write_csv(include_header=False, separator="\t", quote_style="never")
     return text.encode()
-
-
-def _told(twin: Twin) -> str:
-    relation, share = shorten(twin.relation, 40), f"{100 * twin.share:.0f}%"
-    if twin.relation == twin.of:
-        return f"{relation!r} is symmetric in {share} of its triples"
-    return f"{relation!r} is {shorten(twin.of, 40)!r}{' turned round' if twin.turned else ''} in {share} of its triples"

@@ -15,6 +15,7 @@ import polars as pl
 import torch
 
 from distkgd.errors import DataError
+from distkgd.graph.leaks import find_leaks
 
 COLUMNS = ("head", "relation", "tail")
 SPLITS = ("train", "valid", "test")
@@ -228,8 +229,13 @@ def assemble_rows(
     relations: Vocabulary,
     sha256: str,
     warnings: tuple[str, ...] = (),
+    *,
+    leaks: bool = True,
 ) -> Graph:
-    """`assemble` of triples whose words are ids already, int64 [n, 3] by split; what is missing is empty."""
+    """`assemble` of triples whose words are ids already, int64 [n, 3] by split; what is missing is empty.
+
+    leaks: whether held-out triples that train says in other words are looked for.
+    """
     rows = {split: splits.get(split, torch.empty(0, 3, dtype=torch.int64)) for split in SPLITS}
     keys, notes = {}, list(warnings)
     for split in SPLITS:
@@ -248,7 +254,17 @@ def assemble_rows(
         # A set of the held-out triples is small; one of the training triples would take as long as reading them.
         if known := int(keys["train"].is_in(keys[split].implode()).sum()):
             notes.append(f"{split}: {known:,} of {len(head):,} triples are in train too; they are kept")
+    if common := int(keys["valid"].is_in(keys["test"].implode()).sum()):
+        notes.append(_told_common(common, len(keys["valid"]), len(keys["test"])))
+    if leaks and (told := str(find_leaks(rows, relations.names))):
+        notes.append(told)
     return Graph(name, rows["train"], rows["valid"], rows["test"], entities, relations, sha256, tuple(notes))
+
+
+def _told_common(common: int, valid: int, test: int) -> str:
+    if common == valid == test:
+        return f"test: its {test:,} triples are those of valid; figures of test are of what the models were chosen by"
+    return f"test: {common:,} of {test:,} triples are in valid too; they are kept"
 
 
 def _keys(rows: torch.Tensor, num_entities: int, num_relations: int) -> pl.Series:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distkgd.distributed.model_files import Rows
 from distkgd.distributed.rows import Ask
+from distkgd.evaluate import Metrics
 from distkgd.graph.sampling import LeftOut
 from distkgd.losses import Travel, batch_mean, hard_loss, hard_travel, regulariser
 from distkgd.model import Model, View
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Frozen)
 # (dims, "valid" or "test") -> {dim: metrics of the product's crop to it}.
-Curve = Callable[[Sequence[int], str], dict[int, dict[str, float]]]
+Curve = Callable[[Sequence[int], str], dict[int, Metrics]]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from distkgd.model_folder import bytes_on_disk
 from distkgd.own.wishes import Budget
 from distkgd.plan import Row, run_stage, valid_mrr
 from distkgd.predict import top_k
+from distkgd.report import mrr_of, told_better
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.stage_job import Run, fresh_model, load_teacher, stage_folder, stage_seed
 from distkgd.stages import Stage
@@ -127,7 +128,8 @@ def judge_student(run: Run, rows: list[Row], *, budget: Budget) -> tuple[list[Ro
     whole = None if teacher is None else valid_mrr(run, teacher if isinstance(teacher, str) else "teacher")
     judged = _with_mrr(found, {split: student[split]["mrr"] for split in run.splits}, whole)
     met = judged if fits(judged, budget) else None
-    return [], _verdict(budget, met, [judged], f"student: {judged}")
+    direct = next((row for row in rows if row["name"] == "direct" and row["dim"] == judged.dim), None)
+    return [], _verdict(budget, met, [judged], f"student: {judged}", direct)
 
 
 def judge_crops(run: Run, rows: list[Row], *, budget: Budget) -> tuple[list[Row], dict[str, Any]]:
@@ -159,7 +161,7 @@ def judge_crops(run: Run, rows: list[Row], *, budget: Budget) -> tuple[list[Row]
     direct = alone(resized(run.config.student, chosen.dim, {"method": "scratch"}, "direct"))
     rows = [_crop_row(row, chosen.dim, curve, folder), run_stage(run, Stage("direct", direct, ()))]
     where = f"the first of {largest} numbers, exported to {folder}: {chosen}"
-    return rows, _verdict(budget, chosen, found, where)
+    return rows, _verdict(budget, chosen, found, where, rows[-1])
 
 
 def _crop_row(row: Row, dim: int, curve: Mapping[str, Mapping[int, Any]], folder: Path) -> Row:
@@ -181,11 +183,17 @@ def _with_mrr(found: Figures, mrr: Mapping[str, float], whole: float | None) -> 
     return Figures(found.dim, found.bytes, found.ms, mrr["valid"], mrr.get("test"), retained)
 
 
-def _verdict(budget: Budget, met: Figures | None, found: Sequence[Figures], sentence: str) -> dict[str, Any]:
+def _verdict(
+    budget: Budget, met: Figures | None, found: Sequence[Figures], sentence: str, direct: Row | None = None
+) -> dict[str, Any]:
     word = "not reachable" if met is None else "met"
     about = {"wanted": asdict(budget), "met": met is not None, "chosen": None if met is None else met.dim}
     figures = [asdict(one) for one in found]
-    return {"budget": about | {"sizes": figures}, "remarks": [f"Budget ({budget}): {word}; {sentence}."]}
+    remarks = [f"Budget ({budget}): {word}; {sentence}."]
+    if met is not None and direct is not None:
+        better = told_better(mrr_of(direct, "valid"), met.valid, "the chosen student")
+        remarks += [better] if better else []
+    return {"budget": about | {"sizes": figures}, "remarks": remarks}
 
 
 def _name_bytes(vocabulary: Vocabulary) -> int:

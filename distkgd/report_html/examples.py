@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from distkgd.errors import DataError, ModelError
+from distkgd.evaluate import metrics
 from distkgd.export.source import Source, open_source
 from distkgd.graph import Graph, Vocabulary
 from distkgd.graph.filters import KnownAnswers, Queries, both_sides
 from distkgd.model_folder import find_model, sha256_of
-from distkgd.report import write_atomic
+from distkgd.report import last_split, write_atomic
 from distkgd.report_html.ask import Asked, ask
 from distkgd.report_html.pairs import Pair, Speaker
 
@@ -44,7 +45,7 @@ def examples(
 
     Raises ModelError or DataError where the models cannot be asked.
     """
-    split = "test" if any("test" in stage for stage in report["stages"]) else "valid"
+    split = last_split(report["stages"])
     speakers = {"teacher": pair.teacher, "student": pair.student}
     about: dict[str, Any] = {
         "format": FORMAT,
@@ -118,7 +119,7 @@ def _asked(
         "num_split": 2 * len(triples),
         "same_first": _share(teacher.ids[:, :1] == student.ids[:, :1]),
         "correlation": _correlation(teacher.own, student.own),
-        "mrr": {role: float((1 / one.rank).mean()) if len(one.rank) else 0.0 for role, one in said.items()},
+        "mrr": {role: metrics(one.rank)["mrr"] for role, one in said.items()},
         "ranks": [list(pair) for pair in zip(teacher.rank.tolist(), student.rank.tolist(), strict=True)],
         "points": points,
         "examples": _examples(sample, teacher, student, graph),
@@ -200,8 +201,8 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _share(found: Tensor) -> float:
-    return float(found.double().mean()) if found.numel() else 0.0
+def _share(found: Tensor) -> float | None:
+    return float(found.double().mean()) if found.numel() else None
 
 
 def _correlation(x: Tensor, y: Tensor) -> float | None:

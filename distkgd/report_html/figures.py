@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distkgd.report import fixed, is_direct, mrr_of, size_text
+from distkgd.report import fixed, is_direct, last_split, mrr_of, size_text
 from distkgd.report_html.charts import Bar, Dot, Run, bars, drawn, lines, matrix, scatter, sizes, timeline
 from distkgd.report_html.curves import Curves, Points, read_curves
 from distkgd.report_html.pairs import Pair, Stage, student_of
@@ -48,14 +48,9 @@ def role_of(stage: Stage, stages: Sequence[Stage]) -> str:
     return "assistant" if stage["teachers"] else "teacher"
 
 
-def last_split(report: Mapping[str, Any]) -> str:
-    """The split of the figures: test where it was read."""
-    return "test" if any("test" in stage for stage in report["stages"]) else "valid"
-
-
 def size_section(report: Mapping[str, Any]) -> Section:
     """MRR against bytes, with every crop."""
-    stages, split = report["stages"], last_split(report)
+    stages, split = report["stages"], last_split(report["stages"])
     dots = [
         Dot(stage["name"], role_of(stage, stages), float(stage["bytes"]), float(stage[split]["mrr"]))
         for stage in stages
@@ -86,7 +81,8 @@ def _crops(stage: Stage, role: str, split: str) -> list[Dot]:
     # JSON has made texts of the dims of a stage that was finished before.
     size = {int(dim): found for dim, found in (stage.get("crop_bytes") or {}).items()}
     curve = {int(dim): found for dim, found in (stage.get("curve") or {}).get(split, {}).items()}
-    return [Dot(str(d), role, float(size[d]), float(curve[d]["mrr"])) for d in sorted(curve) if d in size]
+    shown = [dim for dim in sorted(curve) if dim in size and curve[dim]["mrr"] is not None]
+    return [Dot(str(dim), role, float(size[dim]), float(curve[dim]["mrr"])) for dim in shown]
 
 
 def training_section(report: Mapping[str, Any], folder: Path) -> Section:
@@ -201,8 +197,8 @@ def _few(dims: Sequence[int], most: int = 6) -> list[int]:
 
 def parts_section(report: Mapping[str, Any], pair: Pair | None) -> Section:
     """Where the student is good and where it is not: relations, the long tail, directions, categories."""
-    split = last_split(report)
     stages = report["stages"]
+    split = last_split(stages)
     chosen: dict[str, Stage] = {}
     if pair is not None and pair.stages[0] is not None and pair.stages[0]["name"] != pair.stages[1]["name"]:
         chosen["teacher"] = pair.stages[0]
@@ -216,7 +212,7 @@ def parts_section(report: Mapping[str, Any], pair: Pair | None) -> Section:
     found = {role: stage[f"{split}_by"] for role, stage in chosen.items() if stage.get(f"{split}_by")}
     names = {role: str(chosen[role]["name"]) for role in found}
     section = Section("parts", "Where it is kept and where it is lost")
-    if "student" not in found:
+    if "student" not in found or mrr_of(student, split) is None:
         section.missing.append("This run's report.json has no results by relation.")
         return section
     legend = ", ".join(
@@ -259,7 +255,7 @@ def _rows(
         number = cells["student"].get(count)
         if number == 0:
             continue
-        values = {role: float(cell["mrr"]) for role, cell in cells.items()}
+        values = {role: float(cell["mrr"]) for role, cell in cells.items() if cell["mrr"] is not None}
         rows.append(Bar(name(key), "" if number is None else f"{number:,.0f}", values))
     return rows
 

@@ -31,6 +31,8 @@ from distkgd.report import (
     difference,
     fixed,
     is_direct,
+    last_split,
+    mrr_of,
     protocol_line,
     rows,
     seconds_text,
@@ -41,7 +43,6 @@ from distkgd.report_html.examples import examples
 from distkgd.report_html.figures import (
     Section,
     answer_figures,
-    last_split,
     parts_section,
     role_of,
     size_section,
@@ -135,7 +136,7 @@ def render(
     stages = report["stages"]
     page = environment.get_template("page.html.j2").render(
         report=report,
-        split=last_split(report),
+        split=last_split(stages),
         lead=_lead(report),
         keys=_keys(report),
         header=HEADER,
@@ -161,6 +162,8 @@ def _asked(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     if pair is None:
         return None, ["This run has one model, and nothing to hold beside it."]
+    if mrr_of(pair.stages[1], last_split(report["stages"])) is None:
+        return None, ["This run's data has neither test nor valid triples to ask for."]
     if not queries:
         return None, ["No questions were asked for this page (report.queries: 0)."]
     try:
@@ -181,10 +184,11 @@ def _lead(report: Mapping[str, Any]) -> str:
 
 def _keys(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(figure, what it is) of the student: at most four."""
-    stages, split = report["stages"], last_split(report)
+    stages = report["stages"]
+    split = last_split(stages)
     student = student_of(stages)
     texts = dict(zip(HEADER, rows(report)[stages.index(student)], strict=True))
-    found = [(fixed(student[split]["mrr"]), f"{split} MRR of {student['name']}")]
+    found = [(fixed(mrr_of(student, split)), f"{split} MRR of {student['name']}")]
     if texts["retained"] != NONE:
         found.append((texts["retained"], "of the teacher's test MRR kept"))
     if texts["smaller"] != NONE:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import yaml
 from distkgd.errors import ModelError
 from distkgd.model_folder import bytes_on_disk, find_model, read_config, sha256_of
 from distkgd.paths import AnyPath
+from distkgd.report import mrr_of, told_better
 
 Role = Literal["teacher", "student", "direct"]
 NAME = re.compile(r"[\w.\- ]+")  # of a registered model
@@ -21,8 +22,9 @@ NAME = re.compile(r"[\w.\- ]+")  # of a registered model
 class Entry:
     """A finished model that is to be registered.
 
-    alias: teacher, or teacher-NAME of several; student-DIM; direct-DIM.
+    alias: teacher, or teacher-NAME of several; student-DIM; direct-DIM. chosen: by the budget of its run.
     folder: of the stage, or of the model itself.
+    num_bytes: of its tables; of the sizes that a budget was to choose from, of the export, as that budget counts.
     valid_mrr: None where it is not known. protocol: which figures may be compared with it.
     """
 
@@ -35,6 +37,7 @@ class Entry:
     valid_mrr: float | None
     data_sha256: str
     protocol: str
+    chosen: bool = False
 
     @property
     def sha256(self) -> str:
@@ -92,27 +95,29 @@ def entries_at(path: AnyPath) -> tuple[list[Entry], Path, str]:
 
 
 def entries_of_run(run_folder: AnyPath) -> list[Entry]:
-    """Of a run's finished stages; ModelError where there is no run or none of them is finished."""
+    """Of a run's finished stages; ModelError where there is no run or none of them is finished.
+
+    Where a budget has chosen a crop, that is the student, and the model that it was cut from a teacher.
+    """
     run_folder = Path(run_folder)
-    path = run_folder / "plan.yaml"
-    try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-        roles = roles_of([(stage["name"], stage["teachers"]) for stage in plan["stages"]])
-        config, data = plan["config"], str(plan["data_sha256"])
-        protocol = f"{config['filter']}, {config['ties']}"
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is missing or damaged ({error!r}); give the folder of a run.") from None
+    roles, data, protocol = _plan(run_folder)
+    budget = budget_of(run_folder) or {}
+    judged: dict[int, int] = {}
+    chosen = "student" if budget.get("met") else None
+    crop = f"student_{budget.get('chosen')}"
+    if chosen and (_row(run_folder, crop) or {}).get("method") == "crop":
+        chosen, roles = crop, {crop: "student", "student": "teacher"}
+        judged = {one["dim"]: one["bytes"] for one in budget["sizes"]}
     several = sum(role == "teacher" for role in roles.values()) > 1
     entries = []
     for name, role in roles.items():
-        row = _row(run_folder / "stages" / name)
+        row = _row(run_folder, name)
         if row is None:
             continue
         alias = (f"teacher-{name}" if several else "teacher") if role == "teacher" else f"{role}-{row['dim']}"
-        mrr = (row.get("valid") or {}).get("mrr")
-        entries.append(
-            Entry(name, role, alias, run_folder / "stages" / name, row["dim"], row["bytes"], mrr, data, protocol)
-        )
+        folder, mrr = run_folder / "stages" / name, mrr_of(row, "valid")
+        size = judged.get(row["dim"], row["bytes"])
+        entries.append(Entry(name, role, alias, folder, row["dim"], size, mrr, data, protocol, name == chosen))
     if not entries:
         raise ModelError(f"{run_folder} has no finished stage; train it to its end: launch/distill.py --resume.")
     return entries
@@ -126,18 +131,51 @@ def entry_of_model(folder: AnyPath) -> Entry:
     folder = Path(folder)
     model = find_model(folder)
     run = _run_of(model)
-    if (run / "plan.yaml").is_file() and _row(model.parent) is not None:
+    row = _row(run, model.parent.name) if (run / "plan.yaml").is_file() else None
+    if row is not None:
         found = [entry for entry in entries_of_run(run) if entry.stage == model.parent.name]
         if found:
-            return found[0]
+            return replace(found[0], chosen=False)
     config = read_config(model)
     name = str(config.get("stage", "student"))
     role: Role = "teacher" if name == "teacher" else "direct" if name == "direct" else "student"
     dim = int(config["scorer"]["dim"])
+    alias = "teacher" if role == "teacher" else f"{role}-{dim}"
+    if row is not None:  # a stage that is not registered with its run
+        _, sha256, protocol = _plan(run)
+        return Entry(name, role, alias, folder, dim, row["bytes"], mrr_of(row, "valid"), sha256, protocol)
     data = config.get("data")
     sha256 = str(data.get("sha256", "")) if isinstance(data, Mapping) else ""
-    alias = "teacher" if role == "teacher" else f"{role}-{dim}"
     return Entry(name, role, alias, model, dim, bytes_on_disk(model), None, sha256, "")
+
+
+def better_direct(run_folder: Path, entries: Sequence[Entry]) -> list[str]:
+    """A line where the directly trained model of the student's size is better. entries: of what is registered."""
+    row = _row(run_folder, "direct")
+    student = next((entry for entry in entries if entry.role == "student"), None)
+    if student is None or row is None or row["dim"] != student.dim:
+        return []
+    told = told_better(mrr_of(row, "valid"), student.valid_mrr, student.stage)
+    if told is not None and all(entry.role != "direct" for entry in entries):
+        told += f" launch/register.py {run_folder / 'stages' / 'direct'} registers it."
+    return [told] if told else []
+
+
+def budget_of(run_folder: Path) -> dict[str, Any] | None:
+    """What a finished run's report says of its budget, None where it had none."""
+    return _report(run_folder).get("budget")
+
+
+def _plan(run_folder: Path) -> tuple[dict[str, Role], str, str]:
+    """Roles of the stages that are registered, sha256 of the data, and the protocol."""
+    path = run_folder / "plan.yaml"
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+        roles = roles_of([(stage["name"], stage["teachers"]) for stage in plan["stages"]])
+        config = plan["config"]
+        return roles, str(plan["data_sha256"]), f"{config['filter']}, {config['ties']}"
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is missing or damaged ({error!r}); give the folder of a run.") from None
 
 
 def _run_of(model: Path) -> Path:
@@ -147,10 +185,17 @@ def _run_of(model: Path) -> Path:
     return model.parent.parent.parent if inside else model.parent
 
 
-def _row(stage: Path) -> dict[str, Any] | None:
-    """A finished stage's result, None where it is not finished."""
-    path = stage / "result.json"
-    if not path.is_file():
-        return None
-    row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return row
+def _row(run_folder: Path, name: str) -> dict[str, Any] | None:
+    """A finished stage's result, or what the report says of a crop; None of a stage that is not finished."""
+    path = run_folder / "stages" / name / "result.json"
+    if path.is_file():
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return row
+    rows = _report(run_folder).get("stages", [])
+    return next((row for row in rows if row["name"] == name and row["method"] == "crop"), None)
+
+
+def _report(run_folder: Path) -> dict[str, Any]:
+    path = run_folder / "report.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found

@@ -3,7 +3,7 @@
 A registered model NAME has the aliases of `distkgd.serving.entries` and `champion`: of the versions of the same data
 and protocol as the newest run's, the one with the best validation MRR that fits the budget; the smaller one of equals.
 The budget is `champion_max_mb` million bytes of tables. Without one the teachers are left out, for they are what is to
-be replaced; with one they compete where they fit.
+be replaced, and where the run itself chose its student by a budget, that student is it; with one all compete that fit.
 
 A model that has a version is never given another: its tag `model_sha256` tells it. What a killed call has left behind,
 a logged model without files or without a version, is taken up again.
@@ -19,6 +19,7 @@ from typing import Any
 
 from distkgd.errors import ConfigError
 from distkgd.model_folder import find_model
+from distkgd.report import size_text
 from distkgd.serving.entries import NAME, Entry
 from distkgd.serving.packing import pack
 
@@ -66,7 +67,11 @@ def register(
         client.set_registered_model_alias(name, entry.alias, made.version)
         numbers.append(str(made.version))
         lines.append(f"registered{' before' if earlier else ''}: {name} version {made.version}, {entry.alias}")
-    return Registered([*lines, crown(client, name, entries[-1], max_mb)], numbers)
+    chosen = next((i for i, entry in enumerate(entries) if entry.chosen and max_mb is None), None)
+    if chosen is None:
+        return Registered([*lines, crown(client, name, entries[-1], max_mb)], numbers)
+    client.set_registered_model_alias(name, CHAMPION, numbers[chosen])
+    return Registered([*lines, _told(name, numbers[chosen], entries[chosen].tags())], numbers)
 
 
 def add_version(client: Any, experiment_id: str, name: str, entry: Entry, run_id: str | None) -> Any:
@@ -125,18 +130,19 @@ def crown(client: Any, name: str, like: Entry, max_mb: float | None) -> str:
         limit = "is no teacher and has a valid MRR" if max_mb is None else f"has at most {max_mb:g} MB and a valid MRR"
         return f"no version of {name} {limit}: {CHAMPION} stays as it was"
     client.set_registered_model_alias(name, CHAMPION, best.version)
-    tags = best.tags
-    size = f"{int(tags['bytes']) / 1e6:,.1f} MB"
-    return (
-        f"{CHAMPION}: {name} version {best.version}, {tags['stage']}, valid MRR {float(tags['valid_mrr']):.4f}, {size}"
-    )
+    return _told(name, best.version, best.tags)
+
+
+def _told(name: str, version: str, tags: Mapping[str, str]) -> str:
+    size = size_text(int(tags["bytes"]))
+    return f"{CHAMPION}: {name} version {version}, {tags['stage']}, valid MRR {float(tags['valid_mrr']):.4f}, {size}"
 
 
 def champion(rivals: Sequence[tuple[Any, Mapping[str, str]]], max_mb: float | None) -> Any | None:
     """The first of the best of (version, its tags), None where no one may be it."""
 
     def fits(tags: Mapping[str, str]) -> bool:
-        if not float(tags.get("valid_mrr", "nan")) >= 0.0:
+        if not float(tags.get("valid_mrr", "nan")) > 0.0:  # 0 is what once stood for an empty split
             return False
         return tags["role"] != "teacher" if max_mb is None else int(tags["bytes"]) <= max_mb * 1e6
 

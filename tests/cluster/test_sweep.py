@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,18 @@ def test_ctrl_c_ends_a_sweep_in_order(tmp_path: Path, data: Path) -> None:
 def test_a_sweep_that_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, data: Path) -> None:
     sweep, base = load_sweep(tmp_path / sweep_file(tmp_path, data, rows={"a": {"student.batch_size": 100000}}))
     with pytest.raises(ConfigError, match="batch_size 100000 does not fit"):
+        run_sweep(sweep, base, tmp_path / "out", resume=False, slots=Slots(), display=Display(False))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_without_valid_triples_to_choose_by_is_refused_before_anything_is_written(
+    tmp_path: Path, data: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data").glob("valid*"):
+        path.unlink()
+    sweep, base = load_sweep(tmp_path / sweep_file(tmp_path, tmp_path / "data", space=SPACE, trials=3))
+    with pytest.raises(ConfigError, match="data has no valid triples to choose the best trials by"):
         run_sweep(sweep, base, tmp_path / "out", resume=False, slots=Slots(), display=Display(False))
     assert not (tmp_path / "out").exists()
 

@@ -107,3 +107,27 @@ def test_the_chart_is_written_whole_and_the_table_fits_a_terminal(tmp_path: Path
     assert (tmp_path / "chart.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
     assert sorted(path.name for path in tmp_path.glob("*chart*")) == ["chart.png", "chart.svg"]
     assert table(report) is not None
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_split_without_triples_has_no_figure_in_tables_chart_and_crops(tmp_path: Path, split: str) -> None:
+    curve = {one: {"4": {"mrr": None if one == split else 0.1}} for one in ("valid", "test")}
+    trials, config = [], None
+    base = {**BASE, "student": {**BASE["student"], "method": "bkd"}, "baseline": False}
+    rows = {name: {"student.epochs": 5 + i} for i, name in enumerate("ab")}
+    config = SweepConfig.model_validate({"name": "t", "base": base, "rows": rows, "seeds": [0, 1]})
+    trials = table_trials(config, base, lambda data: data)
+    for trial in trials:
+        finished(trial, tmp_path, 0.3, curve)
+        path = trial.folder(tmp_path) / "report.json"
+        row = json.loads(path.read_text(encoding="utf-8"))
+        row["stages"][0][split] = dict.fromkeys(row["stages"][0][split])
+        path.write_text(json.dumps(row), encoding="utf-8")
+    report = make_report(config, trials, tmp_path)
+    assert all(split not in row and split not in row["curve"] for row in report["rows"])
+    other = "test" if split == "valid" else "valid"
+    assert all(set(row["curve"]) == {other} for row in report["rows"])
+    text = markdown(report)
+    assert "0.000 ±" not in text and "| – |" in text and f"Crops, {other} MRR" in text
+    draw(report, [tmp_path / "chart.svg"])
+    assert f"{other} MRR" in (tmp_path / "chart.svg").read_text(encoding="utf-8")

@@ -3,13 +3,15 @@
 import random
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
 from distkgd.errors import DataError
-from distkgd.graph import Graph
+from distkgd.graph import Graph, leaks
+from distkgd.graph.leaks import SAMPLED, leaking, twins_of
 from distkgd.graph.readers import read_folder
-from distkgd.graph.split import Split, leaking, split_file, twins_of
+from distkgd.graph.split import Split, split_file
 from distkgd.own.command import write_split
 from tests.own_graphs import own_triples, write_tsv
 
@@ -140,3 +142,52 @@ def test_leaks_are_told_with_their_relations(tmp_path: Path, triples: list[tuple
     }
     (note,) = [note for note in found.notes if note.startswith("leakage")]
     assert "'r00' is 'back' turned round" in note and f"test {found.leaks['test']:,} of" in note
+
+
+def test_a_folder_tells_the_leaks_that_one_file_of_the_same_triples_tells(
+    tmp_path: Path, triples: list[tuple[str, str, str]]
+) -> None:
+    doubled = [*triples, *((t, "back", h) for h, r, t in triples if r == "r00")]
+    found = split(tmp_path, doubled)
+    (note,) = [note for note in found.notes if note.startswith("leakage")]
+    write_split(found, tmp_path / "folder")
+    assert [one for one in read_folder(tmp_path / "folder").warnings if one.startswith("leakage")] == [note]
+    assert not any(one.startswith("leakage") for one in found.graph.warnings)  # it is told once
+
+
+def test_a_large_relation_is_judged_by_a_sample_and_only_held_out_triples_make_it_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.unique(torch.randint(100, 4000, (5 * SAMPLED, 2), generator=generator), dim=0)
+    turned = pairs[: int(0.9 * len(pairs))]
+    rows = [
+        torch.stack([a[:, i], torch.full((len(a),), r), a[:, 1 - i]], 1) for r, a, i in ((0, pairs, 0), (1, turned, 1))
+    ]
+    share = twins_of(torch.cat(rows), 2)[0, 1, True]
+    assert share != 0.9 and abs(share - 0.9) < 0.03
+    asked: list[int] = []
+    monkeypatch.setattr(leaks, "_twins", lambda *_: asked.append(1) or {})
+    names = pl.Series(["a", "b"])
+    leaks.find_leaks(
+        {"train": torch.cat(rows), "valid": torch.tensor([[1, 0, 2]]), "test": torch.zeros(0, 3).long()}, names
+    )
+    assert not asked  # no held-out pair is in train, so relations are not looked at
+    leaks.find_leaks({"train": torch.cat(rows), "valid": rows[1][:1], "test": torch.zeros(0, 3).long()}, names)
+    assert asked
+
+
+@pytest.mark.parametrize(
+    ("valid", "test", "warned"),
+    [
+        ("a r b\nc r d\n", "c r d\na r b\n", "test: its 2 triples are those of valid; figures of test are of what"),
+        ("a r b\nc r d\n", "c r d\nb r a\n", "test: 1 of 2 triples are in valid too; they are kept"),
+        ("a r c\nc r d\n", "b r a\n", "valid: 1 of 2 triples are in train too; they are kept"),
+    ],
+)
+def test_held_out_splits_that_overlap_are_told_with_counts(tmp_path: Path, valid: str, test: str, warned: str) -> None:
+    parts = {"train": "a r c\nb r d\nd r c\n", "valid": valid, "test": test}
+    for name, text in parts.items():
+        (tmp_path / f"{name}.tsv").write_text(text.replace(" ", "\t"), encoding="utf-8")
+    (found,) = [one for one in read_folder(tmp_path).warnings if "leakage" not in one]
+    assert found.startswith(warned)

@@ -7,7 +7,7 @@ import pytest
 from distkgd.distributed.ranks import Ranks
 from distkgd.export import export_model
 from distkgd.model_folder import save_model
-from distkgd.own.budget import OTHER_BYTES, Figures, export_bytes, nearest, pick, query_ms
+from distkgd.own.budget import OTHER_BYTES, Figures, _verdict, export_bytes, nearest, pick, query_ms
 from distkgd.own.wishes import Budget
 from tests.toys import toy_graph, toy_run, toy_teacher
 
@@ -68,3 +68,9 @@ def test_a_query_of_more_candidates_takes_longer(tmp_path: Path) -> None:
     small, large = (toy_graph(entities, triples=60) for entities in (50, 300_000))
     times = [query_ms(toy_teacher(toy_run({}, Ranks(), tmp_path, graph), 16), graph) for graph in (small, large)]
     assert 0 < times[0] < times[1]
+
+
+@pytest.mark.parametrize(("direct", "told"), [(0.41, True), (0.4, False), (None, False)])
+def test_a_verdict_says_where_the_direct_model_of_that_size_is_the_better_one(direct: float | None, told: bool) -> None:
+    found = _verdict(Budget(max_mb=4), SIZES[3], SIZES, "it", {"name": "direct", "valid": {"mrr": direct}})
+    assert any("directly trained model of that size is the better one" in one for one in found["remarks"]) == told

@@ -1,25 +1,32 @@
 """Versions and aliases in the registry of a real SQLite store."""
 
+import dataclasses
 import json
 import logging
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
 
 import distkgd
+from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError
 from distkgd.export import export_model
+from distkgd.own import Budget, run_own, wishes_of
 from distkgd.serving import entries, registry
 from distkgd.serving.entries import entries_at, entries_of_run, registered_name, roles_of
 from distkgd.serving.registry import champion, register
 from distkgd.tracking import EXPERIMENT
 from launch.register import main
+from tests.own_graphs import own_triples, write_tsv
 from tests.ranks import run_on_ranks
 from tests.serving.runs import run_toy
+from tests.toys import toy_graph
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.usefixtures("uri")
@@ -298,3 +305,50 @@ def test_what_cannot_be_registered_is_said_in_one_line(
         with pytest.raises(DistkgdError, match=r"plan\.yaml"):
             entries_of_run(tmp_path / "run")
     assert (ConfigError, ModelError) and registered_name("runs/a:b") == "runs-a-b" and registered_name("/") == "-"
+
+
+# -- budgets and splits that are not there --------------------------------------------------------------------------
+
+
+def test_the_student_that_a_budget_chose_is_registered_is_the_champion_and_is_found_by_its_budget(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run, name = write_tsv(tmp_path / "mine.tsv", own_triples(900, 120, 5)), tmp_path / "run", "mine_croppable"
+    quick = ["device=cpu", "threads=1", f"mlflow.uri={uri}", "student.epochs=2", "student.dim=16", "report.html=false"]
+    crops = "student.distill.dims={from: 4, to: 16, step: 4}"
+    wishes = wishes_of(None, [*quick, crops], str(file), budget=Budget(max_mb=0.012))
+    assert wishes is not None
+    outcome = run_own(wishes, Ranks(), Display(True), run)
+    assert outcome.report is not None and outcome.report["budget"]["met"]
+    dim, rows = outcome.report["budget"]["chosen"], {row["name"]: row for row in outcome.report["stages"]}
+    assert aliases(uri, name) == {f"student-{dim}": "1", "teacher": "2", "champion": "1"}
+    chosen, whole = versions(uri, name)
+    assert (chosen.tags["stage"], chosen.tags["role"]) == (f"student_{dim}", "student") and dim < 16
+    assert (whole.tags["stage"], whole.tags["role"]) == ("student", "teacher")
+    assert float(chosen.tags["valid_mrr"]) == rows[f"student_{dim}"]["valid"]["mrr"]
+    assert int(chosen.tags["bytes"]) <= 12_000 < int(whole.tags["bytes"])
+    assert [entry.alias for entry in entries_at(run / f"stages/student_{dim}")[0]] == [f"student-{dim}"]
+
+    better, mrr = "The directly trained model of that size is the better one", float(chosen.tags["valid_mrr"])
+    said = any(better in remark for remark in outcome.report["remarks"])
+    assert said == (rows["direct"]["valid"]["mrr"] > mrr) and capsys.readouterr().err.count(better) == said
+    path = run / "stages/direct/result.json"
+    for gain in (-0.05, 0.05):
+        path.write_text(
+            json.dumps(rows["direct"] | {"valid": rows["direct"]["valid"] | {"mrr": mrr + gain}}), encoding="utf-8"
+        )
+        mlflow.MlflowClient(uri).delete_registered_model_alias(name, "champion")
+        assert launched(run, champion_max_mb=0.012) == 0
+        assert aliases(uri, name)["champion"] == "1"
+        assert (better in capsys.readouterr().err) == (gain > 0)
+    assert launched(run / "stages/direct", champion_max_mb=0.012, name=name) == 0
+    assert aliases(uri, name)["champion"] == "3"  # who is told so can have it
+
+
+def test_no_champion_is_chosen_on_an_empty_split(uri: str, tmp_path: Path) -> None:
+    graph = dataclasses.replace(toy_graph(), valid=torch.zeros(0, 3, dtype=torch.int64))
+    with patch("tests.serving.runs.toy_graph", lambda: graph):
+        run_toy(tmp_path / "run", mlflow={"enabled": True, "uri": uri})
+    assert aliases(uri).keys() == {"teacher", "student-6", "direct-6"}
+    assert not any("valid_mrr" in one.tags for one in versions(uri))
+    assert champion([(0, version(0.0, 10))], None) is None  # what was registered before says 0 of an empty split
