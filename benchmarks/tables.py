@@ -36,6 +36,7 @@ from foundation import RESULTS, machine
 from distkgd.config import RunConfig, merge, parse_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
+from distkgd.errors import DivergedError
 from distkgd.evaluate import metrics, ranks_of, ranks_of_crops
 from distkgd.graph import Graph, load_graph
 from distkgd.graph.filters import KnownAnswers
@@ -158,15 +159,24 @@ class Table:
                 waiting[self.pool.submit(train, tree, str(folder))] = name
         for done in as_completed(waiting):
             name = waiting[done]
-            self.runs[name] = {"digest": self.folder_of(plans[name]).name} | done.result()
-            student = self.runs[name]["stages"][-1]
-            print(f"{name}: valid MRR {student['valid_mrr']:.4f}, {student['train_seconds']:.0f} s", flush=True)
+            digest = {"digest": self.folder_of(plans[name]).name}
+            try:
+                self.runs[name] = digest | done.result()
+                student = self.runs[name]["stages"][-1]
+                print(f"{name}: valid MRR {student['valid_mrr']:.4f}, {student['train_seconds']:.0f} s", flush=True)
+            except DivergedError as error:
+                if name.startswith("teacher"):
+                    raise
+                self.runs[name] = digest | {"diverged": str(error)}
+                print(f"{name}: {error}", flush=True)
             self.write()
 
     def rank_test(self, plans: Mapping[str, Tree]) -> None:
         """Add test figures to the finished runs of these plans that have none."""
         waiting: dict[Future[tuple[Tree, Tree]], str] = {}
         for name, tree in plans.items():
+            if "diverged" in self.runs[name]:
+                continue
             if "test_mrr" not in (student := self.runs[name]["stages"][-1]):
                 smaller = [dim for dim in self.spec.get("curve", []) if dim < student["dim"]]
                 dims = [int(dim) for dim in student.get("curve", {}).get("valid", smaller)]
@@ -177,8 +187,11 @@ class Table:
             self.write()
 
     def chosen(self, arm: str) -> int:
-        """The trial with the best validation MRR."""
-        return max(range(self.trials()), key=lambda n: self.valid_mrr(arm, n))
+        """The trial with the best validation MRR; DivergedError where none has any."""
+        sound = [n for n in range(self.trials()) if "diverged" not in self.runs[key(arm, n, self.seeds[0])]]
+        if not sound:
+            raise DivergedError(f"All trials of arm {arm} have diverged; lower the rates of its space.")
+        return max(sound, key=lambda n: self.valid_mrr(arm, n))
 
     def valid_mrr(self, arm: str, number: int) -> float:
         """Of a trial's student, or the mean of its sub-models."""
@@ -194,8 +207,8 @@ class Table:
             if len(trials) < self.trials():
                 continue
             number = self.chosen(arm)
-            runs = [self.runs.get(key(arm, number, seed)) for seed in self.seeds]
-            if all(run is not None and "test_mrr" in run["stages"][-1] for run in runs):
+            runs = [self.runs.get(key(arm, number, seed), {}).get("stages") for seed in self.seeds]
+            if all(stages is not None and "test_mrr" in stages[-1] for stages in runs):
                 found[arm] = {"trial": number, "overrides": self.overrides(arm, number)} | self.over_seeds(arm, number)
         for arm, row in found.items():
             other = found.get(beside or self.spec["arms"][arm].get("beside", DIRECT))

@@ -17,7 +17,7 @@ import yaml
 from distkgd.config import merge, parse_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
+from distkgd.errors import ConfigError, DivergedError
 from distkgd.graph import Graph, load_graph
 from distkgd.launching import launch
 from distkgd.plan import run_plan
@@ -59,8 +59,13 @@ def run_all(tuning: dict[str, Any], names: list[str], name: str, folder: Path, r
                 student.pop("distill", None)  # the options of another method
             stage = merge(merge(student, arm_stage), overrides)
             taught = stage["method"] != "scratch"
-            row = run_trial(base, stage, teacher if taught else None, graph, folder / f"{arm}_{number}", ranks, display)
-            results[arm].append({"overrides": overrides, "valid_mrr": row["valid"]["mrr"], "seconds": row["seconds"]})
+            try:
+                at = folder / f"{arm}_{number}"
+                row = run_trial(base, stage, teacher if taught else None, graph, at, ranks, display)
+                found = {"valid_mrr": row["valid"]["mrr"], "seconds": row["seconds"]}
+            except DivergedError as error:
+                found = {"valid_mrr": 0.0, "diverged": str(error)}
+            results[arm].append({"overrides": overrides, **found})
             if ranks.first:
                 write(name, tuning, graph, results)
 

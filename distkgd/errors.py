@@ -7,7 +7,7 @@
     ├── CheckpointError   a checkpoint that is missing, damaged or from another run
     ├── StorageError      a URI that cannot be read or written, or a file that cannot be written
     ├── UnsupportedError  two things that are right alone and cannot be combined
-    └── DivergedError     a loss term that became NaN or Inf
+    └── DivergedError     a loss term or a trained table that became NaN or Inf
 
 `Stopped` is no error: it carries a signal's number out of the loop after the checkpoint was written.
 """
@@ -42,7 +42,7 @@ class UnsupportedError(DistkgdError):
 
 
 class DivergedError(DistkgdError):
-    """A loss term that became NaN or Inf; the message names it."""
+    """A loss term or a trained table that became NaN or Inf; the message names it and what to change."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error

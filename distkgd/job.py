@@ -15,6 +15,7 @@ from distkgd.distributed.checkpoint import latest, load_rows, load_tensors, read
 from distkgd.distributed.checkpoint_writer import State, Writer
 from distkgd.distributed.deepspeed_engine import DeepSpeedDense
 from distkgd.distributed.dense import Dense, DenseOptimizer
+from distkgd.distributed.finite import Broken
 from distkgd.distributed.model_files import Rows
 from distkgd.distributed.optim import RowOptimizer
 from distkgd.distributed.ranks import Ranks
@@ -65,6 +66,7 @@ class Job:
     watch: told the stage's name, epoch and best MRR after every validation, once its checkpoint is on the way; False
         stops the stage there. All ranks must get the same answer.
     early: a teacher that is not finished. copy: told of every checkpoint on the first rank.
+    told: a broken row in words, with the name of what it is of.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Job:
     watch: Watch | None = None
     early: Follows | None = None
     copy: Callable[[Path], None] | None = None
+    told: Callable[[Broken], str] = str
     rows: dict[str, RowOptimizer] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
     writer: Writer = field(init=False)

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd import random
+from distkgd.distributed.finite import Broken, broken_row, first_broken
 from distkgd.distributed.pruning import Mask
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rows import Field
-from distkgd.distributed.tables import OpenRows, ShardedTable
-from distkgd.graph.filters import Queries
+from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
+from distkgd.graph.filters import Queries, both_sides
 from distkgd.random import Stream
 from distkgd.scenes import Scene
 from distkgd.scorers import Init, Scorer
@@ -81,6 +82,31 @@ class Model:
     def relation_ids(self, queries: Queries) -> Tensor:
         """[Q] int64: row of each query's relation."""
         return queries.relation + self.num_relations * queries.side if self.reciprocal else queries.relation
+
+
+def broken_row_of(model: Model) -> Broken | None:
+    """The first row of a model's tables that holds NaN or an infinity, None where none does. All ranks call it."""
+    table = model.entity
+    mine = broken_row("entity", table.weight, table.lo) or broken_row("relation", model.relation)
+    return first_broken(mine, table.ranks)
+
+
+@torch.no_grad()
+def overflows(model: Model, triples: Tensor) -> int:
+    """How many of the [n, 3] triples have a score that is NaN or infinite, as the answer to either question.
+
+    All ranks call it with the same triples and get the same number.
+    """
+    ranks, total = model.entity.ranks, model.entity.total
+    lo, hi = ranks.share(len(triples))
+    queries = both_sides(triples[lo:hi])
+    n = len(queries.anchor)
+    route = plan_route(torch.cat([queries.anchor, queries.answer]), None, total, ranks)
+    anchor, answer = model.entity.open(route, grad=False).lookup([n, n])
+    relation = F.embedding(model.relation_ids(queries), model.relation)
+    scores = model.answer_scores(queries, anchor, relation, answer)
+    bad = (~scores.isfinite()).reshape(-1, 2).any(1).sum().double().reshape(1)
+    return int(ranks.all_reduce(bad))
 
 
 def project(scorer: Scorer, reciprocal: bool, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:

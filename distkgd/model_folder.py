@@ -12,20 +12,22 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 
+from distkgd.distributed.finite import Broken, broken_in_file
 from distkgd.distributed.int8_files import read_int8
-from distkgd.distributed.model_files import TAGS, Rows, atomic_folder, read_table, write_table
+from distkgd.distributed.model_files import TAGS, Rows, atomic_folder, read_table, rows_in, write_table
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.sparse_files import read_sparse, smallest
 from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
 from distkgd.graph import Graph, Vocabulary
-from distkgd.model import Model
+from distkgd.model import Model, broken_row_of
 from distkgd.paths import AnyPath
 from distkgd.scorers import Scorer, from_constants
 
@@ -47,10 +49,12 @@ class LoadedModel:
 def save_model(folder: AnyPath, model: Model, graph: Graph | LoadedModel, about: Mapping[str, Any]) -> None:
     """Write `model` of the entities of `graph`, or of the model it was made of; `about` goes into config.json.
 
-    All ranks call it.
+    All ranks call it. ModelError, and nothing is written, where its tables hold NaN or an infinity.
     """
     folder = Path(folder)
     ranks = model.entity.ranks
+    if (broken := broken_row_of(model)) is not None:
+        raise ModelError(f"{folder} is not written: the model's {told(broken, graph.entities, graph.relations)}.")
     table = model.entity
     with atomic_folder(folder, ranks) as part:
         entity_files = write_table(part, "entity", Rows(table.weight, table.lo, table.total), ranks)
@@ -81,7 +85,8 @@ def save_model(folder: AnyPath, model: Model, graph: Graph | LoadedModel, about:
 def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) -> LoadedModel:
     """The model in `folder` (or in its `model/` subfolder), this rank's rows only.
 
-    Raises ModelError when the folder is not a model or a file of it is missing or damaged.
+    Raises ModelError, on all ranks, when the folder is not a model, a file of it is missing or damaged, or a number of
+    its tables is NaN or infinite.
     """
     folder = Path(folder)
     folder = find_model(folder)
@@ -118,6 +123,11 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
     stored = entity.dtype if entity.dtype == torch.bfloat16 else wanted
     table = ShardedTable(entity.to(ranks.device, stored), num_entities, ranks, wanted)
     model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
+    if (broken := broken_row_of(model)) is not None:
+        ends = accumulate(rows_in(folder / file) for file in files[broken.tensor])
+        places = zip(files[broken.tensor], ends, strict=True)
+        path = folder / next(file for file, end in places if broken.row < end or file == files[broken.tensor][-1])
+        raise ModelError(_refusal(path, broken, entities, relations))
     return LoadedModel(model, entities, relations, config)
 
 
@@ -221,6 +231,43 @@ def check_files(folder: AnyPath) -> None:
             raise ModelError(
                 f"{folder / file}: missing, or its sha256 differs from config.json's; export the model again."
             )
+
+
+def check_numbers(folder: Path) -> None:
+    """ModelError names the first row of a model folder's tables that holds NaN or an infinity.
+
+    For who does not load the model: its files are read in pieces (but those of many zeros).
+    """
+    config = read_config(folder)
+    if config["format"] == SPARSE:
+        load_model(folder, Ranks())
+        return
+    for name in ("entity", "relation"):
+        start = 0
+        for file in config["files"][name]:
+            if (found := broken_in_file(folder / file)) is not None:
+                entities = read_names(folder, "entities", "entity_labels", int(config["num_entities"]))
+                relations = read_names(folder, "relations", "relation_labels", int(config["num_relations"]))
+                broken = Broken(name, start + found.row, found.value)
+                raise ModelError(_refusal(folder / file, broken, entities, relations))
+            start += rows_in(folder / file)
+
+
+def told(broken: Broken, entities: Vocabulary, relations: Vocabulary) -> str:
+    """A broken row in words: its tensor, number, name and value."""
+    if broken.tensor == "entity":
+        name = f"entity {entities.name(broken.row)!r}"
+    else:
+        inverse, row = divmod(broken.row, len(relations))
+        name = f"{'inverse of ' if inverse else ''}relation {relations.name(row)!r}"
+    return f"tensor {broken.tensor!r}, row {broken.row} ({name}), holds {broken.value}"
+
+
+def _refusal(path: Path, broken: Broken, entities: Vocabulary, relations: Vocabulary) -> str:
+    return (
+        f"{path}: {told(broken, entities, relations)}; such a model has no scores. Take one whose training has not "
+        "diverged."
+    )
 
 
 def same_vocabulary(loaded: LoadedModel, graph: Graph, folder: str) -> None:

@@ -104,12 +104,16 @@ def top_k(
 
 
 def best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """([Q, k] scores, [Q, k] ids): the best of [Q, n] each, best first, equal scores by id."""
+    """([Q, k] scores, [Q, k] ids): the best of [Q, n] each, best first, equal scores by id; NaN counts as -inf."""
     # topk leaves the order of equal scores open, so all that equal the last one are taken along before the cut.
     k = min(k, scores.shape[1])
     if not k or not len(scores):
         return scores[:, :k], ids[:, :k]
-    last = scores.topk(k).values[:, -1:]
+    top = scores.topk(k).values
+    if top[:, 0].isnan().any():  # topk takes a NaN for the best; here it is as bad as a score can be
+        scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        top = scores.topk(k).values
+    last = top[:, -1:]
     found, index = scores.topk(max(k, int((scores >= last).sum(1).max())))
     by_id, order = ids.gather(1, index).sort(1)
     by_score, order_again = found.gather(1, order).sort(dim=1, descending=True, stable=True)

@@ -13,7 +13,7 @@ import fsspec
 
 from distkgd.distributed.model_files import abandon, begin, publish, sync, temporary_of
 from distkgd.errors import ConfigError, DistkgdError, ModelError, StorageError
-from distkgd.model_folder import read_config, read_shape, sha256_of
+from distkgd.model_folder import check_numbers, read_config, read_shape, sha256_of
 from distkgd.paths import AnyPath
 from distkgd.scorers import Scorer
 
@@ -82,7 +82,7 @@ def upload(fs: Any, folder: Path, there: str, last: str) -> None:
 
 
 def check_files(folder: AnyPath, uri: str) -> None:
-    """ModelError unless the tables of a fetched model have the sha256 that its config.json has."""
+    """ModelError unless the tables of a fetched model have the sha256 that its config.json has, and finite numbers."""
     folder = Path(folder)
     config = read_config(folder)
     tables = [name for names in config.get("files", {}).values() for name in names]
@@ -92,6 +92,10 @@ def check_files(folder: AnyPath, uri: str) -> None:
             raise ModelError(f"{uri}/{CONFIG} has no sha256 of {name}; write the model again.")
         if not (folder / name).is_file() or sha256_of(folder / name) != digests[name]:
             raise ModelError(f"{uri}/{name} is missing, or not what {CONFIG} says by its sha256; copy the model again.")
+    try:
+        check_numbers(folder)
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(folder), uri)) from None
 
 
 def fetch_model(uri: str, out: AnyPath) -> None:

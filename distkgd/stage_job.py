@@ -22,7 +22,7 @@ from distkgd.imports.teachers import is_brought
 from distkgd.job import Job, Watch
 from distkgd.methods import METHODS, Method, Setup, build_method
 from distkgd.model import Model, new_model
-from distkgd.model_folder import load_model, same_vocabulary
+from distkgd.model_folder import load_model, same_vocabulary, told
 from distkgd.scenes import SceneBuilder
 from distkgd.scorers import build_scorer
 from distkgd.stages import Stage
@@ -113,6 +113,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         engine=run.config.engine,
         watch=run.watch,
         copy=partial(run.storage.copy_checkpoint, stage.name) if run.storage else None,
+        told=partial(told, entities=graph.entities, relations=graph.relations),
     )
 
 

@@ -11,10 +11,14 @@ import torch
 from distkgd.config import ScheduleConfig
 from distkgd.distributed.dense import begin_reducing
 from distkgd.distributed.optim import clip_factor
-from distkgd.errors import DivergedError, Stopped
+from distkgd.errors import DivergedError, ModelError, Stopped
 from distkgd.job import Job, Progress, last_epoch, load_group, restore, schedule_scale, settle, step_name, write
 from distkgd.metrics_log import MetricsLog
+from distkgd.model import Model, broken_row_of, overflows
 from distkgd.stopping import listen_for_stop
+
+SCORED = 1024  # training triples, evenly spaced, whose scores must be finite
+OVERFLOWS = 1e9  # numbers of a model that was trained are never as large; three of them multiplied are soon infinite
 
 
 def train_stage(job: Job) -> Progress:
@@ -22,9 +26,11 @@ def train_stage(job: Job) -> Progress:
     student. Resumes from the newest checkpoint in the stage's folder if there is one.
 
     Raises Stopped (the checkpoint is written) after a signal, when `job.watch` has seen enough, or where `job.early`
-    steps aside for an unfinished teacher; DivergedError on a NaN or Inf loss.
+    steps aside for an unfinished teacher; DivergedError on a NaN or Inf loss or row; ModelError for such a teacher.
     """
     progress, unwanted = restore(job), False
+    check_teachers(job)
+    check_rows(job, progress)  # those of a checkpoint, or of its start
     per_epoch = job.scenes.sampler.steps_per_epoch
     begun = time.monotonic() - progress.seconds
     finished_before = progress.done
@@ -58,6 +64,7 @@ def train_stage(job: Job) -> Progress:
         if not finished_before:
             progress.done = progress.done or progress.epoch >= last_epoch(job)
             progress.seconds = time.monotonic() - begun
+            check_model(job, progress)
             write(job, progress)
             settle(job)
         # A signal may also have come in the last step or validation, after which no step would see it.
@@ -129,6 +136,7 @@ def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> bo
 
     Returns whether there was a validation.
     """
+    check_model(job, progress)
     config, epoch = job.config, progress.epoch
     phase_end = job.method.phase(config.epochs)[1]
     due = bool(config.validate_every) and (epoch % config.validate_every == 0 or epoch == phase_end)
@@ -172,6 +180,58 @@ def check_finite(values: Mapping[str, float], job: Job, progress: Progress) -> N
     if broken:
         raise DivergedError(
             f"Stage {job.name}, step {progress.step}: loss term {', '.join(broken)} is "
-            f"{', '.join(str(values[name]) for name in broken)}. Lower {job.name}.optimizer.lr "
-            f"(now {job.config.optimizer.lr}), or set optimizer.clip; the last checkpoint is intact."
+            f"{', '.join(str(values[name]) for name in broken)}. {_remedy(job)}"
         )
+
+
+def check_rows(job: Job, progress: Progress) -> None:
+    """DivergedError on all ranks when a table in training holds NaN or an infinity: nothing of it is ranked or kept."""
+    for group, model in job.method.trained.items():
+        if (broken := broken_row_of(model)) is not None:
+            whose = "" if group == "student" else f"{group}'s "
+            raise DivergedError(f"Stage {job.name}, step {progress.step}: {whose}{job.told(broken)}. {_remedy(job)}")
+
+
+def check_model(job: Job, progress: Progress) -> None:
+    """`check_rows`, and DivergedError when rows have become so large that scores of training triples overflow."""
+    check_rows(job, progress)
+    triples = job.scenes.sampler.train
+    few = min(SCORED, len(triples))
+    triples = triples[torch.arange(few, device=triples.device) * len(triples) // few]
+    if number := overflows(job.method.product, triples):
+        raise DivergedError(
+            f"Stage {job.name}, step {progress.step}: {number:,} of {few:,} training triples have scores that are NaN "
+            f"or infinite, of numbers up to {_largest(job.method.product):.2g}. {_remedy(job)}"
+        )
+
+
+def check_teachers(job: Job) -> None:
+    """ModelError on all ranks when a teacher is none: its tables hold NaN or an infinity."""
+    for number, teacher in enumerate(job.method.teachers, 1):
+        if (broken := broken_row_of(teacher)) is not None:
+            which = "its teacher's" if len(job.method.teachers) == 1 else f"teacher {number}'s"
+            raise ModelError(
+                f"Stage {job.name}: {which} {job.told(broken)}; no learning rate of {job.name} would help. "
+                "Give a teacher whose training has not diverged."
+            )
+
+
+def _remedy(job: Job) -> str:
+    """What to change after a divergence; all ranks call it."""
+    learning = [model for model, learns in job.method.speakers() if learns]
+    fixed = [teacher for teacher in job.method.teachers if all(teacher is not model for model in learning)]
+    largest = max((_largest(teacher) for teacher in fixed), default=0.0)
+    if largest > OVERFLOWS:
+        return f"Its teacher's tables hold numbers up to {largest:.2g}, whose scores overflow; give another teacher."
+    return (
+        f"Lower {job.name}.optimizer.lr (now {job.config.optimizer.lr}), or set optimizer.clip; the last checkpoint is "
+        "intact."
+    )
+
+
+def _largest(model: Model) -> float:
+    # The largest magnitude in a model's tables, on all ranks.
+    tables = [table for table in (model.entity.weight, model.relation.detach()) if table.numel()]
+    mine = [float(x) for table in tables for x in torch.stack(table.aminmax()).abs()]
+    found = [x for of_rank in model.entity.ranks.gather_objects(mine) for x in of_rank]
+    return max((x for x in found if math.isfinite(x)), default=0.0)

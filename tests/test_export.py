@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.sparse_files import read_sparse, smallest, tensors_of, write_sparse
 from distkgd.errors import DistkgdError, ModelError, UnsupportedError
 from distkgd.export import FORMATS, IN_MEMORY, export_model
-from distkgd.model_folder import bytes_on_disk, load_model, save_model, sparse_bytes
+from distkgd.model_folder import bytes_on_disk, check_numbers, load_model, save_model, sparse_bytes
 from launch.export import main
 from tests.jobs import toy_model
 from tests.launches import ROOT
@@ -444,3 +446,83 @@ def test_a_damaged_sparse_file_is_refused_by_name(share: float, tmp_path: Path) 
     os.truncate(tmp_path / "table", (tmp_path / "table").stat().st_size - 1)
     with pytest.raises(ModelError, match="table: missing, damaged"):
         read_sparse(tmp_path / "table", (400, 300), 0, 1)
+
+
+# -- numbers that are none --------------------------------------------------------------------------------------------
+
+
+def poisoned(folder: Path, value: float, tensor: str, row: int, column: int) -> Path:
+    """A model folder in two files of entities, one number of which is overwritten; returns that number's file."""
+    run_on_ranks(2, save_toy, folder=str(folder))
+    for path in sorted(folder.glob(f"{tensor}-*.safetensors")):
+        rows = load_file(path)[tensor]
+        if row < len(rows):
+            rows[row, column] = value
+            path.unlink()
+            write_tensors(path, {tensor: rows})
+            break
+        row -= len(rows)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+def save_toy(ranks: Ranks, folder: str) -> None:
+    graph = toy_graph(ENTITIES, RELATIONS)
+    save_model(Path(folder), toy_model(graph, "complex", 8, ranks=ranks), graph, {"source": "nowhere"})
+
+
+def refused(ranks: Ranks, folder: str) -> str:
+    with pytest.raises(ModelError) as info:
+        load_model(Path(folder), ranks)
+    return str(info.value)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("tensor", "row", "name"),
+    [
+        ("entity", 3, "entity 'e003'"),
+        ("entity", 40, "entity 'e040'"),
+        ("relation", 7, "inverse of relation 'r002'"),
+    ],
+)
+def test_a_model_of_nan_is_loaded_on_no_rank_and_exported_in_no_format(
+    world: int, tensor: str, row: int, name: str, tmp_path: Path
+) -> None:
+    path = poisoned(tmp_path / "model", math.nan, tensor, row, 5)
+    said = f"{path}: tensor '{tensor}', row {row} ({name}), holds nan; such a model has no scores."
+    for message in run_on_ranks(world, refused, folder=str(tmp_path / "model")):
+        assert message.startswith(said)
+    for format_ in FORMATS if world == 1 else ():
+        with pytest.raises(ModelError, match=re.escape(said)):
+            export_model(tmp_path / "model", tmp_path / "out", format_, Ranks())
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format_", ["sparse", "int8"])
+def test_exports_that_are_model_folders_are_refused_when_their_numbers_are_none(format_: str, tmp_path: Path) -> None:
+    save_toy(Ranks(), str(tmp_path / "model"))
+    export_model(tmp_path / "model", tmp_path / "out", format_, Ranks())
+    path = tmp_path / "out/entity.safetensors"
+    tensors = load_file(path)
+    tensors["scale" if format_ == "int8" else "values"][4] = math.inf
+    path.unlink()
+    write_tensors(path, tensors)
+    row = 4 if format_ == "int8" else "[0-9]+"
+    for act in (lambda: load_model(tmp_path / "out", Ranks()), lambda: check_numbers(tmp_path / "out")):
+        with pytest.raises(
+            ModelError, match=rf"entity.safetensors: tensor 'entity', row {row} \(entity 'e...'\), holds"
+        ):
+            act()
+
+
+@pytest.mark.parametrize("table", ["entity", "relation"])
+def test_a_model_that_is_not_finite_is_not_written(table: str, tmp_path: Path) -> None:
+    graph = toy_graph(ENTITIES, RELATIONS)
+    model = toy_model(graph, "complex", 8)
+    (model.entity.weight if table == "entity" else model.relation.data)[2, 1] = -math.inf
+    with pytest.raises(ModelError, match=rf"is not written: the model's tensor '{table}', row 2 \(.*'\), holds -inf"):
+        save_model(tmp_path / "model", model, graph, {})
+    assert not (tmp_path / "model").exists()

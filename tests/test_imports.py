@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import types
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -572,3 +574,34 @@ def test_a_plan_refuses_a_teacher_that_is_no_model_before_it_starts(graph: Graph
     with pytest.raises(ModelError, match="nowhere"):
         run_taught(Ranks(), f"rotate:{tmp_path / 'nowhere'}", str(data), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+# -- numbers that are none --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("table", "row", "name"), [("entity", 5, "entity 'e005'"), ("relation", 2, "relation 'r002'")])
+def test_tables_that_hold_no_numbers_are_refused_with_file_row_and_name(
+    table: str, row: int, name: str, value: float, tmp_path: Path
+) -> None:
+    write_names(tmp_path, "entities.tsv", "relations.tsv")
+    for file, rows in (("entity", ENTITIES), ("relation", RELATIONS)):
+        made = random_rows(rows, HIDDEN)
+        if file == table:
+            made[row, 1], made[-1, 0] = value, np.nan
+        np.save(tmp_path / f"{file}.npy", made)
+    said = f"{tmp_path / table}.npy: tensor '{table}', row {row} ({name}), holds {value}"
+    with pytest.raises(ModelError, match=re.escape(said)):
+        import_model(f"plain:{tmp_path}", tmp_path / "out", Given(scorer="complex"), Ranks())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_library_at_hand_does_not_hide_that_its_model_is_nan() -> None:
+    names = [pl.Series("name", [f"{k}{i}" for i in range(n)]) for k, n in (("e", 9), ("r", 2))]
+    rows = torch.ones(9, 4)
+    rows[4] = torch.nan
+    scorer = build_scorer("distmult", 4)
+    model = Foreign("Other", scorer, False, *names, lambda i: rows[i], lambda i: rows[i], rows.dtype)
+    model = Foreign(**{**vars(model), "original": model.score})
+    with pytest.raises(ModelError, match=r"Other: tensor 'entity', row 4 \(entity 'e4'\), holds nan"):
+        check(model)

@@ -110,6 +110,20 @@ def test_equal_scores_are_ordered_by_id_in_any_blocks() -> None:
             assert top_k(model, queries, k, None, scores_at_once)[1].tolist() == wanted[:, :k].tolist()
 
 
+@pytest.mark.parametrize("scores_at_once", [1, 1 << 22])
+def test_scores_that_are_no_numbers_come_last(scores_at_once: int) -> None:
+    model, queries = model_of("distmult", Ranks(), True), some_queries()
+    expected, order = top_k(model, queries, 41)
+    model.entity.weight[7] = torch.nan
+    queries = Queries(*(column[(queries.anchor != 7)] for column in queries))
+    kept = order[some_queries().anchor != 7]
+    scores, ids = top_k(model, queries, 41, scores_at_once=scores_at_once)
+    assert (ids[:, -1] == 7).all() and (scores[:, -1] == -torch.inf).all()
+    for found, wanted in zip(ids[:, :-1].tolist(), kept.tolist(), strict=True):
+        assert found == [i for i in wanted if i != 7]
+    assert expected.isfinite().all()
+
+
 def test_more_answers_than_entities_are_all_entities() -> None:
     assert top_k(model_of("distmult", Ranks(), True), some_queries(), 500)[0].shape == (6, ENTITIES)
 

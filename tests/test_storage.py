@@ -15,7 +15,7 @@ from distkgd.config import merge, parse_config
 from distkgd.distributed.checkpoint import list_steps
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError, Stopped, StorageError
-from distkgd.model_folder import load_model
+from distkgd.model_folder import load_model, sha256_of
 from distkgd.remote import fetch_model, read_remote_shape
 from distkgd.storage import Storage
 from distkgd.tracking import adopt, noted
@@ -103,6 +103,24 @@ def test_a_damaged_model_is_named_and_nothing_of_it_stays(harm: str, memory: Any
         config = json.loads(memory.cat_file("/bucket/m/config.json"))
         memory.pipe_file("/bucket/m/config.json", json.dumps(config | {"sha256": {}}).encode())
     with pytest.raises(ModelError, match=r"memory://bucket/m/(config.json has no sha256 of )?entity-"):
+        fetch_model("memory://bucket/m", tmp_path / "out/model")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_remote_model_of_nan_is_not_fetched(memory: Any, tmp_path: Path) -> None:
+    ran(tmp_path / "made", {"student": TREE["teacher"]})
+    model = tmp_path / "made/stages/student/model"
+    path = next(model.glob("relation-*.safetensors"))
+    before = sha256_of(path)
+    content = bytearray(path.read_bytes())
+    content[-4:] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    config = (model / "config.json").read_text(encoding="utf-8").replace(before, sha256_of(path))
+    (model / "config.json").write_text(config, encoding="utf-8")
+    memory.put(str(model), "/bucket/m", recursive=True)
+    with pytest.raises(
+        ModelError, match=r"memory://bucket/m/relation-.*: tensor 'relation', row \d+ \(.*\), holds nan"
+    ):
         fetch_model("memory://bucket/m", tmp_path / "out/model")
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +19,7 @@ from scipy import stats
 
 from distkgd.config import parse_config
 from distkgd.distributed.ranks import Ranks
+from distkgd.errors import DivergedError
 from distkgd.evaluation_report import evaluate_model
 from tests.launches import ROOT, small_data
 
@@ -87,6 +88,27 @@ def test_a_croppable_model_is_chosen_by_the_mean_of_its_sub_models(tables: Modul
     table.runs = {"direct 0 5": run(0.3), "direct 1 5": run(0.4)}
     table.runs |= {"med 0 5": run(0.3, 0.3, 0.3), "med 1 5": run(0.4, 0.1, 0.4)}
     assert (table.chosen("direct"), table.chosen("med")) == (1, 0)
+
+
+def test_a_trial_that_diverged_is_noted_and_never_chosen(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    spec = {"data": "toy", "trials": 2, "seeds": [5], "arms": {"direct": {}}, "teachers": {}, "plan": {}}
+    table = tables.Table(spec, "toy", ["direct"], tmp_path, None)
+    sound: Future[Any] = Future()
+    figures = dict.fromkeys(("test_mrr", "test_hits_at_1", "test_hits_at_10", "sparse_bytes", "dim"), 1)
+    sound.set_result({"stages": [figures | {"valid_mrr": 0.0, "train_seconds": 1.0}]})
+    broken: Future[Any] = Future()
+    broken.set_exception(DivergedError("step 3: loss term hard is nan"))
+    for both, chosen in (((broken, sound), 1), ((sound, broken), 0)):
+        table.runs, waiting = {}, iter(both)
+        table.pool = SimpleNamespace(submit=lambda *_, left=waiting: next(left))
+        table.finish({f"direct {n} 5": {"student": {"n": n}} for n in range(2)})
+        assert table.chosen("direct") == chosen and "diverged" in table.runs[f"direct {1 - chosen} 5"]
+    table.runs = {f"direct {n} 5": {"diverged": "."} for n in range(2)}
+    with pytest.raises(DivergedError, match="All trials of arm direct have diverged"):
+        table.chosen("direct")
 
 
 def toy_table(

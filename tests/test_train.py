@@ -16,12 +16,12 @@ import torch
 from distkgd import train
 from distkgd.distributed.checkpoint import list_steps, load_rows, read_meta
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import CheckpointError, DivergedError, Stopped
+from distkgd.errors import CheckpointError, DivergedError, ModelError, Stopped
 from distkgd.job import Job, Progress, schedule_scale, step_name
 from distkgd.methods.base import Update
 from distkgd.methods.scratch import Scratch
 from distkgd.scenes import Scene
-from distkgd.train import train_stage
+from distkgd.train import train_stage, train_step
 from tests.launches import family, finish, rank_process, small_config, small_data, start, steps_saved, wait_for
 from tests.ranks import run_on_ranks
 from tests.toys import toy_job
@@ -50,6 +50,74 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 
 # -- a loss that is no number -------------------------------------------------------------------------------------
+
+
+def not_kept(ranks: Ranks, folder: str, group: str, teacher: bool) -> tuple[str, bool]:
+    """(message, whether anything was kept) of a toy job whose last row of a table turns into NaN in its last step."""
+    job = toy_job({"student": BASE | {"epochs": 1, "method": "bkd" if teacher else "scratch"}}, ranks, Path(folder))
+    validated = []
+    job.validate = lambda: validated.append(1) or {"mrr": 1.0}  # type: ignore[func-returns-value]
+    table = job.method.teachers[0].entity if teacher else job.method.student.entity
+    last = job.scenes.sampler.steps_per_epoch - 1
+
+    def poison(*arguments: Any) -> Any:
+        found = train_step(*arguments)
+        if arguments[1].step == last and ranks.rank == ranks.world - 1:
+            (table.weight if group == "entity" else job.method.student.relation.data)[-1, 3] = math.nan
+        return found
+
+    if teacher and ranks.rank == ranks.world - 1:
+        table.weight[-1, 3] = math.nan
+    with (
+        mock.patch("distkgd.train.train_step", poison),
+        pytest.raises(ModelError if teacher else DivergedError) as info,
+    ):
+        train_stage(job)
+    return str(info.value), bool(validated or list_steps(job.checkpoints))
+
+
+LAST = {"entity": "entity 'e040'", "relation": "inverse of relation 'r004'"}
+
+
+@pytest.mark.parametrize(("world", "group"), [(1, "entity"), (2, "entity"), (3, "entity"), (1, "relation")])
+def test_rows_that_the_last_step_made_nan_are_neither_validated_nor_kept(
+    world: int, group: str, tmp_path: Path
+) -> None:
+    name = LAST[group]
+    row = 40 if group == "entity" else 9
+    said = f"Stage student, step 3: tensor '{group}', row {row} ({name}), holds nan. Lower student.optimizer.lr"
+    for message, kept in run_on_ranks(world, not_kept, folder=str(tmp_path), group=group, teacher=False):
+        assert message.startswith(said) and not kept
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_teacher_of_nan_is_to_blame_and_not_the_students_learning_rate(world: int, tmp_path: Path) -> None:
+    for message, kept in run_on_ranks(world, not_kept, folder=str(tmp_path), group="entity", teacher=True):
+        assert "its teacher's tensor 'entity', row 40 (entity 'e040'), holds nan" in message
+        assert "optimizer.lr" not in message and not kept
+
+
+def test_a_teacher_whose_scores_overflow_is_to_blame(tmp_path: Path) -> None:
+    job = toy_job({"student": BASE | {"method": "bkd"}}, Ranks(), tmp_path)
+    job.method.teachers[0].entity.weight.fill_(1e25)
+    with pytest.raises(DivergedError, match=r"Its teacher's tables hold numbers up to 1e[+]25") as info:
+        train_stage(job)
+    assert "optimizer.lr" not in str(info.value)
+
+
+def test_a_student_whose_scores_overflow_has_diverged_though_its_rows_are_finite(tmp_path: Path) -> None:
+    job = job_in(tmp_path, epochs=1)
+
+    def huge(*arguments: Any) -> Any:
+        found = train_step(*arguments)
+        if arguments[1].step + 1 == job.scenes.sampler.steps_per_epoch:
+            job.method.student.entity.weight.fill_(1e25)
+        return found
+
+    said = r"triples have scores that are NaN or infinite, of numbers up to 1e[+]25"
+    with mock.patch("distkgd.train.train_step", huge), pytest.raises(DivergedError, match=said):
+        train_stage(job)
+    assert not list_steps(job.checkpoints)
 
 
 class BrokenTerm(Scratch):

@@ -196,6 +196,16 @@ def stored_tensor(path: Path, name: str, error: type[DistkgdError]) -> Iterator[
         raise error(f"{path}: missing, truncated, or without tensor {name!r}: {e}") from e
 
 
+def rows_in(path: Path) -> int:
+    """Rows of the longest tensor in a safetensors file; ModelError names a bad file."""
+    try:
+        with safe_open(path, "pt") as f:
+            shapes = [f.get_slice(name).get_shape() for name in f.keys()]  # noqa: SIM118 - not a dict
+            return max(int(shape[0]) if shape else 1 for shape in shapes)
+    except (OSError, SafetensorError, ValueError) as e:
+        raise ModelError(f"{path}: missing, truncated, or without a tensor: {e}") from e
+
+
 def copy_rows(path: Path, name: str, lo: int, out: Tensor, error: type[DistkgdError]) -> None:
     """Fill `out` with the rows [lo, lo + len(out)) of tensor `name` in `path`, reading only those."""
     with stored_tensor(path, name, error) as stored:

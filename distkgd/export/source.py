@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distkgd.distributed.model_files import TAGS
 from distkgd.errors import ModelError
-from distkgd.model_folder import FORMAT, find_model, read_config
+from distkgd.model_folder import FORMAT, check_numbers, find_model, read_config
 from distkgd.paths import AnyPath
 from distkgd.scorers import Scorer, from_constants
 
@@ -118,7 +118,7 @@ class Source:
 
 
 def open_source(folder: AnyPath) -> Source:
-    """The model in `folder` or its `model/` subfolder; ModelError names what is missing or does not fit."""
+    """The model in `folder` or its `model/` subfolder; ModelError names what is missing, wrong or not finite."""
     folder = Path(folder)
     folder = find_model(folder)
     config = read_config(folder)
@@ -136,7 +136,9 @@ def open_source(folder: AnyPath) -> Source:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
-    return Source(folder, config, scorer, *(_open_table(folder, name, shapes[name], files[name]) for name in shapes))
+    tables = [_open_table(folder, name, shapes[name], files[name]) for name in shapes]
+    check_numbers(folder)
+    return Source(folder, config, scorer, *tables)
 
 
 def _open_table(folder: Path, name: str, shape: tuple[int, int], files: list[tuple[str, str]]) -> Table:

@@ -1,5 +1,6 @@
 """What an importer makes of another library's files: rows and constants in this library's layout, not yet written."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distkgd.distributed.finite import broken_row
 from distkgd.errors import ModelError
 from distkgd.scorers import Scorer
 from distkgd.scorers.base import join_pairs
@@ -22,6 +24,7 @@ NAME_FILES = {
     "entities": ("entities.tsv", "entities.dict", "entity_ids.del"),
     "relations": ("relations.tsv", "relations.dict", "relation_ids.del"),
 }
+ROWS_AT_ONCE = 1 << 14
 CHECKED = 256  # triples whose scores are compared
 
 
@@ -56,6 +59,7 @@ class Foreign:
     original: [n, 3] int64 triples -> [n] scores as the library itself computes them, where it is at hand.
     unchecked: what to say where it is not.
     trained: reads the names (head, relation, tail) of the triples that it was trained on, where its files keep them.
+    files: where the two tables lie, for messages.
     """
 
     library: str
@@ -69,6 +73,7 @@ class Foreign:
     original: Callable[[Tensor], Tensor] | None = None
     trained: Callable[[], pl.DataFrame] | None = None
     unchecked: str = "it is not at hand; the formula is that of its documentation"
+    files: tuple[Path, Path] | None = None
 
     @property
     def num_relation_rows(self) -> int:
@@ -81,10 +86,26 @@ class Foreign:
         return self.scorer.score(self.entity(h), self.relation(r), self.entity(t))
 
 
+def finite_rows(model: Foreign, table: Literal["entity", "relation"], ids: Tensor) -> Tensor:
+    """Rows [k] of a table; ModelError names the first one that holds NaN or an infinity."""
+    rows = (model.entity if table == "entity" else model.relation)(ids).detach().to(model.dtype)
+    if (broken := broken_row(table, rows)) is not None:
+        row = int(ids[broken.row])
+        names = model.entities if table == "entity" else model.relations
+        inverse, number = divmod(row, len(names))
+        name = f"{'inverse of ' if inverse else ''}{table} {names[number]!r}"
+        where = model.files[table == "relation"] if model.files else model.library
+        raise ModelError(
+            f"{where}: tensor {table!r}, row {row} ({name}), holds {broken.value}; such a model has no scores, and is "
+            "not imported. Take one whose training has not diverged."
+        )
+    return rows
+
+
 def check(model: Foreign) -> str:
     """A line: the largest difference between the library's own scores and ours, of triples drawn at random.
 
-    Raises ModelError where it is more than 1e-5 (of scores beyond 1: relative).
+    Raises ModelError where it is more than 1e-5 (of scores beyond 1: relative), and for rows that are not finite.
     """
     if model.original is None:
         return f"{model.library}: {model.unchecked}"
@@ -93,6 +114,10 @@ def check(model: Foreign) -> str:
     triples = (torch.rand(CHECKED, 3, generator=generator) * sizes).long()
     theirs, ours = model.original(triples).double(), model.score(triples).double()
     apart = float(((theirs - ours).abs() / theirs.abs().clamp_min(1.0)).max().detach())
+    if math.isnan(apart):
+        for block in torch.arange(len(model.entities)).split(ROWS_AT_ONCE):
+            finite_rows(model, "entity", block)
+        finite_rows(model, "relation", torch.arange(model.num_relation_rows))
     if not apart <= 1e-5:
         raise ModelError(
             f"{model.library} scores its triples otherwise than {model.scorer} does (by up to {apart:.2g}); it "

@@ -66,6 +66,7 @@ def open_libkge(path: Path, given: Given) -> Foreign:
         lambda ids: interleaved(entity[ids]) if in_pairs(scorer, "entity") else entity[ids],
         lambda ids: interleaved(relation[ids]) if in_pairs(scorer, "relation") else relation[ids],
         entity.dtype,
+        files=(path, path),
     )
 
 

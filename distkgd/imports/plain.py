@@ -37,8 +37,9 @@ def open_plain(path: Path, given: Given) -> Foreign:
             f"{path}: {name} has pairs of numbers, and the files do not say how they lie. Say it: launch/import.py "
             "--layout interleaved (re, im, re, im, …) or --layout halves (all re before all im)."
         )
-    entity, entity_shape, dtype = _open(path, "entity", name, given)
-    relation, relation_shape, _ = _open(path, "relation", name, given)
+    files = _file(path, "entity"), _file(path, "relation")
+    entity, entity_shape, dtype = _open(files[0], "entity", name, given)
+    relation, relation_shape, _ = _open(files[1], "relation", name, given)
     scorer = _scorer(config, given, name, entity_shape[1])
     if relation_shape[1] != scorer.relation_size:
         raise ModelError(
@@ -50,7 +51,14 @@ def open_plain(path: Path, given: Given) -> Foreign:
     reciprocal = bool(config.get("reciprocal", False))
     relations = read_names(names, "relations", relation_shape[0] // (2 if reciprocal else 1))
     said = "scorer, constants and layout are those of its config.json" if "scorer" in config else UNCHECKED
-    return Foreign("plain tables", scorer, reciprocal, entities, relations, entity, relation, dtype, unchecked=said)
+    return Foreign(
+        "plain tables", scorer, reciprocal, entities, relations, entity, relation, dtype, unchecked=said, files=files
+    )
+
+
+def _file(path: Path, table: str) -> Path:
+    npy, safetensors = path / f"{table}.npy", path / f"{table}.safetensors"
+    return npy if npy.is_file() or not safetensors.is_file() else safetensors
 
 
 def _scorer(config: dict[str, Any], given: Given, name: str, columns: int) -> Scorer:
@@ -63,15 +71,14 @@ def _scorer(config: dict[str, Any], given: Given, name: str, columns: int) -> Sc
 
 
 def _open(
-    path: Path, table: Literal["entity", "relation"], scorer: str, given: Given
+    file: Path, table: Literal["entity", "relation"], scorer: str, given: Given
 ) -> tuple[Rows, tuple[int, int], torch.dtype]:
     change: Callable[[Tensor], Tensor] = lambda rows: rows  # noqa: E731
     if given.layout == "halves" and in_pairs(scorer, table):
         change = interleaved
-    if (path / f"{table}.npy").is_file() or not (path / f"{table}.safetensors").is_file():
-        array = open_array(path / f"{table}.npy")
+    if file.suffix == ".npy":
+        array = open_array(file)
         return rows_of_array(array, change), (array.shape[0], array.shape[1]), torch.from_numpy(array[:0].copy()).dtype
-    file = path / f"{table}.safetensors"
     try:
         with safe_open(file, "pt") as opened:
             (name,) = opened.keys()

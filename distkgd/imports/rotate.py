@@ -82,4 +82,5 @@ def of_arrays(
         rows_of_array(entity, interleaved if in_pairs(scorer, "entity") else lambda rows: rows),
         rows_of_array(relation, interleaved if in_pairs(scorer, "relation") else lambda rows: rows * turn),
         torch.from_numpy(entity[:0].copy()).dtype,
+        files=files,
     )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import torch
@@ -14,10 +14,8 @@ from distkgd.distributed.model_files import TAGS, atomic_folder, safetensors_hea
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError
 from distkgd.graph import Graph, Vocabulary
-from distkgd.imports.foreign import Foreign, Rows
+from distkgd.imports.foreign import ROWS_AT_ONCE, Foreign, finite_rows
 from distkgd.model_folder import FORMAT, sha256_of, write_names
-
-ROWS_AT_ONCE = 1 << 14
 
 
 def write_model(model: Foreign, out: Path, ranks: Ranks, graph: Graph | None, data: str) -> list[str]:
@@ -55,12 +53,12 @@ def _write(model: Foreign, folder: Path, graph: Graph | None, data: str) -> list
             ]
     if model.reciprocal:
         relations = torch.cat([relations, relations + len(model.relations)])
-    tables = {"entity": (model.entity, entities), "relation": (model.relation, relations)}
+    tables: dict[Literal["entity", "relation"], Tensor] = {"entity": entities, "relation": relations}
     widths = {"entity": model.scorer.entity_size, "relation": model.scorer.relation_size}
-    for name, (rows, ids) in tables.items():
+    for name, ids in tables.items():
         size = len(ids) * widths[name] * model.dtype.itemsize
         header = safetensors_header({name: (TAGS[model.dtype], [len(ids), widths[name]], size)})
-        written = write_bytes(folder / f"{name}.safetensors", chain([header], _bytes(rows, ids, model, widths[name])))
+        written = write_bytes(folder / f"{name}.safetensors", chain([header], _bytes(model, name, ids, widths[name])))
         if written != len(header) + size:
             raise ModelError(
                 f"{model.library}: rows of {name} are not {widths[name]} numbers wide, which {model.scorer} needs."
@@ -84,16 +82,16 @@ def _write(model: Foreign, folder: Path, graph: Graph | None, data: str) -> list
     return notes
 
 
-def _bytes(rows: Rows, ids: Tensor, model: Foreign, width: int) -> Iterator[bytes]:
-    """The rows `ids` of a table, block by block; the mean of all rows for -1."""
+def _bytes(model: Foreign, table: Literal["entity", "relation"], ids: Tensor, width: int) -> Iterator[bytes]:
+    """The rows `ids` of a table, block by block; the mean of all rows for -1. ModelError where one is not finite."""
     mean = torch.zeros(width, dtype=model.dtype)
     if (ids < 0).any():
         total = torch.zeros(width, dtype=torch.float64)
         for block in torch.arange(len(model.entities)).split(ROWS_AT_ONCE):
-            total += rows(block).double().sum(0)
+            total += finite_rows(model, table, block).double().sum(0)
         mean = (total / len(model.entities)).to(model.dtype)
     for block in ids.split(ROWS_AT_ONCE):
-        found = rows(block.clamp_min(0)).to(model.dtype)
+        found = finite_rows(model, table, block.clamp_min(0))
         found = torch.where((block < 0).unsqueeze(1), mean, found)
         yield found.contiguous().view(torch.uint8).numpy().tobytes()
 

@@ -12,7 +12,7 @@ import torch
 from distkgd import __version__
 from distkgd.distributed.ranks import Ranks
 from distkgd.export import export_model
-from distkgd.model_folder import FORMAT, find_model, read_config, read_names
+from distkgd.model_folder import FORMAT, check_numbers, find_model, read_config, read_names
 from distkgd.serving.questions import DEFAULT_K
 
 SERVED = Path(__file__).with_name("served.py")
@@ -33,6 +33,8 @@ def pack(model: Path, out: Path) -> None:
         if read_config(folder)["format"] == FORMAT:
             export_model(folder, Path(scratch) / "model", "safetensors", Ranks())
             folder = Path(scratch) / "model"
+        else:
+            check_numbers(folder)
         pyfunc.save_model(
             path=str(out),
             python_model=str(SERVED),

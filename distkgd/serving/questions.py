@@ -93,7 +93,8 @@ def _answer_alike(
         if i in found.errors:
             answers[place] = DataError(found.errors[i])
         else:
-            answers[place] = {**words, "asked": found.answered, **_named(model, ids), "scores": scores}
+            there = [one for one in ids if one >= 0]  # after the last answer they are -1
+            answers[place] = {**words, "asked": found.answered, **_named(model, there), "scores": scores[: len(there)]}
     return answers
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 import distkgd
 from distkgd.errors import ConfigError, DataError
@@ -45,6 +46,24 @@ def test_answers_come_in_the_order_of_the_questions_whatever_is_asked(model: dis
         assert answer["relation"] == question["relation"].lower() and "labels" not in answer
     assert [len(answer["ids"]) for answer in answers] == [4, 10, 4, 10, 41]
     assert answer_questions(model, []) == []
+
+
+def test_names_stand_beside_their_own_scores_where_others_are_no_numbers(tmp_path: Path) -> None:
+    graph = toy_graph()
+    save_model(tmp_path / "model", toy_model(graph, "distmult"), graph, {})
+    broken = distkgd.load(tmp_path / "model")
+    whole = distkgd.load(tmp_path / "model").predict(head="e000", relation="r001", k=41)
+    wanted = dict(zip(whole.names[0], whole.scores[0].tolist(), strict=True))
+    broken.entity_rows[3] = torch.nan
+    broken.entity_rows[40] = torch.nan
+    answers = broken.predict(head="e000", relation="r001", k=41)
+    served = answer_questions(broken, [{"head": "e000", "relation": "r001", "k": 41}])[0]
+    for names, scores in ((answers.names[0], answers.scores[0].tolist()), (served["names"], served["scores"])):
+        found = dict(zip(names, scores, strict=False))
+        assert len(found) == 39 and not {"e003", "e040"} & set(found)
+        assert found == pytest.approx({name: wanted[name] for name in found})
+    assert len(served["scores"]) == len(served["ids"]) == 39
+    assert answers.frame()["tail"].tolist() == answers.names[0]
 
 
 def test_labels_are_understood_and_answered_where_the_model_has_any(tmp_path: Path) -> None:
