@@ -48,6 +48,7 @@ check: $(STAMP)
 bench-foundation: $(STAMP)
 	$(BIN)/python benchmarks/foundation.py demo
 	$(BIN)/python benchmarks/foundation.py reading
+	$(BIN)/python benchmarks/foundation.py quoted
 	$(BIN)/python benchmarks/foundation.py wn18rr
 
 bench-engine: $(STAMP)

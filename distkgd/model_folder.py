@@ -299,7 +299,8 @@ def write_names(folder: Path, names: str, labels: str, vocabulary: Vocabulary) -
     if vocabulary.labels is not None:
         texts = vocabulary.labels
         frame = pl.DataFrame({"id": pl.arange(0, len(texts), eager=True), "label": texts})
-        frame.write_csv(folder / f"{labels}.tsv", separator="\t", include_header=False)
+        with (folder / f"{labels}.tsv").open("wb") as file:  # polars would take some paths for patterns or addresses
+            frame.write_csv(file, separator="\t", include_header=False)
 
 
 def read_names(folder: Path, names: str, labels: str, number: int) -> Vocabulary:
@@ -311,7 +312,8 @@ def read_names(folder: Path, names: str, labels: str, number: int) -> Vocabulary
     if not path.is_file():
         return vocabulary
     try:
-        frame = pl.read_csv(path, separator="\t", has_header=False, schema={"id": pl.Int64, "label": pl.String})
+        with path.open("rb") as file:
+            frame = pl.read_csv(file, separator="\t", has_header=False, schema={"id": pl.Int64, "label": pl.String})
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ModelError(f"{path} is no table of ids and labels ({error}); write the model again.") from None
     if frame["id"].to_list() != list(range(number)):

@@ -172,8 +172,8 @@ class Storage:
     def _steps(self, name: str) -> list[int]:
         # Of the complete copies, ascending.
         self._fs.invalidate_cache()
-        found = self._fs.glob(f"{self._of(name)}/checkpoint/step_*/{MANIFEST}")
-        return sorted(int(path.split("/")[-2].removeprefix("step_")) for path in found)
+        found = self._fs.find(f"{self._of(name)}/checkpoint", maxdepth=2)  # `glob` takes the URI itself for a pattern
+        return sorted(int(path.split("/")[-2].removeprefix("step_")) for path in found if path.endswith(f"/{MANIFEST}"))
 
     # -- MLflow -------------------------------------------------------------------------------------------------------
 

@@ -19,9 +19,7 @@ import typer
 from distkgd.cluster.driver import run_chain
 from distkgd.cluster.walk import Options
 from distkgd.config import free_batches, load_config
-from distkgd.launching import run_main, show, split_arguments, terminal
-
-DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
+from distkgd.launching import DEFAULT, run_main, show, split_arguments, terminal
 
 
 def main(

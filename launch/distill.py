@@ -20,10 +20,8 @@ import typer
 from distkgd.config import free_batches, load_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.launching import launch, run_main, show, split_arguments
+from distkgd.launching import DEFAULT, launch, run_main, show, split_arguments
 from distkgd.own import Budget, run_config, run_own, wishes_of
-
-DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 
 
 def main(
@@ -37,11 +35,14 @@ def main(
     min_retained: Annotated[float | None, typer.Option(help="Budget: share of the teacher's valid MRR.")] = None,
     split_seed: Annotated[int | None, typer.Option(min=0, help="Of the split of one file; default 0.")] = None,
     allow_unseen: Annotated[bool, typer.Option(help="Hold out entities that train lacks, too.")] = False,
+    columns: Annotated[str | None, typer.Option(help="Order in --data's files, as head,tail,relation.")] = None,
+    literals: Annotated[bool, typer.Option(help="Literals of RDF in --data are entities, too.")] = False,
 ) -> None:
     """Run a plan and print its table."""
     path, overrides = split_arguments(arguments or [])
-    budget = Budget(max_mb, max_ms_per_query, min_retained)
-    wishes = wishes_of(path, overrides, data, to=to, budget=budget, seed=split_seed, allow_unseen=allow_unseen)
+    asked = {"to": to, "budget": Budget(max_mb, max_ms_per_query, min_retained), "seed": split_seed}
+    asked |= {"allow_unseen": allow_unseen, "columns": columns, "literals": literals}
+    wishes = wishes_of(path, overrides, data, **asked)  # type: ignore[arg-type]
     config = load_config(path or DEFAULT, overrides, data) if wishes is None else wishes.machine()
 
     def body(ranks: Ranks, display: Display) -> int:

@@ -31,7 +31,7 @@ from distkgd.export import export_model
 from distkgd.export.faiss_format import open_searcher
 from distkgd.export.source import open_source
 from distkgd.graph import load_graph
-from distkgd.graph.one_file import read_triples
+from distkgd.graph.readers import read_files
 from distkgd.graph.split import split_file
 from distkgd.imports import Given, import_model
 from distkgd.launching import launch, run_main
@@ -275,7 +275,7 @@ def test_every_function_that_takes_a_path_takes_text(place: Path, tmp_path: Path
     assert load_sweep(str(ROOT / SWEEP)) == load_sweep(ROOT / SWEEP)
     assert load_graph(str(place / "data")).sha256 == load_graph(place / "data").sha256
     (tmp_path / "one.tsv").write_text("".join(f"a{i % 12}\tr\tb{i % 5}\n" for i in range(60)), encoding="utf-8")
-    assert len(read_triples(out.format("one.tsv"))[0]) == 60
+    assert len(read_files({"train": out.format("one.tsv")}).rows["train"]) == 60
     assert split_file(out.format("one.tsv"), "one").files
     assert distkgd.load(stage).scorer.dim == loaded.model.scorer.dim
 

@@ -204,6 +204,15 @@ def test_a_copy_that_is_not_whole_is_passed_over(harm: str, memory: Any, tmp_pat
     assert not list((tmp_path / "two").rglob(".*tmp"))
 
 
+def test_a_uri_is_no_pattern(memory: Any, tmp_path: Path) -> None:
+    storage = Storage("memory://bucket/run[1]*", tmp_path)
+    for step in (7, 30):
+        memory.pipe_file(f"/bucket/run[1]*/stages/student/checkpoint/step_{step}/manifest.json", b"{}")
+    memory.pipe_file("/bucket/run1/stages/student/checkpoint/step_5/manifest.json", b"{}")
+    memory.pipe_file("/bucket/run[1]*/stages/student/checkpoint/step_40/rows.safetensors", b"")
+    assert storage._steps("student") == [7, 30]
+
+
 def test_another_runs_place_is_not_taken(memory: Any, tmp_path: Path) -> None:
     ran(tmp_path / "one", TREE | {"storage": "memory://bucket/run"})
     with pytest.raises(ConfigError, match=r"made by another plan \(differs in: seed\)"):

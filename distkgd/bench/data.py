@@ -42,5 +42,6 @@ def write_triples(folder: Path, triples: int, entities: int, held_out: int = 100
         frame = pl.DataFrame(
             {key: pl.select(pl.format(key + "{}", column)).to_series() for key, column in columns.items()}
         )
-        frame.write_csv(folder / f"{split}.tsv", separator="\t", include_header=False)
+        with (folder / f"{split}.tsv").open("wb") as file:
+            frame.write_csv(file, separator="\t", include_header=False)
     return folder / "train.tsv"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from distkgd.errors import DataError
+from distkgd.graph.formats import AS_THEY_ARE, How
 from distkgd.graph.powerlaw import EXAMPLE, power_law_graph, read_power_law
 from distkgd.graph.public import PUBLIC, load_public
 from distkgd.graph.pystdlib import build as build_pystdlib
@@ -13,14 +14,15 @@ from distkgd.graph.readers import read_folder
 from distkgd.graph.triples import Graph, Vocabulary
 from distkgd.paths import AnyPath
 
-__all__ = ["Graph", "Vocabulary", "anchored", "load_graph", "power_law_graph"]
+__all__ = ["Graph", "How", "Vocabulary", "anchored", "load_graph", "power_law_graph"]
 
 
-def load_graph(source: AnyPath) -> Graph:
+def load_graph(source: AnyPath, how: How = AS_THEY_ARE) -> Graph:
     """The graph of a folder, of a public data set (downloaded once, checked), of Python's own library, or a made one.
 
     source: "pystdlib" is the embedded data set, "powerlaw:…" a made graph and a name in `PUBLIC` that set, whatever
         folders lie here; a `Path`, text with a path separator, or the name of a folder that exists is a folder.
+    how: of a folder, what its files do not say themselves.
     """
     source = source if isinstance(source, str) else Path(source)
     if source == "pystdlib":
@@ -29,8 +31,8 @@ def load_graph(source: AnyPath) -> Graph:
         return read_power_law(source)
     if isinstance(source, str) and source in PUBLIC:
         return load_public(source)
-    if isinstance(source, Path) or os.sep in source or (source and Path(source).is_dir()):
-        return read_folder(source)
+    if isinstance(source, Path) or os.sep in source or (source and Path(source).exists()):
+        return read_folder(source, how=how)
     raise DataError(
         f"no data set is called {source!r} and no folder of that name is here; known are: pystdlib, "
         f"{', '.join(PUBLIC)}, {EXAMPLE}; for a folder of your own give its path"

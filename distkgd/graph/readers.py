@@ -1,84 +1,154 @@
-"""Read a folder of triples; whatever is wrong with it is named by file, line and cure. Nothing is written.
+"""Read files and folders of triples; whatever is wrong is named by file, line and cure. Nothing is written.
 
-A data set is a folder with `train`, `valid` and `test`, each as .txt, .tsv or .csv, plain or .gz: UTF-8, no
-header, `head<TAB>relation<TAB>tail`. A .csv whose first line has no tab and three comma-separated fields is
-read as RFC 4180. `names.tsv` and `relation_names.tsv` (plain or .gz) may give labels: name, label, and more.
+A data set is a folder with `train`, `valid` and `test`, each a file that could be read alone: lines of text (plain or
+.gz), Parquet, RDF. `names.tsv` and `relation_names.tsv` (plain or .gz) may give labels: name, label, and more.
 
-A file is checked and turned into numbers in one pass (kernels/names.cpp). Without a compiler, and where that pass
-stumbles, files are checked as arrays of byte positions and parsed by polars; Python code looks at single lines only
-once a check has found that one of them is wrong.
+Plain text is checked and turned into numbers in one pass (kernels/names.cpp). Where that pass stumbles, quotes are read
+or no compiler is at hand, polars cuts the lines (text_files.py); what is odd about names is settled among the distinct
+ones (odd_names.py).
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
-import re
-import zlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from distkgd.errors import DataError
+from distkgd.graph.formats import (
+    ABOUT,
+    AS_THEY_ARE,
+    ENDINGS,
+    RDF,
+    TEXT_ENDINGS,
+    How,
+    ending_of,
+    expand,
+    lines_of,
+    read_bytes,
+    read_parquet,
+    read_rdf,
+)
+from distkgd.graph.odd_names import settle, told_first_lines, told_names, told_order
+from distkgd.graph.text_files import Layout, clean_text, layout_of, read_ids, read_lines, refuse_words, without_mark
 from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, shorten, sorted_unique
 from distkgd.kernels.names import NameTables
+from distkgd.paths import AnyPath
 
-ENDINGS = (".txt", ".tsv", ".csv", ".txt.gz", ".tsv.gz", ".csv.gz")
 LABEL_ENDINGS = (".tsv", ".tsv.gz")
-_BLOCK = 64 << 20
-_BOM = b"\xef\xbb\xbf"
+_ALIASES = {"train": (), "valid": ("val", "dev", "validation"), "test": ()}
 
 
-# What a file becomes: numbers [n, 3] in order of appearance, or else columns of strings. Blank lines and line breaks in
-# fields are refused: rows are lines.
-_Parsed = Tensor | pl.DataFrame
+@dataclass
+class _Part:
+    """What a file becomes: numbers [n, 3] in order of appearance, or where nothing is compiled frames of strings.
+
+    numbers: of the line, row or statement (`unit`) of each triple. beside: bytes of files that its names are in.
+    may_be_header: whether its first line is a triple only because its words are no known names of columns.
+    """
+
+    path: Path
+    unit: str = "line"
+    rows: list[Tensor] = field(default_factory=list)
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    numbers: list[pl.Series | range] = field(default_factory=list)
+    beside: bytes = b""
+    may_be_header: bool = False
+
+    def where(self, row: int) -> str:
+        """File and line of a triple."""
+        for numbers in self.numbers:
+            if row < len(numbers):
+                return f"{self.path}, {self.unit} {numbers[row]}"
+            row -= len(numbers)
+        raise AssertionError("there are as many numbers as rows")
 
 
-def read_folder(folder: str | Path, name: str | None = None, checksums: Mapping[str, str] | None = None) -> Graph:
+@dataclass
+class Triples:
+    """Ids [n, 3] of each split by sorted names, as the files have them; what a person should know of them."""
+
+    rows: dict[str, Tensor]
+    entities: pl.Series
+    relations: pl.Series
+    notes: list[str]
+    sha256: str
+
+
+def read_folder(
+    folder: AnyPath, name: str | None = None, checksums: Mapping[str, str] | None = None, how: How = AS_THEY_ARE
+) -> Graph:
     """Read a data set. Ids follow the sorted names; triples keep the order of their file.
 
     name: of the graph; the folder's own name if not given.
     checksums: sha256 per split of the decompressed bytes, CRLF read as LF; a file that differs is refused.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     present = _list_folder(folder)
-    files = {split: _pick(folder, present, split, ENDINGS) for split in SPLITS}
+    notes: list[str] = []
+    files = {split: _find_split(folder, present, split, notes) for split in SPLITS}
     if files["train"] is None:
         looked_for = f"looked for train, valid and test ending in {' '.join(ENDINGS)}"
         raise DataError(f"{folder} is no data set: {looked_for}; train is missing; there {_listed(present)}")
     paths = {split: path for split, path in files.items() if path is not None}
-    warnings = [f"{split}: no such file in {folder}; the split is empty" for split in SPLITS if split not in paths]
-    digest = hashlib.sha256()
-    parsed: dict[str, _Parsed] = {}
-    with ThreadPoolExecutor(1) as beside, NameTables.open() as tables:
-        for split, path in paths.items():
-            data = read_bytes(path)
-            _check_sum(data, path, (checksums or {}).get(split))
-            beside.submit(digest.update, data)  # one after the other, while the same bytes are parsed
-            parsed[split] = _parse_triples(data, path, tables)
-            del data
-        rows, entities, relations = _number(parsed, tables)
-    _refuse_blank_fields(paths, rows, entities, relations)
-    _refuse_new_relations(paths, rows, relations)
+    notes += [f"{split}: no such file in {folder}; the split is empty" for split in SPLITS if split not in paths]
+    found = read_files(paths, replace(how, exact=_is_ours(folder)), checksums)
+    notes += found.notes
     entity_labels, relation_labels = (
-        _read_labels(_pick(folder, present, stem, LABEL_ENDINGS), names, warnings)
-        for names, stem in ((entities, "names"), (relations, "relation_names"))
+        _read_labels(_pick(folder, [stem + end for end in LABEL_ENDINGS if stem + end in present]), names, notes)
+        for names, stem in ((found.entities, "names"), (found.relations, "relation_names"))
     )
     return assemble_rows(
         name or folder.resolve().name,
-        rows,
-        Vocabulary(entities, entity_labels),
-        Vocabulary(relations, relation_labels),
-        digest.hexdigest(),
-        tuple(warnings),
+        found.rows,
+        Vocabulary(found.entities, entity_labels),
+        Vocabulary(found.relations, relation_labels),
+        found.sha256,
+        tuple(notes),
     )
+
+
+def read_files(
+    paths: Mapping[str, AnyPath], how: How = AS_THEY_ARE, checksums: Mapping[str, str] | None = None
+) -> Triples:
+    """Read the file of each split, `train` among them. Raises DataError naming file, line and cure."""
+    files = {split: Path(path) for split, path in paths.items()}
+    digest = hashlib.sha256()
+    notes: list[str] = []
+    parts: dict[str, _Part] = {}
+    quoted: set[str] = set()
+    with ThreadPoolExecutor(1) as beside, NameTables.open() as tables:
+        for split, path in files.items():
+            data = read_bytes(path)
+            _check_sum(data, path, (checksums or {}).get(split))
+            beside.submit(digest.update, data)  # one after the other, while the same bytes are parsed
+            parts[split] = _parse(data, path, how, tables, notes, quoted)
+            beside.submit(digest.update, parts[split].beside)
+            del data
+        rows, entities, relations = _number(parts, tables)
+    doubts: list[str] = []
+    if not how.exact:
+        entities, relations = _settle(parts, rows, entities, relations, quoted, notes)
+        firsts = {split: part.where(0) for split, part in parts.items() if part.may_be_header}
+        doubts = told_first_lines(firsts, rows, entities, relations)
+        notes += [*told_names(entities, "entities"), *told_names(relations, "relations")]
+        notes += [*told_order(rows, entities, relations), *doubts]
+    _refuse_new_relations(parts, rows, relations, doubts)
+    return Triples(rows, entities, relations, notes, digest.hexdigest())
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return "source_sha256" in json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _list_folder(folder: Path) -> list[str]:
@@ -101,8 +171,35 @@ def _listed(present: list[str]) -> str:
     return "are: " + ", ".join(present[:10]) + (f" and {len(present) - 10} more" if len(present) > 10 else "")
 
 
-def _pick(folder: Path, present: list[str], stem: str, endings: tuple[str, ...]) -> Path | None:
-    found = [stem + ending for ending in endings if stem + ending in present]
+def _find_split(folder: Path, present: list[str], split: str, notes: list[str]) -> Path | None:
+    """The file of a split: the usual text file, else any other that can be read, else one of another usual name."""
+    stems = [split, *_ALIASES[split]]
+
+    def called(stems: list[str]) -> list[str]:
+        ends = [(name, ending_of(name)) for name in present]
+        return [name for name, end in ends if end is not None and name.lower() in [stem + end for stem in stems]]
+
+    usual = [split + end for end in TEXT_ENDINGS if split + end in present]
+    openke = [name for name in present if name.lower() == f"{split}2id.txt"]
+    ways = [usual, called(stems[:1]), called(stems[1:]), openke]
+    found = next(filter(None, ways), [])
+    path = _pick(folder, found)
+    if path is None:
+        unread = [name for name in present if name.split(".")[0].lower() in stems and (folder / name).is_file()]
+        if unread and split != "train":  # without train the folder is refused anyway
+            raise DataError(
+                f"{folder / unread[0]}: a file of triples ends in one of {' '.join(ENDINGS)}; convert it, or take it "
+                "out of the folder"
+            )
+        return None
+    if found is ways[2]:
+        notes.append(f"{path.name} is read as {split}")
+    if others := sorted(set(called(stems) + openke) - set(found)):
+        notes.append(f"{', '.join(others)}: not read, for {path.name} is {split}")
+    return path
+
+
+def _pick(folder: Path, found: list[str]) -> Path | None:
     if len(found) > 1:
         raise DataError(f"{folder} holds {' and '.join(found)}, and only one can be meant; remove the other")
     if not found:
@@ -114,22 +211,6 @@ def _pick(folder: Path, present: list[str], stem: str, endings: tuple[str, ...])
     return path
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, decompressed, CRLF turned into LF."""
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz" and data:
-            data = gzip.decompress(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: the gzip data is cut off or damaged ({error}); copy it again") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: the file cannot be read ({reason}); check the file and its rights") from error
-    while b"\r" in data and b"\r\n" in data:  # more than once where an editor has turned CRLF into CRCRLF
-        data = data.replace(b"\r\n", b"\n")
-    return data.removesuffix(b"\r")
-
-
 def _check_sum(data: bytes, path: Path, expected: str | None) -> None:
     if expected is not None and (found := hashlib.sha256(data).hexdigest()) != expected:
         raise DataError(
@@ -138,82 +219,60 @@ def _check_sum(data: bytes, path: Path, expected: str | None) -> None:
         )
 
 
-def clean_text(data: bytes, path: Path) -> bytes:
-    """The text without byte-order mark and last line ends. Raises DataError when it is none, or not UTF-8."""
-    text = data.removeprefix(_BOM).rstrip(b"\n")
-    if not text:
-        raise DataError(f"{path}: the file is empty; fill it, or remove it if there is nothing to put in")
-    bad, what = text.find(0), "NUL"
-    if bad < 0:  # polars would drop it from the end of a field without a word
-        bad, what = text.find(b"\r"), "a carriage return without a line feed"
-    for start, end in [] if text.isascii() else _blocks(text):
-        try:
-            text[start:end].decode("utf-8")
-        except UnicodeDecodeError as error:
-            bad, what = start + error.start, f"0x{text[start + error.start]:02x}, which is not UTF-8"
-            break
-    if bad >= 0:
-        line, byte = text.count(b"\n", 0, bad) + 1, bad - text.rfind(b"\n", 0, bad)
-        is_gzip = text[:2] == b"\x1f\x8b"
-        cure = (
-            "it looks like gzip: let its name end in .gz" if is_gzip else "save it as UTF-8 with LF or CRLF line ends"
-        )
-        raise DataError(f"{path}, line {line}: byte {byte} of the line is {what}; {cure}")
-    return text
-
-
-def _blocks(data: bytes) -> Iterator[tuple[int, int]]:
-    """Pieces of about 64 MB that end with a line: neither a triple nor a letter is ever cut in two."""
-    start = 0
-    while start < len(data):
-        end = min(start + _BLOCK, len(data))
-        if end < len(data):
-            end = (data.rfind(b"\n", start, end) + 1) or (data.find(b"\n", end) + 1) or len(data)
-        yield start, end
-        start = end
-
-
-def _parse_triples(data: bytes, path: Path, tables: NameTables | None) -> _Parsed:
-    start = len(_BOM) if data.startswith(_BOM) else 0
-    separator, quoted = _separator(data, start, path)
-    # polars drops a second byte-order mark.
-    if tables is not None and not quoted and not data.startswith(_BOM, start):
-        rows = tables.read(data, start, separator)
-        if rows is not None:
-            return rows
-    text = clean_text(data, path)
-    if quoted:
-        frame = _parse_quoted(text, path)
+def _parse(data: bytes, path: Path, how: How, tables: NameTables | None, notes: list[str], quoted: set[str]) -> _Part:
+    ending = (ending_of(path.name) or "").removesuffix(".gz")
+    part = _Part(path)
+    if ending == ".parquet":
+        part.unit = "row"
+        frames: Iterable[pl.DataFrame] = [read_parquet(data, path, how)]
+    elif ending in RDF:
+        part.unit = "statement"
+        frames = read_rdf(data, path, how, notes)
     else:
-        for first, end in _blocks(text):
-            _check_columns(text, first, end, path, separator)
-        frame = read_columns(text, path, separator, COLUMNS)
+        body = without_mark(data)
+        layout = Layout(0, 1) if how.exact else layout_of(body, path, how, notes)
+        part.may_be_header = layout.header is None and not layout.openke
+        if tables is not None and layout.is_plain(body):
+            rows = tables.read(body, layout.start, layout.separator)
+            if rows is not None:
+                part.rows.append(rows)
+                part.numbers.append(range(layout.line, layout.line + len(rows)))
+                return part
+        text = clean_text(body, path)
+        if layout.openke:
+            frame, part.beside = read_ids(text, layout, path, notes)
+            frames = [frame]
+        else:
+            frames = read_lines(text, layout, path, notes, quoted)
+    for frame in frames:
+        if part.unit != "line":
+            refuse_words(frame, path, part.unit)
+        if len(frame):
+            _add(part, frame, tables)
+    if not part.numbers:
+        raise DataError(f"{path}: no triple in it; one {part.unit} each: head, relation, tail")
+    return part
+
+
+def _add(part: _Part, frame: pl.DataFrame, tables: NameTables | None) -> None:
+    part.numbers.append(frame["number"])
+    words = frame.select(COLUMNS)
     if tables is None:
-        return frame
-    plain = frame.write_csv(include_header=False, separator="\t", quote_style="never").encode()
+        part.frames.append(words)
+        return
+    plain = words.write_csv(include_header=False, separator="\t", quote_style="never").encode()
     rows = tables.read(plain, 0, "\t")
-    if rows is None:
-        raise MemoryError(f"{path}: no memory for a table of its names")
-    return rows
+    assert rows is not None, "its fields were checked, so they are three a line"
+    part.rows.append(rows)
 
 
-def _separator(data: bytes, start: int, path: Path) -> tuple[str, bool]:
-    """What stands between fields, and whether they need a reader of quotes."""
-    if ".csv" in path.suffixes[-2:]:
-        end = data.find(b"\n", start)
-        first_line = data[start : end if end >= 0 else len(data)]
-        if b"\t" not in first_line and re.sub(rb'"[^"]*"', b"", first_line).count(b",") == 2:
-            return ",", b'"' in data or b"\t" in data
-    return "\t", False
-
-
-def _number(parsed: Mapping[str, _Parsed], tables: NameTables | None) -> tuple[dict[str, Tensor], pl.Series, pl.Series]:
+def _number(parts: Mapping[str, _Part], tables: NameTables | None) -> tuple[dict[str, Tensor], pl.Series, pl.Series]:
     """Ids [n, 3] of each split by sorted names; the names of entities; those of relations."""
-    rows = {split: part for split, part in parsed.items() if isinstance(part, Tensor)}
     if tables is not None:
+        rows = {split: part.rows[0] if len(part.rows) == 1 else torch.cat(part.rows) for split, part in parts.items()}
         entities, relations = map(_names, tables.sort(rows.values()))
         return rows, entities, relations
-    frames = {split: part for split, part in parsed.items() if isinstance(part, pl.DataFrame)}
+    frames = {split: pl.concat(part.frames) for split, part in parts.items()}
     entities = sorted_unique([frame[column] for frame in frames.values() for column in ("head", "tail")])
     relations = sorted_unique([frame["relation"] for frame in frames.values()])
     return {split: encode(frame, entities, relations) for split, frame in frames.items()}, entities, relations
@@ -227,99 +286,73 @@ def _names(lines: bytes) -> pl.Series:
     return names
 
 
-def read_columns(text: bytes, path: Path, separator: str, columns: tuple[str, ...]) -> pl.DataFrame:
-    """The columns of a clean text, without any idea of quotes; as many rows as lines."""
-    schema = dict.fromkeys(columns, pl.String)
-    try:
-        frame = pl.read_csv(text, separator=separator, has_header=False, quote_char=None, schema=schema)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: not a table of text: {str(error).splitlines()[0]}") from error
-    assert len(frame) == text.count(b"\n") + 1, f"{path}: polars saw other lines than we did"
-    return frame
-
-
-def _check_columns(text: bytes, start: int, end: int, path: Path, separator: str) -> None:
-    """Every line of text[start:end] holds two separators with something before, between and behind them."""
-    block = np.frombuffer(text, np.uint8, end - start, start)
-    ends = np.flatnonzero(block == ord("\n"))
-    if block[-1] != ord("\n"):
-        ends = np.append(ends, len(block))
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    cuts = np.flatnonzero(block == ord(separator))
-    if len(cuts) == 2 * len(ends):
-        first, second = cuts[0::2], cuts[1::2]
-        if ((starts < first) & (first + 1 < second) & (second + 1 < ends)).all():
-            return
-    lines_before = text.count(b"\n", 0, start)
-    for row, line in enumerate(text[start:end].removesuffix(b"\n").split(b"\n")):
-        where = f"{path}, line {lines_before + row + 1}"
-        _check_fields(line.decode().split(separator), where, separator)
-    raise AssertionError("the fast check and the slow one disagree")
-
-
-def _check_fields(fields: list[str], where: str, separator: str) -> None:
-    line = separator.join(fields)
-    if not line.strip(" \r"):
-        raise DataError(f"{where}: the line is blank; remove it")
-    if len(fields) != 3:
-        found = f"{len(fields)} column{'s' if len(fields) != 1 else ''} in {shorten(line)!r}"
-        between = "TABs" if separator == "\t" else "commas"
-        raise DataError(f"{where}: {found}, expected 3: head, relation and tail with {between} between them")
-    for column, field in zip(COLUMNS, fields, strict=True):
-        if not field.strip():
-            raise DataError(f"{where}: the {column} is empty in {shorten(line)!r}; fill it or remove the line")
-
-
-def _parse_quoted(text: bytes, path: Path) -> pl.DataFrame:
-    """Quoted commas need Python's csv module, which is many times slower than the arrays above."""
-    rows: list[list[str]] = []
-    try:
-        for fields in csv.reader(io.StringIO(text.decode(), newline=""), strict=True):
-            where = f"{path}, line {len(rows) + 1}"
-            _check_fields(fields, where, ",")
-            if any("\t" in field or "\n" in field for field in fields):
-                raise DataError(f"{where}: a tab or a line break in a field; remove it")
-            rows.append(fields)
-    except csv.Error as error:
-        raise DataError(f'{path}, line {len(rows) + 1}: {error}; close the quotes, write " as ""') from error
-    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+def _settle(
+    parts: Mapping[str, _Part],
+    rows: Mapping[str, Tensor],
+    entities: pl.Series,
+    relations: pl.Series,
+    quoted: set[str],
+    notes: list[str],
+) -> tuple[pl.Series, pl.Series]:
+    """Drop outer white space of names where none needs it, rows included; entities and relations as they are then."""
+    settled = [settle(entities, quoted, "entities"), settle(relations, quoted, "relations")]
+    if not any(settled):
+        return entities, relations
+    _refuse_blank_fields(parts, rows, entities, relations)
+    for split, part in rows.items():
+        fields = 0
+        for place, found in enumerate((settled[0], settled[1], settled[0])):
+            if found is not None:
+                fields += int(found.dropped[part[:, place]].sum())
+                part[:, place] = found.ids[part[:, place]]
+        if fields:
+            notes.append(f"{parts[split].path.name}: white space at the ends of {fields:,} fields was dropped")
+    for found in settled:
+        notes += found.notes if found is not None else ()
+    return tuple(  # type: ignore[return-value]
+        names if found is None else found.names for names, found in zip((entities, relations), settled, strict=True)
+    )
 
 
 def _refuse_blank_fields(
-    paths: Mapping[str, Path], rows: Mapping[str, Tensor], entities: pl.Series, relations: pl.Series
+    parts: Mapping[str, _Part], rows: Mapping[str, Tensor], entities: pl.Series, relations: pl.Series
 ) -> None:
     """Looks among the distinct names, which are fewer than the fields; the line is found only if need be."""
     blank, blank_relation = (torch.from_numpy((x.str.strip_chars() == "").to_numpy()) for x in (entities, relations))
     if not (blank.any() or blank_relation.any()):
         return
     for split, (head, relation, tail) in ((split, found.unbind(1)) for split, found in rows.items()):
-        lines = (blank[head] | blank_relation[relation] | blank[tail]).nonzero()
-        if len(lines):
-            line = int(lines[0])
-            names = entities[int(head[line])], relations[int(relation[line])], entities[int(tail[line])]
-            _check_fields(list(names), f"{paths[split]}, line {line + 1}", "\t")
-
-
-def _refuse_new_relations(paths: Mapping[str, Path], rows: Mapping[str, Tensor], relations: pl.Series) -> None:
-    new = torch.ones(len(relations), dtype=torch.bool)
-    new[rows["train"][:, 1]] = False
-    for split, path in paths.items():
-        if split != "train" and len(lines := new[rows[split][:, 1]].nonzero()):
-            line = int(lines[0])
-            relation = shorten(relations[int(rows[split][line, 1])])
+        fields = torch.stack([blank[head], blank_relation[relation], blank[tail]], 1)
+        if len(found := fields.nonzero()):
+            row, place = found[0].tolist()
+            line = "\t".join([entities[int(head[row])], relations[int(relation[row])], entities[int(tail[row])]])
             raise DataError(
-                f"{path}, line {line + 1}: train has no triple with the relation {relation!r}, so nothing can "
-                f"be learnt about it; add some there, or remove all {len(lines):,} lines with such relations"
+                f"{parts[split].where(row)}: the {COLUMNS[place]} is empty in {shorten(line)!r}; fill it or remove the "
+                f"{parts[split].unit}"
             )
 
 
-def _read_labels(path: Path | None, names: pl.Series, warnings: list[str]) -> pl.Series | None:
+def _refuse_new_relations(
+    parts: Mapping[str, _Part], rows: Mapping[str, Tensor], relations: pl.Series, doubts: list[str]
+) -> None:
+    new = torch.ones(len(relations), dtype=torch.bool)
+    new[rows["train"][:, 1]] = False
+    for split, part in parts.items():
+        if split != "train" and len(lines := new[rows[split][:, 1]].nonzero()):
+            where = part.where(int(lines[0]))
+            relation = shorten(relations[int(rows[split][int(lines[0]), 1])])
+            header = "; if this line is a header, remove it" if any(note.startswith(where) for note in doubts) else ""
+            raise DataError(
+                f"{where}: train has no triple with the relation {relation!r}, so nothing can be learnt about it; "
+                f"add some there, or remove all {len(lines):,} lines with such relations{header}"
+            )
+
+
+def _read_labels(path: Path | None, names: pl.Series, notes: list[str]) -> pl.Series | None:
     """[n] labels beside `names`, null where the file has none; of several for one name the first counts."""
     if path is None:
         return None
-    text = clean_text(read_bytes(path), path)
-    # NUL was refused, so splitting on it gives whole lines, without a million Python strings.
-    lines = read_columns(text, path, "\0", ("line",)).to_series()
+    lines = lines_of(clean_text(read_bytes(path), path), path)["line"]
     table = lines.str.splitn("\t", 3).struct.unnest().select(name="field_0", label="field_1")
     wrong = table.select((pl.col("name").str.strip_chars() == "") | pl.col("label").is_null()).to_series()
     if len(rows := wrong.fill_null(True).arg_true()):
@@ -327,8 +360,9 @@ def _read_labels(path: Path | None, names: pl.Series, warnings: list[str]) -> pl
         raise DataError(
             f"{path}, line {rows[0] + 1}: expected a name, a TAB and its label, found {found!r}; correct it"
         )
-    table = table.filter(pl.col("label").str.strip_chars() != "")
-    once = table.unique(subset="name", keep="first", maintain_order=True)
-    if doubled := len(table) - len(once):
-        warnings.append(f"{path.name}: {doubled:,} lines give a second label to a name; the first is used")
-    return pl.DataFrame({"name": names}).join(once, on="name", how="left", maintain_order="left")["label"]
+    bare = table.with_columns(pl.all().str.strip_chars()).filter(pl.col("label") != "")
+    once = bare.unique(subset="name", keep="first", maintain_order=True)
+    if doubled := len(bare) - len(once):
+        notes.append(f"{path.name}: {doubled:,} lines give a second label to a name; the first is used")
+    asked = pl.DataFrame({"name": names.str.strip_chars()})
+    return asked.join(once, on="name", how="left", maintain_order="left")["label"]

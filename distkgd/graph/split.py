@@ -8,7 +8,7 @@ lines nor doubled lines change the split.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from distkgd import random
 from distkgd.errors import DataError
+from distkgd.graph.formats import AS_THEY_ARE, How, check_file
 from distkgd.graph.leaks import Twin, find_leaks
-from distkgd.graph.one_file import read_triples
-from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, sorted_unique
+from distkgd.graph.readers import read_files, read_folder
+from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows
 from distkgd.paths import AnyPath
 from distkgd.random import Stream
 
 HELD_OUT = 0.05  # of the triples for valid, and again for test
 MOST_HELD_OUT = 10_000  # for each: more make figures slower, hardly surer
 FEW_HELD_OUT = 100
-ABOUT = "split.json"
 
 
 @dataclass(frozen=True)
@@ -49,40 +49,55 @@ class Split:
 
     def about(self) -> dict[str, object]:
         """What split.json says."""
-        sizes = {split: self.files[split].count(b"\n") for split in SPLITS}
+        sizes = {split: self.files.get(split, b"").count(b"\n") for split in SPLITS}
         told = {"source": self.source, "source_sha256": self.source_sha256, "sha256": self.graph.sha256}
         how = {"seed": self.seed, "allow_unseen": self.allow_unseen, "triples": sizes, "notes": list(self.notes)}
         return told | how | {"leaks": self.leaks, "twins": [asdict(twin) for twin in self.twins]}
 
 
-def split_file(path: AnyPath, name: str, *, seed: int = 0, allow_unseen: bool = False) -> Split:
+def split_file(path: AnyPath, name: str, *, seed: int = 0, allow_unseen: bool = False, how: How = AS_THEY_ARE) -> Split:
     """Read one file of triples and draw a data set called `name` from it; nothing is written.
 
-    allow_unseen: held-out triples may hold entities that train lacks (never relations).
+    allow_unseen: held-out triples may hold entities that train lacks (never relations). how: what is said of the file.
     Raises DataError for what is no file of triples, and where fewer than two triples can be held out.
     """
     path = Path(path)
-    frame, notes = read_triples(path)
-    distinct = frame.unique().sort(COLUMNS)
-    if doubled := len(frame) - len(distinct):
-        notes.append(f"{doubled:,} of {len(frame):,} triples were there before; the repeats were dropped")
-    entities = sorted_unique([distinct["head"], distinct["tail"]])
-    relations = sorted_unique([distinct["relation"]])
-    triples = encode(distinct, entities, relations)
+    check_file(path)
+    found = read_files({"train": path}, how)
+    entities, relations, notes = found.entities, found.relations, found.notes
+    rows = pl.DataFrame(found.rows["train"].numpy(), schema=COLUMNS)
+    distinct = rows.unique().sort(COLUMNS)  # ids follow the names, so this is their order
+    if doubled := len(rows) - len(distinct):
+        notes.append(f"{doubled:,} of {len(rows):,} triples were there before; the repeats were dropped")
+    triples = torch.from_numpy(distinct.to_numpy(order="c"))
     parts = draw(triples, len(entities), len(relations), seed=seed, allow_unseen=allow_unseen, where=str(path))
     if len(parts["test"]) < FEW_HELD_OUT:
-        held = f"{len(parts['valid']):,} and {len(parts['test']):,}"
-        notes.append(f"valid and test have {held} triples: figures of so few move by chance")
-    files = {split: _tsv(distinct, parts[split]) for split in SPLITS}
+        few = f"{len(parts['valid']):,} and {len(parts['test']):,}"
+        notes.append(f"valid and test have {few} triples: figures of so few move by chance")
+    held = {split: triples[parts[split]] for split in SPLITS}
+    files = {split: _tsv(held[split], entities, relations) for split in SPLITS}
     digest = hashlib.sha256(b"".join(files[split] for split in SPLITS)).hexdigest()
-    rows = {split: triples[parts[split]] for split in SPLITS}
-    found = find_leaks(rows, relations)
-    notes += filter(None, [str(found)])
-    leaks = {split: number for split, (number, _) in found.counts.items()}
-    graph = assemble_rows(name, rows, Vocabulary(entities), Vocabulary(relations), digest, leaks=False)
+    leaked = find_leaks(held, relations)
+    notes += filter(None, [str(leaked)])
+    leaks = {split: number for split, (number, _) in leaked.counts.items()}
+    graph = assemble_rows(name, held, Vocabulary(entities), Vocabulary(relations), digest, leaks=False)
     with path.open("rb") as file:
         source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Split(graph, files, seed, allow_unseen, str(path), source_sha256, tuple(notes), leaks, found.twins)
+    return Split(graph, files, seed, allow_unseen, str(path), source_sha256, tuple(notes), leaks, leaked.twins)
+
+
+def copy_folder(folder: Path, name: str, how: How) -> Split:
+    """A data set with the splits and labels of a folder, read as `how` says; nothing is written."""
+    graph = read_folder(folder, name, how=how)
+    columns = graph.entities.names, graph.relations.names
+    files = {split: _tsv(rows, *columns) for split in SPLITS if len(rows := getattr(graph, split))}
+    digest = hashlib.sha256(b"".join(files.values())).hexdigest()
+    for kind, stem in ((graph.entities, "names"), (graph.relations, "relation_names")):
+        if kind.labels is not None:
+            labels = pl.DataFrame({"name": kind.names, "label": kind.labels}).drop_nulls()
+            files[stem] = labels.write_csv(include_header=False, separator="\t", quote_style="never").encode()
+    made = replace(graph, sha256=digest, warnings=())
+    return Split(made, files, 0, True, str(folder), graph.sha256, graph.warnings, {}, ())
 
 
 def draw(
@@ -119,6 +134,7 @@ def _first(words: Tensor, places: Tensor, number: int) -> Tensor:
     return found.scatter_reduce_(0, words, places, "amin")
 
 
-def _tsv(frame: pl.DataFrame, rows: Tensor) -> bytes:
-    text = frame[rows.numpy()].write_csv(include_header=False, separator="\t", quote_style="never")
-    return text.encode()
+def _tsv(triples: Tensor, entities: pl.Series, relations: pl.Series) -> bytes:
+    columns = zip(COLUMNS, (entities, relations, entities), triples.unbind(1), strict=True)
+    frame = pl.DataFrame({column: names.gather(ids.numpy()) for column, names, ids in columns})
+    return frame.write_csv(include_header=False, separator="\t", quote_style="never").encode()

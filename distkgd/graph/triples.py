@@ -140,7 +140,8 @@ class Vocabulary:
     def write_tsv(self, path: str | Path) -> None:
         """Write `id<TAB>name` in row order, without a header."""
         rows = pl.DataFrame({"id": pl.int_range(len(self), dtype=pl.Int64, eager=True), "name": self.names})
-        rows.write_csv(Path(path), include_header=False, separator="\t", quote_style="never")
+        with Path(path).open("wb") as file:  # polars would take some paths for patterns or addresses
+            rows.write_csv(file, include_header=False, separator="\t", quote_style="never")
 
     @classmethod
     def read_tsv(cls, path: str | Path) -> Vocabulary:
@@ -150,7 +151,8 @@ class Vocabulary:
             return cls(pl.Series("name", [], dtype=pl.String))
         schema = {"id": pl.Int64, "name": pl.String}
         try:
-            rows = pl.read_csv(path, has_header=False, separator="\t", quote_char=None, schema=schema)
+            with path.open("rb") as file:
+                rows = pl.read_csv(file, has_header=False, separator="\t", quote_char=None, schema=schema)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"{path}: not a vocabulary of `id<TAB>name` lines: {str(error).splitlines()[0]}") from error
         wrong = (rows["id"] != pl.int_range(len(rows), dtype=pl.Int64, eager=True)).fill_null(True).arg_true()

@@ -177,7 +177,7 @@ def names_of_table(
     quote = '"' if header else None
     try:
         frame = pl.read_csv(
-            path,
+            path.read_bytes(),
             separator="\t",
             has_header=header,
             new_columns=list(columns),

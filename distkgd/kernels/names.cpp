@@ -1,6 +1,7 @@
 // Triples as text turned into numbers in one pass: each line is checked, each name looked up in a growing hash table.
 //
-// Whatever is not as it should be ends the pass with -1; what is wrong, and where, is for the caller to say.
+// Whatever is not as it should be ends the pass with -1, and its names are forgotten; what is wrong, and where, is for
+// the caller to say.
 
 #include <algorithm>
 #include <cstdint>
@@ -83,16 +84,26 @@ struct Table {
         return (int64_t)id;
     }
 
-    void grow() {
-        std::vector<Slot> larger(2 * slots.size());
-        const uint64_t mask = larger.size() - 1;
+    void grow() { move_to(2 * slots.size()); }
+
+    // Forget all names but the first `count`.
+    void cut(uint64_t count) {
+        if (count >= where.size()) return;
+        names.resize(where[count]);
+        where.resize(count);
+        move_to(slots.size());
+    }
+
+    void move_to(uint64_t size) {
+        std::vector<Slot> moved(size);
+        const uint64_t mask = size - 1;
         for (const Slot& slot : slots) {
-            if (!slot.at) continue;
+            if (!slot.at || slot.at >= names.size()) continue;
             uint64_t i = slot.hash & mask;
-            while (larger[i].at) i = (i + 1) & mask;
-            larger[i] = slot;
+            while (moved[i].at) i = (i + 1) & mask;
+            moved[i] = slot;
         }
-        slots.swap(larger);
+        slots.swap(moved);
     }
 
     // Names one per line in the order of their bytes, which is that of their code points; rank [n]: places by number.
@@ -198,10 +209,16 @@ int64_t names_lines(const char* text, int64_t* size) {
 }
 
 int64_t names_read(Tables* tables, const char* text, int64_t size, char separator, int64_t* rows) {
+    const uint64_t entities = tables->entities.where.size(), relations = tables->relations.where.size();
     try {
-        return tables->read(text, size, separator, rows);
+        const int64_t read = tables->read(text, size, separator, rows);
+        if (read < 0) {
+            tables->entities.cut(entities);
+            tables->relations.cut(relations);
+        }
+        return read;
     } catch (const std::bad_alloc&) {
-        return -1;
+        return -2;
     }
 }
 

@@ -44,8 +44,8 @@ class NameTables:
     def read(self, text: bytes, start: int, separator: str) -> Tensor | None:
         """[n, 3] numbers of the lines of text[start:], or None.
 
-        None: some line is not UTF-8 without NUL and carriage return, in three fields none of which is empty. The
-        tables then hold what was read before that line, so they are of no more use. Line ends at the end do not count.
+        None: some line is not UTF-8 without NUL and carriage return, in three fields none of which is empty; the tables
+        are then as they were before. Line ends at the end do not count.
         """
         whole = ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p)
         begin = ctypes.c_void_p((whole.value or 0) + start)
@@ -54,6 +54,8 @@ class NameTables:
         rows = torch.empty(lines, 3, dtype=torch.int64)
         mark = ctypes.c_char(separator.encode())
         read = self._code.names_read(self._tables, begin, size, mark, address(rows))
+        if read == -2:
+            raise MemoryError("no memory for a table of names")
         return rows if lines and read == lines else None
 
     def sort(self, rows: Iterable[Tensor]) -> tuple[bytes, bytes]:

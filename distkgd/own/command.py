@@ -17,8 +17,8 @@ from distkgd.distributed.nodes import shared_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
 from distkgd.graph import Graph, load_graph
-from distkgd.graph.one_file import ENDINGS
-from distkgd.graph.split import ABOUT, Split, split_file
+from distkgd.graph.formats import ABOUT, check_file, ending_of, expand
+from distkgd.graph.split import Split, copy_folder, split_file
 from distkgd.own import rules
 from distkgd.own.budget import judge_crops, judge_student, out_of_reach, smallest_dim
 from distkgd.own.forecast import forecast, free_memory, held_memory, told
@@ -76,7 +76,8 @@ def run_own(wishes: Wishes, ranks: Ranks, display: Display, out: Path | None = N
     graph, split, notes = _data(wishes, name, ranks)
     for note in (*notes, *graph.warnings):
         display.warn(note)
-    tree["data"] = wishes.data if wishes.file is None else str(folder / "data" / name)
+    written = wishes.file or wishes.copied
+    tree["data"] = wishes.data if written is None else str(folder / "data" / name)
     tree, croppable = _chosen(wishes, graph, tree)
     config = parse_config(tree, str(wishes.config or "the chosen config"))
     stages = checked_plan(config, graph, ranks.world)
@@ -123,9 +124,12 @@ def _data(wishes: Wishes, name: str, ranks: Ranks) -> tuple[Graph, Split | None,
     made: list[Split] = []
 
     def load() -> Graph:
+        if wishes.copied is not None:
+            made.append(copy_folder(wishes.copied, name, wishes.how))
+            return made[0].graph
         if wishes.file is None:
             return load_graph(wishes.data)
-        made.append(split_file(wishes.file, name, seed=wishes.seed, allow_unseen=wishes.allow_unseen))
+        made.append(split_file(wishes.file, name, seed=wishes.seed, allow_unseen=wishes.allow_unseen, how=wishes.how))
         return made[0].graph
 
     graph = shared_graph(ranks, load)
@@ -134,11 +138,11 @@ def _data(wishes: Wishes, name: str, ranks: Ranks) -> tuple[Graph, Split | None,
 
 
 def _data_name(wishes: Wishes) -> str:
-    path = Path(wishes.data)
+    path = expand(wishes.data)
     text = path.resolve().name if path.exists() else wishes.data
     if wishes.file is not None:
-        ends = (end for end in sorted(ENDINGS, key=len, reverse=True) if text.lower().endswith(end))
-        text = text.removesuffix(text[len(text) - len(next(ends, "")) :])
+        check_file(wishes.file)
+        text = wishes.file.name[: -len(ending_of(wishes.file.name) or "")]
     return re.sub(r"[^\w.-]+", "_", text).strip("._") or "graph"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distkgd.config import RunConfig, load_config, load_tree, parse_config
 from distkgd.errors import ConfigError
-from distkgd.graph.one_file import ENDINGS
+from distkgd.graph.formats import AS_THEY_ARE, ENDINGS, How, expand
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Budget:
 class Wishes:
     """data: a file of triples, or whatever `load_graph` takes. to: the student's dim. config: in place of the rules.
 
-    seed: of the split. allow_unseen: held-out triples may hold entities that train lacks.
+    seed: of the split. allow_unseen: held-out triples may hold entities that train lacks. how: of the file.
     """
 
     data: str
@@ -48,12 +48,19 @@ class Wishes:
     overrides: Sequence[str] = ()
     seed: int = 0
     allow_unseen: bool = False
+    how: How = AS_THEY_ARE
 
     @property
     def file(self) -> Path | None:
         """The file that is to be split, None where there is nothing to split."""
-        path = Path(self.data)
+        path = expand(self.data)
         return path if path.exists() and not path.is_dir() else None
+
+    @property
+    def copied(self) -> Path | None:
+        """The folder that is to be read as `how` says and copied, None where nothing is said."""
+        path = expand(self.data)
+        return path if self.how != AS_THEY_ARE and path.is_dir() else None
 
     def machine(self) -> RunConfig:
         """A config that has the right device and threads: what is needed before there is a graph."""
@@ -72,19 +79,25 @@ def wishes_of(
     budget: Budget = Budget(),
     seed: int | None = None,
     allow_unseen: bool = False,
+    columns: str | None = None,
+    literals: bool = False,
 ) -> Wishes | None:
     """What is asked for, or None where this is an ordinary run: of a config file, or the demo's.
 
     Raises ConfigError for what cannot be meant together.
     """
     sizes = to is not None or bool(budget)
-    wishes = Wishes(data or "", to, budget, config, tuple(overrides), seed or 0, allow_unseen)
+    how = How(None if columns is None else tuple(one.strip().lower() for one in columns.split(",")), literals)
+    wishes = Wishes(data or "", to, budget, config, tuple(overrides), seed or 0, allow_unseen, how)
     file = data is not None and wishes.file is not None
-    if not file and data is not None and not Path(data).exists() and data.lower().endswith(ENDINGS):
+    if not file and data is not None and not expand(data).exists() and data.lower().endswith(ENDINGS):
         raise ConfigError(f"--data {data}: no such file; give one file of triples, a folder, or a public data set.")
     if not file and (seed is not None or allow_unseen):
         raise ConfigError("--split-seed and --allow-unseen say how one file of triples is split; --data names none.")
-    if not sizes and not file:
+    copied = data is not None and wishes.copied is not None
+    if how != AS_THEY_ARE and not (file or copied):
+        raise ConfigError("--columns and --literals say how a file or folder of triples is read; --data names none.")
+    if not sizes and not file and not copied:
         return None
     if config is not None and sizes:
         raise ConfigError(f"{config} says what is trained; drop --to and the budgets, or the config file.")

@@ -7,16 +7,25 @@ import polars as pl
 import pytest
 
 from distkgd.errors import DataError
-from distkgd.graph.one_file import read_triples
+from distkgd.graph.formats import AS_THEY_ARE, How, check_file
+from distkgd.graph.readers import read_files
 
 ROWS = [("paris", "capital_of", "france"), ("rome", "capital_of", "italy")]
 
 
-def read(tmp_path: Path, text: str | bytes, name: str = "mine.tsv") -> tuple[list[tuple[str, ...]], list[str]]:
+def read_triples(path: Path, how: How = AS_THEY_ARE) -> tuple[list[tuple[str, str, str]], list[str]]:
+    check_file(path)
+    found = read_files({"train": path}, how)
+    rows = [(found.entities[h], found.relations[r], found.entities[t]) for h, r, t in found.rows["train"].tolist()]
+    return rows, found.notes
+
+
+def read(
+    tmp_path: Path, text: str | bytes, name: str = "mine.tsv", how: How = AS_THEY_ARE
+) -> tuple[list[tuple[str, str, str]], list[str]]:
     path = tmp_path / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    frame, notes = read_triples(path)
-    return frame.rows(), notes
+    return read_triples(path, how)
 
 
 def refused(tmp_path: Path, text: str | bytes, *words: str, name: str = "mine.tsv") -> None:
@@ -61,7 +70,7 @@ def test_a_quoted_csv_may_have_commas_and_quotes_in_names(tmp_path: Path) -> Non
 
 def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     rows, notes = read(tmp_path, "\n" + PLAIN.replace("\n", "\n \t \n\n", 1))
-    assert rows == ROWS and notes == ["3 blank lines were skipped"]
+    assert rows == ROWS and notes == ["mine.tsv: 3 blank lines were skipped"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,7 @@ def test_a_header_is_skipped_and_said(tmp_path: Path, header: str) -> None:
     rows, notes = read(tmp_path, f"{header}\n{PLAIN}")
     assert rows == ROWS
     (note,) = notes
-    assert note.startswith("line 1 is taken as a header")
+    assert note.startswith("mine.tsv: line 1 is taken as a header")
 
 
 def test_a_header_orders_columns_and_names_those_that_are_not_used(tmp_path: Path) -> None:
@@ -91,12 +100,12 @@ def test_an_unknown_header_is_pointed_out(tmp_path: Path) -> None:
 def test_parquet_is_read_by_names_or_by_order(tmp_path: Path) -> None:
     frame = pl.DataFrame(ROWS, schema=["subject", "predicate", "object"], orient="row")
     frame.select("object", pl.lit(1).alias("weight"), "subject", "predicate").write_parquet(tmp_path / "named.parquet")
-    assert read_triples(tmp_path / "named.parquet")[0].rows() == ROWS
+    assert read_triples(tmp_path / "named.parquet")[0] == ROWS
     frame.rename({"subject": "x", "predicate": "y", "object": "z"}).write_parquet(tmp_path / "order.parquet")
-    assert read_triples(tmp_path / "order.parquet")[0].rows() == ROWS
+    assert read_triples(tmp_path / "order.parquet")[0] == ROWS
     numbers = pl.DataFrame({"head": [1, 2], "relation": ["r", "r"], "tail": [3, 4]})
     numbers.write_parquet(tmp_path / "numbers.parquet")
-    assert read_triples(tmp_path / "numbers.parquet")[0].rows() == [("1", "r", "3"), ("2", "r", "4")]
+    assert read_triples(tmp_path / "numbers.parquet")[0] == [("1", "r", "3"), ("2", "r", "4")]
 
 
 def test_what_parquet_cannot_mean_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distkgd.errors import DataError
-from distkgd.graph import Graph, Vocabulary, load_graph, readers, triples
+from distkgd.graph import Graph, Vocabulary, formats, load_graph, text_files, triples
 from distkgd.graph.readers import read_folder
+from distkgd.imports.foreign import names_of_table
+from distkgd.model_folder import read_names, write_names
 
 TRAIN = "b\tlikes\ta\na\tlikes\tc\nc\tknows\ta\n"
 VALID = "a\tknows\tb\n"
@@ -56,7 +58,7 @@ def test_ids_follow_the_sorted_names_and_triples_the_order_of_the_file(tmp_path)
     }
 
 
-@pytest.mark.parametrize("ending", readers.ENDINGS)
+@pytest.mark.parametrize("ending", formats.TEXT_ENDINGS)
 def test_every_ending_reads_the_same_triples(tmp_path, ending):
     plain, other = (
         read_folder(write(tmp_path / "plain")),
@@ -95,12 +97,14 @@ def test_the_checksum_does_not_see_crlf(tmp_path):
     assert read_folder(crlf).sha256 == read_folder(write(tmp_path / "lf")).sha256
 
 
-def test_commas_separate_only_in_csv_files_whose_first_line_says_so(tmp_path):
-    commas = {"train": "a,r,b\nb,r,a\n", "valid": None, "test": None}
-    assert named(read_folder(write(tmp_path / "c", **commas, ending=".csv")), "train")[1] == ("b", "r", "a")
-    with pytest.raises(DataError, match=r"train\.tsv, line 1: 1 column in 'a,r,b', expected 3"):
-        read_folder(write(tmp_path / "t", **commas, ending=".tsv"))
-    tabs = write(tmp_path / "tabs", train="a,1\tr,x,y\tb\n", valid=None, test=None, ending=".csv")
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".txt"])
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_commas_and_semicolons_separate_where_the_first_line_has_no_tabs(tmp_path, ending, mark):
+    files = {"train": "a,r,b\nb,r,a\n".replace(",", mark), "valid": None, "test": None}
+    assert named(read_folder(write(tmp_path / "c", **files, ending=ending)), "train") == [
+        ("a", "r", "b"), ("b", "r", "a"),
+    ]  # fmt: skip
+    tabs = write(tmp_path / "tabs", train="a,1\tr,x,y\tb\n", valid=None, test=None, ending=ending)
     assert named(read_folder(tabs), "train") == [("a,1", "r,x,y", "b")]
 
 
@@ -113,9 +117,10 @@ def test_quoted_commas_quotes_and_later_lines_are_read_as_rfc_4180(tmp_path):
     ]
 
 
-def test_blanks_around_a_field_belong_to_it_and_quotes_in_a_tsv_too(tmp_path):
-    graph = read_folder(write(tmp_path / "b", train=' a\tr \t"b\n', valid=None, test=None))
-    assert named(graph, "train") == [(" a", "r ", '"b')]
+def test_quotes_that_do_not_hold_every_field_of_a_first_line_between_tabs_belong_to_names(tmp_path):
+    graph = read_folder(write(tmp_path / "b", train='"a"\tr\t"b\na\tr\t"b\n', valid=None, test=None))
+    assert named(graph, "train") == [('"a"', "r", '"b'), ("a", "r", '"b')]
+    assert """1 names of entities stand in quotes and without, such as '"a"' and 'a'""" in graph.warnings[-1]
 
 
 def test_a_missing_valid_or_test_is_an_empty_split_and_a_warning(tmp_path):
@@ -157,7 +162,7 @@ def test_labels_come_from_the_second_column_and_names_stand_in_for_missing_ones(
 
 
 def test_a_mistake_in_the_second_block_is_reported_with_its_own_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_BLOCK", 40)
+    monkeypatch.setattr(text_files, "_BLOCK", 40)
     lines = [f"entity{i}\tr\tentity{i + 1}" for i in range(50)]
     assert len(read_folder(write(tmp_path / "good", train="\n".join(lines), valid=None, test=None)).train) == 50
     lines[36] = "entity36\tr"
@@ -204,11 +209,12 @@ def test_load_graph_lists_what_it_knows_when_a_name_is_unknown():
 
 FIELD = st.text(st.characters(exclude_characters="\t\n\r\0", exclude_categories=("Cs",)), min_size=1, max_size=12)
 FIELD = FIELD.filter(lambda text: bool(text.strip()) and text[0] != "\ufeff")
+BARE = FIELD.map(str.strip).filter(lambda text: text and text[0] != "\ufeff" and not text.startswith('"'))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=st.lists(st.tuples(FIELD, FIELD, FIELD), min_size=1, max_size=15, unique=True),
+    rows=st.lists(st.tuples(BARE, BARE, BARE), min_size=1, max_size=15, unique=True),
     ending=st.sampled_from([".txt", ".tsv.gz", ".csv"]),
 )
 def test_triples_that_are_written_are_read_back_equal(tmp_path_factory, rows, ending):
@@ -289,6 +295,18 @@ def test_a_vocabulary_that_is_written_is_read_back_equal(tmp_path_factory, names
     Vocabulary(pl.Series("name", names, dtype=pl.String)).write_tsv(path)
     assert path.read_text() == "".join(f"{i}\t{name}\n" for i, name in enumerate(names))
     assert Vocabulary.read_tsv(path).names.to_list() == names
+
+
+@pytest.mark.parametrize("folder", ["m[1]", "m*", "m?", "~", "m 1", "m%20"])
+def test_names_and_labels_of_models_and_imports_are_at_paths_that_are_no_patterns(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    for name, mark in ((folder, ""), ("m1", "other"), ("mm", "other")):
+        Path(name).mkdir()
+        vocabulary = Vocabulary(pl.Series([f"{mark}a", f"{mark}b"]), {0: f"{mark}A"})
+        write_names(Path(name), "entities", "entity_labels", vocabulary)
+    found = read_names(Path(folder), "entities", "entity_labels", 2)
+    assert found.names.to_list() == ["a", "b"] and found.label(0) == "A"
+    assert names_of_table(Path(folder) / "entities.tsv", 2, ("id", "name")).to_list() == ["a", "b"]
 
 
 @pytest.mark.parametrize(

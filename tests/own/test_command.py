@@ -11,6 +11,8 @@ from distkgd.config import load_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
+from distkgd.graph import load_graph
+from distkgd.model_folder import load_model
 from distkgd.own import NOT_REACHABLE, Budget, Outcome, run_config, run_own, wishes_of
 from tests.own_graphs import own_triples, write_tsv
 from tests.test_launch import assert_one_line_error, launch
@@ -203,6 +205,24 @@ def test_a_config_file_may_have_one_file_split_for_it(file: Path, tmp_path: Path
     outcome = run_own(wishes, Ranks(), Display(False), tmp_path / "run")
     assert list(figures(outcome.report)) == ["student"]
     assert (tmp_path / "run" / "data" / "my_graph" / "train.tsv").is_file()
+
+
+def test_a_folder_in_another_order_of_columns_is_trained_on_as_it_was_said(tmp_path: Path) -> None:
+    rows = own_triples(400, 40, 3)
+    (tmp_path / "my[1]").mkdir()
+    for split, part in (("train", rows), ("dev", rows[:40])):
+        text = "".join(f"{h}\t{t}\t{r}\n" for h, r, t in part)
+        (tmp_path / "my[1]" / f"{split}.tsv").write_text(text, encoding="utf-8")
+    (tmp_path / "small.yaml").write_text("student: {dim: 4, epochs: 1, batch_size: 100}\n", encoding="utf-8")
+    wishes = wishes_of(tmp_path / "small.yaml", QUICK[:3], str(tmp_path / "my[1]"), columns="head,tail,relation")
+    assert wishes is not None
+    outcome = run_own(wishes, Ranks(), Display(False), tmp_path / "run[1]")
+    assert outcome.report is not None and outcome.report["data"]["num_relations"] == 3
+    loaded = load_model(
+        tmp_path / "run[1]" / "stages" / "student", Ranks()
+    )  # names and labels are read from paths that look like patterns
+    graph = load_graph(loaded.config["source"])
+    assert graph.relations.names.to_list() == loaded.relations.names.to_list() and len(graph.valid) == 40
 
 
 def test_two_ranks_split_and_train_the_same(file: Path, finished: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from distkgd.errors import ConfigError
+from distkgd.graph import How
 from distkgd.own import Budget, Wishes, wishes_of
 
 
@@ -29,6 +30,14 @@ def test_a_file_or_a_size_asks_for_more(file: str, tmp_path: Path) -> None:
     assert wishes_of(None, [], str(tmp_path), to=8) is not None
 
 
+def test_what_is_said_of_a_file_or_folder_is_asked_for(file: str, tmp_path: Path) -> None:
+    how = How(("head", "tail", "relation"), literals=True)
+    for data in (file, str(tmp_path)):
+        wishes = wishes_of(None, [], data, to=8, columns="Head, tail,relation", literals=True)
+        assert wishes == Wishes(data, 8, how=how)
+        assert (wishes.file is None) == (wishes.copied is not None) == (data == str(tmp_path))
+
+
 def test_what_cannot_be_meant_is_refused(file: str, tmp_path: Path) -> None:
     for words, call in {
         "how small": lambda: wishes_of(None, [], file),
@@ -37,6 +46,8 @@ def test_what_cannot_be_meant_is_refused(file: str, tmp_path: Path) -> None:
         "no such file": lambda: wishes_of(None, [], str(tmp_path / "other.tsv"), to=8),
         "--split-seed": lambda: wishes_of(None, [], "umls", to=8, seed=1),
         "--allow-unseen": lambda: wishes_of(None, [], None, allow_unseen=True),
+        "--columns and --literals": lambda: wishes_of(None, [], "umls", to=8, columns="head,tail,relation"),
+        "name head, relation and tail once each": lambda: wishes_of(None, [], file, to=8, columns="head,tail"),
         "--to 0": lambda: wishes_of(None, [], file, to=0),
         "--max-mb 0": lambda: wishes_of(None, [], file, budget=Budget(max_mb=0.0)),
         "--max-ms-per-query nan": lambda: wishes_of(None, [], file, budget=Budget(max_ms=float("nan"))),
