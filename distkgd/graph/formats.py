@@ -20,6 +20,7 @@ import polars as pl
 from distkgd.errors import ConfigError, DataError
 from distkgd.extras import need
 from distkgd.graph.triples import COLUMNS, shorten
+from distkgd.paths import AnyPath
 
 TEXT_ENDINGS = (".txt", ".tsv", ".csv", ".txt.gz", ".tsv.gz", ".csv.gz")
 RDF = {".nt": "N_TRIPLES", ".nq": "N_QUADS", ".ttl": "TURTLE"}  # ending -> its name in pyoxigraph
@@ -78,7 +79,7 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give a file of triples")
 
 
-def expand(path: str | Path) -> Path:
+def expand(path: AnyPath) -> Path:
     """A path in which ~ is the home, unless something of that very name is here."""
     path = Path(path)
     try:
