@@ -1,11 +1,12 @@
-"""The pages that say what the code says: docs/config.md, and the differences from the papers in docs/papers.md.
+"""The pages that say what the code says: docs/config.md, the differences in docs/papers.md, the files in architecture.md.
 
-    python -m distkgd.reference            # writes both; tests/test_reference.py fails while they differ from the code
+    python -m distkgd.reference            # writes them; tests/test_reference.py fails while they differ from the code
 
 A key's type, default and allowed values are its annotation's; what it means is said in its class's docstring, after
 `key:` or `key, other key:` at the beginning of a sentence.
 """
 
+import ast
 import inspect
 import json
 import re
@@ -25,8 +26,7 @@ from distkgd.scorers import SCORERS
 from distkgd.settings import LARGEST
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-CONFIG, PAPERS = "config.md", "papers.md"
-BEGIN, END = "<!-- differences:begin -->", "<!-- differences:end -->"
+CONFIG, PAPERS, ARCHITECTURE = "config.md", "papers.md", "architecture.md"
 STAGE = "STAGE"  # stands for teacher, teachers.NAME, student and baseline
 TITLES: Mapping[type[BaseModel], str] = {
     RunConfig: "The run",
@@ -60,11 +60,12 @@ SWEEP = "A sweep's file\n\nFor `launch/ablate.py`: [Sweeps](cluster.md#sweeps). 
 
 
 def write(folder: Path = DOCS) -> list[Path]:
-    """Make both pages anew."""
-    papers = folder / PAPERS
-    papers.write_text(with_differences(papers.read_text(encoding="utf-8")), encoding="utf-8")
+    """Make the pages anew."""
     (folder / CONFIG).write_text(config_page(), encoding="utf-8")
-    return [folder / CONFIG, papers]
+    for name, made in ((PAPERS, with_differences), (ARCHITECTURE, with_files)):
+        page = folder / name
+        page.write_text(made(page.read_text(encoding="utf-8")), encoding="utf-8")
+    return [folder / name for name in (CONFIG, PAPERS, ARCHITECTURE)]
 
 
 # -- config ---------------------------------------------------------------------------------------------------------
@@ -172,12 +173,18 @@ def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def with_differences(page: str) -> str:
     """docs/papers.md with what the methods and scorers say of the papers and the authors' code now."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{PAPERS} needs the lines {BEGIN} and {END}; the differences go between them")
     made = "What each file says of itself at its top, by `python -m distkgd.reference`.\n"
-    return f"{before}{BEGIN}\n{made}\n{differences()}{END}{after}"
+    return _filled(page, PAPERS, "differences", f"{made}\n{differences()}")
+
+
+def _filled(page: str, name: str, what: str, made: str) -> str:
+    """`page` with `made` between the lines that say where it belongs; ValueError where they are missing."""
+    first, last = f"<!-- {what}:begin -->", f"<!-- {what}:end -->"
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end):
+        raise ValueError(f"{name} needs the lines {first} and {last}; the {what} go between them")
+    return f"{before}{begin}\n{made}{end}{after}"
 
 
 def differences() -> str:
@@ -190,6 +197,28 @@ def differences() -> str:
         if "Differs from" in doc:
             text.append(f"### `{kind.__module__.replace('.', '/')}.py`, {kind.__name__}\n\n{doc}\n")
     return "\n".join(text)
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def with_files(page: str) -> str:
+    """docs/architecture.md with the package's files and what each says of itself."""
+    return _filled(page, ARCHITECTURE, "files", f"\n```\n{files()}```\n\n")
+
+
+def files() -> str:
+    """A line for each module, with the first sentence of its docstring; those of a folder below that of its package."""
+    package = Path(__file__).resolve().parent
+    lines = []
+    for path in sorted(package.rglob("*.py"), key=lambda path: (path.parent, path.name)):
+        said = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+        told = re.split(r"[.;](?:\s|$)", " ".join(said.split()))[0]
+        place = path.relative_to(package.parent)
+        is_folder = path.name == "__init__.py"
+        name = f"{place.parent}/" if is_folder else f"  {place.name}"
+        lines.append(f"{name:<32} {told}".rstrip() + "\n")
+    return "".join(lines)
 
 
 if __name__ == "__main__":

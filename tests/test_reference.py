@@ -12,7 +12,18 @@ from distkgd import reference
 from distkgd.cluster.sweep_config import SweepConfig
 from distkgd.config import RunConfig, StageConfig
 from distkgd.methods import METHODS
-from distkgd.reference import CONFIG, DOCS, PAPERS, config_page, meanings, nodes, with_differences, write
+from distkgd.reference import (
+    ARCHITECTURE,
+    CONFIG,
+    DOCS,
+    PAPERS,
+    config_page,
+    meanings,
+    nodes,
+    with_differences,
+    with_files,
+    write,
+)
 from distkgd.settings import Frozen, Positive, Share
 
 AGAIN = "make it again: python -m distkgd.reference"
@@ -28,10 +39,17 @@ def test_the_differences_are_what_the_methods_say() -> None:
     assert page == with_differences(page), f"docs/{PAPERS} and the methods' docstrings differ; {AGAIN}"
 
 
-def test_both_pages_are_written_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(DOCS / PAPERS, tmp_path)
+def test_the_files_are_those_of_the_package_and_each_says_what_it_is() -> None:
+    page = (DOCS / ARCHITECTURE).read_text(encoding="utf-8")
+    assert page == with_files(page), f"docs/{ARCHITECTURE} and the modules' docstrings differ; {AGAIN}"
+    assert [line for line in reference.files().splitlines() if len(line.split()) < 2] == []
+
+
+def test_the_pages_are_written_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (PAPERS, ARCHITECTURE):
+        shutil.copy(DOCS / name, tmp_path)
     before = (tmp_path / PAPERS).read_text(encoding="utf-8")
-    assert [path.name for path in write(tmp_path)] == [CONFIG, PAPERS]
+    assert [path.name for path in write(tmp_path)] == [CONFIG, PAPERS, ARCHITECTURE]
     assert (tmp_path / CONFIG).read_text(encoding="utf-8") == config_page()
     monkeypatch.setattr(reference, "differences", lambda: "none\n")
     write(tmp_path)
