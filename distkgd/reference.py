@@ -1,4 +1,4 @@
-"""The pages that say what the code says: docs/config.md, the differences in docs/papers.md, the files in architecture.md.
+"""The pages that say what the code says: docs/config.md, differences in docs/papers.md, files in docs/architecture.md.
 
     python -m distkgd.reference            # writes them; tests/test_reference.py fails while they differ from the code
 

@@ -42,9 +42,8 @@ def main(
         graph, note = data_of(loaded, str(model), data)
         console = Console(width=None if sys.stdout.isatty() else 110, quiet=not ranks.first)
         asked = {"relation": relation, "top": top, "exclude_known": exclude_known, "ids": ids}
-        known = []
-        for found in predict_each(loaded, graph, head, tail, **asked):
-            known.append(not isinstance(found, DataError))
+        answers = list(predict_each(loaded, graph, head, tail, **asked))
+        for found in answers:
             if isinstance(found, DataError):
                 display.error(str(found))
                 continue
@@ -54,7 +53,8 @@ def main(
             console.print(table(found))
         if note:
             display.line(note)
-        return 0 if all(known) else 1 if any(known) else 2
+        unknown = sum(isinstance(found, DataError) for found in answers)
+        return 0 if not unknown else 1 if unknown < len(answers) else 2
 
     launch(body)
 

@@ -1,0 +1,1 @@
+"""The ranks, and what is spread over them."""
