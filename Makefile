@@ -7,13 +7,15 @@ SIDE_BY_SIDE ?= -n 3 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench-foundation bench-engine clean
+.PHONY: help demo test test-all test-oldest check resolve bench-foundation bench-engine clean
 
 help:
 	@echo "make demo              distil a small real graph, print the result table"
 	@echo "make test              all tests but the long ones"
 	@echo "make test-all          all tests"
+	@echo "make test-oldest       the core and the kernels with the oldest torch that is allowed; try PYTHON=python3.12"
 	@echo "make check             formatting, lint, types"
+	@echo "make resolve           whether constraints.txt can be installed with torch's CUDA build and its CPU build"
 	@echo "make bench-foundation  the measurements behind the README's table"
 	@echo "make bench-engine      what the sharded engine sends, holds and survives"
 	@echo "make clean             remove caches and the demo's run, keep other runs and the virtual environment"
@@ -40,10 +42,35 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
+# torch brings its own triton, if any; everything else is as pinned.
+OLDEST := .venv-oldest
+test-oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	grep -v -e '^torch==' -e '^triton==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt 'torch==2.11.*' -e . \
+		pytest pytest-timeout pytest-xdist hypothesis jaxtyping packaging psutil
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/kernels tests/distributed tests/scorers \
+		tests/test_losses.py tests/test_train.py tests/test_evaluate.py tests/test_plan.py tests/test_predict.py
+
 check: $(STAMP)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+# Reads metadata alone, which needs a pip newer than some Pythons bring. What no index here has is said, not guessed.
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+RESOLVER := $(VENV)/resolver/bin/python -m pip
+RESOLVE := $(RESOLVER) install --quiet --dry-run --ignore-installed
+resolve:
+	test -x $(VENV)/resolver/bin/python || $(PYTHON) -m venv $(VENV)/resolver
+	$(RESOLVER) install --quiet 'pip>=24'
+	@checked=; for build in CUDA: CPU:+cpu; do \
+		torch="torch===$(TORCH)$${build#*:}"; what="$${build%%:*} build, $$torch"; \
+		if $(RESOLVE) --no-deps "$$torch"; then \
+			$(RESOLVE) -c constraints.txt "$$torch" '.[dev,bench]' || exit 1; \
+			echo "$$what: constraints.txt resolves"; checked=yes; \
+		else echo "$$what: not checked, for the reason above"; fi; \
+	done; test -n "$$checked"
 
 bench-foundation: $(STAMP)
 	$(BIN)/python benchmarks/foundation.py demo
