@@ -69,7 +69,7 @@ def brought_row(run: Run, source: str, model: Model) -> Row:
     for text in warnings:
         run.display.warn(f"{name}: {text}")
     found = {split: run.evaluate(model, split) for split in run.splits}
-    last = run.splits[-1]
+    last = run.shown_split
     row: Row = {
         "name": name,
         "method": "brought",

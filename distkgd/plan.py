@@ -268,7 +268,7 @@ def finish_stage(run: Run, stage: Stage, student: Model, progress: Progress) -> 
     about |= {"stage": stage.name, "method": config.method}
     save_model(folder / "model", student, run.graph, about)
     found = {split: run.evaluate(student, split) for split in run.splits}
-    last = next((split for split in reversed(run.splits) if len(found[split][1])), run.splits[-1])
+    last = run.shown_split
     details = in_parts(found[last][1], getattr(run.graph, last), run.graph)
     triples = progress.step * config.batch_size
     return {

@@ -60,6 +60,11 @@ class Run:
         """What finished stages are evaluated on."""
         return ("valid", "test") if self.config.test else ("valid",)
 
+    @property
+    def shown_split(self) -> str:
+        """Of `splits` the last that has triples: whose figures are told in parts."""
+        return next((split for split in reversed(self.splits) if len(getattr(self.graph, split))), self.splits[-1])
+
     def stage_folder(self, name: str) -> Path:
         """Where a stage keeps everything."""
         return stage_folder(self.folder, name)
