@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
 from tests.launches import ROOT
 
 # Requires-Dist of torch-2.13.0-cp312-cp312-manylinux_2_28_x86_64.whl, the build for CUDA, as the Python Package Index
@@ -29,7 +30,7 @@ triton==3.7.1; platform_system == "Linux" and python_version < "3.15"
 optree>=0.13.0; extra == "optree"
 opt-einsum>=3.3; extra == "opt-einsum"
 pyyaml; extra == "pyyaml"
-"""
+"""  # noqa: E501
 
 
 def pins() -> dict[str, str]:
