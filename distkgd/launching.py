@@ -80,7 +80,9 @@ def told(error: BaseException, display: Display) -> int:
             display.line(str(error))
             return 128 + error.signal_number
         case KeyboardInterrupt():
-            display.line("Interrupted; a run that had begun goes on with --resume.")
+            display.line(
+                "Interrupted; a run of launch/distill.py, chain.py or ablate.py that had begun goes on with --resume."
+            )
             return 128 + int(signal.SIGINT)
         case RendezvousError():
             Display(True).error(str(error))

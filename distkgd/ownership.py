@@ -194,6 +194,6 @@ def _lives(owner: Owner, path: Path, locked: bool, say: Callable[[str], None]) -
 
 def _in_use(folder: Path, owner: Owner | None) -> str:
     return (
-        f"{folder} is in use: {owner or 'another process'} is at work in it. Wait for it, stop it, or choose another "
-        f"--out; if it is dead, delete {folder / OWNER}."
+        f"{folder} is in use: {owner or 'another process'} is at work in it. Wait for it, stop it, or give a new run "
+        f"another folder; if it is dead, delete {folder / OWNER}."
     )

@@ -48,6 +48,9 @@ PLAN = {"device": "cpu", "mlflow": {"enabled": False}, "report": {"queries": 5},
 SWEEP = "configs/ablations/iterde.yaml"
 
 
+INTERRUPTED = "Interrupted; a run of launch/distill.py, chain.py or ablate.py that had begun goes on with --resume.\n"
+
+
 def ran(name: str, *arguments: str | Path) -> int:
     """A launcher's exit code."""
     return run_main(importlib.import_module(f"launch.{name}").main, [*map(str, arguments)])
@@ -171,7 +174,7 @@ def test_ctrl_c_is_a_line_and_130_and_leaves_no_half_folder(
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model", Ranks()):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
-    assert capsys.readouterr().err == "Interrupted; a run that had begun goes on with --resume.\n" * 3
+    assert capsys.readouterr().err == INTERRUPTED * 3
 
 
 def test_ctrl_c_in_the_imports_is_130_without_a_traceback(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ TRAINING = ("ablate", "chain", "distill")
 PRINTED_BY = {
     "distkgd.errors": TRAINING,
     "distkgd.job": TRAINING,
+    "distkgd.own.rules": ("distill",),
     "distkgd.plan": TRAINING,
     "distkgd.run_folder": TRAINING,
     "distkgd.storage": TRAINING,
@@ -30,7 +31,7 @@ PRINTED_BY = {
     **{f"distkgd.export.{name}_format": ("export",) for name in ("faiss", "numpy", "onnx", "parquet", "pykeen")},
 }
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-OF_OTHERS = ("--env-manager", "--experiment-id", "--version")  # of mlflow, of a compiler
+OF_OTHERS = ("--env-manager", "--experiment-id")  # mlflow's
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -73,6 +74,8 @@ def reached(launcher: str) -> set[str]:
 def wrong_flags(text: str, printers: list[str], known: dict[str, set[str]]) -> list[str]:
     """Flags in a message that a command lacks: the launcher it names before the flag, else any that prints it."""
     wrong = []
+    if FLAG.fullmatch(text):
+        return []  # an argument of a program, or the name of an option
     for flag in FLAG.finditer(text):
         named = re.findall(r"launch/(\w+)\.py", text[: flag.start()])
         commands = named[-1:] or printers
