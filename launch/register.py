@@ -26,7 +26,7 @@ from distkgd.serving.entries import better_direct, entries_at
 from distkgd.serving.speed import measure
 from distkgd.tracking import redact, register_finished
 
-SERVE = "mlflow models serve -m 'models:/{}@champion' --env-manager local"
+SERVE = "MLFLOW_TRACKING_URI={} mlflow models serve -m 'models:/{}@champion' --env-manager local"
 
 
 def main(
@@ -44,8 +44,7 @@ def main(
         entries, folder, default = entries_at(run)
         called = name or default
         found, store = register_finished(entries, called, champion_max_mb, run_folder=folder, uri=uri)
-        serve = f"MLFLOW_TRACKING_URI={redact(store)} {SERVE.format(called)}"
-        for line in [*found.lines, *better_direct(folder, entries), serve]:
+        for line in [*found.lines, *better_direct(folder, entries), SERVE.format(redact(store), called)]:
             display.line(line)
         if speed:
             measured = measure(entries, [f"models:/{called}/{version}" for version in found.versions], store)
