@@ -80,6 +80,28 @@ def test_the_package_never_prints_past_the_display(path: Path) -> None:
     assert [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"] == []
 
 
+def polars_paths(source: str) -> list[str]:
+    """The first arguments of polars' readers and writers that are paths by their name."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args)
+    first = {(ast.unparse(call.func), ast.unparse(call.args[0])) for call in calls}
+    readers = ("pl.read_", "pl.scan_")
+    polars = [argument for called, argument in first if called.startswith(readers) or ".write_csv" in called]
+    taken = ("file", "text", "whole")
+    return [
+        one for one in polars if one not in taken and not one.endswith((".read_bytes()", ".tobytes()", "BytesIO(data)"))
+    ]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_polars_is_given_bytes_and_open_files_for_it_takes_paths_for_patterns(path: Path) -> None:
+    assert polars_paths(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_path_that_is_given_to_polars_is_noticed() -> None:
+    assert polars_paths("pl.read_csv(path, separator=',')\nframe.write_csv(folder / 'x')") != []
+    assert polars_paths("pl.scan_parquet(path.read_text())") == ["path.read_text()"]
+
+
 def test_importing_the_whole_package_imports_no_extra() -> None:
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE]
     core = [name for name in names if not name.startswith("distkgd.cluster") and name != "distkgd.serving.served"]

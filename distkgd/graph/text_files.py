@@ -118,7 +118,7 @@ def layout_of(data: bytes, path: Path, how: How, notes: list[str]) -> Layout:
             continue
         if how.columns is None:
             places, width = header, len(names)
-        unused = [shorten(name) for i, name in enumerate(names) if i not in places]
+        unused = [shorten(name) or "a column without a name" for i, name in enumerate(names) if i not in places]
         rest = f"; not used: {', '.join(unused)}" if unused else ""
         told = ", ".join(names[place] for place in sorted(places) if place < len(names))
         notes.append(f"{path.name}: line {line.number} is taken as a header: {told}{rest}")
@@ -198,7 +198,7 @@ def _fields(line: bytes, separator: str) -> list[str]:
 def _quoted(data: bytes, separator: str, line: bytes) -> bool:
     if separator != "\t":
         return b'"' in data
-    fields = [one.strip() for one in line.split(b"\t")]
+    fields = [bare for one in line.split(b"\t") if (bare := one.strip())]
     wrapped = [len(one) > 1 and one.startswith(b'"') and one.endswith(b'"') for one in fields]
     numbers = [one.isdigit() for one in fields]  # some programs put words into quotes and numbers not
     return sum(wrapped) >= 2 and all(a or b for a, b in zip(wrapped, numbers, strict=True))

@@ -224,7 +224,8 @@ def _trained(folder: Path, entities: pl.Series, relations: pl.Series) -> Callabl
 
     def read() -> pl.DataFrame:
         try:
-            rows = pl.read_csv(path, separator="\t", schema=dict.fromkeys(("head", "relation", "tail"), pl.Int64))
+            schema = dict.fromkeys(("head", "relation", "tail"), pl.Int64)
+            rows = pl.read_csv(path.read_bytes(), separator="\t", schema=schema)
             return rows.select(
                 head=entities.gather(rows["head"]),
                 relation=relations.gather(rows["relation"]),

@@ -49,7 +49,7 @@ def _trained(path: Path) -> pl.DataFrame:
     """Names of the triples in a train.txt of the authors' data sets."""
     schema = dict.fromkeys(("head", "relation", "tail"), pl.String)
     try:
-        return pl.read_csv(path, separator="\t", has_header=False, quote_char=None, schema=schema, glob=False)
+        return pl.read_csv(path.read_bytes(), separator="\t", has_header=False, quote_char=None, schema=schema)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ModelError(f"{path} is no table of triples: {str(error).splitlines()[0]}") from None
 

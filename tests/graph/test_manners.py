@@ -110,6 +110,7 @@ def test_blanks_in_valid_alone_make_no_unseen_entities(tmp_path: Path) -> None:
         (quoted(ROWS, " , "), ".csv"),
         (quoted(ROWS, ";"), ".csv"),
         (quoted(ROWS).replace("\n", " \r\n"), ".txt"),
+        (quoted(ROWS).replace("\n", " \t\n"), ".txt"),
         ("\ufeff" + quoted(ROWS, ","), ".csv"),
         ('"head"\t"relation"\t"tail"\n' + quoted(ROWS), ".tsv"),
         ("head\trelation\ttail\n" + quoted(ROWS), ".tsv"),
