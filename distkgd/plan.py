@@ -296,8 +296,8 @@ def make_report(
     config: RunConfig, graph: Graph, rows: list[dict[str, Any]], world: int | str, device: str
 ) -> dict[str, Any]:
     """report.json's content."""
-    said = [*warnings_of(rows), *remarks(rows), *(f"Data: {one}." for one in graph.warnings)]
     rows = with_brought(rows)
+    said = [*warnings_of(rows), *remarks(rows), *(f"Data: {one}." for one in graph.warnings)]
     return {
         "name": config.name,
         "data": graph.summary(),

@@ -20,6 +20,7 @@ TRAINING = ("ablate", "chain", "distill")
 # Who prints a module's messages, where others import it for something else.
 PRINTED_BY = {
     "distkgd.errors": TRAINING,
+    "distkgd.graph.formats": ("distill",),
     "distkgd.job": TRAINING,
     "distkgd.own.rules": ("distill",),
     "distkgd.plan": TRAINING,
