@@ -96,7 +96,7 @@ def brought_row(run: Run, source: str, model: Model) -> Row:
 def _kept(path: Path) -> Row | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it can be made again
+    except (OSError, ValueError, RecursionError):  # it can be made again
         return None
     return found if isinstance(found, dict) else None
 

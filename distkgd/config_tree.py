@@ -5,11 +5,39 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from distkgd.errors import ConfigError
 from distkgd.paths import AnyPath
 
 DEEPEST = 8  # steps in a dotted key
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what would be another config in silence: a key that stands twice, numbers of base 8 and 60."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # before keys are merged in, which others may replace
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, f"{short(key.value)} stands there twice; remove one", key.start_mark)
+            seen.add(name)
+        return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """064 would be 52, and 1:30 would be 90."""
+        whole = node.tag == "tag:yaml.org,2002:int"
+        value: int | float = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        text = node.value.replace("_", "")
+        if ":" in text or (whole and text.lstrip("+-").isdecimal() and int(text) != value):
+            raise ConstructorError(None, None, f"{text} is {value} to YAML; write that, or no 0 first", node.start_mark)
+        return value
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +53,7 @@ def read_yaml(path: AnyPath) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError when there is none."""
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = sorted(str(p) for p in Path("configs").rglob("*.yaml"))[:20]
         raise ConfigError(f"There is no config file {path}. Shipped ones: {', '.join(near) or 'none here'}.") from None
@@ -48,7 +76,9 @@ def apply(tree: dict[str, Any], override: str) -> None:
     if not sign or not all(path) or len(path) > DEEPEST:
         raise ConfigError(f"Override {short(override)} is not of the form key=value or a.b=value.")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
+    except ConstructorError as error:
+        raise ConfigError(f"Override {short(override)}: {error.problem}.") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"Override {short(override)}: {short(text)} is not a YAML value.") from None
     node = tree

@@ -41,8 +41,8 @@ def evaluate_model(
     """
     folder = Path(folder)
     loaded = load_model(folder, ranks)
-    source = source or loaded.config.get("source")
-    if not source:
+    source = loaded.config.get("source") if source is None else source
+    if source is None:
         raise ConfigError(f"{folder} does not say what it was trained on; give --data NAME_OR_FOLDER.")
     graph = load_graph(source)
     same_vocabulary(loaded, graph, str(folder))

@@ -1,6 +1,7 @@
 """What all launchers share: arguments, ranks, and errors a person can read."""
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -62,12 +63,19 @@ def run_main(main: Callable[..., None], arguments: Sequence[str] | None = None) 
         except BaseException as error:
             sys.exit(told(error, terminal()))
 
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no name ends a run on a terminal that cannot show it
+    if broken := [argument for argument in given if argument.encode(errors="replace").decode() != argument]:
+        terminal().error(f"{broken[0]!r} is not UTF-8; give it in the encoding of this terminal.")
+        return 2
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(guarded)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # what `launch/*.py` set for their imports is over
     try:
-        app(args=None if arguments is None else list(arguments))
+        app(args=given)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0

@@ -103,12 +103,12 @@ def keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:  # a line cut short by the kill
+            logged = int(json.loads(line)["step"])
+        except (ValueError, LookupError, TypeError, RecursionError):  # a line cut short by the kill
             continue
-        if row["step"] <= step:
+        if logged <= step:
             kept.append(line)
     part = path.with_suffix(".jsonl.tmp")
     part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -167,6 +167,8 @@ def read_config(folder: AnyPath) -> dict[str, Any]:
         raise ModelError(
             f"{folder}/config.json has format {given!r}; this version reads {', '.join(map(repr, known))}."
         )
+    if not isinstance(config.get("reciprocal"), bool):
+        raise ModelError(f"{folder}/config.json: reciprocal is {config.get('reciprocal')!r}, not true or false.")
     return config
 
 
@@ -174,11 +176,24 @@ def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; ModelError when there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}.") from None
     if not isinstance(found, dict):
         raise ModelError(f"{path} holds {found!r:.80}, not a mapping of names to values.")
     return found
+
+
+def read_result(stage: AnyPath) -> dict[str, Any] | None:
+    """result.json in the folder of a stage, None where the stage is not finished; ModelError where it is damaged."""
+    path = Path(stage) / "result.json"
+    if not path.is_file():
+        return None
+    row = read_json(path)
+    if missing := [key for key in ("name", "dim", "bytes", "digest") if key not in row]:
+        raise ModelError(
+            f"{path} lacks {', '.join(missing)}; remove {path.parent} and train the stage again with --resume."
+        )
+    return row
 
 
 def bytes_on_disk(folder: AnyPath) -> int:

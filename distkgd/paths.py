@@ -32,6 +32,8 @@ def check_file(path: AnyPath, flag: str = "--json") -> Path:
     try:
         if path.is_dir():
             raise ConfigError(f"{flag} {path} is a folder; name a file.")
+        if path.exists() and not path.is_file():  # a file would be put in its place, of /dev/null for instance
+            raise ConfigError(f"{flag} {path} is a device or pipe; name a file.")
     except OSError:
         pass  # too long, or below a folder that may not be looked into: told below
     return _tried(path, path.parent, flag)

@@ -32,7 +32,7 @@ from distkgd.imports.teachers import bring_teachers
 from distkgd.job import Progress, Watch
 from distkgd.long_tail import in_parts
 from distkgd.model import Model
-from distkgd.model_folder import bytes_on_disk, crop_bytes, find_model, save_model, sparse_bytes
+from distkgd.model_folder import bytes_on_disk, crop_bytes, find_model, read_result, save_model, sparse_bytes
 from distkgd.overlap import open_early, remarks
 from distkgd.ownership import owned
 from distkgd.paths import AnyPath
@@ -216,14 +216,14 @@ def finished_row(config: RunConfig, sha256: str, folder: Path, stage: Stage) -> 
 
     sha256: the data's. Raises ConfigError when the stage was made by another config, data set or teacher.
     """
-    result = stage_folder(folder, stage.name) / RESULT
-    if not result.exists():
+    made = stage_folder(folder, stage.name)
+    row = read_result(made)
+    if row is None:
         return None
-    row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     if stage.choice is not None:
         stage = replace(stage, config=stage.choice.configs[row["chosen"]["winner"]], choice=None)
     if row.pop("digest") != stage_digest(config, sha256, folder, stage):
-        raise ConfigError(f"{result.parent} was made by another config, data set or teacher; use another --out.")
+        raise ConfigError(f"{made} was made by another config, data set or teacher; use another --out.")
     return row
 
 
@@ -250,11 +250,8 @@ def valid_mrr(run: Run, name: str) -> float:
 
     Raises ConfigError where there are no valid triples: nothing is chosen on none.
     """
-    result = run.stage_folder(name) / RESULT
-    if result.exists():
-        found = mrr_of(json.loads(result.read_text(encoding="utf-8")), "valid")
-    else:
-        found = mrr_of(brought_row(run, name, load_teacher(run, name)), "valid")
+    row = read_result(run.stage_folder(name))
+    found = mrr_of(row or brought_row(run, name, load_teacher(run, name)), "valid")
     if found is None:
         raise ConfigError(f"{name} has no valid MRR, for {run.graph.name} has no valid triples.")
     return found

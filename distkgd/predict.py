@@ -125,12 +125,12 @@ def data_of(loaded: LoadedModel, folder: str, given: str | None) -> tuple[Graph 
 
     given: name or folder the user gave, which must then fit; None tries the model's own source and does without it.
     """
-    source = given or str(loaded.config.get("source", ""))
+    source = str(loaded.config.get("source", "")) if given is None else given
     try:
         graph = load_graph(source)
         same_vocabulary(loaded, graph, folder)
     except (DataError, ModelError) as error:
-        if given:
+        if given is not None:
             raise
         return None, f"No triple is marked as known: the data set {source!r} is not at hand ({error})"
     since = data_since(loaded, graph)
@@ -243,8 +243,9 @@ def degrees(graph: Graph) -> Tensor:
 
 def _row_number(vocabulary: Vocabulary, text: str) -> int:
     """The row that `text` is the number of; DataError where there is no such row."""
-    vocabulary.name(int(text))
-    return int(text)
+    row = int(text) if len(text) < 20 else len(vocabulary)  # Python reads no number of thousands of digits
+    vocabulary.name(row)
+    return row
 
 
 def find_entity(vocabulary: Vocabulary, text: str, count: Tensor | None, exact: bool = False) -> Match:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from distkgd.config import RunConfig, resolved
+from distkgd.config_tree import read_yaml
 from distkgd.distributed.nodes import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import launch_agent, same_launch
@@ -82,12 +83,12 @@ def described(stage: Stage) -> dict[str, Any]:
 def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:
     """ConfigError when a run folder was made by another plan; how it is run and watched may change."""
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = read_yaml(path)
         old, new = dict(before["config"]), dict(plan["config"])
         changed = [key for key in new if key not in FREE_ON_RESUME and old.get(key) != new[key]]
         if before["data_sha256"] != plan["data_sha256"]:
             changed.append("the data's content")
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); choose another --out.") from None
     if changed:
         raise ConfigError(

@@ -63,7 +63,8 @@ def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str, b
     )
     keys: list[str | int | DataError] = [word if type(word) in PLAIN else _key(word, what) for word in listed]
     distinct = set(keys)
-    texts = sorted(str(key) for key in distinct if isinstance(key, str) or (isinstance(key, int) and not ids))
+    wanted = (str(key) for key in distinct if isinstance(key, str) or (isinstance(key, int) and not ids))
+    texts = sorted(text for text in wanted if text.isascii() or text.encode(errors="replace").decode() == text)
     named = dict(zip(texts, _rows_of_names(vocabulary, texts), strict=True))
     read: dict[str | int | DataError, int | DataError] = {}
     for key in distinct:
@@ -71,6 +72,8 @@ def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str, b
             read[key] = key
         elif ids and isinstance(key, int):
             read[key] = key if 0 <= key < len(vocabulary) else _outside(key, what, vocabulary)
+        elif str(key) not in named:  # JSON has ways to write half a character, and polars has none
+            read[key] = DataError(f"{what}: {key!r} is no text that can be written as UTF-8; no name is like that.")
         else:
             row = named[str(key)]
             read[key] = _other_reading(key, vocabulary, what, one) if row is None else row

@@ -36,7 +36,7 @@ def main(
     run: Annotated[Path | None, typer.Option(help="Measure the inference of this finished run's models.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Only name the tasks.")] = False,
     compare: Annotated[Path | None, typer.Option(help="Older results: exit 1 if a ratio has fallen.")] = None,
-    tolerance: Annotated[float, typer.Option(help="Share of the older ratio that is still good.")] = TOLERANCE,
+    tolerance: Annotated[float, typer.Option(min=0, help="Share of the older ratio that is still good.")] = TOLERANCE,
     threads: Annotated[int, typer.Option(min=1, help="Of every implementation.")] = os.cpu_count() or 1,
 ) -> None:
     """Measure, print the table, write JSON; compare ratios with older ones if asked."""

@@ -25,6 +25,7 @@ from distkgd.launching import launch, run_main
 from distkgd.long_tail import RARE_BELOW
 from distkgd.paths import check_file
 from distkgd.report import write_atomic
+from distkgd.settings import LARGEST
 
 
 def main(
@@ -33,7 +34,9 @@ def main(
     data: Annotated[str | None, typer.Option(help="Public set or folder; default: what it was trained on.")] = None,
     ties: Annotated[Ties, typer.Option(help="Rank of equal scores.")] = "realistic",
     filter_: Annotated[Filter, typer.Option("--filter", help="raw: known answers compete too.")] = "filtered",
-    rare: Annotated[int, typer.Option(min=1, help="Relations with fewer training triples are rare.")] = RARE_BELOW,
+    rare: Annotated[
+        int, typer.Option(min=1, max=LARGEST, help="Relations with fewer training triples are rare.")
+    ] = RARE_BELOW,
     json_: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
 ) -> None:
     """Print metrics overall, by direction, relation category and frequency, degree of the answer, and relation."""

@@ -1,7 +1,11 @@
 """Launches as users make them: a data set in a folder, a config file, and launch/distill.py in processes of its own."""
 
+import contextlib
+import importlib
+import io
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,6 +18,7 @@ import torch
 import yaml
 
 from distkgd.config import merge
+from distkgd.launching import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH_SECONDS = 120
@@ -56,6 +61,45 @@ def small_config(path: Path, data: Path, **changes: Any) -> Path:
     tree = merge(SMALL | {"data": str(data)}, changes)
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
+
+
+def call(launcher: str, arguments: Sequence[str | Path]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a launcher's function in this process.
+
+    An exception that would be a traceback at the terminal is the caller's.
+    """
+    main = importlib.import_module(f"launch.{launcher}").main
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_main(main, [str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def held(path: Path) -> dict[str, object]:
+    """Everything below a folder: files with their bytes, links, folders and pipes by their kind."""
+    found: dict[str, object] = {}
+    for entry in path.rglob("*"):
+        mode = stat.S_IFMT(entry.lstat().st_mode)
+        found[str(entry.relative_to(path))] = entry.read_bytes() if mode == stat.S_IFREG else mode
+    return found
+
+
+def refusal(launcher: str, arguments: Sequence[str], words: Sequence[str] = ()) -> str | None:
+    """What is wrong with how a launcher refuses, None if nothing is."""
+    try:
+        code, out, err = call(launcher, arguments)
+    except Exception as error:
+        return f"traceback: {type(error).__name__}: {str(error)[:300]}"
+    lines = [line for line in err.strip().splitlines() if not line.startswith("warning: ")]
+    if code != 2 or "Traceback" in err:
+        return f"exit code {code}: {(err or out)[-300:]!r}"
+    if out:
+        return f"results where nothing came of it: {out[:300]!r}"
+    told = " ".join(line.strip("│ ") for line in lines)
+    if not (lines and lines[0].startswith(("error: ", "Usage: ", "╭─ Error"))):
+        return f"no error: {err[:300]!r}"
+    missing = [word for word in words if word not in told and word.replace("\n", " ") not in told]
+    return f"does not say {missing}: {told[:400]!r}" if missing else None
 
 
 def start(

@@ -4,7 +4,6 @@ import os
 import time
 import uuid
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from distkgd.cluster.chain import Answer, Coordinator
@@ -45,7 +44,7 @@ def run_chain(
     free: stages whose batches become smaller where the data does not fill them.
     Raises ChainError when the plan is refused or a stage could not be finished, Stopped after a signal.
     """
-    folder = Path(folder)
+    folder = check_folder(folder)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not folder.is_absolute():
         display.warn(
             f"the run folder {folder} is in this job's copy of the working directory, which only this node sees and "
@@ -55,7 +54,6 @@ def run_chain(
     uri = resolve_uri(config.mlflow.uri, folder) if config.mlflow.enabled else None
     if config.storage and uri is not None and uri.startswith("sqlite"):
         display.warn(f"nodes that share no disk do not share {uri} either: give mlflow.uri the address of a server")
-    check_folder(folder)
     refuse_owned(folder)
     launcher = f"{process_id()}/{uuid.uuid4().hex}"
     with ray_session(address, num_cpus=cpus_of_this_machine(options)) as session:

@@ -74,9 +74,7 @@ def run_sweep(
     Raises ConfigError before anything is trained, also when `out` already holds a sweep and resume is off; DistkgdError
     in the end when trials have failed; Stopped after a signal.
     """
-    out = Path(out)
-    out, base = out.resolve(), found_from_anywhere(base)
-    check_folder(out)
+    out, base = check_folder(out).resolve(), found_from_anywhere(base)
     refuse_owned(out)
     graphs = _Graphs()
     trials = table_trials(sweep, base, graphs.sha256) if sweep.space is None else []

@@ -76,7 +76,8 @@ def _copy_names(path: Path, folder: Path, number: int) -> None:
     with path.open("rb") as file, (folder / path.name).open("xb") as out:
         for line in file:
             start = b"%d\t" % num_lines
-            if not line.startswith(start) or len(line) < len(start) + 2 or not line.endswith(b"\n"):
+            whole = line.startswith(start) and len(line) > len(start) + 1 and line.endswith(b"\n")
+            if not whole or b"\xef\xbf\xbd" in line.decode(errors="replace").encode():
                 raise ModelError(f"{path}, line {num_lines + 1}: not {num_lines} and a name; write the model again.")
             out.write(line)
             num_lines += 1

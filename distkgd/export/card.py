@@ -1,10 +1,9 @@
 """The model card of an export: README.md, what the model is and how to load it. It names no other model."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from distkgd.export.source import Source
+from distkgd.model_folder import read_result
 from distkgd.report import fixed
 
 MEASURES = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10")
@@ -51,10 +50,11 @@ def write_card(source: Source, folder: Path) -> None:
 
 def _metrics(source: Source) -> list[str]:
     # What the stage was found to be worth, where the model still lies in the folder of its stage.
-    path = source.folder.parent / "result.json"
-    if source.folder.name != "model" or "crop_of" in source.config or not path.is_file():
+    if source.folder.name != "model" or "crop_of" in source.config:
         return []
-    row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    row = read_result(source.folder.parent)
+    if row is None:
+        return []
     lines = [f"| split | {' | '.join(MEASURES)} |", "|---" * (1 + len(MEASURES)) + "|"]
     for split in ("valid", "test"):
         if split in row:

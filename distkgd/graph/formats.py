@@ -33,6 +33,7 @@ HEADERS = {
     "tail": {"tail", "t", "object", "obj", "o", "target", "dst", "to", "end", "node2", "entity2", "entity_2"},
 }
 ABOUT = "split.json"  # is in a folder that distkgd has written, and says how
+_LABELS = re.compile(rb"_:([^\s;,\[\]()<>\"']+)")  # of blank nodes in Turtle; what literals hold does no harm
 _STATEMENTS = 100_000  # that are Python objects at the same time
 _OPENKE_NAMES = {"entity": "entity2id.txt", "relation": "relation2id.txt"}
 
@@ -126,6 +127,10 @@ def read_parquet(data: bytes, path: Path, how: How) -> pl.DataFrame:
         if len(table.columns) != len(how.columns or COLUMNS) and (how.columns or places is None):
             listed = ", ".join(table.columns[:10])
             raise DataError(f"{path}: its columns are {listed}; call three of them head, relation and tail")
+        for place in places or (0, 1, 2):
+            if table.dtypes[place].is_nested():
+                found = f"its column {table.columns[place]!r} holds {table.dtypes[place]}"
+                raise DataError(f"{path}: {found}; make it words or numbers")
         named = zip(places or (0, 1, 2), COLUMNS, strict=True)
         texts = [pl.nth(place).cast(pl.String).fill_null("").alias(column) for place, column in named]
         return table.select(texts).with_row_index("number", offset=1)
@@ -138,6 +143,7 @@ def read_rdf(data: bytes, path: Path, how: How, notes: list[str]) -> Iterator[pl
     ox = need("pyoxigraph", f"{path.name}: to read RDF", "rdf")
     kind = RDF[(ending_of(path.name) or "").removesuffix(".gz")]
     literals = nested = graphs = first = 0
+    name_of = _RdfNames(path.name, data if kind == "TURTLE" else b"")
     try:
         statements = ox.parse(data, format=getattr(ox.RdfFormat, kind))
         while batch := list(itertools.islice(statements, _STATEMENTS)):
@@ -149,7 +155,7 @@ def read_rdf(data: bytes, path: Path, how: How, notes: list[str]) -> Iterator[pl
                 elif isinstance(quad.object, ox.Literal) and not how.literals:
                     literals += 1
                 else:
-                    rows.append((number, *map(_rdf_name, (quad.subject, quad.predicate, quad.object))))
+                    rows.append((number, *map(name_of, (quad.subject, quad.predicate, quad.object))))
             first += len(batch)
             yield pl.DataFrame(rows, schema={"number": pl.Int64} | dict.fromkeys(COLUMNS, pl.String), orient="row")
     except SyntaxError as error:
@@ -165,9 +171,24 @@ def read_rdf(data: bytes, path: Path, how: How, notes: list[str]) -> Iterator[pl
         notes.append(f"{name}: {graphs:,} of {first:,} statements are in named graphs; all graphs are read as one")
 
 
-def _rdf_name(term: Any) -> str:
-    # An IRI by itself; blank nodes and literals as N-Triples writes them, where tabs and line breaks are escaped.
-    return str(term.value) if type(term).__name__ == "NamedNode" else str(term)
+class _RdfNames:
+    """Names of terms: an IRI by itself; blank nodes and literals as N-Triples writes them, where tabs are escaped.
+
+    Nodes of Turtle without a label are numbered as they come: the library names them anew at every reading.
+    """
+
+    def __init__(self, file: str, turtle: bytes) -> None:
+        self._labels = {match[1].rstrip(b".").decode(errors="replace") for match in _LABELS.finditer(turtle)}
+        self._numbers: dict[str, int] = {}
+        self._file, self._turtle = file, bool(turtle)
+
+    def __call__(self, term: Any) -> str:
+        kind = type(term).__name__
+        if kind == "NamedNode":
+            return str(term.value)
+        if kind == "BlankNode" and self._turtle and term.value not in self._labels:
+            return f"[] {self._numbers.setdefault(term.value, len(self._numbers) + 1)} of {self._file}"
+        return str(term)
 
 
 def is_openke(first: bytes, second: bytes) -> bool:
@@ -215,8 +236,14 @@ def _openke_names(content: bytes, path: Path) -> pl.DataFrame:
     full = lines.filter(pl.col("line").str.strip_chars() != "")
     if len(full) and re.fullmatch(r"\s*\d+\s*", full["line"][0]):
         full = full[1:]
-    ids = _numbers(full, path, r"\s(\d+)\s*$", "a name, a TAB and its id")[0]
+    expected = "a name, a TAB and its id"
+    ids = _numbers(full, path, r"\s(\d+)\s*$", expected)[0]
     names = full["line"].str.replace(r"\s+\d+\s*$", "").str.strip_chars()
+    if (wrong := (names == "") | names.str.contains("\t")).any():
+        row = int(wrong.arg_true()[0])
+        raise DataError(
+            f"{path}, line {full['number'][row]}: {shorten(full['line'][row])!r}, expected {expected}; correct it"
+        )
     table = pl.DataFrame({"id": ids, "name": names})
     for column, of in (("id", "the id"), ("name", "the name")):
         if len(twice := table.filter(pl.col(column).is_duplicated())):

@@ -22,6 +22,7 @@ from distkgd.graph.triples import COLUMNS, shorten
 
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 64 << 20
+_LOOKED_AT = 1 << 14  # bytes, to tell commas from semicolons
 _FIRST_LINES = 50  # among which the first two that are no comments are looked for
 _SEPARATORS = {"\t": "TABs", ",": "commas", ";": "semicolons"}
 
@@ -108,7 +109,7 @@ def layout_of(data: bytes, path: Path, how: How, notes: list[str]) -> Layout:
     real = [line for line in lines if not line.text.startswith(b"#")] or lines
     if len(real) > 1 and how.columns is None and is_openke(real[0].text, real[1].text):
         return Layout(real[0].start, real[0].number, openke=True)
-    separator = _separator(real[0].text)
+    separator = _separator(real[0].text, data, path, notes)
     for line in lines:
         names = _fields(line.text, separator)
         header = places_of(names)
@@ -178,11 +179,25 @@ def _first_lines(data: bytes) -> list[_Line]:
     return found
 
 
-def _separator(line: bytes) -> str:
-    bare = re.sub(rb'"[^"]*"', b"", line)
+def _separator(line: bytes, data: bytes, path: Path, notes: list[str]) -> str:
+    """The mark between the fields of a first line; of two that could be it, the one that all lines have as often."""
     if line.count(b"\t") >= 2:
-        return "\t"
-    return next((mark for mark in _SEPARATORS if bare.count(mark.encode()) >= 2), "\t")
+        ends = {one.rstrip()[-1:].decode("latin-1") for one in line.split(b"\t")[:-1]}
+        return next((mark for mark in ",;" if ends == {mark}), "\t")  # as in "a, <TAB>r, <TAB>b"
+    marks = [mark for mark in _SEPARATORS if _bare(line).count(mark.encode()) >= 2]
+    if len(marks) > 1:
+        lines = [_bare(one) for one in data[:_LOOKED_AT].split(b"\n")[:-1] if one.strip() and not one.startswith(b"#")]
+        even = [mark for mark in marks if len({one.count(mark.encode()) for one in lines}) == 1]
+        if len(even) != 1:
+            notes.append(
+                f"{path.name}: commas and semicolons could both be what lies between its fields; commas are taken"
+            )
+        marks = even or marks
+    return (marks or ["\t"])[0]
+
+
+def _bare(line: bytes) -> bytes:
+    return re.sub(rb'"[^"]*"', b"", line)
 
 
 def _fields(line: bytes, separator: str) -> list[str]:

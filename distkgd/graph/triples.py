@@ -161,7 +161,10 @@ class Vocabulary:
             raise DataError(f"{path}, line {row + 1}: the id is {rows['id'][row]}, expected {row}; ids count up from 0")
         if rows["name"].null_count():
             raise DataError(f"{path}, line {int(rows['name'].is_null().arg_true()[0]) + 1}: the name is empty")
-        return cls(rows["name"])
+        try:
+            return cls(rows["name"])
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)

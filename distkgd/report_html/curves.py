@@ -34,12 +34,12 @@ def read_curves(path: Path, stage: str) -> Curves:
     series: dict[str, Points] = defaultdict(list)
     steps = 0
     if path.exists():
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
                     row = json.loads(line)
                     step = int(row["step"])
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue
                 steps = max(steps, step)
                 for name, value in row.items():

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from distkgd.config_tree import read_yaml
 from distkgd.distributed.ranks import Ranks
 from distkgd.endpoint_report import MEASURED, sentences
 from distkgd.errors import ConfigError, DistkgdError
@@ -77,7 +77,7 @@ def remake(folder: AnyPath, data: str | None = None, queries: int | None = None)
     folder = Path(folder)
     report, config = read_run(folder)
     given = (config.get("report") or {}).get("queries", QUERIES)  # runs of before have none
-    load = partial(load_graph, data or str(config["data"]))
+    load = partial(load_graph, str(config["data"]) if data is None else data)
     notes: list[str] = []
     with owned(folder, Ranks(), notes.append):
         notes += write_html(folder, report, load, int(given) if queries is None else queries)
@@ -99,13 +99,12 @@ def read_run(folder: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
     """report.json of a finished run, and its config, `data` found from anywhere; ConfigError where there is none."""
     folder = Path(folder)
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        plan = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))
+        report, plan = read_json(folder / "report.json"), read_yaml(folder / "plan.yaml")
         config = plan["config"] | {"data": plan.get("source", plan["config"]["data"])}  # runs of before have no source
         for stage in report["stages"]:
             _ = stage["name"], stage["teachers"]
         _ = report["stages"][0], report["data"]["sha256"], report["protocol"]["ties"], config["data"]
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError) as error:
+    except (DistkgdError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{folder} is no folder of a finished run: report.json or plan.yaml is missing or damaged ({error}); "
             "give the folder that launch/distill.py or launch/chain.py wrote, with --resume to finish it first."

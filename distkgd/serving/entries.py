@@ -1,16 +1,14 @@
 """Which finished models of a run are registered, under which alias, and what the registry is told of them."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from distkgd.errors import ModelError
-from distkgd.model_folder import bytes_on_disk, find_model, read_config, sha256_of
+from distkgd.config_tree import read_yaml
+from distkgd.errors import ConfigError, ModelError
+from distkgd.model_folder import bytes_on_disk, find_model, read_config, read_json, read_result, sha256_of
 from distkgd.paths import AnyPath
 from distkgd.report import mrr_of, told_better
 
@@ -90,7 +88,7 @@ def entries_at(path: AnyPath) -> tuple[list[Entry], Path, str]:
         run = _run_of(find_model(path))
     if not (run / "plan.yaml").is_file():
         return entries, run, registered_name(find_model(path).name)
-    config = yaml.safe_load((run / "plan.yaml").read_text(encoding="utf-8"))["config"]
+    config = read_yaml(run / "plan.yaml")["config"]
     return entries, run, config["mlflow"].get("registered_as") or registered_name(config["name"])
 
 
@@ -170,11 +168,11 @@ def _plan(run_folder: Path) -> tuple[dict[str, Role], str, str]:
     """Roles of the stages that are registered, sha256 of the data, and the protocol."""
     path = run_folder / "plan.yaml"
     try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plan = read_yaml(path)
         roles = roles_of([(stage["name"], stage["teachers"]) for stage in plan["stages"]])
         config = plan["config"]
         return roles, str(plan["data_sha256"]), f"{config['filter']}, {config['ties']}"
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (ConfigError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is missing or damaged ({error!r}); give the folder of a run.") from None
 
 
@@ -187,9 +185,8 @@ def _run_of(model: Path) -> Path:
 
 def _row(run_folder: Path, name: str) -> dict[str, Any] | None:
     """A finished stage's result, or what the report says of a crop; None of a stage that is not finished."""
-    path = run_folder / "stages" / name / "result.json"
-    if path.is_file():
-        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    row = read_result(run_folder / "stages" / name)
+    if row is not None:
         return row
     rows = _report(run_folder).get("stages", [])
     return next((row for row in rows if row["name"] == name and row["method"] == "crop"), None)
@@ -197,5 +194,4 @@ def _row(run_folder: Path, name: str) -> dict[str, Any] | None:
 
 def _report(run_folder: Path) -> dict[str, Any]:
     path = run_folder / "report.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    return read_json(path) if path.is_file() else {}
