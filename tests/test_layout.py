@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,8 +85,8 @@ def polars_paths(source: str) -> list[str]:
     """The first arguments of polars' readers and writers that are paths by their name."""
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args)
     first = {(ast.unparse(call.func), ast.unparse(call.args[0])) for call in calls}
-    readers = ("pl.read_", "pl.scan_")
-    polars = [argument for called, argument in first if called.startswith(readers) or ".write_csv" in called]
+    reader = re.compile(r"pl\.(read|scan)_\w+|.*\.write_csv")
+    polars = [argument for called, argument in first if reader.fullmatch(called)]
     taken = ("file", "text", "whole")
     return [
         one for one in polars if one not in taken and not one.endswith((".read_bytes()", ".tobytes()", "BytesIO(data)"))
