@@ -191,7 +191,7 @@ def read_result(stage: AnyPath) -> dict[str, Any] | None:
     row = read_json(path)
     if missing := [key for key in ("name", "dim", "bytes", "digest") if key not in row]:
         raise ModelError(
-            f"{path} lacks {', '.join(missing)}; remove {path.parent} and train the stage again with --resume."
+            f"{path} lacks {', '.join(missing)}; remove {path.parent} and train it again: launch/distill.py --resume."
         )
     return row
 

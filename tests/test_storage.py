@@ -73,8 +73,9 @@ def test_a_teacher_at_a_uri_teaches_as_the_one_at_its_path_does(kind: str, memor
         uri = "memory://bucket/teacher"
     by_path = ran(tmp_path / "path", TREE | {"teacher": str(folder)})
     by_uri = ran(tmp_path / "uri", TREE | {"teacher": uri})
-    assert by_uri["stages"][0]["teachers"] == [uri]
-    assert by_uri["stages"][0]["test"] == by_path["stages"][0]["test"]
+    at_uri, at_path = ({row["name"]: row for row in report["stages"]} for report in (by_uri, by_path))
+    assert at_uri["teacher"]["source"] == uri and at_uri["student"]["teachers"] == ["teacher"]
+    assert at_uri["student"]["test"] == at_path["student"]["test"]
     assert torch.equal(rows_of(tmp_path / "uri"), rows_of(tmp_path / "path"))
     with trained_stages() as trained, mock.patch("distkgd.imports.teachers.fetch_model") as fetched:
         ran(tmp_path / "uri", TREE | {"teacher": uri}, resume=True)

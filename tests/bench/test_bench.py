@@ -7,13 +7,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 import launch.bench
 from distkgd.bench import ours, plain, run
@@ -31,7 +30,7 @@ from distkgd.errors import ConfigError, DataError
 from distkgd.graph import load_graph
 from distkgd.plan import run_plan
 from distkgd.scorers import build_scorer
-from tests.launches import small_data
+from tests.launches import call, small_data
 
 # Issue "Fast": what it must show. A new task is entered here with its target, or with None.
 TARGETS: dict[str, float | None] = {
@@ -157,9 +156,8 @@ def test_a_ratio_has_fallen_below_the_tolerance_whatever_the_seconds() -> None:
 
 
 def bench(*arguments: str) -> Any:
-    app = typer.Typer()
-    app.command()(launch.bench.main)
-    return CliRunner().invoke(app, list(arguments))
+    code, out, err = call("bench", arguments)
+    return SimpleNamespace(exit_code=code, output=out + err)
 
 
 def test_the_launcher_exits_1_and_names_the_tasks_whose_ratio_fell(

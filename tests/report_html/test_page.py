@@ -1,18 +1,16 @@
 """report.html of toy runs: its numbers are the run's, nothing refers elsewhere, no name becomes markup."""
 
-import importlib
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 from distkgd.config import merge
 from distkgd.distributed.ranks import Ranks
@@ -24,6 +22,7 @@ from distkgd.report import fixed, rows, size_text
 from distkgd.report_html import examples as examples_module
 from distkgd.report_html import remake, render
 from distkgd.report_html.examples import PER_RELATION, SEED
+from tests.launches import call
 from tests.report_html.pages import STAGE, TAUGHT, Node, cells, nasty_graph, ran, read
 
 GRAPH = nasty_graph()
@@ -338,9 +337,8 @@ def test_a_password_in_the_plan_is_not_on_the_page(copy: Path, report: dict[str,
 
 
 def launched(*arguments: str) -> Any:
-    app = typer.Typer()
-    app.command()(importlib.import_module("launch.report").main)
-    return CliRunner().invoke(app, list(arguments))
+    code, out, err = call("report", arguments)
+    return SimpleNamespace(exit_code=code, output=out + err)
 
 
 def test_the_launcher_makes_the_page_of_an_old_run_again(copy: Path) -> None:

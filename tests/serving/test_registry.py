@@ -91,7 +91,7 @@ def test_a_finished_plan_is_in_the_registry_and_answers_from_there(uri: str, tmp
     wanted = distkgd.load(tmp_path / "run/stages/student").predict(head="e003", relation="r001", k=5)
     assert answer["names"] == wanted.names[0] and answer["ids"] == wanted.ids[0].tolist()
     assert served.input_example == [{"head": "e000", "relation": "r000", "k": 10}]
-    assert [column.name for column in served.metadata.signature.inputs] == ["head", "relation", "tail", "k"]
+    assert [column.name for column in served.metadata.signature.inputs] == ["head", "relation", "tail", "k", "ids"]
     packed = Path(client.get_logged_model(student.tags["model_id"]).artifact_location.removeprefix("file://"))
     names = {path.name for path in (packed / "artifacts/model").iterdir()}
     assert {"entities.tsv", "relations.tsv", "config.json", "README.md"} <= names
@@ -333,10 +333,9 @@ def test_the_student_that_a_budget_chose_is_registered_is_the_champion_and_is_fo
     said = any(better in remark for remark in outcome.report["remarks"])
     assert said == (rows["direct"]["valid"]["mrr"] > mrr) and capsys.readouterr().err.count(better) == said
     path = run / "stages/direct/result.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
     for gain in (-0.05, 0.05):
-        path.write_text(
-            json.dumps(rows["direct"] | {"valid": rows["direct"]["valid"] | {"mrr": mrr + gain}}), encoding="utf-8"
-        )
+        path.write_text(json.dumps(kept | {"valid": kept["valid"] | {"mrr": mrr + gain}}), encoding="utf-8")
         mlflow.MlflowClient(uri).delete_registered_model_alias(name, "champion")
         assert launched(run, champion_max_mb=0.012) == 0
         assert aliases(uri, name)["champion"] == "1"
