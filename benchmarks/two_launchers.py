@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import kills
 import torch
 import typer
 import yaml
@@ -34,14 +35,7 @@ from launch.distill import main as distill
 
 END_SECONDS = 60
 ENTITIES, RELATIONS, TRIPLES = 1_000, 8, 2_000
-STAGE: dict[str, Any] = {
-    "dim": 16,
-    "batch_size": 256,
-    "epochs": 8,
-    "validate_every": 4,
-    "checkpoint_every": 1,
-    "negatives": {"kind": "batch", "num": 64},
-}
+STAGE = kills.STAGE | {"epochs": 8, "validate_every": 4}  # long enough to be met amid
 PLAN: dict[str, Any] = {
     "device": "cpu",
     "threads": 1,
