@@ -25,7 +25,7 @@ A word that means nothing raises DataError when it is given by itself. Among man
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,12 +78,11 @@ class Answers:
         """
         pandas = _import_pandas()
         rows: list[dict[str, Any]] = []
-        for place, question in enumerate(self.questions):
+        answers = zip(self.questions, self.ids.tolist(), self.scores.tolist(), strict=True)
+        for place, (question, ids, scores) in enumerate(answers):
             if place in self.errors:
                 rows.append({**question, self.answered: None, "error": self.errors[place]})
-            for rank, (i, score) in enumerate(
-                zip(self.ids[place].tolist(), self.scores[place].tolist(), strict=True), 1
-            ):
+            for rank, (i, score) in enumerate(zip(ids, scores, strict=True), 1):
                 if i >= 0:
                     named = {self.answered: self.entities.name(i), "label": self.entities.label(i)}
                     rows.append({**question, **named, "rank": rank, "id": i, "score": score})
@@ -296,11 +295,11 @@ class TrainedModel:
         """best_of: places of questions -> scores and ids of their answers. wrong: place of one that has none -> why."""
         places = _places(len(questions), wrong)
         parts = [best_of(at) for at in places]
-        shape = len(questions), parts[0][0].shape[1] if parts else k
-        scores = self.relation_rows.new_full(shape, -torch.inf)
+        shape = len(questions), parts[0][0].shape[1] if parts else min(k, len(self.entities))
+        scores = (parts[0][0] if parts else self.relation_rows).new_full(shape, -torch.inf)
         ids = torch.full(shape, -1, device=scores.device)
         for at, (score, found) in zip(places, parts, strict=True):
-            scores[at], ids[at] = score.to(scores.dtype), found
+            scores[at], ids[at] = score, found
         return Answers(ids.where(scores > -torch.inf, -1), scores, questions, answered, self.entities, dict(wrong))
 
     def _triples(self, triples: Any, ids: bool) -> tuple[tuple[Tensor, Tensor, Tensor], dict[int, str]]:
@@ -312,8 +311,8 @@ class TrainedModel:
         return (h.ids.to(device), r.ids.to(device), t.ids.to(device)), dict(sorted(wrong.items()))
 
     def _entities(self, words: Words | None, what: str, ids: bool) -> Found:
-        def one(text: str, exact: bool) -> int:
-            found = find_entity(self.entities, text, None, exact)
+        def one(text: str, exact: bool, hint: bool) -> int:
+            found = find_entity(self.entities, text, None, exact, hint)
             if found.also:
                 names = ", ".join(repr(self.entities.name(i)) for i in (found.id, *found.also)[:5])
                 raise DataError(f"{len(found.also) + 1} entities are called {shorten(text)!r}: {names}; give a name.")
@@ -322,9 +321,7 @@ class TrainedModel:
         return rows_of(words, self.entities, what, one, ids)
 
     def _relations(self, words: Words, ids: bool) -> Found:
-        return rows_of(
-            words, self.relations, "relation", lambda text, exact: find_relation(self.relations, text, exact), ids
-        )
+        return rows_of(words, self.relations, "relation", partial(find_relation, self.relations), ids)
 
 
 def _check_k(k: int) -> None:

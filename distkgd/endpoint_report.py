@@ -1,9 +1,10 @@
 """What was measured of the endpoints of a run's models, for its report; `distkgd.serving.speed` measures it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from distkgd.model_folder import read_json
 
 MEASURED = "serving.json"  # in a run folder
 
@@ -11,7 +12,7 @@ MEASURED = "serving.json"  # in a run folder
 def with_measured(report: Mapping[str, Any], run_folder: Path) -> Mapping[str, Any]:
     """`report`, with what the run folder holds of its endpoints as "serving"."""
     path = run_folder / MEASURED
-    return {**report, "serving": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else report
+    return {**report, "serving": read_json(path)} if path.is_file() else report
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:

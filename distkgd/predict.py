@@ -22,7 +22,7 @@ from distkgd.distributed.tables import plan_route
 from distkgd.errors import ConfigError, DataError, ModelError
 from distkgd.graph import Graph, Vocabulary, load_graph
 from distkgd.graph.filters import Queries
-from distkgd.graph.triples import SPLITS, nearest_spellings, shorten
+from distkgd.graph.triples import SPLITS, loose, shorten
 from distkgd.model import Model
 from distkgd.model_folder import LoadedModel, data_since, same_vocabulary
 
@@ -248,8 +248,12 @@ def _row_number(vocabulary: Vocabulary, text: str) -> int:
     return row
 
 
-def find_entity(vocabulary: Vocabulary, text: str, count: Tensor | None, exact: bool = False) -> Match:
+def find_entity(
+    vocabulary: Vocabulary, text: str, count: Tensor | None, exact: bool = False, hint: bool = True
+) -> Match:
     """The entity that `text` means: an exact name, else an exact label, else (unless `exact`) a loose match.
+
+    hint: whether the error of an unknown one names the nearest spellings, which takes longest.
 
     Of several with that label the one with the largest `count` is taken (the first without counts).
     """
@@ -259,17 +263,20 @@ def find_entity(vocabulary: Vocabulary, text: str, count: Tensor | None, exact: 
         if len(rows) > 1:
             raise _ambiguous("entities", vocabulary, text, rows)
     if not rows:
-        raise _unknown("entity", vocabulary, text)
+        raise _unknown("entity", vocabulary, text, hint)
     if count is not None:
         rows.sort(key=lambda row: (-int(count[row]), row))
     return Match(rows[0], tuple(rows[1:]), text)
 
 
-def find_relation(vocabulary: Vocabulary, text: str, exact: bool = False) -> int:
-    """The relation that `text` means; a guess between several would change the question, so that is an error."""
+def find_relation(vocabulary: Vocabulary, text: str, exact: bool = False, hint: bool = True) -> int:
+    """The relation that `text` means; a guess between several would change the question, so that is an error.
+
+    hint: as for `find_entity`.
+    """
     rows = _rows(vocabulary, text, exact) or ([] if exact else _suffix_rows(vocabulary, text))
     if not rows:
-        raise _unknown("relation", vocabulary, text)
+        raise _unknown("relation", vocabulary, text, hint)
     if len(rows) > 1:
         raise _ambiguous("relations", vocabulary, text, rows)
     return rows[0]
@@ -288,8 +295,8 @@ def _rows(vocabulary: Vocabulary, text: str, exact: bool = False) -> list[int]:
         if rows := (column == text).arg_true().to_list():
             return [int(row) for row in rows]
     loose = "" if exact else _loose_text(text)
-    for column in columns:
-        if loose and (rows := (_loose(column) == loose).arg_true().to_list()):
+    for column in vocabulary.loose if loose else ():
+        if rows := (column == loose).arg_true().to_list():
             return [int(row) for row in rows]
     return []
 
@@ -299,17 +306,13 @@ def _suffix_rows(vocabulary: Vocabulary, text: str) -> list[int]:
     wanted = _loose_text(text).lstrip("/.:")
     if not wanted:
         return []
-    names = _loose(vocabulary.names)
+    names = vocabulary.loose[0]
     ends = [names.str.ends_with(sign + wanted) for sign in "/.:"]
     return [int(row) for row in (ends[0] | ends[1] | ends[2]).arg_true().to_list()]
 
 
-def _loose(words: pl.Series) -> pl.Series:
-    return words.str.to_lowercase().str.replace_all("_", " ", literal=True).str.strip_chars(" ")
-
-
 def _loose_text(text: str) -> str:
-    return str(_loose(pl.Series([text]))[0])
+    return str(loose(pl.Series([text]))[0])
 
 
 def _notes(entities: Vocabulary, found: Match, counted: bool) -> list[str]:
@@ -331,11 +334,10 @@ def _ambiguous(kind: str, vocabulary: Vocabulary, text: str, rows: list[int]) ->
     return DataError(f"{len(rows)} {kind} fit {shorten(text)!r}: {shown}{more}; give one of these names.")
 
 
-def _unknown(kind: str, vocabulary: Vocabulary, text: str) -> DataError:
-    words = vocabulary.names
-    if vocabulary.labels is not None:
-        words = pl.concat([vocabulary.labels.drop_nulls().rename("name"), words])
-    nearest = nearest_spellings(text, words)
-    hint = f"nearest: {', '.join(map(repr, nearest))}" if nearest else "nothing is spelt like it"
-    hint += f". If a row number is meant, say so: {ROW_NUMBERS}" if WHOLE.fullmatch(text) else ""
-    return DataError(f"no {kind} of the model ({len(vocabulary):,}) is called {shorten(text)!r}; {hint}.")
+def _unknown(kind: str, vocabulary: Vocabulary, text: str, hint: bool = True) -> DataError:
+    told = f"no {kind} of the model ({len(vocabulary):,}) is called {shorten(text)!r}"
+    if hint:
+        nearest = vocabulary.nearest(text)
+        told += f"; nearest: {', '.join(map(repr, nearest))}" if nearest else "; nothing is spelt like it"
+    told += f". If a row number is meant, say so: {ROW_NUMBERS}" if WHOLE.fullmatch(text) else ""
+    return DataError(f"{told}.")

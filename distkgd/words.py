@@ -20,7 +20,7 @@ from distkgd.predict import ROW_NUMBERS
 # Names, labels or whole numbers: one, or many of them in anything that can be iterated over.
 Words = str | int | Iterable[str | int] | Tensor
 
-FEW = 16  # names that are looked up one by one: a join reads the whole vocabulary
+FEW = 16  # names that are looked up one by one: a join reads the whole vocabulary; unknown words that get a hint
 PLAIN = (str, int)  # and not bool, which is an int
 EXACT = 1 << 53  # floating-point numbers from here on stand for several whole ones
 
@@ -49,13 +49,15 @@ class Found:
         return [vocabulary.name(row) if row >= 0 else str(word) for row, word in pairs]
 
 
-def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str, bool], int], ids: bool = False) -> Found:
+def rows_of(
+    words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str, bool, bool], int], ids: bool = False
+) -> Found:
     """The rows that words mean. What means nothing among many fails alone; a word by itself raises its DataError.
 
-    one: reads a text that is no name; its second argument: as a label alone, written exactly so.
-    ids: whole numbers are row numbers.
+    one: reads a text that is no name; then whether as a label alone, written exactly so, and whether an unknown one is
+        worth a hint. ids: whole numbers are row numbers.
 
-    Raises DataError for numbers where no name or label is one and `ids` was not said.
+    Raises DataError where all words are numbers, no name or label is one and `ids` was not said.
     """
     single = isinstance(words, str) or not isinstance(words, Iterable) or getattr(words, "ndim", 1) == 0
     listed: list[Any] = (
@@ -67,6 +69,7 @@ def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str, b
     texts = sorted(text for text in wanted if text.isascii() or text.encode(errors="replace").decode() == text)
     named = dict(zip(texts, _rows_of_names(vocabulary, texts), strict=True))
     read: dict[str | int | DataError, int | DataError] = {}
+    unknown = 0
     for key in distinct:
         if isinstance(key, DataError):
             read[key] = key
@@ -76,10 +79,12 @@ def rows_of(words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str, b
             read[key] = DataError(f"{what}: {key!r} is no text that can be written as UTF-8; no name is like that.")
         else:
             row = named[str(key)]
-            read[key] = _other_reading(key, vocabulary, what, one) if row is None else row
+            read[key] = _other_reading(key, vocabulary, what, one, unknown < FEW) if row is None else row
+            unknown += isinstance(read[key], DataError)
     found = [read[key] for key in keys]
     errors = {place: str(row) for place, row in enumerate(found) if isinstance(row, DataError)}
-    if single and errors:
+    only_numbers = len(errors) == len(keys) > 0 and all(isinstance(key, int) for key in keys)
+    if errors and (single or (only_numbers and not ids and not vocabulary.has_numbers)):
         raise DataError(errors[0])
     rows = [-1 if isinstance(row, DataError) else row for row in found] if errors else found
     return Found(torch.tensor(rows, dtype=torch.int64), errors, listed)
@@ -110,24 +115,18 @@ def _outside(row: int, what: str, vocabulary: Vocabulary) -> DataError:
 
 
 def _other_reading(
-    key: str | int, vocabulary: Vocabulary, what: str, one: Callable[[str, bool], int]
+    key: str | int, vocabulary: Vocabulary, what: str, one: Callable[[str, bool, bool], int], hint: bool
 ) -> int | DataError:
     """What a word means that is no name."""
     try:
-        return one(str(key), isinstance(key, int))
+        return one(str(key), isinstance(key, int), hint)
     except DataError as error:
-        if isinstance(key, int) and not any_numbers(vocabulary):
-            raise DataError(
+        if isinstance(key, int) and not vocabulary.has_numbers:
+            return DataError(
                 f"{what}: {key} is a number, and none of the model's names is one. If row numbers are meant, say so: "
                 f"{ROW_NUMBERS}."
-            ) from None
+            )
         return error
-
-
-def any_numbers(vocabulary: Vocabulary) -> bool:
-    """Whether any name or label is a whole number."""
-    columns = [column for column in (vocabulary.names, vocabulary.labels) if column is not None]
-    return any(bool(column.str.contains(r"^-?\d+$").any()) for column in columns)
 
 
 def _rows_of_names(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int | None]:

@@ -21,8 +21,9 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.endpoint_report import sentences
 from distkgd.errors import UnsupportedError
 from distkgd.launching import launch, run_main
+from distkgd.ownership import refuse_owned
 from distkgd.report_html import keep_measured
-from distkgd.serving.entries import better_direct, entries_at
+from distkgd.serving.entries import better_direct, champion_limit, entries_at
 from distkgd.serving.speed import measure
 from distkgd.tracking import redact, register_finished
 
@@ -43,10 +44,12 @@ def main(
             raise UnsupportedError(f"models are registered by one process, not by {ranks.world}; leave out torchrun.")
         entries, folder, default = entries_at(run)
         called = name or default
-        found, store = register_finished(entries, called, champion_max_mb, run_folder=folder, uri=uri)
+        limit = champion_limit(folder, champion_max_mb)
+        found, store = register_finished(entries, called, limit, run_folder=folder, uri=uri)
         for line in [*found.lines, *better_direct(folder, entries), SERVE.format(redact(store), called)]:
             display.line(line)
         if speed:
+            refuse_owned(folder)  # before minutes of measuring
             measured = measure(entries, [f"models:/{called}/{version}" for version in found.versions], store)
             display.line("\n".join(sentences({"serving": measured})))
             for note in keep_measured(folder, measured):

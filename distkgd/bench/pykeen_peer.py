@@ -1,6 +1,6 @@
 """PyKEEN's side, through its public interface and with nothing it could do without: no progress bars, no sub-batches,
-no memory search, no constraint on TransE's entities (ours has none; PyKEEN would normalise the whole table in every
-step).
+no memory search, no constraint on TransE's entities. Ours has none, and PyKEEN would normalise the whole table in every
+step.
 
 Its numbers per entity are complex for ComplEx and RotatE, so 512 real ones are `embedding_dim=256`. Its evaluation runs
 in batches of 32, which is what it chooses on a CPU.

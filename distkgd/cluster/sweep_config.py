@@ -135,7 +135,7 @@ class SweepConfig(Frozen):
     trials: of each arm of a search. equal_budget: the direct model of the student's size gets as many.
     """
 
-    name: Annotated[str, AfterValidator(check_name)]
+    name: Annotated[str, AfterValidator(check_name)] = "sweep"
     base: str | Tree
     data: str | None = None
     set: Tree = Field(default_factory=dict)

@@ -77,7 +77,11 @@ def _copy_names(path: Path, folder: Path, number: int) -> None:
         for line in file:
             start = b"%d\t" % num_lines
             whole = line.startswith(start) and len(line) > len(start) + 1 and line.endswith(b"\n")
-            if not whole or b"\xef\xbf\xbd" in line.decode(errors="replace").encode():
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                whole = False
+            if not whole:
                 raise ModelError(f"{path}, line {num_lines + 1}: not {num_lines} and a name; write the model again.")
             out.write(line)
             num_lines += 1

@@ -121,7 +121,7 @@ class Vocabulary:
                 sharing = ", ".join(repr(str(self.names[row])) for row in rows.head(5).to_list())
                 more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
                 raise DataError(f"{len(rows)} names share the label {text!r}: {sharing}{more}; use a name")
-        nearest = self._nearest(text)
+        nearest = self.nearest(text)
         hint = f"; nearest: {', '.join(map(repr, nearest))}" if nearest else "; nothing is spelt like it"
         raise DataError(f"{shorten(text)!r} is neither a name nor a label among {len(self):,}{hint}")
 
@@ -133,7 +133,19 @@ class Vocabulary:
         rows = (self.names == text).arg_true()
         return int(rows[0]) if len(rows) else None
 
-    def _nearest(self, text: str) -> list[str]:
+    @cached_property
+    def loose(self) -> list[pl.Series]:
+        """Names and, where there are any, labels as they are compared with what is written loosely."""
+        return [loose(column) for column in (self.names, self.labels) if column is not None]
+
+    @cached_property
+    def has_numbers(self) -> bool:
+        """Whether any name or label is a whole number."""
+        columns = [column for column in (self.names, self.labels) if column is not None]
+        return any(bool(column.str.contains(r"^-?\d+$").any()) for column in columns)
+
+    def nearest(self, text: str) -> list[str]:
+        """The names and labels that are spelt most like `text`."""
         known = self.names if self.labels is None else pl.concat([self.labels.drop_nulls().rename("name"), self.names])
         return nearest_spellings(text, known)
 
@@ -307,6 +319,11 @@ def _label_column(labels: pl.Series | Mapping[int, str] | None, num_names: int) 
     if len(labels) != num_names:
         raise DataError(f"{len(labels)} labels for {num_names} names; give one per name, null where there is none")
     return labels.cast(pl.String).rename("label")
+
+
+def loose(words: pl.Series) -> pl.Series:
+    """Texts as they are compared when they may be written loosely: in lower case, blanks for _, none at the ends."""
+    return words.str.to_lowercase().str.replace_all("_", " ", literal=True).str.strip_chars(" ")
 
 
 def nearest_spellings(text: str, known: pl.Series, count: int = 3) -> list[str]:

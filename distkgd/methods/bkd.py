@@ -1,4 +1,4 @@
-"""BKD: the basic distillation baseline (Hinton et al. 2015, as used by DualDE sec. 4.1.3).
+"""BKD: the basic distillation baseline of Hinton and others (2015), as DualDE sec. 4.1.3 uses it.
 
 Differs from the paper: DualDE only says "minimizing the KL divergence of the triple score distributions"; ours is
 T^2 KL(teacher || student) of each query's softmax over the batch's candidates and its answer, added to the hard loss.

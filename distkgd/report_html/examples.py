@@ -82,7 +82,7 @@ def _kept(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:  # it can be made again
+    except (ValueError, RecursionError):  # it can be made again
         return None
     return found if isinstance(found, dict) else None
 

@@ -75,12 +75,10 @@ def remake(folder: AnyPath, data: str | None = None, queries: int | None = None)
     Raises ConfigError where there is no finished run, or a launch is at work in it.
     """
     folder = Path(folder)
-    report, config = read_run(folder)
-    given = (config.get("report") or {}).get("queries", QUERIES)  # runs of before have none
-    load = partial(load_graph, str(config["data"]) if data is None else data)
+    read_run(folder)
     notes: list[str] = []
     with owned(folder, Ranks(), notes.append):
-        notes += write_html(folder, report, load, int(given) if queries is None else queries)
+        notes += _remade(folder, data, queries)
     return folder / FILE, notes
 
 
@@ -91,8 +89,16 @@ def keep_measured(folder: Path, measured: Mapping[str, Any]) -> list[str]:
     notes: list[str] = []
     with owned(folder, Ranks(), notes.append):
         write_atomic(folder / MEASURED, json.dumps(measured, indent=2) + "\n")
-        write_report(folder, json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    return notes + remake(folder)[1]
+        write_report(folder, read_json(folder / "report.json"))
+        notes += _remade(folder)
+    return notes
+
+
+def _remade(folder: Path, data: str | None = None, queries: int | None = None) -> list[str]:
+    report, config = read_run(folder)
+    given = (config.get("report") or {}).get("queries", QUERIES)  # runs of before have none
+    load = partial(load_graph, str(config["data"]) if data is None else data)
+    return write_html(folder, report, load, int(given) if queries is None else queries)
 
 
 def read_run(folder: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distkgd.config import RunConfig
-from distkgd.serving.entries import better_direct, budget_of, entries_of_run, registered_name, roles_of
+from distkgd.serving.entries import better_direct, champion_limit, entries_of_run, registered_name, roles_of
 from distkgd.stages import build_plan
 from distkgd.tracking import Tracking
 
@@ -21,10 +21,7 @@ def register_run(config: RunConfig, folder: Path, tracking: Tracking, say: Calla
     if not (config.mlflow.enabled and config.mlflow.registry):
         return
     name = config.mlflow.registered_as or registered_name(config.name)
-    limit, budget = config.mlflow.champion_max_mb, budget_of(folder)
-    if limit is None and budget is not None and not budget["met"]:
-        limit = budget["wanted"]["max_mb"]
     entries = entries_of_run(folder)
-    lines = tracking.register(entries, name, limit)
+    lines = tracking.register(entries, name, champion_limit(folder, config.mlflow.champion_max_mb))
     for line in [*lines, *(better_direct(folder, entries) if lines else [])]:
         say(line)

@@ -121,6 +121,12 @@ def entries_of_run(run_folder: AnyPath) -> list[Entry]:
     return entries
 
 
+def champion_limit(run_folder: Path, given: float | None) -> float | None:
+    """MB that a champion may have: as `given`, else what a budget asked for that no model of the run has met."""
+    budget = budget_of(run_folder)
+    return budget["wanted"]["max_mb"] if given is None and budget is not None and not budget["met"] else given
+
+
 def entry_of_model(folder: AnyPath) -> Entry:
     """Of a model folder by itself: a student, unless its config.json says that it was a teacher or the direct model.
 

@@ -83,10 +83,8 @@ def _answer_alike(
     ends: dict[str, Any] = {first.given: [one.entity for _, one in asked]}
     try:
         found = model.predict(**ends, relation=[one.relation for _, one in asked], k=first.k, ids=first.ids)
-    except DistkgdError as error:  # of one that is wrong in a way that fails all that are asked with it
-        if len(asked) == 1:
-            return {asked[0][0]: error}
-        return {place: answer for one in asked for place, answer in _answer_alike(model, [one]).items()}
+    except DistkgdError as error:  # of all of them alike
+        return {place: error for place, _ in asked}
     answers: dict[int, dict[str, Any] | DistkgdError] = {}
     rows = zip(asked, found.questions, found.ids.tolist(), found.scores.tolist(), strict=True)
     for i, ((place, _), words, ids, scores) in enumerate(rows):
