@@ -27,6 +27,7 @@ from distkgd.graph.filters import KnownAnswers, both_sides
 from distkgd.graph.split import split_file
 from distkgd.kernels.build import library
 from distkgd.provenance import machine
+from distkgd.report import trained
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -44,7 +45,7 @@ def distill(folder: Path, *arguments: str) -> dict[str, Any]:
 
 def brief(report: dict[str, Any]) -> dict[str, Any]:
     """A report without its breakdowns."""
-    stages = [{key: stage[key] for key in KEPT} for stage in report["stages"]]
+    stages = [{key: stage[key] for key in KEPT} for stage in trained(report["stages"])]
     return {"data": report["data"], "protocol": report["protocol"], "seed": report["seed"], "stages": stages}
 
 

@@ -84,7 +84,7 @@ def curve(table: str) -> None:
         print(f"| {dim} | {means} | {spelled_out(gain)} |")
 
     def seconds(arm: str, trial: int, seed: int) -> float:
-        return float(sum(stage.get("train_seconds", 0.0) for stage in runs[key(arm, trial, seed)]["stages"]))
+        return float(sum(stage["train_seconds"] for stage in runs[key(arm, trial, seed)]["stages"]))
 
     rounds = {f"trial {n}, seed {seeds[0]}": (dict.fromkeys(arms, n), seeds[0]) for n in range(content["trials"])}
     chosen = {name: row["trial"] for name, row in arms.items()}

@@ -43,7 +43,7 @@ from distkgd.graph.filters import KnownAnswers
 from distkgd.intervals import paired_interval
 from distkgd.model_folder import load_model
 from distkgd.plan import run_plan
-from distkgd.report import fixed
+from distkgd.report import fixed, trained
 
 DIRECT = "direct"
 Tree = dict[str, Any]
@@ -188,10 +188,13 @@ class Table:
 
     def chosen(self, arm: str) -> int:
         """The trial with the best validation MRR; DivergedError where none has any."""
-        sound = [n for n in range(self.trials()) if "diverged" not in self.runs[key(arm, n, self.seeds[0])]]
-        if not sound:
+        if not self.sound(arm):
             raise DivergedError(f"All trials of arm {arm} have diverged; lower the rates of its space.")
-        return max(sound, key=lambda n: self.valid_mrr(arm, n))
+        return max(self.sound(arm), key=lambda n: self.valid_mrr(arm, n))
+
+    def sound(self, arm: str) -> list[int]:
+        """The trials of an arm that have not diverged."""
+        return [n for n in range(self.trials()) if "diverged" not in self.runs[key(arm, n, self.seeds[0])]]
 
     def valid_mrr(self, arm: str, number: int) -> float:
         """Of a trial's student, or the mean of its sub-models."""
@@ -205,6 +208,8 @@ class Table:
         for arm in self.spec["arms"]:
             trials = [n for n in range(self.trials()) if key(arm, n, self.seeds[0]) in self.runs]
             if len(trials) < self.trials():
+                continue
+            if not self.sound(arm):
                 continue
             number = self.chosen(arm)
             runs = [self.runs.get(key(arm, number, seed), {}).get("stages") for seed in self.seeds]
@@ -225,7 +230,7 @@ class Table:
         found: Tree = {name: [stages[-1][name] for stages in runs] for name in names}
         # As exported: a pruned model in its smallest sparse form.
         found["bytes"] = [stages[-1]["sparse_bytes"] for stages in runs]
-        found["seconds"] = [sum(stage.get("train_seconds", 0.0) for stage in stages) for stages in runs]
+        found["seconds"] = [sum(stage["train_seconds"] for stage in stages) for stages in runs]
         curves = [stages[-1]["curve"] for stages in runs if "curve" in stages[-1]]
         return found | {"dim": runs[0][-1]["dim"]} | ({"curve": curves} if curves else {})
 
@@ -243,7 +248,8 @@ class Table:
             cells = [arm, f"{mean['bytes']:,.0f}", *(fixed(mean[name], 4) for name in names[:2]), spread, gain]
             cells += [*(fixed(mean[name], 4) for name in names[2:4]), f"{mean['seconds']:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
+        diverged = [f"{name} diverged" for name, run in self.runs.items() if "diverged" in run]
+        return "\n".join(lines + ([f"\n{'; '.join(diverged)}"] if diverged else []))
 
     def write(self) -> None:
         """The results file; what it says of the machine and the commit is of the last run, not of the last look."""
@@ -280,7 +286,7 @@ def train(tree: Tree, folder: str) -> Tree:
     if not len(graph.valid):
         raise SystemExit(f"{graph.name} has no valid triples to choose trials by.")
     report = run_plan(config, graph, Ranks(), Path(folder), resume=True, display=Display(False))
-    return {"stages": [row(stage) for stage in in_order(report["stages"])]}
+    return {"stages": [row(stage) for stage in in_order(trained(report["stages"]))]}
 
 
 def config_of(tree: Tree) -> RunConfig:

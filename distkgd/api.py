@@ -33,10 +33,9 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError, DataError
+from distkgd.errors import ConfigError, DataError, shorten
 from distkgd.graph import Vocabulary
 from distkgd.graph.filters import KnownAnswers, Queries
-from distkgd.graph.triples import shorten
 from distkgd.model_folder import LoadedModel, load_model, save_model
 from distkgd.predict import best, data_of, find_entity, find_relation, top_k
 from distkgd.scorers import Scorer

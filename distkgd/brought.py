@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from distkgd.config import RunConfig, StageConfig
 from distkgd.distributed.nodes import on_first
 from distkgd.errors import DistkgdError
 from distkgd.evaluate import protocol
 from distkgd.graph import Graph, load_graph
+from distkgd.graph.triples import words_of
 from distkgd.imports import imported_folder
 from distkgd.imports.writing import held_out_among
 from distkgd.long_tail import in_parts
@@ -44,8 +43,8 @@ def rank_brought(run: Run, stage: Stage, teachers: Sequence[Model]) -> list[Row]
 
 def named_sources(config: RunConfig) -> dict[str, str]:
     """Path, URI or LIBRARY:PATH of each teacher that a run does not train -> its name."""
-    given = {"teacher": config.first_teacher()} if config.teachers is None else config.teachers
-    return {str(one): name for name, one in given.items() if one is not None and not isinstance(one, StageConfig)}
+    given = config.all_teachers().items()
+    return {str(one): name for name, one in given if one is not None and not isinstance(one, StageConfig)}
 
 
 def brought_row(run: Run, source: str, model: Model) -> Row:
@@ -54,7 +53,7 @@ def brought_row(run: Run, source: str, model: Model) -> Row:
     path = imported_folder(run.folder, source) / RESULT
     ranked: dict[str, Any] = {
         "model": sha256_of(folder / "config.json"),
-        "data": run.graph.sha256,
+        "data": run.graph.identity,
         "splits": run.splits,
     }
     ranked |= {"dtype": run.config.dtype, "protocol": protocol(run.config.ties, run.config.filter)}
@@ -110,9 +109,7 @@ def seen_held_out(folder: Path, graph: Graph) -> list[str]:
     """What is known of a model's having been trained on valid or test triples of `graph`; nothing where all is well."""
     config = read_config(folder)
     about: dict[str, Any] = config.get("data") or {}
-    # The sha256 is of all three splits, one after the other: it does not say where one ends.
-    mine = graph.summary()
-    same = all(about.get(key) == mine[key] for key in ("sha256", "num_train", "num_valid", "num_test"))
+    same = graph.is_of(about)
     if "imported_from" in config:  # its `data` is whose rows it has been given, not what it was trained on
         seen = config.get("trained_on_held_out")
         return _told(seen) if same and isinstance(seen, Mapping) else []
@@ -123,17 +120,12 @@ def seen_held_out(folder: Path, graph: Graph) -> list[str]:
         other = load_graph(str(source)) if source.is_absolute() and source.exists() else None
     except DistkgdError:
         other = None
-    if other is None or other.sha256 != about["sha256"]:
+    if other is None or not other.is_of(about):
         return [
             f"it was trained on other data ({about.get('name')}, sha256 {str(about['sha256'])[:12]}), which is not at "
             "hand: whether it has seen valid and test triples is not known"
         ]
-    names = {
-        "head": other.entities.names.gather(other.train[:, 0].numpy()),
-        "relation": other.relations.names.gather(other.train[:, 1].numpy()),
-        "tail": other.entities.names.gather(other.train[:, 2].numpy()),
-    }
-    return _told(held_out_among(pl.DataFrame(names), graph))
+    return _told(held_out_among(words_of(other.train, other.entities.names, other.relations.names), graph))
 
 
 def _told(seen: Mapping[str, int]) -> list[str]:

@@ -410,6 +410,10 @@ class RunConfig(Frozen):
             return {}
         return {dim: resized(self.student, dim, per_dim.get(dim, {}), f"{key}.per_dim.{dim}") for dim in dims}
 
+    def all_teachers(self) -> dict[str, StageConfig | str | None]:
+        """Name -> the stage, or the path, URI or LIBRARY:PATH, of each teacher."""
+        return {"teacher": self.first_teacher()} if self.teachers is None else dict(self.teachers)
+
     def first_teacher(self) -> StageConfig | str | None:
         """What `teacher` says, with what a chain says of its dim."""
         if self.chain is None or not isinstance(self.teacher, StageConfig):

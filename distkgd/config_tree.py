@@ -32,7 +32,8 @@ class _Loader(yaml.SafeLoader):
         value: int | float = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
         text = node.value.replace("_", "")
         if ":" in text or (whole and text.lstrip("+-").isdecimal() and int(text) != value):
-            raise ConstructorError(None, None, f"{text} is {value} to YAML; write that, or no 0 first", node.start_mark)
+            cure = "write that, or quote it" if ":" in text else "write that, or no 0 first"
+            raise ConstructorError(None, None, f"{text} is {value} to YAML; {cure}", node.start_mark)
         return value
 
 

@@ -51,3 +51,8 @@ class Stopped(Exception):  # noqa: N818 - it is not an error
     def __init__(self, signal_number: int, where: str) -> None:
         super().__init__(f"Stopped {where}; add --resume to the same command to go on.")
         self.signal_number = signal_number
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= length else text[: length - 1] + "…"

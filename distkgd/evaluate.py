@@ -166,10 +166,11 @@ def fixed_entities(total: int, device: torch.device | None = None) -> Tensor:
 
 
 def spread_of(scores: Tensor) -> Tensor:
-    """[...]: largest less smallest of [..., k] scores of the fixed entities; 0 where one is no number."""
+    """[...]: largest less smallest of [..., k] scores of the fixed entities; 0 where one is no number, or as far away
+    as what does not count."""
     smallest, largest = torch.aminmax(scores, dim=-1)
     spread = largest - smallest
-    return torch.where(spread.isfinite(), spread, 0.0)
+    return torch.where(spread < -NEVER / 2, spread, 0.0)
 
 
 def thresholds(own: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +184,7 @@ def thresholds(own: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unsound_last(rank: Tensor, own: Tensor, queries: Queries, total: int, known: KnownAnswers | None) -> Tensor:
-    """[..., Q] ranks; those of answers whose `own` score is NaN or infinite come after all candidates, by any rule.
+    """[..., Q] ranks; those of answers whose `own` score is NaN, infinite or beyond NEVER / 2 come last, by any rule.
 
     known: answers that are no candidates.
     """

@@ -96,14 +96,24 @@ def told(error: BaseException, display: Display) -> int:
             Display(True).error(str(error))
         case DistkgdError():
             display.error(str(error))
-        case BrokenPipeError():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it any more
+        case BrokenPipeError() if _unread():
+            pass
         case OSError() if error.filename is not None or error.errno in FULL:
             where = f"{error.filename}: " if error.filename is not None else ""
-            display.error(f"{where}{error.strerror or error}.")
+            Display(True).error(f"{where}{error.strerror or error}.")  # by whichever rank has met it
         case _:
             raise error
     return 2
+
+
+def _unread() -> bool:
+    """Whether nobody reads standard output any more; then what is left of it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def launch(body: Callable[[Ranks, Display], int | None], device: str = "auto", threads: int = 0) -> NoReturn:

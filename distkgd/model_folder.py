@@ -302,9 +302,11 @@ def same_vocabulary(loaded: LoadedModel, graph: Graph, folder: str) -> None:
 def data_since(loaded: LoadedModel, graph: Graph) -> str:
     """That `graph` is not what the model was trained on, "" when it is or the model does not say."""
     then = loaded.config.get("data")
-    sha256 = str(then.get("sha256", "")) if isinstance(then, Mapping) else ""
-    if not sha256 or sha256 == graph.sha256:
+    if not isinstance(then, Mapping) or not then.get("sha256") or graph.is_of(then):
         return ""
+    sha256 = str(then["sha256"])
+    if sha256 == graph.sha256:
+        return f"{graph.name} has changed since training: its splits end elsewhere"
     return f"{graph.name} has changed since training or is another one: sha256 {graph.sha256[:12]}, then {sha256[:12]}"
 
 

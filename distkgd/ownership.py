@@ -84,7 +84,7 @@ def owned(folder: Path, ranks: Ranks, say: Callable[[str], None], launcher: str 
     restarts = False  # then the file stays, so that nobody comes in between
     try:
         yield agents
-    except (Stopped, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt, ConfigError):  # no new start would cure the last
         raise
     except BaseException:
         restarts = bool(agents) and launcher is None
@@ -105,7 +105,8 @@ class _Hold:
         self._made = make_folder(folder)
         self._file = _taken(self._path, mine, say)
         self._over = threading.Event()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._beats.start()
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
@@ -115,6 +116,7 @@ class _Hold:
     def end(self, keep: bool) -> None:
         """Give the folder up; one that was made for nothing goes, too."""
         self._over.set()
+        self._beats.join()
         if not keep and _is_at(self._path, self._file):
             self._path.unlink()  # before the lock is free: whoever waits for it finds that the file is another
         self._file.close()
@@ -129,6 +131,9 @@ def _taken(path: Path, mine: Owner, say: Callable[[str], None]) -> IO[str]:
         locked = _lock(file)
         if not _is_at(path, file):  # its owner has just given it up
             file.close()
+            if time.monotonic() > deadline:
+                raise ConfigError(_in_use(path.parent, read_owner(path)))
+            time.sleep(POLL_SECONDS)
             continue
         other = read_owner(path)
         again = other is not None and mine.same_launch(other)

@@ -172,12 +172,12 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
     """One stage's row of the report; trains it unless it is finished."""
     folder = run.stage_folder(stage.name)
     stage, chosen = settled(run, stage)
-    row = finished_row(run.config, run.graph.sha256, run.folder, stage)
+    row = finished_row(run.config, run.graph.identity, run.folder, stage)
     if row is not None:
         keep_stage(run.storage, stage.name, run.ranks)
         run.display.line(f"{stage.name}: finished before, valid MRR {fixed(mrr_of(row, 'valid'), 4)}")
         return row
-    digest = stage_digest(run.config, run.graph.sha256, run.folder, stage)
+    digest = stage_digest(run.config, run.graph.identity, run.folder, stage)
     tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
     status: Status = "FAILED"
     try:
@@ -194,9 +194,8 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
         if "curve" in row:
             dims = next(iter(row["curve"].values()))
             row["crop_bytes"] = crop_bytes(job.method.product, [int(dim) for dim in dims], row["bytes"])
-        if run.ranks.first:
-            write_atomic(folder / RESULT, json.dumps({**row, "digest": digest}, indent=2) + "\n")
-        run.ranks.barrier()
+        result = json.dumps({**row, "digest": digest}, indent=2) + "\n"
+        on_first(run.ranks, partial(write_atomic, folder / RESULT, result))
         keep_stage(run.storage, stage.name, run.ranks)
         status = "FINISHED"
     finally:
@@ -214,7 +213,7 @@ def run_stage(run: Run, stage: Stage) -> dict[str, Any]:
 def finished_row(config: RunConfig, sha256: str, folder: Path, stage: Stage) -> dict[str, Any] | None:
     """The row of a stage that is finished in the run folder, None of one that is not.
 
-    sha256: the data's. Raises ConfigError when the stage was made by another config, data set or teacher.
+    sha256: the data's `identity`. Raises ConfigError when the stage was made by another config, data set or teacher.
     """
     made = stage_folder(folder, stage.name)
     row = read_result(made)

@@ -19,10 +19,10 @@ from rich.text import Text
 from torch import Tensor
 
 from distkgd.distributed.tables import plan_route
-from distkgd.errors import ConfigError, DataError, ModelError
+from distkgd.errors import ConfigError, DataError, ModelError, shorten
 from distkgd.graph import Graph, Vocabulary, load_graph
 from distkgd.graph.filters import Queries
-from distkgd.graph.triples import SPLITS, loose, shorten
+from distkgd.graph.triples import SPLITS, loose
 from distkgd.model import Model
 from distkgd.model_folder import LoadedModel, data_since, same_vocabulary
 

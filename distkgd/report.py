@@ -196,6 +196,11 @@ def difference(stage: Stage, direct: Stage, split: str) -> str:
     return f"{gain:+.3f} {split} MRR".replace("-", "−", 1)
 
 
+def trained(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that a run has trained: not a teacher that came from elsewhere."""
+    return [stage for stage in stages if "source" not in stage]
+
+
 def told_better(direct: float | None, student: float | None, name: str) -> str | None:
     """A sentence where the direct model of the student's size is the better one by their valid MRRs."""
     if direct is None or student is None or direct <= student:

@@ -42,20 +42,23 @@ def prepare_folder(
     exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
     if exists and not resume and not known:
         raise ConfigError(HOLDS_A_RUN.format(folder=folder))
-    on_first(ranks, write)
     plan = {
         "config": resolved(config),
-        "data_sha256": graph.sha256,
-        "source": anchored(config.data),
+        "data_sha256": graph.identity,
         "stages": [described(stage) for stage in stages],
     }
     if exists:
         refuse_other_plan(path, plan)
-    if ranks.first and agents:
-        write_atomic(launch, json.dumps({"agents": list(agents)}, indent=2) + "\n")
-    if ranks.first and not exists:
-        write_atomic(path, yaml.safe_dump(plan, sort_keys=False, allow_unicode=True))
-    ranks.barrier()
+
+    def put() -> None:
+        write()  # the data that `source` names, perhaps
+        if agents:
+            write_atomic(launch, json.dumps({"agents": list(agents)}, indent=2) + "\n")
+        if not exists:
+            text = yaml.safe_dump(plan | {"source": anchored(config.data)}, sort_keys=False, allow_unicode=True)
+            write_atomic(path, text)
+
+    on_first(ranks, put)
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:

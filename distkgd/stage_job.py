@@ -124,9 +124,11 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
 
 def validation(run: Run, method: Method[Any]) -> dict[str, float]:
     """What a method makes of the metrics of its product on the validation split, which must hold triples."""
-    return method.validate(
-        lambda: known_figures(run.evaluate(method.product, "valid")[0]), partial(run.curve, method.product)
-    )
+
+    def curve(dims: Sequence[int], split: str) -> dict[int, dict[str, float]]:
+        return {dim: known_figures(one) for dim, one in run.curve(method.product, dims, split).items()}
+
+    return method.validate(lambda: known_figures(run.evaluate(method.product, "valid")[0]), curve)
 
 
 def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:

@@ -55,7 +55,7 @@ class Stage:
 
 def build_plan(config: RunConfig) -> list[Stage]:
     """The stages of a run, in an order in which every teacher comes first."""
-    given = {"teacher": config.first_teacher()} if config.teachers is None else config.teachers
+    given = config.all_teachers()
     stages = [Stage(name, teacher, ()) for name, teacher in given.items() if isinstance(teacher, StageConfig)]
     own = {stage.name for stage in stages}
     teachers = tuple(name if name in own else str(path) for name, path in given.items() if path is not None)

@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-
 from distkgd.config import RunConfig
 from distkgd.distributed.checkpoint import MANIFEST, list_steps, verify
 from distkgd.distributed.model_files import discard
@@ -55,7 +53,9 @@ class Storage:
             if (self._folder / PLAN).exists():
                 return
             if not self._fs.exists(there):
-                self._fs.makedirs(self._root, exist_ok=True)  # or nothing is begun
+                self._fs.makedirs(
+                    self._root, exist_ok=True
+                )  # a place that cannot be written is refused before training
                 return
             if not resume:
                 raise ConfigError(f"{self._uri} already holds a run; add --resume to go on with it, or change storage.")
@@ -70,7 +70,7 @@ class Storage:
             if self._fs.exists(there):
                 self._fs.get_file(there, str(Path(folder) / PLAN))
                 try:
-                    refuse_other_plan(Path(folder) / PLAN, yaml.safe_load(mine.read_text(encoding="utf-8")))
+                    refuse_other_plan(Path(folder) / PLAN, read_yaml(mine))
                 except ConfigError as error:
                     raise ConfigError(str(error).replace(folder, self._uri)) from None
             else:

@@ -29,7 +29,6 @@ def train_stage(job: Job) -> Progress:
     steps aside for an unfinished teacher; DivergedError on a NaN or Inf loss or row; ModelError for such a teacher.
     """
     progress, unwanted = restore(job), False
-    check_teachers(job)
     check_rows(job, progress)  # those of a checkpoint, or of its start
     per_epoch = job.scenes.sampler.steps_per_epoch
     begun = time.monotonic() - progress.seconds
@@ -64,7 +63,8 @@ def train_stage(job: Job) -> Progress:
         if not finished_before:
             progress.done = progress.done or progress.epoch >= last_epoch(job)
             progress.seconds = time.monotonic() - begun
-            check_model(job, progress)
+            if progress.step % per_epoch:
+                check_model(job, progress)  # `end_epoch` has seen the others
             write(job, progress)
             settle(job)
         # A signal may also have come in the last step or validation, after which no step would see it.
@@ -205,21 +205,16 @@ def check_model(job: Job, progress: Progress) -> None:
         )
 
 
-def check_teachers(job: Job) -> None:
-    """ModelError on all ranks when a teacher is none: its tables hold NaN or an infinity."""
-    for number, teacher in enumerate(job.method.teachers, 1):
-        if (broken := broken_row_of(teacher)) is not None:
-            which = "its teacher's" if len(job.method.teachers) == 1 else f"teacher {number}'s"
-            raise ModelError(
-                f"Stage {job.name}: {which} {job.told(broken)}; no learning rate of {job.name} would help. "
-                "Give a teacher whose training has not diverged."
-            )
-
-
 def _remedy(job: Job) -> str:
-    """What to change after a divergence; all ranks call it."""
+    """What to change after a divergence; ModelError where a teacher is broken. All ranks call it."""
     learning = [model for model, learns in job.method.speakers() if learns]
     fixed = [teacher for teacher in job.method.teachers if all(teacher is not model for model in learning)]
+    for teacher in fixed:
+        if (broken := broken_row_of(teacher)) is not None:
+            raise ModelError(
+                f"Stage {job.name}: its teacher's {job.told(broken)}; no learning rate of {job.name} would help. "
+                "Give a teacher whose training has not diverged."
+            )
     largest = max((_largest(teacher) for teacher in fixed), default=0.0)
     if largest > OVERFLOWS:
         return f"Its teacher's tables hold numbers up to {largest:.2g}, whose scores overflow; give another teacher."

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from distkgd.display import Display
+from distkgd.distributed.nodes import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.evaluate import Filter, Ties
 from distkgd.evaluation_report import evaluate_model, table
@@ -40,10 +41,10 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
 ) -> None:
     """Print metrics overall, by direction, relation category and frequency, degree of the answer, and relation."""
-    if json_ is not None:
-        check_file(json_)
 
     def body(ranks: Ranks, display: Display) -> None:
+        if json_ is not None:
+            on_first(ranks, lambda: check_file(json_))
         report = evaluate_model(model, ranks, split=split, source=data, ties=ties, filter_=filter_, rare_below=rare)
         for text in report.get("warnings", []):
             display.warn(text)

@@ -136,7 +136,7 @@ class _Graphs:
         self.get: Callable[[str], Graph] = cache(load_graph)
 
     def sha256(self, data: str) -> str:
-        return self.get(data).sha256
+        return self.get(data).identity
 
 
 @contextmanager

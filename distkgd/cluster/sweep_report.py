@@ -71,7 +71,7 @@ def _result(trial: Trial, out: Path) -> dict[str, Any]:
     if record.status == "finished":
         row = scored_row(trial, out)
         whole = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        result["seconds"] = sum(stage.get("seconds", 0.0) for stage in whole["stages"])
+        result["seconds"] = sum(stage["seconds"] for stage in whole["stages"])
         result |= {key: row[key] for key in ("method", "scorer", "dim", "bytes", *SPLITS, "curve") if key in row}
         if (folder / "test.json").exists():
             result["test"] = json.loads((folder / "test.json").read_text(encoding="utf-8"))

@@ -72,8 +72,7 @@ class Trial:
     def teachers(self) -> dict[str, "Trial"]:
         """Stage name -> the trial that makes this teacher; nothing for those that are paths of models."""
         config = self.config
-        given = {"teacher": config.first_teacher()} if config.teachers is None else dict(config.teachers)
-        stages = {name: stage for name, stage in given.items() if isinstance(stage, StageConfig)}
+        stages = {name: stage for name, stage in config.all_teachers().items() if isinstance(stage, StageConfig)}
         return {name: teacher_trial(name, stage, config, self.data) for name, stage in stages.items()}
 
     def with_teachers(self, out: Path) -> RunConfig:

@@ -168,7 +168,7 @@ def _train(trial: Trial, call: Call, watch: Watch) -> None:
     torch.set_num_threads(trial.config.threads or call.threads)
     config = trial.with_teachers(call.out)
     graph = load_graph(config.data)
-    if graph.sha256 != trial.data:
+    if graph.identity != trial.data:
         raise ConfigError(f"The data {config.data} is not what it was when the sweep began, or not on every machine.")
     ranks, folder = call.ranks(config.device), trial.folder(call.out)
     plan, silent = trial.plan(config), Display(False)

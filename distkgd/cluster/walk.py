@@ -106,7 +106,7 @@ class Walk:
                     if self._stop.is_set():
                         raise Stopped(signal_number(), "between two stages")
                     for stage, size in self._next(rows, list(running.values())):
-                        row = finished_row(self._config, self._graph.sha256, self._request.folder, stage)
+                        row = finished_row(self._config, self._graph.identity, self._request.folder, stage)
                         if row is not None:
                             mrr = fixed(mrr_of(row, "valid"), 4)
                             self._say(f"{stage.name}: finished before, valid MRR {mrr}")
@@ -167,7 +167,7 @@ class Walk:
         """
         options, request = self._request.options, self._request
         threads = self._config.threads or max(1, options.cpus)
-        folder, sha256 = request.folder, self._graph.sha256
+        folder, sha256 = request.folder, self._graph.identity
         work = Work(request.config, stage.name, folder, request.uri, sha256, self._device, threads)
         gang = Gang(
             self._ray,

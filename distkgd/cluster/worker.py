@@ -158,7 +158,7 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> dict[str, Any
     on_first(ranks, partial(provide, config, folder, stage, stages))
     with only_one(stage_folder(folder, stage.name) / "gang.lock", ranks):
         graph = shared_graph(ranks, lambda: load_graph(config.data))
-        if graph.sha256 != work.sha256:
+        if graph.identity != work.sha256:
             raise DataError(f"{socket.gethostname()} has other data at {config.data} than the coordinator has.")
         check_stage(stage, graph, world)
         if config.storage:

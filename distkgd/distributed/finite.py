@@ -9,12 +9,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from distkgd.distributed.model_files import TAGS
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError
 
 _ROWS_AT_ONCE = 1 << 14
 _NUMBERS_AT_ONCE = 1 << 20
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {tag: dtype for dtype, tag in TAGS.items() if dtype.is_floating_point}
 
 
 class Broken(NamedTuple):

@@ -17,9 +17,9 @@ from typing import Any
 
 import polars as pl
 
-from distkgd.errors import ConfigError, DataError
+from distkgd.errors import ConfigError, DataError, shorten
 from distkgd.extras import need
-from distkgd.graph.triples import COLUMNS, shorten
+from distkgd.graph.triples import COLUMNS
 from distkgd.paths import AnyPath
 
 TEXT_ENDINGS = (".txt", ".tsv", ".csv", ".txt.gz", ".tsv.gz", ".csv.gz")
@@ -43,12 +43,11 @@ class How:
     """What a person says of files of triples.
 
     columns: what their columns hold, in order: head, relation and tail once each, anything else is not used.
-    literals: those of RDF are entities too. exact: distkgd has written the files: names between TABs, as they are.
+    literals: those of RDF are entities too.
     """
 
     columns: tuple[str, ...] | None = None
     literals: bool = False
-    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.columns is not None and any(self.columns.count(column) != 1 for column in COLUMNS):

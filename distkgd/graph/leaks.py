@@ -16,6 +16,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from distkgd.errors import shorten
+
 TWINS = 0.8  # of a relation's triples, from which on its twin is told
 LEAST_TWINS = 5  # triples of a relation that its twin has: of fewer nothing follows
 TWINS_SHOWN = 3
@@ -71,7 +73,7 @@ def find_leaks(splits: Mapping[str, Tensor], names: pl.Series) -> Leaks:
     leaks = _rows_of(met, twins, sum(map(len, held.values()))).split([len(rows) for rows in held.values()])
     counts = {split: (int(mask.sum()), len(mask)) for split, mask in zip(held, leaks, strict=True)}
     named = [Twin(names[a], names[b], turned, share) for (a, b, turned), share in twins.items()]
-    return Leaks(counts, tuple(sorted(named, key=lambda twin: (-twin.share, twin.relation, twin.of))))
+    return Leaks(counts, tuple(sorted(named, key=lambda twin: (-twin.share, twin.relation, twin.of, twin.turned))))
 
 
 def twins_of(triples: Tensor, num_relations: int) -> dict[tuple[int, int, bool], float]:
@@ -152,9 +154,7 @@ def _frame(triples: Tensor, relation: str) -> pl.DataFrame:
 
 
 def _told(twin: Twin) -> str:
-    relation, of = (
-        name if len(name) <= NAME_SHOWN else name[: NAME_SHOWN - 1] + "…" for name in (twin.relation, twin.of)
-    )
+    relation, of = (shorten(name, NAME_SHOWN) for name in (twin.relation, twin.of))
     share = f"{100 * twin.share:.0f}%"
     if twin.relation == twin.of:
         return f"{relation!r} is symmetric in {share} of its triples"

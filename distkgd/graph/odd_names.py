@@ -12,7 +12,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from distkgd.graph.triples import COLUMNS, shorten
+from distkgd.errors import shorten
+from distkgd.graph.triples import COLUMNS
 
 _FEW_ALONE = 0.05  # share of triples with words of their own, from which on a first line with such is nothing odd
 

@@ -14,14 +14,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from distkgd.errors import DataError
+from distkgd.errors import DataError, shorten
 from distkgd.graph.formats import (
     ABOUT,
     AS_THEY_ARE,
@@ -38,7 +38,7 @@ from distkgd.graph.formats import (
 )
 from distkgd.graph.odd_names import settle, told_first_lines, told_names, told_order
 from distkgd.graph.text_files import Layout, clean_text, layout_of, read_ids, read_lines, refuse_words, without_mark
-from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, shorten, sorted_unique
+from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, sorted_unique
 from distkgd.kernels.names import NameTables
 from distkgd.paths import AnyPath
 
@@ -99,7 +99,10 @@ def read_folder(
         raise DataError(f"{folder} is no data set: {looked_for}; train is missing; there {_listed(present)}")
     paths = {split: path for split, path in files.items() if path is not None}
     notes += [f"{split}: no such file in {folder}; the split is empty" for split in SPLITS if split not in paths]
-    found = read_files(paths, replace(how, exact=_is_ours(folder)), checksums)
+    exact = _is_ours(folder)
+    if exact and how.columns is not None:
+        raise DataError(f"{folder} was written by distkgd, as head, relation, tail; leave --columns out")
+    found = read_files(paths, how, checksums, exact)
     notes += found.notes
     entity_labels, relation_labels = (
         _read_labels(_pick(folder, [stem + end for end in LABEL_ENDINGS if stem + end in present]), names, notes)
@@ -116,9 +119,15 @@ def read_folder(
 
 
 def read_files(
-    paths: Mapping[str, AnyPath], how: How = AS_THEY_ARE, checksums: Mapping[str, str] | None = None
+    paths: Mapping[str, AnyPath],
+    how: How = AS_THEY_ARE,
+    checksums: Mapping[str, str] | None = None,
+    exact: bool = False,
 ) -> Triples:
-    """Read the file of each split, `train` among them. Raises DataError naming file, line and cure."""
+    """Read the file of each split, `train` among them. Raises DataError naming file, line and cure.
+
+    exact: distkgd has written the files: names between TABs, as they are.
+    """
     files = {split: Path(path) for split, path in paths.items()}
     digest = hashlib.sha256()
     notes: list[str] = []
@@ -129,12 +138,12 @@ def read_files(
             data = read_bytes(path)
             _check_sum(data, path, (checksums or {}).get(split))
             beside.submit(digest.update, data)  # one after the other, while the same bytes are parsed
-            parts[split] = _parse(data, path, how, tables, notes, quoted)
+            parts[split] = _parse(data, path, how, exact, tables, notes, quoted)
             beside.submit(digest.update, parts[split].beside)
             del data
         rows, entities, relations = _number(parts, tables)
     doubts: list[str] = []
-    if not how.exact:
+    if not exact:
         entities, relations = _settle(parts, rows, entities, relations, quoted, notes)
         firsts = {split: part.where(0) for split, part in parts.items() if part.may_be_header}
         doubts = told_first_lines(firsts, rows, entities, relations)
@@ -219,7 +228,15 @@ def _check_sum(data: bytes, path: Path, expected: str | None) -> None:
         )
 
 
-def _parse(data: bytes, path: Path, how: How, tables: NameTables | None, notes: list[str], quoted: set[str]) -> _Part:
+def _parse(
+    data: bytes,
+    path: Path,
+    how: How,
+    exact: bool,
+    tables: NameTables | None,
+    notes: list[str],
+    quoted: set[str],
+) -> _Part:
     ending = (ending_of(path.name) or "").removesuffix(".gz")
     part = _Part(path)
     if ending == ".parquet":
@@ -230,7 +247,7 @@ def _parse(data: bytes, path: Path, how: How, tables: NameTables | None, notes: 
         frames = read_rdf(data, path, how, notes)
     else:
         body = without_mark(data)
-        layout = Layout(0, 1) if how.exact else layout_of(body, path, how, notes)
+        layout = Layout(0, 1) if exact else layout_of(body, path, how, notes)
         part.may_be_header = layout.header is None and not layout.openke
         if tables is not None and layout.is_plain(body):
             rows = tables.read(body, layout.start, layout.separator)

@@ -20,7 +20,7 @@ from distkgd.errors import DataError
 from distkgd.graph.formats import AS_THEY_ARE, How, check_file
 from distkgd.graph.leaks import Twin, find_leaks
 from distkgd.graph.readers import read_files, read_folder
-from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows
+from distkgd.graph.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, words_of
 from distkgd.paths import AnyPath
 from distkgd.random import Stream
 
@@ -135,6 +135,5 @@ def _first(words: Tensor, places: Tensor, number: int) -> Tensor:
 
 
 def _tsv(triples: Tensor, entities: pl.Series, relations: pl.Series) -> bytes:
-    columns = zip(COLUMNS, (entities, relations, entities), triples.unbind(1), strict=True)
-    frame = pl.DataFrame({column: names.gather(ids.numpy()) for column, names, ids in columns})
+    frame = words_of(triples, entities, relations)
     return frame.write_csv(include_header=False, separator="\t", quote_style="never").encode()

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import polars as pl
 
-from distkgd.errors import DataError
+from distkgd.errors import DataError, shorten
 from distkgd.graph.formats import How, is_openke, lines_of, places_of, read_openke
-from distkgd.graph.triples import COLUMNS, shorten
+from distkgd.graph.triples import COLUMNS
 
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 64 << 20
@@ -221,12 +221,20 @@ def _quoted(data: bytes, separator: str, line: bytes) -> bool:
 
 def _comes_again(data: bytes, header: _Line, words: list[str]) -> bool:
     """Whether the words head, relation, tail of a header are names too: that of the relation, and one of the others."""
+    end, marks = header.start + len(header.text), (b"\t", b",", b";", b'"', b"\n")
+    head, relation, tail = words
+
+    def perhaps(word: str) -> bool:  # a plain look, which a large file can pay for
+        bare = word.encode()
+        return any(data.find(mark + bare, end) >= 0 for mark in marks)
+
+    if not (perhaps(relation) and (perhaps(head) or perhaps(tail))):
+        return False
     rest = data[header.start + len(header.text) :].replace(b"\n" + header.text + b"\n", b"\n") + b"\n"
 
     def used(word: str) -> bool:
         return re.search(rb'(?<=[\t,;"\n])' + re.escape(word.encode()) + rb'(?=[\t,;"\n])', rest) is not None
 
-    head, relation, tail = words
     return used(relation) and (used(head) or used(tail))
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import polars as pl
 import torch
 
-from distkgd.errors import DataError
+from distkgd.errors import DataError, shorten
 from distkgd.graph.leaks import find_leaks
 
 COLUMNS = ("head", "relation", "tail")
@@ -205,6 +206,17 @@ class Graph:
     def num_relations(self) -> int:
         return len(self.relations)
 
+    @property
+    def identity(self) -> str:
+        """sha256 of the data and of where its splits end, which `sha256`, that of all their bytes, does not say."""
+        sizes = [len(split) for split in (self.train, self.valid, self.test)]
+        return hashlib.sha256(f"{self.sha256} {sizes}".encode()).hexdigest()
+
+    def is_of(self, about: Mapping[str, Any]) -> bool:
+        """Whether `about`, the `summary` of a graph, is of the same triples in the same splits."""
+        mine = self.summary()
+        return all(about.get(key) == mine[key] for key in ("sha256", "num_train", "num_valid", "num_test"))
+
     def summary(self) -> dict[str, str | int]:
         """The sizes, for a log line or a run's parameters."""
         return {
@@ -216,6 +228,12 @@ class Graph:
             "num_valid": len(self.valid),
             "num_test": len(self.test),
         }
+
+
+def words_of(triples: torch.Tensor, entities: pl.Series, relations: pl.Series) -> pl.DataFrame:
+    """Columns head, relation, tail: the names in triples [n, 3]."""
+    columns = zip(COLUMNS, (entities, relations, entities), triples.unbind(1), strict=True)
+    return pl.DataFrame({column: names.gather(ids.numpy()) for column, names, ids in columns})
 
 
 def sorted_unique(columns: list[pl.Series]) -> pl.Series:
@@ -347,7 +365,3 @@ def nearest_spellings(text: str, known: pl.Series, count: int = 3) -> list[str]:
     frame = frame.sort("shared", descending=True, maintain_order=True).head(_SPELLING_COMPARED)
     spelt = dict(zip(frame["word"].to_list(), frame["known"].to_list(), strict=True))
     return [spelt[word] for word in difflib.get_close_matches(wanted, spelt, n=count)]
-
-
-def shorten(text: str, length: int = 80) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from distkgd.distributed.nodes import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.graph import Graph
@@ -77,12 +78,18 @@ def import_model(
     The first rank alone reads and writes; all call it. Raises ModelError where scores differ from the library's own.
     """
     out = Path(out)
-    if os.path.lexists(out):
-        raise ConfigError(f"{out} exists; name a folder that does not exist yet, or remove this one.")
-    if ranks.first:
+    notes: list[str] = []
+
+    def ready() -> None:
+        if os.path.lexists(out):
+            raise ConfigError(f"{out} exists; name a folder that does not exist yet, or remove this one.")
         check_folder(out, "the folder")
-    model = open_foreign(source, given)
-    if ranks.first:
+
+    def sound() -> None:
         check_own_export(Path(source.partition(":")[2]))
-    notes = [check(model)] if ranks.first else []
+        notes.append(check(model))
+
+    on_first(ranks, ready)
+    model = open_foreign(source, given)
+    on_first(ranks, sound)
     return model, [*notes, *write_model(model, out, ranks, graph, data)]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from distkgd.distributed.finite import broken_row
 from distkgd.errors import ModelError
+from distkgd.graph import Vocabulary
+from distkgd.model_folder import told
 from distkgd.scorers import Scorer
 from distkgd.scorers.base import join_pairs
 
@@ -90,14 +92,11 @@ def finite_rows(model: Foreign, table: Literal["entity", "relation"], ids: Tenso
     """Rows [k] of a table; ModelError names the first one that holds NaN or an infinity."""
     rows = (model.entity if table == "entity" else model.relation)(ids).detach().to(model.dtype)
     if (broken := broken_row(table, rows)) is not None:
-        row = int(ids[broken.row])
-        names = model.entities if table == "entity" else model.relations
-        inverse, number = divmod(row, len(names))
-        name = f"{'inverse of ' if inverse else ''}{table} {names[number]!r}"
+        found = told(broken._replace(row=int(ids[broken.row])), Vocabulary(model.entities), Vocabulary(model.relations))
         where = model.files[table == "relation"] if model.files else model.library
         raise ModelError(
-            f"{where}: tensor {table!r}, row {row} ({name}), holds {broken.value}; such a model has no scores, and is "
-            "not imported. Take one whose training has not diverged."
+            f"{where}: {found}; such a model has no scores, and is not imported. Take one whose training has not "
+            "diverged."
         )
     return rows
 

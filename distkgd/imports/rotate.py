@@ -38,10 +38,9 @@ def open_rotate(path: Path, given: Given) -> Foreign:
     entities, relations = (path / f"{name}_embedding.npy" for name in ("entity", "relation"))
     data = Path(str(config.get("data_path") or path))  # as the authors' scripts have it: from the folder above models/
     beside = (path, data, path.resolve().parent.parent / data)
-    made = of_arrays(
-        "RotatE's authors", MODELS[model], (entities, relations), given.folders(*beside), margin, hidden, 1
-    )
-    train = next((folder / "train.txt" for folder in beside if (folder / "train.txt").is_file()), None)
+    folders = given.folders(*beside)
+    made = of_arrays("RotatE's authors", MODELS[model], (entities, relations), folders, margin, hidden, 1)
+    train = next((folder / "train.txt" for folder in folders if (folder / "train.txt").is_file()), None)
     return made if train is None else replace(made, trained=partial(_trained, train))
 
 

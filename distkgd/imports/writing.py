@@ -12,8 +12,9 @@ from torch import Tensor
 
 from distkgd.distributed.model_files import TAGS, atomic_folder, safetensors_header, write_bytes
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError, ModelError
+from distkgd.errors import ModelError
 from distkgd.graph import Graph, Vocabulary
+from distkgd.graph.triples import words_of
 from distkgd.imports.foreign import ROWS_AT_ONCE, Foreign, finite_rows
 from distkgd.model_folder import FORMAT, sha256_of, write_names
 
@@ -24,8 +25,6 @@ def write_model(model: Foreign, out: Path, ranks: Ranks, graph: Graph | None, da
     Entities that the graph has and the model lacks get the mean of all rows where no training triple holds them; one
     that has any is an error. All ranks call it, the first one writes.
     """
-    if any(ranks.gather_objects(out.exists())):
-        raise ConfigError(f"{out} exists; name a folder that does not exist yet, or remove this one.")
     notes: list[str] = []
     with atomic_folder(out, ranks) as folder:
         if ranks.first:
@@ -119,13 +118,10 @@ def _entity_rows(model: Foreign, graph: Graph) -> tuple[Tensor, list[str]]:
 
 def held_out_among(trained: pl.DataFrame, graph: Graph) -> dict[str, int]:
     """How many of the graph's valid and of its test triples are among `trained`, names of head, relation and tail."""
-    held_out = {"valid": graph.valid, "test": graph.test}
-    words = {"head": graph.entities.names, "relation": graph.relations.names, "tail": graph.entities.names}
     found = {}
-    for split, triples in held_out.items():
-        columns = zip(words.items(), triples.unbind(1), strict=True)
-        frame = pl.DataFrame({column: names.gather(ids.numpy()) for (column, names), ids in columns})
-        found[split] = len(frame.join(trained, on=list(words), how="semi"))
+    for split, triples in (("valid", graph.valid), ("test", graph.test)):
+        words = words_of(triples, graph.entities.names, graph.relations.names)
+        found[split] = len(words.join(trained, on=words.columns, how="semi"))
     return found
 
 

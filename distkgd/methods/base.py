@@ -9,7 +9,6 @@ from torch import Tensor
 
 from distkgd.distributed.model_files import Rows
 from distkgd.distributed.rows import Ask
-from distkgd.evaluate import Metrics
 from distkgd.graph.sampling import LeftOut
 from distkgd.losses import Travel, batch_mean, hard_loss, hard_travel, regulariser
 from distkgd.model import Model, View
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Frozen)
 # (dims, "valid" or "test") -> {dim: metrics of the product's crop to it}.
-Curve = Callable[[Sequence[int], str], dict[int, Metrics]]
+Curve = Callable[[Sequence[int], str], Mapping[int, Mapping[str, float | None]]]
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,11 @@ class Method(ABC, Generic[S]):
         """Sharded and replicated tensors that a checkpoint must hold beside models; a restart fills them in place."""
         return {}, {}
 
-    def validate(self, evaluate: Callable[[], dict[str, float]], curve: Curve) -> dict[str, float]:
+    def validate(
+        self,
+        evaluate: Callable[[], dict[str, float]],
+        curve: Callable[[Sequence[int], str], dict[int, dict[str, float]]],
+    ) -> dict[str, float]:
         """Metrics on the validation split, of which "mrr" picks the best rows. evaluate: -> those of the product."""
         return evaluate()
 

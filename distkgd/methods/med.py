@@ -36,7 +36,6 @@ from distkgd.distributed.batch import batch_softmax
 from distkgd.distributed.query_blocks import answer_means
 from distkgd.distributed.rows import NEVER, Ask, Field, LogSumExp, Partial, SoftmaxMean, Sum, present
 from distkgd.errors import UnsupportedError
-from distkgd.evaluate import known_figures
 from distkgd.kernels import nested
 from distkgd.kernels.nested_products import Products
 from distkgd.losses import Travel, huber
@@ -217,8 +216,12 @@ class Med(Method[MedConfig]):
             own += Travel(n)
         return own + Travel(shared=2 * (n - 1)) if how.evolution else own
 
-    def validate(self, evaluate: Callable[[], dict[str, float]], curve: Curve) -> dict[str, float]:
-        found = {dim: known_figures(one) for dim, one in curve(self.dims, "valid").items()}
+    def validate(
+        self,
+        evaluate: Callable[[], dict[str, float]],
+        curve: Callable[[Sequence[int], str], dict[int, dict[str, float]]],
+    ) -> dict[str, float]:
+        found = curve(self.dims, "valid")
         chosen = list(found.values()) if self.settings.select == "mean" else [found[self.dims[-1]]]
         means = {name: sum(one[name] for one in chosen) / len(chosen) for name in chosen[0]}
         return means | {f"mrr_{dim}": one["mrr"] for dim, one in found.items()}

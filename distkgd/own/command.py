@@ -13,7 +13,7 @@ from distkgd.config import RunConfig, alone, load_tree, parse_config, resized
 from distkgd.config_tree import merge
 from distkgd.display import Display
 from distkgd.distributed.model_files import atomic_folder
-from distkgd.distributed.nodes import shared_graph
+from distkgd.distributed.nodes import on_first, shared_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
 from distkgd.graph import Graph, load_graph
@@ -55,7 +55,7 @@ def run_config(
     free: stages whose batches become smaller where the data does not fill them.
     """
     folder = out or Path("runs") / config.name
-    refuse_existing(folder, resume)
+    on_first(ranks, partial(refuse_existing, folder, resume))
     graph = shared_graph(ranks, lambda: load_graph(config.data))
     config, changes = rules.fitted(config, len(graph.train), free)
     for warning in (*graph.warnings, *changes):
@@ -72,7 +72,7 @@ def run_own(wishes: Wishes, ranks: Ranks, display: Display, out: Path | None = N
     name = _data_name(wishes)
     tree.setdefault("name", f"{name}_{wishes.to or 'croppable'}")
     folder = out or Path("runs") / str(tree["name"])
-    refuse_existing(folder, resume)
+    on_first(ranks, partial(refuse_existing, folder, resume))
     graph, split, notes = _data(wishes, name, ranks)
     for note in (*notes, *graph.warnings):
         display.warn(note)

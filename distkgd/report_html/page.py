@@ -36,6 +36,7 @@ from distkgd.report import (
     protocol_line,
     rows,
     seconds_text,
+    trained,
     write_atomic,
     write_report,
 )
@@ -213,7 +214,7 @@ def _keys(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _took(report: Mapping[str, Any]) -> list[list[str]]:
     """Rows: stage, wall-clock seconds, those in training steps, steps, triples per second, energy."""
     found = []
-    for stage in _trained(report):
+    for stage in trained(report["stages"]):
         joules = stage.get("joules")
         found.append(
             [
@@ -228,15 +229,10 @@ def _took(report: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
-def _trained(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The stages that this run has trained: not a teacher that came from elsewhere."""
-    return [stage for stage in report["stages"] if "source" not in stage]
-
-
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     machine = report.get("machine") or {}
     seconds = [stage["seconds"] for stage in report["stages"] if stage.get("seconds") is not None]
-    joules = [stage.get("joules") for stage in _trained(report)]
+    joules = [stage.get("joules") for stage in trained(report["stages"])]
     known = [one for one in joules if one is not None]
     energy = "not known (the machine shows no energy counters)"
     if known and len(known) == len(joules):
