@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from distkgd.config import RunConfig
+from distkgd.config_tree import read_yaml
 from distkgd.distributed.checkpoint import MANIFEST, list_steps, verify
 from distkgd.distributed.model_files import discard
 from distkgd.distributed.nodes import on_first

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Frozen)
 # (dims, "valid" or "test") -> {dim: metrics of the product's crop to it}.
 Curve = Callable[[Sequence[int], str], Mapping[int, Mapping[str, float | None]]]
+KnownCurve = Callable[[Sequence[int], str], dict[int, dict[str, float]]]  # of a split that holds triples
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,7 @@ class Method(ABC, Generic[S]):
         """Sharded and replicated tensors that a checkpoint must hold beside models; a restart fills them in place."""
         return {}, {}
 
-    def validate(
-        self,
-        evaluate: Callable[[], dict[str, float]],
-        curve: Callable[[Sequence[int], str], dict[int, dict[str, float]]],
-    ) -> dict[str, float]:
+    def validate(self, evaluate: Callable[[], dict[str, float]], curve: KnownCurve) -> dict[str, float]:
         """Metrics on the validation split, of which "mrr" picks the best rows. evaluate: -> those of the product."""
         return evaluate()
 

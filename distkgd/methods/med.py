@@ -39,7 +39,7 @@ from distkgd.errors import UnsupportedError
 from distkgd.kernels import nested
 from distkgd.kernels.nested_products import Products
 from distkgd.losses import Travel, huber
-from distkgd.methods.base import Curve, Method, Update
+from distkgd.methods.base import Curve, KnownCurve, Method, Update
 from distkgd.scenes import Scene
 from distkgd.scorers import Scorer, build_scorer
 from distkgd.settings import Frozen, Positive, Rate, Real, Weight
@@ -216,11 +216,7 @@ class Med(Method[MedConfig]):
             own += Travel(n)
         return own + Travel(shared=2 * (n - 1)) if how.evolution else own
 
-    def validate(
-        self,
-        evaluate: Callable[[], dict[str, float]],
-        curve: Callable[[Sequence[int], str], dict[int, dict[str, float]]],
-    ) -> dict[str, float]:
+    def validate(self, evaluate: Callable[[], dict[str, float]], curve: KnownCurve) -> dict[str, float]:
         found = curve(self.dims, "valid")
         chosen = list(found.values()) if self.settings.select == "mean" else [found[self.dims[-1]]]
         means = {name: sum(one[name] for one in chosen) / len(chosen) for name in chosen[0]}
