@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -79,29 +80,38 @@ class Kill:
 # --- Runs in forked processes
 
 
-def graph() -> Graph:
+def graph(entities: int, relations: int, triples: int) -> Graph:
     """Random triples: what is learnt from them does not matter here."""
     generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor([ENTITIES, RELATIONS, ENTITIES])
-    rows = torch.unique((torch.rand(TRIPLES, 3, generator=generator) * sizes).long(), dim=0)
+    sizes = torch.tensor([entities, relations, entities])
+    rows = torch.unique((torch.rand(triples, 3, generator=generator) * sizes).long(), dim=0)
     rows = rows[torch.randperm(len(rows), generator=generator)]
-    names = (Vocabulary(pl.Series([f"{k}{i}" for i in range(n)])) for k, n in (("e", ENTITIES), ("r", RELATIONS)))
+    names = (Vocabulary(pl.Series([f"{k}{i}" for i in range(n)])) for k, n in (("e", entities), ("r", relations)))
     return Graph("random", rows[40:], rows[:20], rows[20:40], *names, "0" * 64, ())
 
 
-def run_rank(folder: Path, rank: int, world: int, port: int) -> NoReturn:
-    """The plan, resumed if it was begun, as one rank; ends the process."""
+def resume_plan(folder: Path) -> None:
+    """The plan in `folder`, resumed if it was begun, as the rank that the environment names."""
+    ranks = join_ranks("cpu")
+    data = graph(ENTITIES, RELATIONS, TRIPLES)
+    run_plan(parse_config(PLAN, "kills"), data, ranks, folder, resume=True, display=Display(ranks.first))
+    leave_ranks(ranks)
+
+
+def run_rank(work: Callable[[], None], log: Path, rank: int, world: int, port: int) -> NoReturn:
+    """`work` as one rank, what it says into `log`; ends the process."""
     code = 1
     try:
-        log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        place = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {key: str(value) for key, value in place.items()}
-        ranks = join_ranks("cpu")
-        run_plan(parse_config(PLAN, "kills"), graph(), ranks, folder, resume=True, display=Display(ranks.first))
-        leave_ranks(ranks)
+        to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(to, 1)
+        os.dup2(to, 2)
+        if world > 1:
+            place = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ |= {key: str(value) for key, value in place.items()}
+        work()
         code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -111,18 +121,19 @@ def run_rank(folder: Path, rank: int, world: int, port: int) -> NoReturn:
 
 
 class Run:
-    """The ranks of one launch into `folder`."""
+    """The ranks of one launch: forked, so that nothing is imported again. `work` runs the plan into `folder`."""
 
-    def __init__(self, folder: Path, world: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, world: int, work: Callable[[], None] | None = None, log: str = ".log") -> None:
+        self.folder, self.log_file = folder, folder.with_suffix(log)
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         self.began = time.monotonic()
         self.pids: dict[int, int] = {}  # by rank, of those that have not ended
         self.codes: dict[int, int] = {}
+        task = work or partial(resume_plan, folder)
         for rank in range(world):
-            self.pids[rank] = os.fork() or run_rank(folder, rank, world, port)
+            self.pids[rank] = os.fork() or run_rank(task, self.log_file, rank, world, port)
 
     @property
     def seconds(self) -> float:
@@ -137,6 +148,11 @@ class Run:
                 del self.pids[rank]
                 self.codes[rank] = os.waitstatus_to_exitcode(status)
         return not self.pids
+
+    @property
+    def code(self) -> int:
+        """The first exit code that is not 0, of the ranks that have ended; or 0."""
+        return next((code for code in self.codes.values() if code), 0)
 
     def wait_for(self, happened: Callable[[], bool], pause: float = 0.001) -> bool:
         """Whether `happened` came true before the run was over."""
@@ -170,7 +186,7 @@ class Run:
 
     def log(self) -> str:
         """What the ranks have said."""
-        return self.folder.with_suffix(".log").read_text(errors="replace")
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
 
 
 def model_digests(folder: Path) -> dict[str, str]:
@@ -202,7 +218,7 @@ def run_uninterrupted(folder: Path, world: int) -> Uninterrupted:
         return False
 
     run.wait_for(watch)
-    if any(run.codes.values()):
+    if run.code:
         raise SystemExit(f"the run failed before anything was killed:\n{run.log()}")
     return Uninterrupted(model_digests(folder), run.seconds, [last - first for first, last in seen.values()])
 
@@ -244,7 +260,7 @@ def kill_and_resume(
     step = sum(([0, *list_steps(stage)][-1]) for stage in stages)
     again = Run(folder, world)
     again.finish()
-    if any(again.codes.values()):
+    if again.code:
         raise SystemExit(f"{folder} could not be resumed:\n{again.log()}")
     return Kill(
         world,

@@ -9,31 +9,28 @@ nobody disturbed. Both are forked from this process, so that nothing is imported
 """
 
 import json
-import os
 import random
 import shutil
-import signal
 import socket
 import statistics
 import sys
 import tempfile
 import time
-import traceback
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import kills
 import torch
 import typer
 import yaml
 from foundation import RESULTS, machine
-from kills import model_digests
+from kills import Run, model_digests
 
 from distkgd.ownership import OWNER, read_owner
 from launch.distill import main as distill
 
-END_SECONDS = 60
 ENTITIES, RELATIONS, TRIPLES = 1_000, 8, 2_000
 STAGE = kills.STAGE | {"epochs": 8, "validate_every": 4}  # long enough to be met amid
 PLAN: dict[str, Any] = {
@@ -70,100 +67,40 @@ class Trial:
 
 
 def write_data(folder: Path) -> None:
-    """Random triples: what is learnt from them does not matter here."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor([ENTITIES, RELATIONS, ENTITIES])
-    rows = torch.unique((torch.rand(TRIPLES, 3, generator=generator) * sizes).long(), dim=0)
-    rows = rows[torch.randperm(len(rows), generator=generator)]
+    """A file per split, which `distill` reads."""
+    data = kills.graph(ENTITIES, RELATIONS, TRIPLES)
     folder.mkdir()
-    for split, part in (("valid", rows[:40]), ("test", rows[40:80]), ("train", rows[80:])):
-        lines = (f"e{h}\tr{r}\te{t}\n" for h, r, t in part.tolist())
+    for split in ("train", "valid", "test"):
+        lines = (f"e{h}\tr{r}\te{t}\n" for h, r, t in getattr(data, split).tolist())
         (folder / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
 
 
-class Launch:
-    """The ranks of one launch of `place`/plan.yaml into `folder`."""
-
-    def __init__(self, place: Path, folder: Path, world: int, resume: bool, log: Path) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        self.log, self.began = log, time.monotonic()
-        args = (place, folder, resume, log, port, world)
-        self.pids = [os.fork() or run_rank(*args, rank) for rank in range(world)]
-        self.codes: dict[int, int] = {}
-
-    @property
-    def seconds(self) -> float:
-        """Since it was started."""
-        return time.monotonic() - self.began
-
-    def is_over(self) -> bool:
-        """Whether all ranks have ended."""
-        for pid in self.pids:
-            if pid not in self.codes:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    self.codes[pid] = os.waitstatus_to_exitcode(status)
-        if self.seconds > END_SECONDS:
-            for pid in set(self.pids) - set(self.codes):
-                os.kill(pid, signal.SIGKILL)
-            raise SystemExit(f"no end after {END_SECONDS} s\n{self.said()}")
-        return len(self.codes) == len(self.pids)
-
-    def end(self) -> int:
-        """Wait until all ranks have ended; the first exit code that is not 0, or 0."""
-        while not self.is_over():
-            time.sleep(0.01)
-        return next((code for code in self.codes.values() if code), 0)
-
-    def said(self) -> str:
-        """By all ranks."""
-        return self.log.read_text(encoding="utf-8", errors="replace")
+def launch(place: Path, name: str, world: int, resume: bool, log: str) -> Run:
+    """Start the ranks of one launch of `place`/plan.yaml into `place`/`name`."""
+    folder = place / name
+    command = partial(distill, [str(place / "plan.yaml")], data=str(place / "data"), out=folder, resume=resume)
+    return Run(folder, world, command, log)
 
 
-def run_rank(place: Path, folder: Path, resume: bool, log: Path, port: int, world: int, rank: int) -> NoReturn:
-    """launch/distill.py as one rank; ends the process."""
-    code = 1
-    try:
-        to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(to, 1)
-        os.dup2(to, 2)
-        if world > 1:
-            found = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            os.environ |= {key: str(value) for key, value in found.items()}
-        distill([str(place / "plan.yaml")], data=str(place / "data"), out=folder, resume=resume)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def run_trial(place: Path, number: int, world: int, resume: bool, at: float, digests: dict[str, str]) -> Trial | None:
+def run_trial(place: Path, name: str, world: int, resume: bool, at: float, digests: dict[str, str]) -> Trial | None:
     """One trial, the second launcher `at` seconds after the first one's start; None when the first was over by then."""
-    folder = place / str(number)
-    first = Launch(place, folder, world, False, place / f"{number}.first.log")
-    while (first.seconds < at or read_owner(folder / OWNER) is None) and not first.is_over():
-        time.sleep(0.002)
-    owner = read_owner(folder / OWNER)
-    if owner is None:
-        if first.end():
-            raise SystemExit(f"the first launch failed alone:\n{first.said()}")
+    first = launch(place, name, world, False, ".first.log")
+    owned = first.folder / OWNER
+    if not first.wait_for(lambda: first.seconds >= at and owned.exists()):
+        if first.code:
+            raise SystemExit(f"the first launch failed alone:\n{first.log()}")
         return None
-    seconds = first.seconds
-    second = Launch(place, folder, 1, resume, place / f"{number}.second.log")
-    code = second.end()
-    if first.is_over():
+    owner, pid, seconds = read_owner(owned), first.pids.get(0), first.seconds
+    second = launch(place, name, 1, resume, ".second.log")
+    second.finish()
+    if owner is None or first.is_over():
         return None  # they may have missed each other
-    first_code, line = first.end(), second.said().strip()
-    named = all(text in line for text in (socket.gethostname(), f"process {first.pids[0]} ", owner.started))
-    same = model_digests(folder) == digests and not (folder / OWNER).exists()
+    first.finish()
+    line = second.log().strip()
+    named = all(text in line for text in (socket.gethostname(), f"process {pid} ", owner.started))
+    same = model_digests(first.folder) == digests and not owned.exists()
     line = line.replace(str(place), "").replace(socket.gethostname(), "HOST")
-    return Trial(world, resume, round(seconds, 3), code, line, named, first_code, same)
+    return Trial(world, resume, round(seconds, 3), second.code, line, named, first.code, same)
 
 
 def main(
@@ -182,16 +119,17 @@ def main(
         (place / "plan.yaml").write_text(yaml.safe_dump(PLAN), encoding="utf-8")
         alone: dict[int, tuple[float, dict[str, str]]] = {}
         for w in worlds:
-            run = Launch(place, place / f"alone-{w}", w, False, place / f"alone-{w}.log")
-            if run.end():
-                raise SystemExit(f"the run failed before a second launcher was there:\n{run.said()}")
-            alone[w] = run.seconds, model_digests(place / f"alone-{w}")
+            run = launch(place, f"alone-{w}", w, False, ".log")
+            run.finish()
+            if run.code:
+                raise SystemExit(f"the run failed before a second launcher was there:\n{run.log()}")
+            alone[w] = run.seconds, model_digests(run.folder)
             print(f"alone on {w} ranks: {run.seconds:.2f} s")
         number = 0
         while len(done) < trials:
             number += 1
             w, resume = worlds[len(done) % len(worlds)], bool(len(done) // len(worlds) % 2)
-            trial = run_trial(place, number, w, resume, generator.random() * alone[w][0], alone[w][1])
+            trial = run_trial(place, str(number), w, resume, generator.random() * alone[w][0], alone[w][1])
             shutil.rmtree(place / str(number))
             if trial is not None:
                 done.append(trial)
