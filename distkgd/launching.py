@@ -22,7 +22,6 @@ from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.kernels.memory import keep_freed_memory
 from distkgd.report import table
 
-DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"  # the demo
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a disk, and no file is named
 
 

@@ -19,7 +19,9 @@ import typer
 from distkgd.cluster.driver import run_chain
 from distkgd.cluster.walk import Options
 from distkgd.config import free_batches, load_config
-from distkgd.launching import DEFAULT, run_main, show, split_arguments, terminal
+from distkgd.launching import run_main, show, split_arguments, terminal
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs/default.yaml"  # the demo
 
 
 def main(

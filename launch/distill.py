@@ -20,8 +20,10 @@ import typer
 from distkgd.config import free_batches, load_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.launching import DEFAULT, launch, run_main, show, split_arguments
+from distkgd.launching import launch, run_main, show, split_arguments
 from distkgd.own import Budget, run_config, run_own, wishes_of
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs/default.yaml"  # the demo
 
 
 def main(
@@ -40,9 +42,17 @@ def main(
 ) -> None:
     """Run a plan and print its table."""
     path, overrides = split_arguments(arguments or [])
-    asked = {"to": to, "budget": Budget(max_mb, max_ms_per_query, min_retained), "seed": split_seed}
-    asked |= {"allow_unseen": allow_unseen, "columns": columns, "literals": literals}
-    wishes = wishes_of(path, overrides, data, **asked)  # type: ignore[arg-type]
+    wishes = wishes_of(
+        path,
+        overrides,
+        data,
+        to=to,
+        budget=Budget(max_mb, max_ms_per_query, min_retained),
+        seed=split_seed,
+        allow_unseen=allow_unseen,
+        columns=columns,
+        literals=literals,
+    )
     config = load_config(path or DEFAULT, overrides, data) if wishes is None else wishes.machine()
 
     def body(ranks: Ranks, display: Display) -> int:
