@@ -10,7 +10,7 @@ import pytest
 
 from tests.report_html.pages import TAUGHT, ran
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 SECONDS = 90
 # The page in a frame as wide as a telephone: a browser's own window cannot be made so narrow everywhere.
