@@ -90,7 +90,7 @@ def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:
         old, new = dict(before["config"]), dict(plan["config"])
         changed = [key for key in new if key not in FREE_ON_RESUME and old.get(key) != new[key]]
         if before["data_sha256"] != plan["data_sha256"]:
-            changed.append("the data's content")
+            changed.append("the data or its split")
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); choose another --out.") from None
     if changed:

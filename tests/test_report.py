@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from distkgd.errors import StorageError
 from distkgd.report import HEADER, markdown, notes, rows, table, write_atomic, write_report
 
 
@@ -250,7 +251,7 @@ def test_a_write_that_is_broken_off_leaves_the_earlier_file_and_nothing_else(
     def fail(*args: object) -> None:
         raise OSError("disk full")
 
-    with monkeypatch.context() as broken, pytest.raises(OSError, match="disk full"):
+    with monkeypatch.context() as broken, pytest.raises(StorageError, match="cannot be written: disk full"):
         broken.setattr(*(("os.fsync", fail) if moment == "write" else (Path, "replace", fail)))
         write_atomic(file, "later")
     assert file.read_text() == "earlier"

@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -82,8 +83,14 @@ def ray_session(
 def need_token() -> None:
     """Token authentication for a session of this process and its children, unless RAY_AUTH_MODE says otherwise.
 
-    The token is in their environment; without it Ray leaves one in ~/.ray.
+    The token is in their environment; without it Ray leaves one in ~/.ray. Raises ConfigError when Ray was imported
+    before the mode was set: it reads that then, and would not be let in by the processes it starts.
     """
+    if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        raise ConfigError(
+            "Ray was imported before distkgd could ask for its token; set RAY_AUTH_MODE=token (or =disabled, to go "
+            "without) in the environment before anything imports ray."
+        )
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if not given and not (Path.home() / ".ray" / "auth_token").exists():

@@ -101,7 +101,7 @@ def read_folder(
     notes += [f"{split}: no such file in {folder}; the split is empty" for split in SPLITS if split not in paths]
     exact = _is_ours(folder)
     if exact and how.columns is not None:
-        raise DataError(f"{folder} was written by distkgd, as head, relation, tail; leave --columns out")
+        raise DataError(f"{folder} was written by distkgd, as head, relation, tail; leave the columns out")
     found = read_files(paths, how, checksums, exact)
     notes += found.notes
     entity_labels, relation_labels = (

@@ -26,13 +26,23 @@ def test_a_local_session_has_a_token_and_no_telemetry(monkeypatch: pytest.Monkey
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    need_token()
+    with monkeypatch.context() as afresh:
+        afresh.delitem(sys.modules, "ray", raising=False)
+        need_token()
     import_ray()
     assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert not (tmp_path / ".ray").exists()
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):
         os.environ.pop(name)
+
+
+def test_a_ray_that_was_imported_without_the_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_ray()
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(ConfigError, match="before anything imports ray"), ray_session("local"):
+        pass
+    assert "RAY_AUTH_MODE" not in os.environ
 
 
 def test_a_token_that_is_there_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ TABLE: dict[str, How] = {
     "make PYTHON=python3.12 demo": Parsed("this machine may have no such Python"),
     "PIP_EXTRA_INDEX_URL=* make demo": Parsed("it downloads torch"),
     "make bench-engine": Parsed(MEASURES),
+    "make resolve": Parsed("it asks package indexes"),
+    "make PYTHON=python3.12 test-oldest": Parsed(INSTALLS),
     ". .venv/bin/activate": Parsed("python -m venv writes it"),
     "export RAY_AUTH_MODE=token": Run(),
     "pip install *": Parsed(INSTALLS),
@@ -131,7 +133,7 @@ TABLE: dict[str, How] = {
     "python benchmarks/serving.py": Parsed(MEASURES),
     "python benchmarks/own.py": Parsed(MEASURES),
     "python -m distkgd.reference": Elsewhere(
-        "tests/test_reference.py::test_both_pages_are_written_where_they_belong", "it would write into this checkout"
+        "tests/test_reference.py::test_the_pages_are_written_where_they_belong", "it would write into this checkout"
     ),
 }
 

@@ -10,7 +10,7 @@ import yaml
 from distkgd.config import load_config
 from distkgd.display import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError, DataError
+from distkgd.errors import ConfigError
 from distkgd.graph import load_graph
 from distkgd.model_folder import load_model
 from distkgd.own import NOT_REACHABLE, Budget, Outcome, run_config, run_own, wishes_of
@@ -94,7 +94,7 @@ def test_a_finished_command_is_resumed_without_training_and_refused_without_resu
     assert figures(by_config.report) == figures(report)
     with pytest.raises(ConfigError, match="another plan"):
         go(file, finished, QUICK_TO, to=6, resume=True)
-    with pytest.raises(DataError, match="another split"):
+    with pytest.raises(ConfigError, match="the data or its split"):
         go(file, finished, QUICK_TO, to=8, resume=True, seed=5)
 
 
