@@ -7,7 +7,7 @@ SIDE_BY_SIDE ?= -n 3 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest check resolve bench-foundation bench-engine clean
+.PHONY: help demo test test-all test-oldest check house resolve bench-foundation bench-engine clean
 
 help:
 	@echo "make demo              distil a small real graph, print the result table"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all          all tests"
 	@echo "make test-oldest       the core and the kernels with the oldest torch that is allowed; try PYTHON=python3.12"
 	@echo "make check             formatting, lint, types"
+	@echo "make house             the layout in numbers; fails when a limit is broken"
 	@echo "make resolve           whether constraints.txt can be installed with torch's CUDA build and its CPU build"
 	@echo "make bench-foundation  the measurements behind the README's table"
 	@echo "make bench-engine      what the sharded engine sends, holds and survives"
@@ -50,7 +51,7 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt 'torch==2.11.*' -e . \
 		pytest pytest-timeout pytest-xdist hypothesis jaxtyping packaging psutil
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/kernels tests/distributed tests/scorers \
-		tests/test_losses.py tests/test_train.py tests/test_evaluate.py tests/test_plan.py tests/test_predict.py
+		tests/methods/test_losses.py tests/training/test_train.py tests/evaluation/test_evaluate.py tests/pipeline/test_plan.py tests/evaluation/test_predict.py
 
 check: $(STAMP)
 	$(BIN)/python -m ruff format --check .
@@ -71,6 +72,9 @@ resolve:
 			echo "$$what: constraints.txt resolves"; checked=yes; \
 		else echo "$$what: not checked, for the reason above"; fi; \
 	done; test -n "$$checked"
+
+house: $(STAMP)
+	$(BIN)/python benchmarks/house.py
 
 bench-foundation: $(STAMP)
 	$(BIN)/python benchmarks/foundation.py demo

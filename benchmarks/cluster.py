@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from foundation import RESULTS, ROOT
 
-from distkgd.provenance import machine
+from distkgd.common.provenance import machine
 
 OUT = ROOT / "runs" / "cluster"
 KEPT = RESULTS / "cluster.json"

@@ -21,16 +21,16 @@ from typing import Any
 import typer
 from foundation import ROOT, save
 
-from distkgd.bench.jobs import bare_job, random_triples
-from distkgd.bench.machine import status_bytes
+from benchmarks.side_by_side.jobs import bare_job, random_triples
+from benchmarks.side_by_side.machine import status_bytes
 from distkgd.distributed.cost import Shape, Speaker, choose
 from distkgd.distributed.cost import memory as memory_of
 from distkgd.distributed.cost import traffic as traffic_of
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
-from distkgd.exchange import expected_memory, shape_of
-from distkgd.job import Progress
 from distkgd.kernels.memory import keep_freed_memory
-from distkgd.train import train_step
+from distkgd.training.communication import expected_memory, shape_of
+from distkgd.training.job import Progress
+from distkgd.training.loop import train_step
 
 RELATIONS = 50
 app = typer.Typer(help=__doc__)
@@ -75,9 +75,11 @@ def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
         train_step(job, progress, 0)
         seconds.append(time.monotonic() - started)
     sent = {kind: n / case["steps"] for kind, n in ranks.traffic.items()}
-    job.lookahead.drop()
-    shapes = [shape_of(job.scenes, job.method, job.config, step) for step in range(warm, warm + case["steps"] + 1)]
-    expected = [traffic_of(shape, job.scenes.move) for shape in shapes]
+    job.prefetcher.drop()
+    shapes = [
+        shape_of(job.input_builder, job.method, job.config, step) for step in range(warm, warm + case["steps"] + 1)
+    ]
+    expected = [traffic_of(shape, job.input_builder.move) for shape in shapes]
     model = {kind: statistics.mean(e[kind] for e in expected[:-1]) for kind in expected[0]}
     model["ids"] = statistics.mean(e["ids"] for e in expected[1:])  # they travel a step ahead
     return {
@@ -87,7 +89,7 @@ def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
         "peak_before_steps": ready,
         "sent": sent,
         "model": model,
-        "memory": expected_memory(job.scenes, shapes[0]),
+        "memory": expected_memory(job.input_builder, shapes[0]),
     }
 
 

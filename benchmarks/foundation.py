@@ -19,15 +19,15 @@ from typing import Any
 import torch
 import typer
 
-from distkgd.bench.data import write_triples
-from distkgd.bench.machine import status_bytes
-from distkgd.evaluate import metrics
-from distkgd.graph import Graph, load_graph
-from distkgd.graph.filters import KnownAnswers, both_sides
-from distkgd.graph.split import split_file
+from benchmarks.side_by_side.data import write_triples
+from benchmarks.side_by_side.machine import status_bytes
+from distkgd.common.provenance import machine
+from distkgd.data import Graph, load_graph
+from distkgd.data.filters import KnownAnswers, both_sides
+from distkgd.data.split import split_file
+from distkgd.evaluation.ranking import metrics
 from distkgd.kernels.build import library
-from distkgd.provenance import machine
-from distkgd.report import trained
+from distkgd.reporting.report import trained
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

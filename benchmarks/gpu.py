@@ -11,19 +11,16 @@ import json
 import os
 import platform
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from gpu_bench import TINY, Bench, Size
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
@@ -33,80 +30,12 @@ REDUCTIONS = ("log_sum_exp", "self_adversarial", "kl")
 TARGETS = {"distances": 0.60, "losses": 0.50, "pipeline": 300.0}
 
 
-@dataclass(frozen=True)
-class Size:
-    """What is measured. copied, gemm: numbers copied, and the side of the matrices multiplied, for the ceilings."""
-
-    groups: int = 2048
-    candidates: int = 64
-    rows: int = 1_000_000
-    dim: int = 512
-    student_dim: int = 64
-    queries: int = 1024
-    entities: int = 40_943
-    copied: int = 1 << 28
-    gemm: int = 8192
-    repeats: int = 9
-
-
-TINY = Size(3, 5, 11, 8, 4, 18, 37, 1 << 8, 32, 1)
-
-
-class Bench:
-    """Where and how long: times functions, keeps an eye on the whole."""
-
-    def __init__(self, device: str, size: Size) -> None:
-        self.device = torch.device(device)
-        self.size = size
-        self.began = time.monotonic()
-
-    def seconds(self, run: Callable[[], Any]) -> float:
-        """Median of some runs after two that do not count (the first one compiles)."""
-        found = []
-        for turn in range(2 + self.size.repeats):
-            if self.device.type == "cuda":
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                run()
-                end.record()
-                torch.cuda.synchronize()
-                took = begin.elapsed_time(end) / 1000
-            else:
-                started = time.perf_counter()
-                run()
-                took = time.perf_counter() - started
-            if turn >= 2:
-                found.append(took)
-        return statistics.median(found)
-
-    def peak(self, run: Callable[[], Any]) -> int:
-        """Bytes that `run` needs beyond what is there already."""
-        if self.device.type != "cuda":
-            return 0
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        kept = run()
-        torch.cuda.synchronize()
-        del kept
-        return torch.cuda.max_memory_allocated() - before
-
-    def normal(self, *shape: int, dtype: torch.dtype, grad: bool = False) -> Tensor:
-        """Normal numbers over √(last size), so that products of rows are of order 1."""
-        made = torch.randn(*shape, device=self.device, dtype=torch.float32) * shape[-1] ** -0.5
-        return made.to(dtype).requires_grad_(grad)
-
-    def say(self, line: str) -> None:
-        """A line with the seconds since the start."""
-        print(f"[{time.monotonic() - self.began:5.0f} s] {line}", flush=True)
-
-
 # -- right ----------------------------------------------------------------------------------------------------------
 
 
 def checks(bench: Bench) -> dict[str, Any]:
     """Every kernel against the naive formula in float64, on this device."""
-    from tests.kernels import gpu_cases as cases  # noqa: PLC0415
+    from tests.kernels.triton import gpu_cases as cases  # noqa: PLC0415
 
     device, interpreted = str(bench.device), bench.device.type == "cpu"
     tile = cases.Tile(16, 16, 16, 4, 2)
@@ -176,8 +105,8 @@ def distances(bench: Bench, ceiling: dict[str, float]) -> list[dict[str, Any]]:
 
 def distances_of(bench: Bench, copied: float, kind: Any, dtype: torch.dtype) -> list[dict[str, Any]]:
     """One kind and dtype; copied: bytes per second."""
-    from distkgd.kernels import gpu_distances  # noqa: PLC0415
-    from tests.kernels.gpu_cases import naive_distances  # noqa: PLC0415
+    from distkgd.kernels.triton import distances as gpu_distances  # noqa: PLC0415
+    from tests.kernels.triton.gpu_cases import naive_distances  # noqa: PLC0415
 
     size, out = bench.size, []
     pairs, shape = size.groups * size.candidates, (size.groups, size.candidates)
@@ -216,7 +145,7 @@ def distances_of(bench: Bench, copied: float, kind: Any, dtype: torch.dtype) -> 
 
 def losses(bench: Bench, ceiling: dict[str, float]) -> list[dict[str, Any]]:
     """1-vs-all, forward and backward, with a few excluded pairs per query; 6·B·N·d floating-point operations."""
-    from distkgd.kernels.gpu_losses import Excluded, Tile  # noqa: PLC0415
+    from distkgd.kernels.triton.losses import Excluded, Tile  # noqa: PLC0415
 
     size, tiny = bench.size, bench.size is TINY
     hidden = torch.randint(size.entities, (size.queries, 4), device=bench.device)
@@ -238,7 +167,7 @@ def loss_of(
     bench: Bench, ceiling: dict[str, float], kind: str, dtype: torch.dtype, excluded: Any, tile: Any
 ) -> dict[str, Any]:
     """One reduction; with kl the teacher is finished, so of its three products only the first counts."""
-    from distkgd.kernels import gpu_losses  # noqa: PLC0415
+    from distkgd.kernels.triton import losses as gpu_losses  # noqa: PLC0415
 
     size = bench.size
     q, wide_q = (bench.normal(size.queries, d, dtype=dtype, grad=True) for d in (size.student_dim, size.dim))
@@ -353,7 +282,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Device, versions and commit."""
     import triton  # noqa: PLC0415
 
-    from distkgd.provenance import git_sha  # noqa: PLC0415
+    from distkgd.common.provenance import git_sha  # noqa: PLC0415
 
     said: dict[str, Any] = {
         "python": platform.python_version(),

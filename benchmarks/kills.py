@@ -31,12 +31,12 @@ import torch
 import typer
 from foundation import RESULTS, machine
 
-from distkgd.config import parse_config
-from distkgd.display import Display
-from distkgd.distributed.checkpoint import list_steps, verify
+from distkgd.common.console import Display
+from distkgd.data import Graph, Vocabulary
+from distkgd.distributed.checkpoint.reader import list_steps, verify
 from distkgd.distributed.ranks import join_ranks, leave_ranks
-from distkgd.graph import Graph, Vocabulary
-from distkgd.plan import run_plan
+from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.plan import run_plan
 
 END_SECONDS = 60  # by then a resumed run has ended, and the survivors of a killed rank have noticed
 ENTITIES, RELATIONS, TRIPLES = 20_000, 8, 4_000

@@ -19,13 +19,13 @@ import typer
 from foundation import ROOT, save
 from tables import key, spelled_out
 
-from distkgd.bench.jobs import bare_job, random_triples
-from distkgd.bench.machine import status_bytes
+from benchmarks.side_by_side.jobs import bare_job, random_triples
+from benchmarks.side_by_side.machine import status_bytes
+from distkgd.common.intervals import paired_interval
 from distkgd.distributed.ranks import Ranks
-from distkgd.intervals import paired_interval
-from distkgd.job import Progress
 from distkgd.kernels.memory import keep_freed_memory
-from distkgd.train import train_step
+from distkgd.training.job import Progress
+from distkgd.training.loop import train_step
 
 ENTITIES, RELATIONS, TRIPLES, DIM = 14_541, 237, 100_000, 640
 NEGATIVES = {

@@ -3,8 +3,8 @@
     python benchmarks/quality.py                            # six arms; finished ones are skipped, others resume
     python benchmarks/quality.py --scorer rotate --epochs 30
 
-WN18RR, 64 negatives per triple in both, the regimes of `launch/bench.py`; within a scorer everything but `negatives` is
-equal. Results in benchmarks/results/quality.json; the test split is not read.
+WN18RR, 64 negatives per triple in both, the regimes of `benchmarks/side_by_side`; within a scorer
+everything but `negatives` is equal. Results in benchmarks/results/quality.json; the test split is not read.
 """
 
 import json
@@ -15,7 +15,7 @@ import typer
 import yaml
 from foundation import RESULTS, ROOT, distill, save
 
-from distkgd.bench.tasks import FULL, REGIMES, SCORERS, stage_of
+from benchmarks.side_by_side.tasks import FULL, REGIMES, SCORERS, stage_of
 
 ARMS = ("triple", "chunk")
 CLOSE = 0.005

@@ -14,16 +14,16 @@ import polars as pl
 import torch
 import typer
 
+from distkgd.common.files import write_atomic
+from distkgd.data import Graph, Vocabulary
 from distkgd.distributed.ranks import Ranks
-from distkgd.endpoint_report import sentences
-from distkgd.graph import Graph, Vocabulary
-from distkgd.model import new_model
-from distkgd.model_folder import bytes_on_disk, save_model
-from distkgd.report import write_atomic
+from distkgd.models.model import new_model
+from distkgd.models.model_folder import bytes_on_disk, save_model
+from distkgd.reporting.endpoints import sentences
 from distkgd.scorers import build_scorer
-from distkgd.serving.entries import Entry
-from distkgd.serving.speed import SECONDS, measure
-from distkgd.tracking import register_finished
+from distkgd.tracking.mlflow_runs import register_finished
+from distkgd.tracking.serving.entries import Entry
+from distkgd.tracking.serving.speed import SECONDS, measure
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving.json"
 RELATIONS = 11

@@ -33,17 +33,19 @@ import typer
 import yaml
 from foundation import RESULTS, machine
 
-from distkgd.config import RunConfig, merge, parse_config
-from distkgd.display import Display
+from distkgd.common.console import Display
+from distkgd.common.intervals import paired_interval
+from distkgd.common.text import fixed
+from distkgd.config.tree import merge
+from distkgd.data import Graph, load_graph
+from distkgd.data.filters import KnownAnswers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DivergedError
-from distkgd.evaluate import metrics, ranks_of, ranks_of_crops
-from distkgd.graph import Graph, load_graph
-from distkgd.graph.filters import KnownAnswers
-from distkgd.intervals import paired_interval
-from distkgd.model_folder import load_model
-from distkgd.plan import run_plan
-from distkgd.report import fixed, trained
+from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
+from distkgd.models.model_folder import load_model
+from distkgd.pipeline.config import RunConfig, parse_config
+from distkgd.pipeline.plan import run_plan
+from distkgd.reporting.report import trained
 
 DIRECT = "direct"
 Tree = dict[str, Any]

@@ -14,13 +14,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from distkgd.config import merge, parse_config
-from distkgd.display import Display
+from distkgd.cli import launch
+from distkgd.common.console import Display
+from distkgd.config.tree import merge
+from distkgd.data import Graph, load_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DivergedError
-from distkgd.graph import Graph, load_graph
-from distkgd.launching import launch
-from distkgd.plan import run_plan
+from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.plan import run_plan
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -28,7 +28,7 @@ import yaml
 from foundation import RESULTS, machine
 from kills import Run, model_digests
 
-from distkgd.ownership import OWNER, read_owner
+from distkgd.distributed.ownership import OWNER, read_owner
 from launch.distill import main as distill
 
 ENTITIES, RELATIONS, TRIPLES = 1_000, 8, 2_000

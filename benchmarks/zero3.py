@@ -28,20 +28,20 @@ import typer
 from foundation import ROOT, save
 from torch import Tensor, nn
 
-from distkgd.config import parse_config
-from distkgd.display import Display
-from distkgd.distributed.deepspeed_engine import import_deepspeed
+from distkgd.common.console import Display
+from distkgd.data import Graph, Vocabulary
+from distkgd.data.filters import KnownAnswers
+from distkgd.data.sampling import Sampler
+from distkgd.distributed.optim.deepspeed_engine import import_deepspeed
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
-from distkgd.graph import Graph, Vocabulary
-from distkgd.graph.filters import KnownAnswers
-from distkgd.graph.sampling import Sampler
-from distkgd.job import Progress
-from distkgd.model import new_model
+from distkgd.models.model import new_model
+from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.stage_job import Run, build_job, stage_seed
+from distkgd.pipeline.stages import Stage
 from distkgd.scorers import build_scorer
-from distkgd.stage_job import Run, build_job, stage_seed
-from distkgd.stages import Stage
-from distkgd.tracking import open_tracking
-from distkgd.train import train_step
+from distkgd.tracking.mlflow_runs import open_tracking
+from distkgd.training.job import Progress
+from distkgd.training.loop import train_step
 
 QUERIES, NEGATIVES, RELATIONS, LR = 1024, 1024, 16, 0.1
 INIT_SCALE = 0.5  # so large that losses differ from batch to batch, and the relations' steps show in them

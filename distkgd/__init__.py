@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from distkgd.common.version import __version__
+
 if TYPE_CHECKING:
     from distkgd.api import TrainedModel, load
 
 __all__ = ["TrainedModel", "__version__", "load"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

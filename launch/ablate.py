@@ -16,10 +16,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from distkgd.cluster.sweep import Slots, run_sweep
-from distkgd.cluster.sweep_config import load_sweep, with_seeds
-from distkgd.cluster.sweep_report import table
-from distkgd.launching import run_main, terminal
+from distkgd.cli import run_main, terminal
+from distkgd.pipeline.sweep.config import load_sweep, with_seeds
+from distkgd.pipeline.sweep.report import table
+from distkgd.pipeline.sweep.sweep import Slots, run_sweep
 
 
 def main(

@@ -17,11 +17,11 @@ from typing import Annotated
 
 import typer
 
-from distkgd.config import free_batches, load_config
-from distkgd.display import Display
+from distkgd.cli import launch, run_main, show, split_arguments
+from distkgd.common.console import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.launching import launch, run_main, show, split_arguments
-from distkgd.own import Budget, run_config, run_own, wishes_of
+from distkgd.pipeline.autoconfig import Budget, request_of, run_config, run_own
+from distkgd.pipeline.config import free_batches, load_config
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs/default.yaml"  # the demo
 
@@ -42,7 +42,7 @@ def main(
 ) -> None:
     """Run a plan and print its table."""
     path, overrides = split_arguments(arguments or [])
-    wishes = wishes_of(
+    request = request_of(
         path,
         overrides,
         data,
@@ -53,11 +53,11 @@ def main(
         columns=columns,
         literals=literals,
     )
-    config = load_config(path or DEFAULT, overrides, data) if wishes is None else wishes.machine()
+    config = load_config(path or DEFAULT, overrides, data) if request is None else request.machine()
 
     def body(ranks: Ranks, display: Display) -> int:
         how, free = (ranks, display, out, resume), free_batches(path, overrides)
-        folder, report, code = run_config(config, *how, free) if wishes is None else run_own(wishes, *how)
+        folder, report, code = run_config(config, *how, free) if request is None else run_own(request, *how)
         if ranks.first and report is not None:
             show(report, folder, display)
         return code

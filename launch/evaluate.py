@@ -17,16 +17,16 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from distkgd.display import Display
-from distkgd.distributed.nodes import on_first
+from distkgd.cli import launch, run_main
+from distkgd.common.console import Display
+from distkgd.common.files import write_atomic
+from distkgd.common.paths import check_file
+from distkgd.config.fields import LARGEST
+from distkgd.distributed.node_sharing import on_first
 from distkgd.distributed.ranks import Ranks
-from distkgd.evaluate import Filter, Ties
-from distkgd.evaluation_report import evaluate_model, table
-from distkgd.launching import launch, run_main
-from distkgd.long_tail import RARE_BELOW
-from distkgd.paths import check_file
-from distkgd.report import write_atomic
-from distkgd.settings import LARGEST
+from distkgd.evaluation.breakdowns import RARE_BELOW
+from distkgd.evaluation.model_metrics import evaluate_model, table
+from distkgd.evaluation.ranking import Filter, Ties
 
 
 def main(

@@ -15,11 +15,11 @@ from typing import Annotated
 
 import typer
 
-from distkgd.display import Display
+from distkgd.cli import launch, run_main
+from distkgd.common.console import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.export import FORMATS, export_model
-from distkgd.export.int8_format import cost_of_int8
-from distkgd.launching import launch, run_main
+from distkgd.evaluation.int8_cost import cost_of_int8
+from distkgd.models.export import FORMATS, export_model
 
 
 def main(

@@ -16,12 +16,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from distkgd.display import Display
+from distkgd.cli import launch, run_main
+from distkgd.common.console import Display
+from distkgd.data import anchored, load_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
-from distkgd.graph import anchored, load_graph
-from distkgd.imports import IMPORTERS, Given, import_model
-from distkgd.launching import launch, run_main
+from distkgd.models.importers import IMPORTERS, Given, import_model
 
 
 def main(

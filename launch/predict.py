@@ -17,12 +17,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from distkgd.display import Display
+from distkgd.cli import launch, run_main
+from distkgd.common.console import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DataError
-from distkgd.launching import launch, run_main
-from distkgd.model_folder import load_model
-from distkgd.predict import data_of, predict_each, table
+from distkgd.evaluation.prediction import data_of, predict_each, table
+from distkgd.models.model_folder import load_model
 
 
 def main(

@@ -16,16 +16,17 @@ from typing import Annotated
 
 import typer
 
-from distkgd.display import Display
+from distkgd.cli import launch, run_main
+from distkgd.common.console import Display
+from distkgd.distributed.ownership import refuse_owned
 from distkgd.distributed.ranks import Ranks
-from distkgd.endpoint_report import sentences
 from distkgd.errors import UnsupportedError
-from distkgd.launching import launch, run_main
-from distkgd.ownership import refuse_owned
-from distkgd.report_html import keep_measured
-from distkgd.serving.entries import better_direct, champion_limit, entries_at
-from distkgd.serving.speed import measure
-from distkgd.tracking import redact, register_finished
+from distkgd.reporting.endpoints import sentences
+from distkgd.reporting.html import keep_measured
+from distkgd.tracking.mlflow_runs import register_finished
+from distkgd.tracking.mlflow_text import redact
+from distkgd.tracking.serving.entries import better_direct, champion_limit, entries_at
+from distkgd.tracking.serving.speed import measure
 
 SERVE = "MLFLOW_TRACKING_URI={} mlflow models serve -m 'models:/{}@champion' --env-manager local"
 

@@ -15,8 +15,8 @@ from typing import Annotated
 
 import typer
 
-from distkgd.launching import run_main, terminal
-from distkgd.report_html import remake
+from distkgd.cli import run_main, terminal
+from distkgd.reporting.html import remake
 
 
 def main(

@@ -14,34 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.dense import DenseOptimizer, begin_reducing
-from distkgd.distributed.optim import RowOptimizer, clip_factor
+from distkgd.data import Graph
+from distkgd.data.filters import KnownAnswers, Queries
+from distkgd.data.sampling import Kind, Sampler, Sides
+from distkgd.data.step_inputs import StepInputBuilder
+from distkgd.distributed.optim.dense import DenseOptimizer, begin_reducing
+from distkgd.distributed.optim.rows import RowOptimizer, clip_factor
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rows import (
-    Ask,
-    Count,
-    Field,
-    Layout,
-    LogSumExp,
-    Partial,
-    SoftmaxMean,
-    Sum,
-    answer,
-    reduce,
-)
+from distkgd.distributed.reductions.candidate_layout import CandidateLayout, PairScores
+from distkgd.distributed.reductions.loss_requests import LossRequest, reduce, reduce_over_candidates
+from distkgd.distributed.reductions.partials import Count, LogSumExp, Partial, SoftmaxMean, Sum
 from distkgd.distributed.tables import ShardedTable, plan_route
-from distkgd.evaluate import ranks_of
-from distkgd.graph import Graph
-from distkgd.graph.filters import KnownAnswers, Queries
-from distkgd.graph.sampling import Kind, Sampler, Sides
-from distkgd.model import Model, new_model
-from distkgd.scenes import SceneBuilder
+from distkgd.evaluation.ranking import ranks_of
+from distkgd.models.model import Model, new_model
 from distkgd.scorers import build_scorer
 
-# -- scenes and models ----------------------------------------------------------------------------------------------
+# -- step inputs and models
+# ----------------------------------------------------------------------------------------------
 
 
-def toy_scenes(
+def toy_inputs(
     graph: Graph,
     *,
     kind: Kind,
@@ -51,11 +43,11 @@ def toy_scenes(
     sides: Sides = "both",
     filtered: bool = False,
     labels: bool = False,
-) -> SceneBuilder:
+) -> StepInputBuilder:
     """Scenes of the whole batch on one rank."""
     sampler = Sampler(graph.train, graph.num_entities, graph.num_relations, batch_size=batch_size, sides=sides, seed=3)
     known = KnownAnswers(graph.train, graph.num_entities)
-    return SceneBuilder(
+    return StepInputBuilder(
         sampler, known, Ranks(), kind=kind, num=num, chunk=chunk, filtered=filtered, label_shares=labels
     )
 
@@ -98,9 +90,9 @@ def entity_gradient(model: Model) -> Tensor:
     return out
 
 
-def asked(ask: Ask) -> Tensor:
+def asked(ask: LossRequest) -> Tensor:
     """What one ask alone is answered."""
-    found: Tensor = answer({"": ask})[""]
+    found: Tensor = reduce_over_candidates({"": ask})[""]
     return found
 
 
@@ -119,27 +111,27 @@ class Asked:
     known: set[int]
 
 
-def spelled_out(scenes: SceneBuilder, step: int) -> list[Asked]:
+def spelled_out(input_builder: StepInputBuilder, step: int) -> list[Asked]:
     """Every query of the global batch of `step`: its candidates less its own answer, less, if filtered, known ones."""
-    sampler = scenes.sampler
+    sampler = input_builder.sampler
     train = [tuple(triple) for triple in sampler.train.tolist()]
     batch = sampler.batch(step)
     out: list[Asked] = []
     for i, (head, relation, tail) in enumerate(batch.triples.tolist()):
         for side in (0, 1) if sampler.sides == "both" else (int(batch.queries.side[i]),):
-            if scenes.kind == "all":
+            if input_builder.kind == "all":
                 pool = list(range(sampler.num_entities))
-            elif scenes.kind == "batch":
-                pool = sampler.shared_negatives(step, scenes.num).tolist()
+            elif input_builder.kind == "batch":
+                pool = sampler.shared_negatives(step, input_builder.num).tolist()
             else:
-                group = i // scenes.chunk if scenes.kind == "chunk" else len(out)
-                pool = sampler.group_negatives(step, group, 1, scenes.num)[0].tolist()
+                group = i // input_builder.chunk if input_builder.kind == "chunk" else len(out)
+                pool = sampler.group_negatives(step, group, 1, input_builder.num)[0].tolist()
             anchor, answer = (head, tail) if side == 0 else (tail, head)
             if side == 0:
                 known = {t for h, r, t in train if h == anchor and r == relation}
             else:
                 known = {h for h, r, t in train if t == anchor and r == relation}
-            left_out = {answer} | (known if scenes.filtered else set())
+            left_out = {answer} | (known if input_builder.filtered else set())
             out.append(Asked(anchor, relation, side, answer, [e for e in pool if e not in left_out], known))
     return out
 
@@ -247,14 +239,14 @@ def reduce_on_ranks(
     rows = case.candidates[lo:hi].clone().requires_grad_()
     pairs = case.pairs[(case.pairs[:, 1] >= lo) & (case.pairs[:, 1] < hi)]
     pairs = pairs[torch.sort(pairs[:, 1], stable=True).indices]
-    layout = Layout(
+    layout = CandidateLayout(
         ranks,
         counts=[stop - start for start, stop in pairwise(bounds)],
         num_candidates=hi - lo,
         excluded=(pairs[:, 0], pairs[:, 1] - lo),
         block_numbers=block_numbers,
     )
-    fields = [Field(layout, meet, queries, rows) for meet in (dot, closeness)]
+    fields = [PairScores(layout, score_candidates, queries, rows) for score_candidates in (dot, closeness)]
 
     def asked(*scores: Tensor) -> dict[str, Partial]:
         return {name: partial for name, partial in every_partial(*scores).items() if only in (None, name)}
@@ -354,8 +346,8 @@ def rank_on_ranks(
     model.relation = relation
     everything = torch.cat([graph.train, graph.valid, graph.test])
     with (
-        patch("distkgd.evaluate.SCORES_AT_ONCE", scores_at_once),
-        patch("distkgd.evaluate.TRIPLES_AT_ONCE", triples_at_once),
+        patch("distkgd.evaluation.ranking.SCORES_AT_ONCE", scores_at_once),
+        patch("distkgd.evaluation.ranking.TRIPLES_AT_ONCE", triples_at_once),
     ):
         return ranks_of(model, graph.test, KnownAnswers(everything, graph.num_entities), ranks, **protocol)
 

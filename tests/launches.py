@@ -17,8 +17,8 @@ import psutil
 import torch
 import yaml
 
-from distkgd.config import merge
-from distkgd.launching import run_main
+from distkgd.cli import run_main
+from distkgd.config.tree import merge
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH_SECONDS = 120

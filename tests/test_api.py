@@ -1,6 +1,7 @@
 """The Python API: the answers of formulas written out, for every way to give words, and its doctests."""
 
 import doctest
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,14 @@ import pytest
 import torch
 
 import distkgd
-from distkgd import api
+from distkgd.data import Graph, Vocabulary, load_graph
+from distkgd.data.filters import KnownAnswers, Queries
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import ConfigError, DataError, ModelError
-from distkgd.graph import Graph, Vocabulary, load_graph
-from distkgd.graph.filters import KnownAnswers, Queries
-from distkgd.model import Model
-from distkgd.model_folder import save_model
+from distkgd.evaluation import trained_model
+from distkgd.models.model import Model
+from distkgd.models.model_folder import save_model
 from distkgd.scorers import SCORERS, build_scorer
 from tests.docs.pages import blocks, section
 from tests.jobs import toy_model
@@ -73,7 +74,7 @@ def capitals(folder: Path) -> None:
 def test_the_examples_of_the_module_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     capitals(tmp_path)
     monkeypatch.chdir(tmp_path)
-    found = doctest.testmod(api)
+    found = doctest.testmod(importlib.import_module("distkgd.api"))
     assert found.attempted == 8 and found.failed == 0
 
 
@@ -208,8 +209,8 @@ def test_more_questions_than_are_asked_at_once_keep_their_order(
     heads = [i % ENTITIES for i in range(50)]
     whole = made.predict(head=heads, relation=2, k=3, exclude_known=True, ids=True)
     near, scores = made.nearest(heads, 3, ids=True), made.score([(h, 0, 1) for h in heads], ids=True)
-    monkeypatch.setattr(api, "QUESTIONS_AT_ONCE", 7)
-    monkeypatch.setattr(api, "NUMBERS_AT_ONCE", 70)
+    monkeypatch.setattr(trained_model, "QUESTIONS_AT_ONCE", 7)
+    monkeypatch.setattr(trained_model, "NUMBERS_AT_ONCE", 70)
     assert torch.equal(made.predict(head=heads, relation=2, k=3, exclude_known=True, ids=True).ids, whole.ids)
     assert torch.equal(made.nearest(heads, 3, ids=True).ids, near.ids)
     assert torch.equal(made.score([(h, 0, 1) for h in heads], ids=True), scores)

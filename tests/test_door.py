@@ -20,27 +20,27 @@ import torch
 import yaml
 
 import distkgd
-from distkgd.cluster.sweep_config import load_sweep
-from distkgd.config import load_config
-from distkgd.distributed.model_files import atomic_folder
+from distkgd.cli import launch, run_main
+from distkgd.common.files import write_atomic
+from distkgd.common.paths import check_folder, check_name
+from distkgd.data import load_graph
+from distkgd.data.reading.folders import read_files
+from distkgd.data.split import split_file
+from distkgd.distributed.checkpoint.tables import atomic_folder
 from distkgd.distributed.ranks import Ranks, join_ranks
 from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import ConfigError, StorageError
-from distkgd.evaluation_report import evaluate_model
-from distkgd.export import export_model
-from distkgd.export.faiss_format import open_searcher
-from distkgd.export.source import open_source
-from distkgd.graph import load_graph
-from distkgd.graph.readers import read_files
-from distkgd.graph.split import split_file
-from distkgd.imports import Given, import_model
-from distkgd.launching import launch, run_main
-from distkgd.model_folder import check_files, find_model, load_model, read_config, read_shape, save_model
-from distkgd.own.rules import batch_size
-from distkgd.paths import check_folder, check_name
-from distkgd.report import write_atomic
-from distkgd.report_html import remake
-from distkgd.serving.entries import entries_at, entries_of_run
+from distkgd.evaluation.model_metrics import evaluate_model
+from distkgd.models.export import export_model
+from distkgd.models.export.faiss_format import open_searcher
+from distkgd.models.export.source import open_source
+from distkgd.models.importers import Given, import_model
+from distkgd.models.model_folder import check_files, find_model, load_model, read_config, read_shape, save_model
+from distkgd.pipeline.autoconfig.rules import batch_size
+from distkgd.pipeline.config import load_config
+from distkgd.pipeline.sweep.config import load_sweep
+from distkgd.reporting.html import remake
+from distkgd.tracking.serving.entries import entries_at, entries_of_run
 from tests.launches import ROOT, small_data
 
 STAGE = {"dim": 4, "batch_size": 20, "epochs": 1, "validate_every": 1}
@@ -165,11 +165,11 @@ def test_ctrl_c_is_a_line_and_130_and_leaves_no_half_folder(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [place / "plan.yaml", "--data", place / "data", "--out", tmp_path / "run"]
-    with mock.patch("distkgd.own.command.load_graph", side_effect=KeyboardInterrupt):
+    with mock.patch("distkgd.pipeline.autoconfig.command.load_graph", side_effect=KeyboardInterrupt):
         assert ran("distill", *given) == 130
-    with mock.patch("distkgd.plan.prepare_folder", side_effect=KeyboardInterrupt):
+    with mock.patch("distkgd.pipeline.plan.prepare_folder", side_effect=KeyboardInterrupt):
         assert ran("distill", *given) == 130
-    with mock.patch("distkgd.cluster.driver.ray_session", side_effect=KeyboardInterrupt):
+    with mock.patch("distkgd.pipeline.ray.driver.ray_session", side_effect=KeyboardInterrupt):
         assert ran("chain", *given) == 130
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model", Ranks()):
         raise KeyboardInterrupt
@@ -189,7 +189,8 @@ def test_ctrl_c_in_the_imports_is_130_without_a_traceback(tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait() == 130
-    assert b"Traceback" not in rest and b"distkgd.own.command" not in rest and not list(tmp_path.iterdir())
+    assert b"Traceback" not in rest and b"distkgd.pipeline.autoconfig.command" not in rest
+    assert not list(tmp_path.iterdir())
 
 
 def test_our_own_mistakes_are_raised() -> None:

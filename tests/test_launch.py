@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distkgd.evaluate import protocol
+from distkgd.evaluation.ranking import protocol
 from tests.launches import ROOT, small_data
 
 LAUNCH_SECONDS = 120

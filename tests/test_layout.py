@@ -1,4 +1,4 @@
-"""The fences of the layout: who imports what, what stays small, what every config file must be."""
+"""The layout: dependencies run one way, fences hold, everything stays small, and every config file loads."""
 
 import ast
 import json
@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from distkgd.config import load_config
+from benchmarks.house import LIMITS, ORDER, arrows, circles, measured, upwards
+from distkgd.pipeline.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "distkgd").rglob("*.py"))
 CODE = [*PACKAGE, *sorted((ROOT / "launch").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+MEASURED = measured()
 FENCES = {
     "torch.distributed": ("distkgd/distributed/",),
     "deepspeed": ("distkgd/distributed/",),
-    "mlflow": ("distkgd/tracking.py", "distkgd/serving/"),
-    "ray": ("distkgd/cluster/",),
+    "mlflow": ("distkgd/tracking/",),
+    "ray": ("distkgd/pipeline/ray/", "distkgd/pipeline/sweep/"),
 }
 
 
@@ -51,6 +53,72 @@ def crossed(source: str, where: str) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("what", LIMITS)
+def test_the_house_keeps_its_limits(what: str) -> None:
+    assert len(MEASURED[what]) <= LIMITS[what], MEASURED[what]
+
+
+def test_every_folder_and_module_has_its_floor() -> None:
+    tops = {path.relative_to(ROOT / "distkgd").parts[0].removesuffix(".py") for path in PACKAGE}
+    assert tops == set(ORDER)
+
+
+def package(root: Path, **sources: str) -> Path:
+    """A package of that name under `root`; its modules are given as `folder__module=source`."""
+    for name, source in sources.items():
+        path = (root / "distkgd").joinpath(*name.split("__")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from distkgd.pipeline.plan import x",
+        "import distkgd.pipeline.plan",
+        "from distkgd.pipeline import plan",
+        "def f():\n    from distkgd.pipeline.plan import x",
+        "try:\n    from distkgd.pipeline.plan import x\nexcept ImportError:\n    pass",
+    ],
+)
+def test_an_arrow_upwards_is_seen_however_it_is_written(source: str, tmp_path: Path) -> None:
+    graph = arrows(package(tmp_path, pipeline__plan="", common__files=source))
+    assert upwards(graph) == ["distkgd.common.files -> distkgd.pipeline.plan"]
+    typing = f"if TYPE_CHECKING:\n    {source}" if source.startswith(("from", "import")) else "x = 1"
+    assert upwards(arrows(package(tmp_path, common__files=typing))) == []
+
+
+def test_a_circle_is_seen_and_one_of_types_alone_is_none(tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        data__a="from distkgd.data.b import x",
+        data__b="def f():\n    from distkgd.data import c",
+        data__c="from distkgd.data.a import y",
+    )
+    assert circles(arrows(root)) == ["distkgd.data.a, distkgd.data.b, distkgd.data.c"]
+    package(root, data__c="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from distkgd.data.a import y")
+    assert circles(arrows(root)) == []
+
+
+def test_what_is_too_large_is_named(tmp_path: Path) -> None:
+    long = "def f():\n" + "    x = 1\n" * 60
+    root = package(tmp_path, a="", b="", c="", d="", e="", data__long="x = 1\n" * 401, data__function=long)
+    package(root, **{f"models__m{i}": "" for i in range(15)}, **{f"folder{i}__m": "" for i in range(13)})
+    (tmp_path / "distkgd/kernels").mkdir()
+    (tmp_path / "distkgd/kernels/long.cpp").write_text("\n" * 401, encoding="utf-8")
+    found = measured(root)
+    assert [what for what, limit in LIMITS.items() if len(found[what]) > limit] == [
+        "functions over 60 lines",
+        "files over 400 lines",
+        "modules at the top",
+        "folders at the top",
+        "files per folder",
+    ]
+    assert found["functions over 60 lines"] == ["distkgd/data/function.py f: 61"]
+    assert found["files over 400 lines"] == ["distkgd/data/long.py: 401", "distkgd/kernels/long.cpp: 401"]
+
+
 @pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_the_module_behind_a_fence_imports_what_is_fenced(path: Path) -> None:
     assert crossed(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))) == []
@@ -70,7 +138,7 @@ def test_only_the_module_behind_a_fence_imports_what_is_fenced(path: Path) -> No
     ],
 )
 def test_a_fence_notices_every_way_to_cross_it(source: str, fence: str) -> None:
-    assert crossed(source, "distkgd/losses.py") == [fence]
+    assert crossed(source, "distkgd/methods/losses/scores.py") == [fence]
     for inside in FENCES[fence]:
         assert crossed(source, inside + ("x.py" if inside.endswith("/") else "")) == []
 
@@ -105,7 +173,8 @@ def test_a_path_that_is_given_to_polars_is_noticed() -> None:
 
 def test_importing_the_whole_package_imports_no_extra() -> None:
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE]
-    core = [name for name in names if not name.startswith("distkgd.cluster") and name != "distkgd.serving.served"]
+    extra = ("distkgd.pipeline.ray", "distkgd.pipeline.sweep", "distkgd.tracking.serving.served")
+    core = [name for name in names if not name.startswith(extra)]
     code = (
         "import importlib, json, sys\n"
         f"[importlib.import_module(name) for name in {core!r}]\n"
@@ -120,7 +189,7 @@ def test_a_launcher_is_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 65
 
 
-# Sweeps have a test of their own: tests/cluster/test_sweep_config.py.
+# Sweeps have a test of their own: tests/pipeline/sweep/test_sweep_config.py.
 NO_PLANS = ("ablations", "search", "ray")
 PLANS = [
     p for p in sorted((ROOT / "configs").rglob("*.yaml")) if p.relative_to(ROOT / "configs").parts[0] not in NO_PLANS

@@ -20,16 +20,16 @@ TRAINING = ("ablate", "chain", "distill")
 # Who prints a module's messages, where others import it for something else.
 PRINTED_BY = {
     "distkgd.errors": TRAINING,
-    "distkgd.graph.formats": ("distill",),
-    "distkgd.job": TRAINING,
-    "distkgd.own.rules": ("distill",),
-    "distkgd.plan": TRAINING,
-    "distkgd.run_folder": TRAINING,
-    "distkgd.storage": TRAINING,
-    "distkgd.predict": ("predict",),
-    "distkgd.evaluation_report": ("evaluate",),
-    "distkgd.cluster.gang": ("chain",),
-    **{f"distkgd.export.{name}_format": ("export",) for name in ("faiss", "numpy", "onnx", "parquet", "pykeen")},
+    "distkgd.data.reading.formats": ("distill",),
+    "distkgd.training.job": TRAINING,
+    "distkgd.pipeline.autoconfig.rules": ("distill",),
+    "distkgd.pipeline.plan": TRAINING,
+    "distkgd.pipeline.run_folder": TRAINING,
+    "distkgd.pipeline.storage": TRAINING,
+    "distkgd.evaluation.prediction": ("predict",),
+    "distkgd.evaluation.model_metrics": ("evaluate",),
+    "distkgd.pipeline.ray.worker_group": ("chain",),
+    **{f"distkgd.models.export.{name}_format": ("export",) for name in ("faiss", "numpy", "onnx", "parquet", "pykeen")},
 }
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 OF_OTHERS = ("--env-manager", "--experiment-id")  # mlflow's

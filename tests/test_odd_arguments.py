@@ -64,7 +64,7 @@ def inside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """The working directory is the module's; what takes long must not begin."""
     if "place" in request.fixturenames:
         monkeypatch.chdir(request.getfixturevalue("place"))
-        monkeypatch.setattr("distkgd.bench.pool.Pool.start", too_late)
+        monkeypatch.setattr("benchmarks.side_by_side.pool.Pool.start", too_late)
         monkeypatch.setattr("ray.init", too_late)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from distkgd.config import load_config
+from distkgd.pipeline.config import load_config
 from tests.launches import held, refusal, small_data
 
 LONG = "x" * 300

@@ -6,19 +6,19 @@ from typing import Any
 import polars as pl
 import torch
 
-from distkgd.config import RunConfig, parse_config
-from distkgd.display import Display
+from distkgd.common.console import Display
+from distkgd.data import Graph, Vocabulary
+from distkgd.data.filters import KnownAnswers
 from distkgd.distributed.ranks import Ranks
-from distkgd.graph import Graph, Vocabulary
-from distkgd.graph.filters import KnownAnswers
-from distkgd.job import Job, Progress
 from distkgd.methods import METHODS
-from distkgd.model import Model, new_model
+from distkgd.models.model import Model, new_model
+from distkgd.pipeline.config import RunConfig, parse_config
+from distkgd.pipeline.stage_job import Run, build_job
+from distkgd.pipeline.stages import Stage
 from distkgd.scorers import build_scorer
-from distkgd.stage_job import Run, build_job
-from distkgd.stages import Stage
-from distkgd.tracking import open_tracking
-from distkgd.train import train_step
+from distkgd.tracking.mlflow_runs import open_tracking
+from distkgd.training.job import Job, Progress
+from distkgd.training.loop import train_step
 
 
 def toy_graph(entities: int = 41, relations: int = 5, triples: int = 400, seed: int = 0) -> Graph:

@@ -47,7 +47,7 @@ class Shape:
     columns, per_query, widths, constants, totals, constant_columns, shared: see `losses.Travel`.
     dense: numbers in replicated tensors that learn.
     fixed: whether batches are balanced. clipped: whether gradients are. parts: into which the batch is cut.
-    updates: beside the first. also: further scenes of the step, whose replicated tensors are counted here.
+    updates: beside the first. also: further step inputs of the step, whose replicated tensors are counted here.
     """
 
     world: int

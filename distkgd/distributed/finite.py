@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distkgd.distributed.model_files import TAGS
+from distkgd.distributed.checkpoint.tables import TAGS
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError
 

@@ -103,7 +103,7 @@ class Ranks:
         out: Tensor = _Exchange.apply(rows, self, list(send), list(receive), kind)  # type: ignore[no-untyped-call]
         return out
 
-    def begin_exchange(
+    def all_to_all_async(
         self, rows: Tensor, send: Sequence[int], receive: Sequence[int], kind: str
     ) -> Callable[[], Tensor]:
         """`exchange` without gradient, on its way while other work is done; the result waits for it."""
@@ -111,7 +111,7 @@ class Ranks:
         kept = rows.contiguous()
         self._sent_rows(kept, send, kind)
         if self.shared is not None:
-            return self.shared.begin_exchange(out, kept, receive, send)
+            return self.shared.all_to_all_async(out, kept, receive, send)
         work = dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True)
 
         def arrived() -> Tensor:
@@ -137,7 +137,7 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, ranks: Ranks, send: list[int], receive: list[int], kind: str) -> Tensor:
         ctx.args = (ranks, receive, send, kind)
-        return ranks.begin_exchange(rows, send, receive, kind)()
+        return ranks.all_to_all_async(rows, send, receive, kind)()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:

@@ -1,9 +1,9 @@
 """Messages between CPU ranks of one machine through memory that they share, in place of gloo's TCP over loopback.
 
 The memory is an unnamed file (memfd) that rank 0 makes and lends: the kernel frees it with the last process that maps
-it, however that one ends. `kernels/exchange.cpp` moves the bytes, in the calling thread and only while it is in there:
-a message that was begun goes as far as the rings have room, the rest moves when its end, or that of a later one, is
-waited for. Messages end in the order in which they were begun, which is the same on all ranks.
+it, however that one ends. `kernels/cpp/exchange.cpp` moves the bytes, in the calling thread and only while it is in
+there: a message that was begun goes as far as the rings have room, the rest moves when its end, or that of a later one,
+is waited for. Messages end in the order in which they were begun, which is the same on all ranks.
 
 DISTKGD_EXCHANGE=gloo on any rank does without, and so does a rank that has no library or cannot map the memory.
 """
@@ -53,7 +53,7 @@ class SharedMemory:
         self._ended = 0
         self._broken = ""
 
-    def begin_exchange(
+    def all_to_all_async(
         self, out: Tensor, rows: Tensor, receive: Sequence[int], send: Sequence[int]
     ) -> Callable[[], Tensor]:
         """Runs of `send` rows on their way to ranks 0, 1, …; the result waits until those of `receive` fill `out`.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
+from distkgd.kernels.candidates import GatheredRows
 from distkgd.kernels.rows import add, take
-from distkgd.scorers.base import Listed
 
 T = TypeVar("T")
 
@@ -45,10 +45,10 @@ def plan_route(ids: Tensor, candidates: Tensor | None, total: int, ranks: Ranks)
     candidates: [k] int64 *local* rows of this shard that are candidates; None: every row of every shard.
     total: number of entities.
     """
-    return drain(planning(ids, candidates, total, ranks))
+    return run_to_end(plan_route_async(ids, candidates, total, ranks))
 
 
-def planning(
+def plan_route_async(
     ids: Tensor,
     candidates: Tensor | None,
     total: int,
@@ -74,10 +74,10 @@ def planning(
             edges = torch.searchsorted(unique, torch.tensor(ranks.bounds(total), device=unique.device))
             wanted = (edges[1:] - edges[:-1]).contiguous()
             one_each = [1] * ranks.world
-            asked = ranks.begin_exchange(wanted, one_each, one_each, "ids")
+            asked = ranks.all_to_all_async(wanted, one_each, one_each, "ids")
             yield
             receive, send = wanted.tolist(), asked().tolist()
-        requests = ranks.begin_exchange(unique, receive, send, "ids")
+        requests = ranks.all_to_all_async(unique, receive, send, "ids")
         yield
         requested = requests() - lo
     nobody_else = ranks.world == 1 and counts is None
@@ -103,7 +103,7 @@ def distinct(ids: Tensor, below: int) -> tuple[Tensor, Tensor]:
     return unique, place[ids]
 
 
-def drain(steps: Generator[None, None, T]) -> T:
+def run_to_end(steps: Generator[None, None, T]) -> T:
     """What a generator returns, run to its end."""
     try:
         while True:
@@ -139,11 +139,11 @@ class OpenRows:
         found: tuple[Tensor, ...] = rows.split(list(sizes))
         return found
 
-    def lookup_and_list(self, sizes: Sequence[int], shape: Sequence[int]) -> tuple[tuple[Tensor, ...], Listed]:
+    def lookup_and_list(self, sizes: Sequence[int], shape: Sequence[int]) -> tuple[tuple[Tensor, ...], GatheredRows]:
         """As `lookup`, and the ids after those, [prod(shape)], as candidates of that shape."""
         rows, table = self._looked_up(sum(sizes))
         index = self.route.inverse[len(rows) :].reshape(*shape)
-        return rows.split(list(sizes)), Listed(table, index)
+        return rows.split(list(sizes)), GatheredRows(table, index)
 
     def _looked_up(self, num: int) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = _Looked.apply(self._answer, self.route.inverse[:num])  # type: ignore[no-untyped-call]
@@ -198,8 +198,8 @@ class ShardedTable:
 class _Looked(torch.autograd.Function):
     """(rows [n, dim] of a table, the table): in backward the gradient of the few joins that of the table in place.
 
-    The table's gradient must belong to nobody else: it may only be used for `Listed` candidates, and whatever scores
-    those makes a gradient of its own.
+    The table's gradient must belong to nobody else: it may only be used for `GatheredRows` candidates, and whatever
+    scores those makes a gradient of its own.
     """
 
     @staticmethod

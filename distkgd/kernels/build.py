@@ -1,4 +1,4 @@
-"""C++ sources of this folder as loaded libraries: compiled on first use for this very processor, kept on disk.
+"""C++ sources of `cpp/` as loaded libraries: compiled on first use for this very processor, kept on disk.
 
 DISTKGD_KERNELS=off does without them. They are kept in $XDG_CACHE_HOME/distkgd or ~/.cache/distkgd.
 """
@@ -26,7 +26,7 @@ def library(name: str) -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
         return None
-    source = Path(__file__).with_name(f"{name}.cpp")
+    source = Path(__file__).parent / "cpp" / f"{name}.cpp"
     made = _folder() / f"{name}-{_digest(source, compiler)}.so"
     if not made.exists():
         _compile(compiler, source, made)

@@ -1,4 +1,5 @@
-"""Triples as text, read into numbers by one pass of names.cpp; for where it is missing, graph/readers.py has polars."""
+"""Triples as text, read into numbers by one pass of names.cpp; for where it is missing, data/reading/folders.py has
+polars."""
 
 import ctypes
 from collections.abc import Iterable, Iterator

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distkgd.kernels.build import address, library
 
-NEVER = -1e30  # as in distributed/rows.py
+MASKED_SCORE = -1e30  # as in distributed/reductions/loss_requests.py
 _TILE, _SLABS = 256, 8  # kTile and kSlabs there
 
 
@@ -61,7 +61,7 @@ class Products:
         else:
             # Sums, not constants: a rank without candidates has to take part in the exchanges of backward.
             nothing = (0.0 * self.queries.sum(1) + 0.0 * self.rows.sum()).expand(self.planes, -1)
-            self._found = (nothing + NEVER, *([nothing] if w is None else [nothing, nothing]))
+            self._found = (nothing + MASKED_SCORE, *([nothing] if w is None else [nothing, nothing]))
         return self._found
 
 

@@ -54,7 +54,7 @@ def update(
     betas: tuple[float, float],
     step: int,
 ) -> None:
-    """One step of optimiser `name` on rows [n] of a table, or all, in place; formulas in distributed/optim.py."""
+    """One step of optimiser `name` on rows [n] of a table, or all, in place; formulas in distributed/optim/rows.py."""
     kinds = [*map(address, state.values()), None, None][:2]
     numbers = [ctypes.c_double(x) for x in (lr, clip, eps, *betas)]
     sizes = [ctypes.c_int64(n) for n in (len(grad), table.shape[1])]

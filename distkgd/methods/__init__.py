@@ -1,10 +1,11 @@
 """The training methods, by the name configs use."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from distkgd.config.stage import StageOptions
 from distkgd.errors import ConfigError
-from distkgd.methods.base import FurtherScenes, HardSettings, Method, NoSettings, Setup, Update
+from distkgd.methods.base import FurtherInputs, Method, NoSettings, Setup, TaskLossConfig, Update
 from distkgd.methods.bkd import Bkd
 from distkgd.methods.dml import Dml
 from distkgd.methods.dualde import DualDE
@@ -14,12 +15,9 @@ from distkgd.methods.metasd import MetaSD
 from distkgd.methods.mulde import MulDE
 from distkgd.methods.rkd import Rkd
 from distkgd.methods.scratch import Scratch
-from distkgd.model import Model
+from distkgd.models.model import Model
 
-if TYPE_CHECKING:
-    from distkgd.config import StageConfig
-
-__all__ = ["METHODS", "FurtherScenes", "HardSettings", "Method", "NoSettings", "Setup", "Update", "build_method"]
+__all__ = ["METHODS", "FurtherInputs", "Method", "NoSettings", "Setup", "TaskLossConfig", "Update", "build_method"]
 
 METHODS: Mapping[str, type[Method[Any]]] = {
     "scratch": Scratch,
@@ -35,10 +33,10 @@ METHODS: Mapping[str, type[Method[Any]]] = {
 
 
 def build_method(
-    stage: "StageConfig", student: Model, teachers: Sequence[Model], setup: Setup | None = None
+    stage: StageOptions, student: Model, teachers: Sequence[Model], setup: Setup | None = None
 ) -> Method[Any]:
     """The method a stage's config describes."""
-    hard = HardSettings(
+    hard = TaskLossConfig(
         loss=stage.loss.name,
         temperature=stage.loss.temperature,
         margin=stage.loss.margin,

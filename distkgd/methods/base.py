@@ -3,20 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from distkgd.distributed.model_files import Rows
-from distkgd.distributed.rows import Ask
-from distkgd.graph.sampling import LeftOut
-from distkgd.losses import Travel, batch_mean, hard_loss, hard_travel, regulariser
-from distkgd.model import Model, View
-from distkgd.scenes import Scene, SceneBuilder
-from distkgd.settings import Frozen
-
-if TYPE_CHECKING:
-    from distkgd.config import OptimizerConfig, StageConfig  # which knows the methods
+from distkgd.config.fields import Frozen
+from distkgd.config.stage import OptimizerConfig, StageOptions
+from distkgd.data.sampling import LeftOut
+from distkgd.data.step_inputs import StepInputBuilder, StepInputs
+from distkgd.distributed.checkpoint.tables import Rows
+from distkgd.distributed.reductions.loss_requests import LossRequest
+from distkgd.methods.losses.scores import Travel, batch_mean, hard_loss, hard_travel, regulariser
+from distkgd.models.model import Model, View
 
 S = TypeVar("S", bound=Frozen)
 # (dims, "valid" or "test") -> {dim: metrics of the product's crop to it}.
@@ -37,7 +35,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class HardSettings:
+class TaskLossConfig:
     """What of a stage's config the hard loss and its regulariser need."""
 
     loss: str
@@ -58,20 +56,21 @@ class Setup:
 
     steps_per_epoch, epochs: as configured; phases of a method may come on top.
     fresh: (dim, name) -> a fresh model like the student, of another dim; the name gives it numbers of its own.
-    scenes: what the stage trains on; `scenes.quizzes` are over the triples that passes leave (see `Method.leave_out`).
+    input_builder: what the stage trains on; `input_builder.quizzes` are over the triples that passes leave (see
+    `Method.leave_out`).
     """
 
     steps_per_epoch: int
     epochs: int
     fresh: Callable[[int, str], Model]
-    scenes: SceneBuilder
+    input_builder: StepInputBuilder
 
 
 @dataclass(frozen=True)
-class FurtherScenes:
-    """One scene more per step: its builder, the models whose queries travel (and whether they learn), and `travel`."""
+class FurtherInputs:
+    """Further inputs of a step: its builder, the models whose queries travel (and whether they learn), and `travel`."""
 
-    scenes: SceneBuilder
+    input_builder: StepInputBuilder
     speakers: list[tuple[Model, bool]]
     travel: Travel
 
@@ -95,7 +94,7 @@ class Method(ABC, Generic[S]):
     evaluator_lr: float = 0.01
 
     def __init__(
-        self, student: Model, hard: HardSettings, teachers: Sequence[Model], settings: S, setup: Setup | None = None
+        self, student: Model, hard: TaskLossConfig, teachers: Sequence[Model], settings: S, setup: Setup | None = None
     ) -> None:
         self.student = student
         self.hard = hard
@@ -114,7 +113,7 @@ class Method(ABC, Generic[S]):
         return self._setup
 
     @classmethod
-    def check(cls, stage: "StageConfig") -> None:
+    def check(cls, stage: StageOptions) -> None:
         """ValueError for a combination of options that this method cannot do; `stage.distill` is a `Settings`."""
 
     @classmethod
@@ -123,7 +122,7 @@ class Method(ABC, Generic[S]):
         return LeftOut()
 
     @property
-    def product(self) -> Model:
+    def output_model(self) -> Model:
         """The model that is validated, and in the end saved."""
         return self.student
 
@@ -138,16 +137,16 @@ class Method(ABC, Generic[S]):
         return {}
 
     @property
-    def shown(self) -> Mapping[str, Tensor]:
+    def logged_tensors(self) -> Mapping[str, Tensor]:
         """What the curves show of the evaluators; default: themselves."""
         return self.evaluators
 
-    def curves(self, step: int) -> Mapping[str, float]:
+    def logged_scalars(self, step: int) -> Mapping[str, float]:
         """Further numbers for the curves after `step` steps, the same on all ranks: schedules, phases, masks."""
         return {}
 
     @abstractmethod
-    def updates(self, scene: Scene) -> Iterator[Update]:
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
         """The updates of one part of a batch, in order."""
 
     @abstractmethod
@@ -159,11 +158,11 @@ class Method(ABC, Generic[S]):
         """Runs of so many triples of a batch stay whole on one rank."""
         return 1
 
-    def further_scenes(self) -> "list[FurtherScenes]":
-        """What a step does with other scenes than those of its batch."""
+    def further_inputs(self) -> "list[FurtherInputs]":
+        """What a step does with other step inputs than those of its batch."""
         return []
 
-    def recipe(self, group: str, stage: "OptimizerConfig") -> "OptimizerConfig":
+    def recipe(self, group: str, stage: OptimizerConfig) -> OptimizerConfig:
         """The optimiser of a group; default: the stage's."""
         return stage
 
@@ -204,7 +203,7 @@ class Method(ABC, Generic[S]):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up where `state` was saved."""
 
-    def kept(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
+    def extra_state(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
         """Sharded and replicated tensors that a checkpoint must hold beside models; a restart fills them in place."""
         return {}, {}
 
@@ -216,13 +215,13 @@ class Method(ABC, Generic[S]):
         """What the stage's result.json holds beside what every stage's does; the best rows are back in the product."""
         return {}
 
-    def view(self, model: Model, scene: Scene, *, grad: bool) -> View:
+    def view(self, model: Model, inputs: StepInputs, *, grad: bool) -> View:
         """The view of a model that learns (with dropout) or only speaks (without)."""
         hard = self.hard
         dropout, relation_dropout = (hard.dropout, hard.relation_dropout) if grad else (0.0, 0.0)
-        return View(model, scene, grad=grad, dropout=dropout, relation_dropout=relation_dropout, bf16=hard.bf16)
+        return View(model, inputs, grad=grad, dropout=dropout, relation_dropout=relation_dropout, bf16=hard.bf16)
 
-    def hard_ask(self, view: View) -> Ask:
+    def hard_ask(self, view: View) -> LossRequest:
         """Asks for [Q]: the stage's hard loss."""
         hard = self.hard
         return hard_loss(
@@ -243,4 +242,4 @@ class Method(ABC, Generic[S]):
         if hard.regulariser == "none":
             return {}
         rows = regulariser(hard.regulariser, view, hard.weight, hard.relation_weight, times)
-        return {hard.regulariser: batch_mean(rows, view.scene)}
+        return {hard.regulariser: batch_mean(rows, view.inputs)}

@@ -10,12 +10,12 @@ Differs from the authors' code: none was released; IterDE's repository takes the
 from collections.abc import Iterator
 from typing import Literal
 
-from distkgd.distributed.query_blocks import answer_means
-from distkgd.losses import Travel, divergence, divergence_travel
+from distkgd.config.fields import Frozen, Rate, Weight
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.methods.base import Method, Update
-from distkgd.model import Model
-from distkgd.scenes import Scene
-from distkgd.settings import Frozen, Rate, Weight
+from distkgd.methods.losses.scores import Travel, divergence, divergence_travel
+from distkgd.models.model import Model
 
 
 class BkdConfig(Frozen):
@@ -40,16 +40,16 @@ class Bkd(Method[BkdConfig]):
     name = "bkd"
     Settings = BkdConfig
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
-        view = self.view(self.student, scene, grad=True)
-        teacher = self.view(self.teachers[0], scene, grad=False)
+        view = self.view(self.student, inputs, grad=True)
+        teacher = self.view(self.teachers[0], inputs, grad=False)
         # The hard loss joins the last pass, so that js costs one pass more and not two.
         asks = {"soft": divergence(how.divergence, view, teacher, how.temperature)}
         if how.hard_weight:
             asks["hard"] = self.hard_ask(view)
         weights = {"soft": how.weight, "hard": how.hard_weight}
-        terms = answer_means(asks, weights, scene.batch.num_queries)
+        terms = answer_means(asks, weights, inputs.batch.num_queries)
         yield Update(frozenset({"student"}), terms | self.penalty(view))
 
     def travel(self) -> Travel:

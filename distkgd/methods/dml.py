@@ -12,21 +12,18 @@ Differs from the authors' code: none of it was read.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from distkgd.distributed.query_blocks import answer_means
+from distkgd.config.fields import Frozen, Positive, Rate, Weight
+from distkgd.config.stage import StageOptions
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.errors import DistkgdError
-from distkgd.losses import KL_TRAVEL, Travel, kl_divergence
 from distkgd.methods.base import Method, Update
-from distkgd.model import Model
-from distkgd.scenes import Scene
+from distkgd.methods.losses.scores import KL_TRAVEL, Travel, kl_divergence
+from distkgd.models.model import Model
 from distkgd.scorers import build_scorer
-from distkgd.settings import Frozen, Positive, Rate, Weight
-
-if TYPE_CHECKING:
-    from distkgd.config import StageConfig
 
 
 class DmlConfig(Frozen):
@@ -54,7 +51,7 @@ class Dml(Method[DmlConfig]):
         self.peer = self.setup.fresh(self.settings.peer_dim or self.student.entity.dim, "peer")
 
     @classmethod
-    def check(cls, stage: "StageConfig") -> None:
+    def check(cls, stage: StageOptions) -> None:
         if stage.distill.peer_dim is not None:
             try:
                 build_scorer(stage.scorer, stage.distill.peer_dim, stage.margin, stage.norm)
@@ -65,9 +62,9 @@ class Dml(Method[DmlConfig]):
     def trained(self) -> Mapping[str, Model]:
         return {"student": self.student, "peer": self.peer}
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
-        student, peer = self.view(self.student, scene, grad=True), self.view(self.peer, scene, grad=True)
+        student, peer = self.view(self.student, inputs, grad=True), self.view(self.peer, inputs, grad=True)
         asks, weights = {}, {}
         penalties: dict[str, Tensor] = {}
         # DML[student], DML[peer]
@@ -78,7 +75,7 @@ class Dml(Method[DmlConfig]):
                 asks[f"{tag}hard"] = self.hard_ask(own)
                 weights[f"{tag}hard"] = how.hard_weight
             penalties |= {f"{tag}{name}": value for name, value in self.penalty(own).items()}
-        terms = answer_means(asks, weights, scene.batch.num_queries)
+        terms = answer_means(asks, weights, inputs.batch.num_queries)
         yield Update(frozenset({"student", "peer"}), terms | penalties)
 
     def travel(self) -> Travel:

@@ -22,27 +22,25 @@ Differs from the authors' code (a later port):
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from distkgd.distributed.rows import NEVER, Ask, Partial, SoftmaxMean, Sum, answer, present
+from distkgd.config.fields import Frozen, Positive, Rate, Real, Weight
+from distkgd.config.stage import StageOptions
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, valid_mask
+from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
+from distkgd.distributed.reductions.partials import Partial, SoftmaxMean, Sum
 from distkgd.errors import UnsupportedError
-from distkgd.losses import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
 from distkgd.methods.base import Method, Update
-from distkgd.methods.structure import Shapes
-from distkgd.model import Model, View
-from distkgd.scenes import Scene
-from distkgd.settings import Frozen, Positive, Rate, Real, Weight
+from distkgd.methods.losses.scores import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
+from distkgd.methods.losses.structure import Shapes
+from distkgd.models.model import Model, View
 
-if TYPE_CHECKING:
-    from distkgd.config import StageConfig
-
-
-# A loss of Eq. 1: the prefix of its terms, and whose it is: 0 the student's, 1, 2, … a teacher's.
 Side = tuple[str, int]
 
 
@@ -115,7 +113,7 @@ class DualDE(Method[DualdeConfig]):
         self.beta = torch.full_like(self.alpha, self.settings.beta)
 
     @classmethod
-    def check(cls, stage: "StageConfig") -> None:
+    def check(cls, stage: StageOptions) -> None:
         if stage.loss.name == "margin":
             raise UnsupportedError(
                 "dualde weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
@@ -173,26 +171,26 @@ class DualDE(Method[DualdeConfig]):
     def restore(self, state: Mapping[str, int]) -> None:
         self.stage, self.stage_two_since = state["stage"], state["stage_two_since"]
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
         both = self.stage == 2
-        student = self.view(self.student, scene, grad=True)
-        teachers = [self.view(model, scene, grad=both) for model in self.teachers]
+        student = self.view(self.student, inputs, grad=True)
+        teachers = [self.view(model, inputs, grad=both) for model in self.teachers]
         sides = self._sides(both)
         if self.settings.soft == "kl":
             terms = self._listwise(student, teachers, sides)
         else:
             terms = self._pointwise(student, teachers, sides)
-        terms = {name: batch_mean(value, scene) for name, value in terms.items()} | self.penalty(student)
+        terms = {name: batch_mean(value, inputs) for name, value in terms.items()} | self.penalty(student)
         groups = {"student"} | ({"evaluators"} if self.settings.evaluation else set())
         for i, teacher in enumerate(teachers if both else []):
             groups.add(_named(i))
             terms |= {f"{_named(i)}_{name}": value for name, value in self.penalty(teacher).items()}
-        yield Update(frozenset(groups), terms, self._watched(student, teachers, scene))
+        yield Update(frozenset(groups), terms, self._watched(student, teachers, inputs))
 
-    def curves(self, step: int) -> Mapping[str, float]:
+    def logged_scalars(self, step: int) -> Mapping[str, float]:
         return {"phase": float(self.stage)}
 
-    def _watched(self, student: View, teachers: Sequence[View], scene: Scene) -> dict[str, Tensor]:
+    def _watched(self, student: View, teachers: Sequence[View], inputs: StepInputs) -> dict[str, Tensor]:
         # Mean weight of the soft labels of positive triples, of the student and in stage two of each teacher.
         if not self.settings.evaluation:
             return {}
@@ -200,7 +198,7 @@ class DualDE(Method[DualdeConfig]):
         for tag, which in self._sides(self.stage == 2):
             _, other = _opposite(which, positives)
             weight, _ = self._weights(2 * which, other, self.alpha.detach(), self.beta.detach())
-            found[f"soft_weight/{tag or 'student_'}positive"] = batch_mean(torch.as_tensor(weight), scene)
+            found[f"soft_weight/{tag or 'student_'}positive"] = batch_mean(torch.as_tensor(weight), inputs)
         return found
 
     def travel(self) -> Travel:
@@ -246,7 +244,7 @@ class DualDE(Method[DualdeConfig]):
         asks = {"negatives": self._negatives(sides, views, shapes)}
         if self.hard.loss == "softmax":
             asks |= {tag: self.hard_ask(views[which]) for tag, which in sides}
-        got = answer(asks)
+        got = reduce_over_candidates(asks)
         terms: dict[str, Tensor] = {}
         for tag, which in sides:
             own, other = _opposite(which, [view.positive for view in views])
@@ -259,7 +257,7 @@ class DualDE(Method[DualdeConfig]):
         terms |= got["negatives"]
         return terms
 
-    def _negatives(self, sides: list[Side], views: Sequence[View], shapes: Sequence[Shapes]) -> Ask:
+    def _negatives(self, sides: list[Side], views: Sequence[View], shapes: Sequence[Shapes]) -> LossRequest:
         # All negative terms of all sides.
         cut = _detached if self.settings.stop_opposite else _same
         listed, n = self.hard.loss == "softmax", len(views)
@@ -268,7 +266,7 @@ class DualDE(Method[DualdeConfig]):
             *fields, alpha, beta = more
             scores, rest = fields[:n], fields[n:]
             each = [rest[2 * i : 2 * i + 2] for i in range(n)] if rest else []
-            out: dict[str, Partial] = {"count": Sum(present(scores[0].detach()))}
+            out: dict[str, Partial] = {"count": Sum(valid_mask(scores[0].detach()))}
             for tag, which in sides:
                 own, other = _opposite(which, scores)
                 distance = self._score_distance(own, cut(other))
@@ -288,7 +286,7 @@ class DualDE(Method[DualdeConfig]):
             return {name: got[name] / count if averaged else got[name] for name in names}
 
         fields = [*(view.negatives for view in views), *(field for shape in shapes for field in shape.fields)]
-        return Ask(partials, fields, finish, parameters=(self.alpha, self.beta))
+        return LossRequest(partials, fields, finish, parameters=(self.alpha, self.beta))
 
     def _over_negatives(self, own: Tensor, value: Tensor) -> Partial:
         if self.hard.loss == "self_adversarial":
@@ -301,14 +299,14 @@ class DualDE(Method[DualdeConfig]):
         how, views = self.settings, [student, *teachers]
         positives = [Shapes(view if how.structure else None, fields=False).positive for view in views]
         cut = _detached if how.stop_opposite else _same
-        asks: dict[str, Ask] = {}
+        asks: dict[str, LossRequest] = {}
         for tag, which in sides:
             for i, other in enumerate(teachers if which == 0 else [student]):
                 asks[f"{tag}soft{i}"] = kl_divergence(
                     views[which], other, how.temperature, stop_teacher=how.stop_opposite
                 )
             asks[f"{tag}hard"] = self.hard_ask(views[which])
-        got = answer(asks)
+        got = reduce_over_candidates(asks)
         for tag, which in sides:
             distances = [got[f"{tag}soft{i}"] for i in range(len(teachers) if which == 0 else 1)]
             distance = sum(distances[1:], distances[0]) / len(distances)
@@ -347,7 +345,7 @@ def _opposite(which: int, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return own, first
     mean = torch.stack([first, *rest]).mean(0)
     # The mean of what does not count must be that very number, or rounding would make a difference of it.
-    return own, mean.masked_fill(own.detach() < NEVER / 2, NEVER)
+    return own, mean.masked_fill(own.detach() < MASKED_SCORE / 2, MASKED_SCORE)
 
 
 def _opposites(which: int, shapes: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

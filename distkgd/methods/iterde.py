@@ -19,21 +19,21 @@ Differs from the authors' code:
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import model_validator
 from torch import Tensor
 
-from distkgd.distributed.query_blocks import answer_means
-from distkgd.distributed.rows import Ask, Partial, Sum, answer, present
-from distkgd.losses import KL_TRAVEL, Travel, batch_mean, batch_sum, huber, kl_divergence
+from distkgd.config.fields import Frozen, Rate, Weight
+from distkgd.config.stage import StageOptions
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.candidate_layout import valid_mask
+from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
+from distkgd.distributed.reductions.partials import Partial, Sum
+from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.methods.base import Method, Update
-from distkgd.model import Model, View
-from distkgd.scenes import Scene
-from distkgd.settings import Frozen, Rate, Weight
-
-if TYPE_CHECKING:
-    from distkgd.config import StageConfig
+from distkgd.methods.losses.scores import KL_TRAVEL, Travel, batch_mean, batch_sum, huber, kl_divergence
+from distkgd.models.model import Model, View
 
 
 class IterdeConfig(Frozen):
@@ -73,7 +73,7 @@ class IterDE(Method[IterdeConfig]):
     Settings = IterdeConfig
 
     @classmethod
-    def check(cls, stage: "StageConfig") -> None:
+    def check(cls, stage: StageOptions) -> None:
         how = stage.distill
         if how.soft == "huber" and stage.negatives.labels == "known":
             raise ValueError("iterde with soft: huber has no labels: known; use soft: kl, or labels: one")
@@ -96,25 +96,25 @@ class IterDE(Method[IterdeConfig]):
             return how.k * math.pow(step // setup.steps_per_epoch / setup.epochs, how.p)
         return how.k
 
-    def curves(self, step: int) -> Mapping[str, float]:
+    def logged_scalars(self, step: int) -> Mapping[str, float]:
         return {} if self.rescales(max(0, step - 1)) else {"lambda": self.soft_weight(max(0, step - 1))}
 
     def rescales(self, step: int) -> bool:
         """Whether `step` is in the first half of two_phase."""
         return self.settings.schedule == "two_phase" and 2 * (step // self.setup.steps_per_epoch) < self.setup.epochs
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
-        student = self.view(self.student, scene, grad=True)
-        teacher = self.view(self.teachers[0], scene, grad=False)
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
+        student = self.view(self.student, inputs, grad=True)
+        teacher = self.view(self.teachers[0], inputs, grad=False)
         asks = {"soft": self._soft(student, teacher), "hard": self.hard_ask(student)}
-        step = scene.batch.step
+        step = inputs.batch.step
         if self.rescales(step):
-            losses = {name: batch_mean(per_query, scene) for name, per_query in answer(asks).items()}
-            terms = {"soft": self._cancelled(losses, scene), "hard": losses["hard"]}
+            losses = {name: batch_mean(per_query, inputs) for name, per_query in reduce_over_candidates(asks).items()}
+            terms = {"soft": self._cancelled(losses, inputs), "hard": losses["hard"]}
         else:
             weight = self.soft_weight(step)
             kept = 1.0 - weight if self.settings.combination == "convex" else 1.0
-            terms = answer_means(asks, {"soft": weight, "hard": kept}, scene.batch.num_queries)
+            terms = answer_means(asks, {"soft": weight, "hard": kept}, inputs.batch.num_queries)
         yield Update(frozenset({"student"}), terms | self.penalty(student))
 
     def travel(self) -> Travel:
@@ -125,30 +125,30 @@ class IterDE(Method[IterdeConfig]):
     def speakers(self) -> list[tuple[Model, bool]]:
         return [(self.student, True), (self.teachers[0], False)]
 
-    def _soft(self, student: View, teacher: View) -> Ask:
+    def _soft(self, student: View, teacher: View) -> LossRequest:
         if self.settings.soft == "kl":
             return kl_divergence(student, teacher, self.settings.temperature)
         return score_distance(student, teacher, self.settings.delta)
 
-    def _cancelled(self, losses: dict[str, Tensor], scene: Scene) -> Tensor:
+    def _cancelled(self, losses: dict[str, Tensor], inputs: StepInputs) -> Tensor:
         # This rank's share of k / c * soft, c = soft * hard * 10^n in [1, 10), all of the whole batch.
-        soft, hard = batch_sum([losses["soft"], losses["hard"]], scene)
+        soft, hard = batch_sum([losses["soft"], losses["hard"]], inputs)
         product = soft * hard
         found = float(product.detach())
         if not (math.isfinite(found) and found > 0.0):
             return self.settings.k * losses["soft"]
         power = 10.0 ** -math.floor(math.log10(found))
-        return self.settings.k / (product * power) * soft / scene.layout.ranks.world
+        return self.settings.k / (product * power) * soft / inputs.layout.ranks.world
 
 
-def score_distance(student: View, teacher: View, delta: float) -> Ask:
+def score_distance(student: View, teacher: View, delta: float) -> LossRequest:
     """Asks for [Q]: Huber's distance of the answer's scores, plus its mean over the other candidates (IterDE[soft])."""
 
     def partials(zs: Tensor, zt: Tensor) -> dict[str, Partial]:
-        return {"sum": Sum(huber(zs - zt, delta)), "count": Sum(present(zs.detach()))}
+        return {"sum": Sum(huber(zs - zt, delta)), "count": Sum(valid_mask(zs.detach()))}
 
     def finish(got: dict[str, Tensor], own_s: Tensor, own_t: Tensor) -> Tensor:
         return huber(own_s - own_t, delta) + got["sum"] / got["count"].clamp(min=1.0)
 
     own = student.positive, teacher.positive
-    return Ask(partials, [student.negatives, teacher.negatives], finish, own=own)
+    return LossRequest(partials, [student.negatives, teacher.negatives], finish, local=own)

@@ -24,28 +24,28 @@ Differs from the authors' code: none was released.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, model_validator
 from torch import Tensor
 
-from distkgd.crops import Crops, check_dims
-from distkgd.distributed.batch import batch_softmax
-from distkgd.distributed.query_blocks import answer_means
-from distkgd.distributed.rows import NEVER, Ask, Field, LogSumExp, Partial, SoftmaxMean, Sum, present
+from distkgd.config.fields import Frozen, Positive, Rate, Real, Weight
+from distkgd.config.stage import StageOptions
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.batch import batch_softmax
+from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, PairScores, valid_mask
+from distkgd.distributed.reductions.loss_requests import LossRequest
+from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxMean, Sum
+from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.errors import UnsupportedError
 from distkgd.kernels import nested
 from distkgd.kernels.nested_products import Products
-from distkgd.losses import Travel, huber
 from distkgd.methods.base import Curve, KnownCurve, Method, Update
-from distkgd.scenes import Scene
+from distkgd.methods.losses.scores import Travel, huber
+from distkgd.models.nested_scores import NestedScores, check_dims
 from distkgd.scorers import Scorer, build_scorer
-from distkgd.settings import Frozen, Positive, Rate, Real, Weight
-
-if TYPE_CHECKING:
-    from distkgd.config import StageConfig
 
 
 def _span(value: Any) -> Any:
@@ -128,7 +128,7 @@ class Med(Method[MedConfig]):
     def prepare(self) -> None:
         self.evaluator_lr = self.settings.evaluator_lr
         self.dims = sub_dims(self.settings, self.student.scorer)
-        self.crops = Crops(self.student.scorer, self.dims)
+        self.crops = NestedScores(self.student.scorer, self.dims)
         relation = self.student.relation
         low, high = torch.tensor([self.settings.w1, self.settings.w2, self.settings.w3], dtype=torch.float64).T
         start = torch.full_like(low, self.settings.w)
@@ -142,7 +142,7 @@ class Med(Method[MedConfig]):
         self._regularised = [x.to(relation) * more.unsqueeze(1) for x in self.crops.members()]
 
     @classmethod
-    def check(cls, stage: "StageConfig") -> None:
+    def check(cls, stage: StageOptions) -> None:
         how = stage.distill
         scorer = build_scorer(stage.scorer, stage.dim, stage.margin, stage.norm)
         dims = sub_dims(how, scorer)
@@ -178,7 +178,7 @@ class Med(Method[MedConfig]):
         return {"u": self.u} if self.settings.evolution or self.settings.dynamic else {}
 
     @property
-    def shown(self) -> Mapping[str, Tensor]:
+    def logged_tensors(self) -> Mapping[str, Tensor]:
         return {"w": self.w.detach()} if self.evaluators else {}
 
     @property
@@ -186,22 +186,24 @@ class Med(Method[MedConfig]):
         """[3]: w1, w2, w3, within their bounds."""
         return self._low + self._span * torch.sigmoid(self.u)
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
-        view = self.view(self.student, scene, grad=True)
-        queries = self.crops.queries(scene.batch.queries, self.student.reciprocal, *view.dropped)
-        if self.hard.loss != "self_adversarial" and self.crops.has_products(queries, scene.layout):
-            field = Field(scene.layout, self.crops.products, queries, view.negatives.rows)
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
+        view = self.view(self.student, inputs, grad=True)
+        queries = self.crops.queries(inputs.batch.queries, self.student.reciprocal, *view.dropped)
+        if self.hard.loss != "self_adversarial" and self.crops.has_products(queries, inputs.layout):
+            field = PairScores(inputs.layout, self.crops.products, queries, view.negatives.rows)
         else:
-            field = Field(scene.layout, self.crops.meet, queries, view.negatives.rows, len(self.crops.dims))
-        own = self.crops.meet_own(queries, view.answer)
+            field = PairScores(
+                inputs.layout, self.crops.score_candidates, queries, view.negatives.rows, len(self.crops.dims)
+            )
+        own = self.crops.score_own_answers(queries, view.answer)
         w = self.w
         dynamic = self.dynamic_weights(w[2])
         sums = _Sums(self, w)
-        asks = {"evolution": self._evolution(field, own, scene, sums, dynamic)}
+        asks = {"evolution": self._evolution(field, own, inputs, sums, dynamic)}
         if self.settings.mutual:
             asks["mutual"] = self._mutual(field, own, sums)
         weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
-        terms = answer_means(asks, weights, scene.batch.num_queries)
+        terms = answer_means(asks, weights, inputs.batch.num_queries)
         groups = {"student"} | ({"evaluators"} if self.evaluators else set())
         entity, relation = (dynamic.detach() @ x for x in self._regularised)
         penalty = self.penalty(view, (entity, relation))
@@ -239,7 +241,7 @@ class Med(Method[MedConfig]):
             return torch.ones_like(self._shares)
         return torch.softmax(w3 * self._shares, 0) * len(self._shares)
 
-    def positive_weights(self, own: Tensor, w1: Tensor, scene: Scene) -> Tensor:
+    def positive_weights(self, own: Tensor, w1: Tensor, inputs: StepInputs) -> Tensor:
         """[P, Q]: weight of each query's positive triple for each sub-model, 1 on average over the global batch.
 
         own: [P, Q] scores. pos^i of MED[EI], from the next smaller sub-model; the smallest has none and weighs evenly.
@@ -248,28 +250,30 @@ class Med(Method[MedConfig]):
             return torch.ones_like(own)
         lower = own[:-1].detach()
         lower = torch.sigmoid(lower) if self.settings.positives == "sigmoid" else lower
-        shares = batch_softmax(lower, -w1, scene.layout.ranks)
-        return torch.cat([torch.ones_like(own[:1]), shares * scene.batch.num_queries])
+        shares = batch_softmax(lower, -w1, inputs.layout.ranks)
+        return torch.cat([torch.ones_like(own[:1]), shares * inputs.batch.num_queries])
 
     def negative_logits(self, scores: Tensor, w2: Tensor) -> Tensor:
         """[P, ..., Q, n]: log of neg^i of MED[EI], not normalised, for sub-models' scores [P, ..., Q, n].
 
         Without a smaller sub-model or evolution, those of the stage's own loss: self-adversarial or even.
         """
-        even = (1.0 - present(scores[:1].detach())) * NEVER
+        even = (1.0 - valid_mask(scores[:1].detach())) * MASKED_SCORE
         adversarial = self.hard.loss == "self_adversarial"
         if not self.settings.evolution:
             return self.hard.temperature * scores.detach() if adversarial else even.expand_as(scores)
         first = self.hard.temperature * scores[:1].detach() if adversarial else even
         # Where a pair does not count it stays so, however small w2 is.
         lower = w2 * scores[:-1].detach()
-        return torch.cat([first, torch.where(even == 0, lower, NEVER)])
+        return torch.cat([first, torch.where(even == 0, lower, MASKED_SCORE)])
 
-    def _evolution(self, field: Field, own: Tensor, scene: Scene, sums: "_Sums", dynamic: Tensor) -> Ask:
+    def _evolution(
+        self, field: PairScores, own: Tensor, inputs: StepInputs, sums: "_Sums", dynamic: Tensor
+    ) -> LossRequest:
         # MED[EI]: [Q] of a query's sub-models, each with its dynamic weight, of [P].
         w1, w2, _ = sums.w.unbind()
         scores = self.crops.scores(own)
-        positives = self.positive_weights(scores, w1, scene)
+        positives = self.positive_weights(scores, w1, inputs)
         mine = scores.T, positives.T, dynamic.unsqueeze(1).expand_as(scores).T
 
         def listed(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
@@ -282,16 +286,18 @@ class Med(Method[MedConfig]):
             return (dynamic.T * (positives.T * F.softplus(-scores.T) + negative)).sum(0)
 
         finish = listed if self.listwise else averaged
-        return Ask(sums.evolution, [field], finish, own=mine, parameters=() if self.listwise else (w2,))
+        return LossRequest(sums.evolution, [field], finish, local=mine, parameters=() if self.listwise else (w2,))
 
-    def _mutual(self, field: Field, own: Tensor, sums: "_Sums") -> Ask:
+    def _mutual(self, field: PairScores, own: Tensor, sums: "_Sums") -> LossRequest:
         # MED[ML]: [Q] Huber distances of neighbours' scores, of the positive triple and averaged over the negatives.
         def finish(got: dict[str, Tensor], positive: Tensor) -> Tensor:
             return (got["gap"] / got["count"].clamp(min=1.0)).sum(0) + positive
 
         steps = self.crops.steps(own, self.crops.scores(own))
         positive = huber(steps, self.settings.mutual_delta).sum(0)
-        return Ask(sums.mutual, [field], finish, own=(positive,), parameters=() if self.listwise else (sums.w[1],))
+        return LossRequest(
+            sums.mutual, [field], finish, local=(positive,), parameters=() if self.listwise else (sums.w[1],)
+        )
 
 
 class _Sums:
@@ -308,7 +314,7 @@ class _Sums:
             if self.method.listwise:
                 return {"lse": LogSumExp(lse)}
             return {"mean": SoftmaxMean(lse, mean[0]), "count": Sum(contributions.count().unsqueeze(-1))}
-        method, count = self.method, Sum(present(contributions[0].detach()))
+        method, count = self.method, Sum(valid_mask(contributions[0].detach()))
         together = self._together(contributions, *w2)
         if method.listwise:
             return {"lse": LogSumExp(together[0] if together else self._logits(contributions))}
@@ -322,7 +328,7 @@ class _Sums:
         if isinstance(contributions, Products):
             gap = self._summed(contributions, *w2)[-1][1:]
             return {"gap": Sum(gap.unsqueeze(-1)), "count": Sum(contributions.count().unsqueeze(-1))}
-        crops, count = self.method.crops, Sum(present(contributions[0].detach()))
+        crops, count = self.method.crops, Sum(valid_mask(contributions[0].detach()))
         together = self._together(contributions, *w2)
         if together:
             return {"gap": Sum(together[-1]), "count": count}

@@ -22,29 +22,27 @@ Differs from the authors' code:
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from distkgd.distributed.model_files import Rows
+from distkgd.config.fields import Count, Frozen, Positive, Rate, Share, Weight, no_flag
+from distkgd.config.stage import OptimizerConfig, StageOptions
+from distkgd.data.sampling import LeftOut
+from distkgd.data.step_inputs import StepInputBuilder, StepInputs
+from distkgd.distributed.checkpoint.tables import Rows
 from distkgd.distributed.pruning import Mask, Scope, changed
-from distkgd.distributed.query_blocks import answer_means
-from distkgd.distributed.rows import Ask
+from distkgd.distributed.reductions.loss_requests import LossRequest
+from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.errors import ConfigError, UnsupportedError
-from distkgd.graph.sampling import LeftOut
-from distkgd.losses import KL_TRAVEL, Travel, batch_mean, kl_divergence, relation_loss
-from distkgd.meta import divergence_slope, gradient_of, model_like
-from distkgd.methods.base import FurtherScenes, Method, Update
-from distkgd.model import Model, View
-from distkgd.pruned import mask_of, pruned, seen_through
-from distkgd.scenes import Scene, SceneBuilder
+from distkgd.methods.base import FurtherInputs, Method, Update
+from distkgd.methods.losses.meta_gradient import divergence_slope, gradient_of, model_like
+from distkgd.methods.losses.scores import KL_TRAVEL, Travel, batch_mean, kl_divergence, relation_loss
+from distkgd.models.model import Model, View
+from distkgd.models.pruned import mask_of, masked_view, pruned
 from distkgd.scorers import SCORERS, Scorer, build_scorer
-from distkgd.settings import Count, Frozen, Positive, Rate, Share, Weight, no_flag
-
-if TYPE_CHECKING:
-    from distkgd.config import OptimizerConfig, StageConfig
 
 Part = Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=1)]
 
@@ -119,13 +117,13 @@ class MetaSD(Method[MetasdConfig]):
     def prepare(self) -> None:
         tables = self.student.entity.weight, self.student.relation
         self.mask = Mask(*(torch.ones_like(table, dtype=torch.bool) for table in tables))
-        self.small = seen_through(self.student, self.mask)
+        self.small = masked_view(self.student, self.mask)
         self.pruned_at = -1
         self.masked, self.churn = 0.0, 0.0  # shares of all numbers: hidden; shown or hidden anew by the last pruning
-        self._quiz = [self._quiz_scenes()] if self.settings.meta else []
+        self._quiz = [self._quiz_inputs()] if self.settings.meta else []
 
     @classmethod
-    def check(cls, stage: "StageConfig") -> None:
+    def check(cls, stage: StageOptions) -> None:
         how: MetasdConfig = stage.distill
         if stage.accumulate > 1:
             raise UnsupportedError(
@@ -157,7 +155,7 @@ class MetaSD(Method[MetasdConfig]):
         return LeftOut(settings.quiz, settings.quiz_set == "anew") if settings.meta else LeftOut()
 
     @property
-    def product(self) -> Model:
+    def output_model(self) -> Model:
         how = self.settings.prune
         return pruned(self.student, mask_of(self.student, how.rate, how.scope)) if how.rate else self.student
 
@@ -165,7 +163,7 @@ class MetaSD(Method[MetasdConfig]):
     def trained(self) -> Mapping[str, Model]:
         return {"student": self.student} | ({"meta": self.student} if self.settings.meta else {})
 
-    def recipe(self, group: str, stage: "OptimizerConfig") -> "OptimizerConfig":
+    def recipe(self, group: str, stage: OptimizerConfig) -> OptimizerConfig:
         if group != "meta":
             return stage
         how = self.settings
@@ -178,26 +176,28 @@ class MetaSD(Method[MetasdConfig]):
         self.pruned_at = int(state["pruned_at"])
         self.masked, self.churn = state.get("masked", 0.0), state.get("churn", 0.0)
 
-    def curves(self, step: int) -> Mapping[str, float]:
+    def logged_scalars(self, step: int) -> Mapping[str, float]:
         return {"mask/hidden": self.masked, "mask/churn": self.churn} if self.settings.prune.rate else {}
 
-    def kept(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
+    def extra_state(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
         table = self.student.entity
         return {"entity_mask": Rows(self.mask.entity, table.lo, table.total)}, {"relation_mask": self.mask.relation}
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
-        self.prune(scene.batch.step)
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
+        self.prune(inputs.batch.step)
         for quiz in self._quiz:
-            yield Update(frozenset({"meta"}), {"quiz": self._meta(scene, quiz.scene(*quiz.parts(scene.batch.step, 1)))})
-        small, source = self.view(self.small, scene, grad=True), self.view(self.student, scene, grad=True)
+            yield Update(
+                frozenset({"meta"}), {"quiz": self._meta(inputs, quiz.inputs(*quiz.parts(inputs.batch.step, 1)))}
+            )
+        small, source = self.view(self.small, inputs, grad=True), self.view(self.student, inputs, grad=True)
         asks, weights = self._asks(small, source)
         more, further = self._asks(small, source, teacher=True)
-        terms = answer_means(asks | more, weights | further, scene.batch.num_queries) | self.penalty(small)
+        terms = answer_means(asks | more, weights | further, inputs.batch.num_queries) | self.penalty(small)
         terms |= {f"teacher_{name}": value for name, value in self.penalty(source).items()}
         how = self.settings
         if how.relation_weight:
             for name, view, part in (("relation", small, how.alpha), ("teacher_relation", source, how.beta)):
-                terms[name] = part * how.relation_weight * batch_mean(relation_loss(view), scene)
+                terms[name] = part * how.relation_weight * batch_mean(relation_loss(view), inputs)
         yield Update(frozenset({"student"}), terms)
 
     def prune(self, step: int) -> None:
@@ -235,25 +235,27 @@ class MetaSD(Method[MetasdConfig]):
         # The virtual step; then S, the direction in which the quiz pulls it, and T.
         return [*mutual, (small, True), (source, False), (small, False), (small, False), (source, True)]
 
-    def further_scenes(self) -> list[FurtherScenes]:
-        return [FurtherScenes(quiz, [(self.student, True)], self.hard_travel()) for quiz in self._quiz]
+    def further_inputs(self) -> list[FurtherInputs]:
+        return [FurtherInputs(quiz, [(self.student, True)], self.hard_travel()) for quiz in self._quiz]
 
-    def _quiz_scenes(self) -> SceneBuilder:
-        scenes = self.setup.scenes
-        size = min(self.settings.quiz_batch, scenes.sampler.num_left_out)
-        unit = scenes.chunk if scenes.kind == "chunk" else 1
+    def _quiz_inputs(self) -> StepInputBuilder:
+        input_builder = self.setup.input_builder
+        size = min(self.settings.quiz_batch, input_builder.sampler.num_left_out)
+        unit = input_builder.chunk if input_builder.kind == "chunk" else 1
         if size < unit:
             raise ConfigError(
                 f"distill.quiz and distill.quiz_batch make quizzes of {size} triples, fewer than negatives.chunk "
                 f"({unit}); raise them, or lower the chunk."
             )
-        return scenes.quizzes(size - size % unit)
+        return input_builder.quizzes(size - size % unit)
 
     def _learns(self, labels: float, kl: float, reverse_kl: float) -> Travel:
         each = [self.hard_travel()] if labels else []
         return sum(each + [KL_TRAVEL for weight in (kl, reverse_kl) if weight and labels < 1], Travel())
 
-    def _asks(self, small: View, source: View, teacher: bool = False) -> tuple[dict[str, Ask], dict[str, float]]:
+    def _asks(
+        self, small: View, source: View, teacher: bool = False
+    ) -> tuple[dict[str, LossRequest], dict[str, float]]:
         # Eq. 1-3 for S, Eq. 8-10 for the teacher T; the other one's scores are constants.
         how = self.settings
         labels, kl, back = how.alpha, how.kl, how.reverse_kl
@@ -271,10 +273,10 @@ class MetaSD(Method[MetasdConfig]):
         used = [name for name, weight in weights.items() if weight]
         return {tag + name: asks[name]() for name in used}, {tag + name: weights[name] for name in used}
 
-    def _meta(self, scene: Scene, quiz: Scene) -> Tensor:
+    def _meta(self, inputs: StepInputs, quiz: StepInputs) -> Tensor:
         # [] the quiz loss of Eq. 5 (this rank's share), with the gradient of Eq. 6 towards T.
         how, hard = self.settings, self.hard
-        virtual = self._virtual(scene)
+        virtual = self._virtual(inputs)
         loss = answer_means(
             {"quiz": self.hard_ask(View(virtual, quiz, grad=True, bf16=hard.bf16))},
             {"quiz": 1.0},
@@ -285,23 +287,25 @@ class MetaSD(Method[MetasdConfig]):
         pull.entity.weight.mul_(self.mask.entity)
         pull.relation.mul_(self.mask.relation)
         small, way = (
-            View(model, scene, grad=False, dropout=hard.dropout, relation_dropout=hard.relation_dropout, bf16=hard.bf16)
+            View(
+                model, inputs, grad=False, dropout=hard.dropout, relation_dropout=hard.relation_dropout, bf16=hard.bf16
+            )
             for model in (self.small, pull)
         )
-        source = View(self.student, scene, grad=True, bf16=hard.bf16)
+        source = View(self.student, inputs, grad=True, bf16=hard.bf16)
         weight = -how.virtual_lr * (1 - how.alpha)
         ask = divergence_slope(small, way, source, how.temperature, how.kl, how.reverse_kl)
-        slope = answer_means({"": ask}, {"": weight}, scene.batch.num_queries)[""]
+        slope = answer_means({"": ask}, {"": weight}, inputs.batch.num_queries)[""]
         return slope - slope.detach() + loss.detach()
 
-    def _virtual(self, scene: Scene) -> Model:
+    def _virtual(self, inputs: StepInputs) -> Model:
         # Eq. 4: theta'_S, on tables of its own; T's scores are constants.
         student, mask = self.student, self.mask
         table = student.entity
         copy = model_like(student, table.weight, student.relation.detach().clone().requires_grad_(), mask)
-        view = self.view(copy, scene, grad=True)
-        asks, weights = self._asks(view, View(student, scene, grad=False, bf16=self.hard.bf16))
-        terms = answer_means(asks, weights, scene.batch.num_queries) | self.penalty(view)
+        view = self.view(copy, inputs, grad=True)
+        asks, weights = self._asks(view, View(student, inputs, grad=False, bf16=self.hard.bf16))
+        terms = answer_means(asks, weights, inputs.batch.num_queries) | self.penalty(view)
         torch.stack(list(terms.values())).sum().backward()
         gradient = gradient_of(copy)
         lr = self.settings.virtual_lr

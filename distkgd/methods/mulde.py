@@ -23,12 +23,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from distkgd.distributed.rows import NEVER, Ask, LogSumExp, Partial, SoftmaxGap, Sum, answer, present
-from distkgd.losses import Travel, batch_mean
+from distkgd.config.fields import Frozen, Rate, Real, Weight
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, valid_mask
+from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
+from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, Sum
 from distkgd.methods.base import Method, Update
-from distkgd.model import Model, View
-from distkgd.scenes import Scene
-from distkgd.settings import Frozen, Rate, Real, Weight
+from distkgd.methods.losses.scores import Travel, batch_mean
+from distkgd.models.model import Model, View
 
 _SMALLEST_VARIANCE = 1e-10  # of a teacher's scores of a query
 
@@ -71,20 +73,20 @@ class MulDE(Method[MuldeConfig]):
         found = {"scale": self.scale} if self.settings.relation_scaling else {}
         return found | {"attention": self.attention} if self.settings.contrast_attention else found
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
-        student = self.view(self.student, scene, grad=True)
-        teachers = [self.view(model, scene, grad=False) for model in self.teachers]
+        student = self.view(self.student, inputs, grad=True)
+        teachers = [self.view(model, inputs, grad=False) for model in self.teachers]
         asks = {"senior": self._senior(student, teachers)}
         if how.hard_weight:
             asks["hard"] = self.hard_ask(student)
-        got = answer(asks)
-        terms = {"soft": how.weight * batch_mean(got["senior"]["soft"], scene)}
+        got = reduce_over_candidates(asks)
+        terms = {"soft": how.weight * batch_mean(got["senior"]["soft"], inputs)}
         if how.hard_weight:
-            terms["hard"] = how.hard_weight * batch_mean(got["hard"], scene)
+            terms["hard"] = how.hard_weight * batch_mean(got["hard"], inputs)
         groups = {"student"}
         if self.evaluators:
-            terms["senior"] = batch_mean(got["senior"]["senior"], scene)
+            terms["senior"] = batch_mean(got["senior"]["senior"], inputs)
             groups.add("evaluators")
         yield Update(frozenset(groups), terms | self.penalty(student))
 
@@ -99,7 +101,7 @@ class MulDE(Method[MuldeConfig]):
     def speakers(self) -> list[tuple[Model, bool]]:
         return [(self.student, True), *((model, False) for model in self.teachers)]
 
-    def _senior(self, student: View, teachers: Sequence[View]) -> Ask:
+    def _senior(self, student: View, teachers: Sequence[View]) -> LossRequest:
         # Asks for {"soft": [Q] T^2 KL(Senior || student), "senior": [Q] the Senior's cross-entropy, if it learns}.
         learns, temperature, mean = bool(self.evaluators), self.settings.temperature, 1.0 / len(teachers)
         factors = list(self._factors(teachers).unbind(1)) if learns else []
@@ -111,7 +113,7 @@ class MulDE(Method[MuldeConfig]):
         def partials(zs: Tensor, *more: Tensor) -> dict[str, Partial]:
             scores, factors = more[: len(teachers)], more[len(teachers) :]
             # Scaled, a score that does not count must still not count.
-            senior = combined(scores, factors).masked_fill(zs.detach() < NEVER / 2, NEVER)
+            senior = combined(scores, factors).masked_fill(zs.detach() < MASKED_SCORE / 2, MASKED_SCORE)
             out: dict[str, Partial] = {"gap": SoftmaxGap(zs / temperature, senior.detach() / temperature)}
             return out | {"lse": LogSumExp(senior)} if learns else out
 
@@ -131,13 +133,13 @@ class MulDE(Method[MuldeConfig]):
             return found
 
         own = [student.positive, *(view.positive for view in teachers), *factors]
-        share = student.scene.label_share
+        share = student.inputs.label_share
         own += [] if share is None else [share.to(student.positive.dtype)]
-        return Ask(partials, [student.negatives, *(view.negatives for view in teachers)], finish, factors, own)
+        return LossRequest(partials, [student.negatives, *(view.negatives for view in teachers)], finish, factors, own)
 
     def _factors(self, teachers: Sequence[View]) -> Tensor:
         # [Q, teachers]: what the Senior multiplies each teacher's scores of a query with.
-        queries = teachers[0].scene.batch.queries
+        queries = teachers[0].inputs.batch.queries
         if self.settings.contrast_attention:
             # MulDE[attention]
             weights = torch.softmax(self.attention * _contrasts(teachers), 1)
@@ -153,7 +155,7 @@ def _contrasts(teachers: Sequence[View]) -> Tensor:
     # [Q, teachers]: how far each teacher's score of the answer lies above the mean of all candidates', the answer's
     # included, in their standard deviations: at most the root of the number of the others.
     def partials(*scores: Tensor) -> dict[str, Partial]:
-        counts = [present(z) for z in scores]
+        counts = [valid_mask(z) for z in scores]
         out: dict[str, Partial] = {"count": Sum(counts[0])}
         for i, (z, count) in enumerate(zip(scores, counts, strict=True)):
             kept = z * count
@@ -169,5 +171,7 @@ def _contrasts(teachers: Sequence[View]) -> Tensor:
         return torch.stack(found, 1)
 
     own = [view.positive for view in teachers]
-    contrasts: Tensor = answer({"": Ask(partials, [view.negatives for view in teachers], finish, own=own)})[""]
+    contrasts: Tensor = reduce_over_candidates(
+        {"": LossRequest(partials, [view.negatives for view in teachers], finish, local=own)}
+    )[""]
     return contrasts

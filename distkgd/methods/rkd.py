@@ -17,21 +17,19 @@ distance leaves out pairs at distance 0.
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from distkgd.distributed.query_blocks import answer_means
-from distkgd.losses import Travel, huber
+from distkgd.config.fields import Frozen, Rate, Weight, no_flag
+from distkgd.config.stage import StageOptions
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.methods.base import Method, Update
-from distkgd.model import Model, View
-from distkgd.scenes import Scene
-from distkgd.settings import Frozen, Rate, Weight, no_flag
-
-if TYPE_CHECKING:
-    from distkgd.config import StageConfig
+from distkgd.methods.losses.scores import Travel, huber
+from distkgd.models.model import Model, View
 
 _SMALLEST_SQUARE = 1e-12  # of a distance: the root of less has no use and a steep gradient
 
@@ -67,7 +65,7 @@ class Rkd(Method[RkdConfig]):
     Settings = RkdConfig
 
     @classmethod
-    def check(cls, stage: "StageConfig") -> None:
+    def check(cls, stage: StageOptions) -> None:
         group = stage.distill.group
         unit = math.lcm(group, stage.negatives.chunk if stage.negatives.kind == "chunk" else 1) * stage.accumulate
         if stage.batch_size % unit:
@@ -87,14 +85,14 @@ class Rkd(Method[RkdConfig]):
     def triples_together(self) -> int:
         return self.settings.group
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
-        student = self.view(self.student, scene, grad=True)
-        teacher = self.view(self.teachers[0], scene, grad=False)
-        terms = answer_means({"hard": self.hard_ask(student)}, {"hard": how.hard_weight}, scene.batch.num_queries)
-        samples = how.group * scene.batch.sides
+        student = self.view(self.student, inputs, grad=True)
+        teacher = self.view(self.teachers[0], inputs, grad=False)
+        terms = answer_means({"hard": self.hard_ask(student)}, {"hard": how.hard_weight}, inputs.batch.num_queries)
+        samples = how.group * inputs.batch.sides
         inner_s, inner_t = (inner_products(self._samples(view, samples)) for view in (student, teacher))
-        share = samples / scene.batch.num_queries  # of a group in the mean over the global batch's groups
+        share = samples / inputs.batch.num_queries  # of a group in the mean over the global batch's groups
         if how.distance_weight:
             each = distance_loss(inner_s, inner_t, how.delta)
             terms["distance"] = how.distance_weight * share * each.sum()

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from distkgd.distributed.query_blocks import answer_means
-from distkgd.losses import Travel
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.methods.base import Method, NoSettings, Update
-from distkgd.scenes import Scene
+from distkgd.methods.losses.scores import Travel
 
 
 class Scratch(Method[NoSettings]):
@@ -14,9 +14,9 @@ class Scratch(Method[NoSettings]):
     name = "scratch"
     num_teachers = range(1)
 
-    def updates(self, scene: Scene) -> Iterator[Update]:
-        view = self.view(self.student, scene, grad=True)
-        terms = answer_means({"hard": self.hard_ask(view)}, {"hard": 1.0}, scene.batch.num_queries)
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
+        view = self.view(self.student, inputs, grad=True)
+        terms = answer_means({"hard": self.hard_ask(view)}, {"hard": 1.0}, inputs.batch.num_queries)
         yield Update(frozenset({"student"}), terms | self.penalty(view))
 
     def travel(self) -> Travel:

@@ -8,8 +8,8 @@ from distkgd.scorers.base import Init, Scorer, check_options
 from distkgd.scorers.complex import ComplEx
 from distkgd.scorers.cp import CP
 from distkgd.scorers.distmult import DistMult
-from distkgd.scorers.hyperbolic import AttH, DistH, RefH, RotH, TransH
-from distkgd.scorers.isometries import RefE, RotE
+from distkgd.scorers.hyperbolic.isometries import RefE, RotE
+from distkgd.scorers.hyperbolic.poincare_scorers import AttH, DistH, RefH, RotH, TransH
 from distkgd.scorers.pairre import PairRE
 from distkgd.scorers.rescal import Rescal
 from distkgd.scorers.rotate import RotatE

@@ -3,16 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd.errors import ConfigError, UnsupportedError
-
-if TYPE_CHECKING:
-    from distkgd.scorers.tiles import Term
+from distkgd.kernels.candidates import Candidates
+from distkgd.scorers.sums.terms import Term
 
 
 @dataclass(frozen=True)
@@ -25,76 +23,6 @@ class Init:
     kind: Literal["normal", "uniform"]
     scale: float
     columns: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Listed:
-    """Candidates that are rows of a table, without a copy of them.
-
-    table: [m, entity_size]. index: [N] int64, the rows that all queries meet, or [groups, N], those of each group of
-    queries.
-    """
-
-    table: Tensor
-    index: Tensor
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the table."""
-        return self.table.dtype
-
-    def to(self, dtype: torch.dtype) -> "Listed":
-        """The same rows in another precision."""
-        return self if dtype == self.table.dtype else Listed(self.table.to(dtype), self.index)
-
-
-@dataclass(frozen=True)
-class Collecting:
-    """Candidates whose gradient is added to `grad`, in place, by whatever scores them; autograd does not see them.
-
-    table, grad: [N, entity_size], without gradient; no `grad` where none is wanted.
-    """
-
-    table: Tensor
-    grad: Tensor | None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the table."""
-        return self.table.dtype
-
-    def to(self, dtype: torch.dtype) -> "Collecting | Tensor":
-        """The same rows in another precision."""
-        return self if dtype == self.table.dtype else plain(self).to(dtype)
-
-
-# Rows [..., N, entity_size] that queries meet.
-Candidates = Tensor | Listed | Collecting
-
-
-def plain(candidates: Candidates) -> Tensor:
-    """`[..., N, entity_size]`: the rows themselves."""
-    if isinstance(candidates, Listed):
-        return F.embedding(candidates.index, candidates.table)
-    if isinstance(candidates, Collecting):
-        if candidates.grad is None:
-            return candidates.table
-        rows: Tensor = _Collected.apply(candidates.table.detach().requires_grad_(), candidates.grad)  # type: ignore[no-untyped-call]
-        return rows
-    return candidates
-
-
-class _Collected(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, grad: Tensor) -> Tensor:
-        ctx.grad = grad
-        return table.view_as(table)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
-        ctx.grad.add_(grads[0])
-        return None, None
 
 
 class Scorer(ABC):
@@ -163,7 +91,7 @@ class Scorer(ABC):
         return None if self.biases else "sum"
 
     @property
-    def term(self) -> "Term | None":
+    def term(self) -> Term | None:
         """φ of which Σ_k φ(q_k, c_k) over the coordinates is the distance, or the square of an l2 one, if any."""
         return None
 
@@ -180,7 +108,7 @@ class Scorer(ABC):
         """`[..., query_size]` what of (r, t) meets head candidates."""
 
     @abstractmethod
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         """`[..., Q, N]` scores of queries `[..., Q, query_size]` against candidates `[..., N, entity_size]`.
 
         One operation for both directions, so head and tail queries can be concatenated. Neither needs a
@@ -273,35 +201,3 @@ def check_options(scorer: type[Scorer], given: dict[str, float]) -> None:
             f"(its options: {', '.join(sorted(scorer.options)) or 'none'}). "
             f"Remove {option}, or choose a scorer that has it."
         )
-
-
-def split_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`[..., 2k]` interleaved (a, b, a, b) to two `[..., k]`: the a's and the b's."""
-    first, second = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
-    return first, second
-
-
-def complex_product(x: Tensor, y: Tensor) -> Tensor:
-    """`[..., 2k]` x·y of complex numbers `[..., 2k]`, stored (re, im, re, im, …); leading dimensions broadcast."""
-    if x.dtype == y.dtype and x.dtype in (torch.float32, torch.float64):
-        return torch.view_as_real(as_complex(x) * as_complex(y)).flatten(-2)
-    (x_re, x_im), (y_re, y_im) = split_pairs(x), split_pairs(y)
-    return join_pairs(x_re * y_re - x_im * y_im, x_re * y_im + x_im * y_re)
-
-
-def conjugate(x: Tensor) -> Tensor:
-    """`[..., 2k]` of complex numbers, stored (re, im, re, im, …)."""
-    return x * x.new_tensor([1.0, -1.0]).repeat(x.shape[-1] // 2)
-
-
-def as_complex(x: Tensor) -> Tensor:
-    """`[..., k]` complex of `[..., 2k]` float32 or float64 stored (re, im, re, im, …); where it can be, a view."""
-    pairs = x.unflatten(-1, (x.shape[-1] // 2, 2))
-    odd = x.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]) or pairs.stride(-1) != 1
-    # clone, not contiguous: that one leaves an odd offset as it is where the rows follow each other anyway.
-    return torch.view_as_complex(pairs.clone(memory_format=torch.contiguous_format) if odd else pairs)
-
-
-def join_pairs(a: Tensor, b: Tensor) -> Tensor:
-    """Two `[..., k]` to `[..., 2k]` interleaved (a, b, a, b); the inverse of `split_pairs`."""
-    return torch.stack((a, b), dim=-1).flatten(-2)

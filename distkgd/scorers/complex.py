@@ -4,8 +4,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Scorer, complex_product, conjugate
-from distkgd.scorers.tiles import inner
+from distkgd.kernels.candidates import Candidates
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.interleaved import complex_product, conjugate
+from distkgd.scorers.sums.tiles import inner
 
 
 class ComplEx(Scorer):
@@ -41,7 +43,7 @@ class ComplEx(Scorer):
     def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
         return complex_product(conjugate(h), t)
 
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 
     def entity_init(self) -> Init:

@@ -5,8 +5,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Scorer, join_pairs, split_pairs
-from distkgd.scorers.tiles import inner
+from distkgd.kernels.candidates import Candidates
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.interleaved import join_pairs, split_pairs
+from distkgd.scorers.sums.tiles import inner
 
 
 class CP(Scorer):
@@ -17,8 +19,8 @@ class CP(Scorer):
     Real numbers: dim per entity, stored (H, T, H, T, …) where H serves as head and T as tail; dim/2 per
     relation; dim even.
     Candidate form: query (0, h_H∘r) for tails, (r∘t_T, 0) for heads, interleaved; one matrix product. The
-    zeros double the work of the product and buy one `meet` for mixed directions, so that they share a single
-    pass over the candidates.
+    zeros double the work of the product and buy one `score_candidates` for mixed directions, so that they share a
+    single pass over the candidates.
     """
 
     name: ClassVar[str] = "cp"
@@ -46,7 +48,7 @@ class CP(Scorer):
     def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
         return split_pairs(h)[0] * split_pairs(t)[1]
 
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 
     def entity_init(self) -> Init:

@@ -4,8 +4,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Scorer
-from distkgd.scorers.tiles import inner
+from distkgd.kernels.candidates import Candidates
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.sums.tiles import inner
 
 
 class DistMult(Scorer):
@@ -39,7 +40,7 @@ class DistMult(Scorer):
     def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
         return h * t
 
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 
     def entity_init(self) -> Init:

@@ -5,8 +5,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Listed, Scorer, plain, split_pairs
-from distkgd.scorers.tiles import ScaledManhattan, pair_sums
+from distkgd.kernels.candidates import Candidates, GatheredRows, plain
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.interleaved import split_pairs
+from distkgd.scorers.sums.terms import ScaledManhattan
+from distkgd.scorers.sums.tiles import pair_sums
 
 
 class PairRE(Scorer):
@@ -51,8 +54,8 @@ class PairRE(Scorer):
         for_head, for_tail = split_pairs(r)
         return _side_by_side(unit(t) * for_tail, for_head)
 
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
-        rows = Listed(unit(c.table), c.index) if isinstance(c, Listed) else unit(plain(c))
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
+        rows = GatheredRows(unit(c.table), c.index) if isinstance(c, GatheredRows) else unit(plain(c))
         return self.margin - pair_sums(ScaledManhattan(), q, rows)
 
     def entity_init(self) -> Init:

@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Scorer
-from distkgd.scorers.tiles import inner
+from distkgd.kernels.candidates import Candidates
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.sums.tiles import inner
 
 
 class Rescal(Scorer):
@@ -47,7 +48,7 @@ class Rescal(Scorer):
     def relation_columns(self, kept: Tensor) -> Tensor:
         return (kept.unsqueeze(1) & kept).flatten()
 
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 
     def entity_init(self) -> Init:

@@ -6,8 +6,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Scorer, as_complex, complex_product, join_pairs, split_pairs
-from distkgd.scorers.tiles import Modulus, Square, Term, pair_sums
+from distkgd.kernels.candidates import Candidates
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.interleaved import as_complex, complex_product, join_pairs, split_pairs
+from distkgd.scorers.sums.terms import Modulus, Square, Term
+from distkgd.scorers.sums.tiles import pair_sums
 from distkgd.scorers.transe import euclidean
 
 
@@ -62,7 +65,7 @@ class RotatE(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return self.tail_query(t, -r)
 
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         if self.norm == 2:
             return self.margin - euclidean(q, c)
         return self.margin - pair_sums(self.term, q, c)

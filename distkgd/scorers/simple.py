@@ -4,8 +4,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Scorer, join_pairs, split_pairs
-from distkgd.scorers.tiles import inner
+from distkgd.kernels.candidates import Candidates
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.interleaved import join_pairs, split_pairs
+from distkgd.scorers.sums.tiles import inner
 
 
 class SimplE(Scorer):
@@ -46,7 +48,7 @@ class SimplE(Scorer):
         (h_head, h_tail), (t_head, t_tail) = split_pairs(h), split_pairs(t)
         return 0.5 * join_pairs(h_head * t_tail, t_head * h_tail)
 
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         return inner(q, c)
 
     def entity_init(self) -> Init:

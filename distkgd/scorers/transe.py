@@ -5,8 +5,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from distkgd.scorers.base import Candidates, Init, Listed, Scorer, plain
-from distkgd.scorers.tiles import FEW_QUERIES, Manhattan, Square, Term, pair_sums
+from distkgd.kernels.candidates import Candidates, GatheredRows, plain
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.sums.terms import Manhattan, Square, Term
+from distkgd.scorers.sums.tiles import FEW_QUERIES, pair_sums
 
 
 class TransE(Scorer):
@@ -50,7 +52,7 @@ class TransE(Scorer):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return t - r
 
-    def meet(self, q: Tensor, c: Candidates) -> Tensor:
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         if self.norm == 2:
             return self.margin - euclidean(q, c)
         return self.margin - pair_sums(self.term, q, c)
@@ -76,7 +78,7 @@ def euclidean(q: Tensor, c: Candidates) -> Tensor:
     end, half precision in float32; float64 stays as it is. The gradient at distance 0 is 0. Few queries that meet
     listed candidates are subtracted coordinate by coordinate.
     """
-    if isinstance(c, Listed) and q.shape[-2] < FEW_QUERIES:
+    if isinstance(c, GatheredRows) and q.shape[-2] < FEW_QUERIES:
         return pair_sums(Square(), q, c).clamp_min(1e-30).sqrt()
     c = plain(c)
     dtype = torch.promote_types(q.dtype, c.dtype)

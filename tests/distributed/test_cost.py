@@ -8,14 +8,14 @@ from unittest.mock import patch
 
 import pytest
 
-from distkgd.config import LossConfig
-from distkgd.distributed import rows
+from distkgd.config.stage import LossConfig
 from distkgd.distributed.cost import Shape, Speaker, choose, human, memory, traffic
 from distkgd.distributed.ranks import Ranks
-from distkgd.exchange import settle_move, shape_of
-from distkgd.job import Progress
+from distkgd.distributed.reductions import candidate_layout
 from distkgd.methods import METHODS
-from distkgd.train import train_step
+from distkgd.training.communication import choose_communication, shape_of
+from distkgd.training.job import Progress
+from distkgd.training.loop import train_step
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 
@@ -59,16 +59,16 @@ def count_on_ranks(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, 
         job = toy_job(config, ranks, Path("/nonexistent"), graph)
         progress = Progress()
         train_step(job, progress, 0)
-        expected = traffic(shape_of(job.scenes, job.method, job.config, step=1), job.scenes.move)
+        expected = traffic(shape_of(job.input_builder, job.method, job.config, step=1), job.input_builder.move)
         # Ids travel a step ahead.
-        shapes = [shape_of(job.scenes, job.method, job.config, step=step) for step in (1, 2)]
-        # ... but for those of further scenes.
-        expected["ids"] = traffic(replace(shapes[1], also=shapes[0].also), job.scenes.move)["ids"]
+        shapes = [shape_of(job.input_builder, job.method, job.config, step=step) for step in (1, 2)]
+        # ... but for those of further step inputs.
+        expected["ids"] = traffic(replace(shapes[1], also=shapes[0].also), job.input_builder.move)["ids"]
         progress.step = 1
         ranks.traffic.clear()
         train_step(job, progress, 0)
         found.append({"sent": dict(ranks.traffic), "expected": expected})
-        job.lookahead.drop()
+        job.prefetcher.drop()
     return found
 
 
@@ -79,7 +79,7 @@ def config_of(method: str, options: dict[str, Any], loss: str, regime: str, move
 
 def count_in_blocks(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, dict[str, float]]]:
     """`count_on_ranks` with scores that are computed in blocks, again in backward."""
-    with patch.object(rows, "numbers_at_once", lambda _numbers, _device: 1000):
+    with patch.object(candidate_layout, "numbers_at_once", lambda _numbers, _device: 1000):
         return count_on_ranks(ranks, cases)
 
 
@@ -196,7 +196,7 @@ def test_the_cheaper_move_is_taken_unless_one_is_named() -> None:
 
 def chosen_on_ranks(ranks: Ranks, config: dict[str, Any]) -> str:
     job = toy_job(config, ranks, Path("/nonexistent"), toy_graph(entities=2000, triples=2000))
-    return job.scenes.move
+    return job.input_builder.move
 
 
 def test_the_announcement_names_the_move_its_bytes_and_the_memory() -> None:
@@ -211,7 +211,7 @@ def test_the_announcement_names_the_move_its_bytes_and_the_memory() -> None:
 
 def announced_on_ranks(ranks: Ranks, config: dict[str, Any]) -> str:
     job = toy_job(config, ranks, Path("/nonexistent"), toy_graph(entities=300, triples=2000))
-    return settle_move(job.scenes, job.method, job.config)
+    return choose_communication(job.input_builder, job.method, job.config)
 
 
 def test_memory_is_the_shards_and_one_block_of_scores() -> None:

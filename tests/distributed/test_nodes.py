@@ -12,23 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.distributed import nodes
-from distkgd.distributed.nodes import node_ranks, share_tensors, shared_answers, shared_graph, together
+from distkgd.data import Graph, Vocabulary, sharing
+from distkgd.data.filters import KnownAnswers, both_sides
+from distkgd.data.sharing import shared_answers, shared_graph
+from distkgd.data.triples import SPLITS
+from distkgd.distributed import node_sharing
+from distkgd.distributed.node_sharing import node_ranks, share_tensors, together
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
-from distkgd.graph import Graph, Vocabulary
-from distkgd.graph.filters import KnownAnswers, both_sides
-from distkgd.graph.triples import SPLITS
-from tests.launches import (
-    distil,
-    kill_all,
-    rank_process,
-    small_config,
-    small_data,
-    start,
-    steps_saved,
-    wait_for,
-)
+from tests.launches import distil, kill_all, rank_process, small_config, small_data, start, steps_saved, wait_for
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph
 
@@ -101,7 +93,7 @@ def test_the_first_rank_builds_and_all_have_the_same_tensors_in_the_same_memory(
 
 def test_one_rank_alone_just_builds() -> None:
     tensors, graph = some_tensors(), toy_graph()
-    with mock.patch.object(nodes, "together", never):
+    with mock.patch.object(node_sharing, "together", never):
         assert share_tensors(Ranks(), lambda: tensors) is tensors
         assert shared_graph(Ranks(), lambda: graph) is graph
 
@@ -163,7 +155,7 @@ def wait_long(ranks: Ranks) -> int:
         met += 1
         return real(value)
 
-    with mock.patch.object(nodes, "BEAT", 0.1), mock.patch.object(ranks, "gather_objects", count):
+    with mock.patch.object(node_sharing, "BEAT", 0.1), mock.patch.object(ranks, "gather_objects", count):
         assert together(ranks, lambda: time.sleep(1.0) if ranks.first else None) is None
     return met
 
@@ -180,7 +172,7 @@ def on_places(ranks: Ranks, places: list[str | None]) -> dict[str, Any]:
         built.append(ranks.rank)
         return {"rank": torch.full((5,), ranks.rank)}
 
-    with mock.patch.object(nodes, "_place", lambda: places[ranks.rank]):
+    with mock.patch.object(node_sharing, "_place", lambda: places[ranks.rank]):
         local = node_ranks(ranks)
         before = mapped()
         found = share_tensors(ranks, build)["rank"]
@@ -253,7 +245,7 @@ def test_the_second_rank_reads_nothing_and_has_the_same_graph() -> None:
 
 
 def graph_of_other_nodes(ranks: Ranks) -> tuple[str, str]:
-    with mock.patch.object(nodes, "_place", lambda: f"node {ranks.rank // 2}"):
+    with mock.patch.object(node_sharing, "_place", lambda: f"node {ranks.rank // 2}"):
         return raised(lambda: shared_graph(ranks, lambda: toy_graph(seed=ranks.rank)))
 
 
@@ -307,7 +299,7 @@ def test_a_run_on_two_ranks_has_its_data_in_memory_once(tmp_path: Path) -> None:
 def share_answers(ranks: Ranks) -> tuple[int, list[list[int]], set[str]]:
     graph, before = toy_graph(), mapped()
     splits = [graph.train, graph.valid, graph.test]
-    with mock.patch.object(nodes, "KnownAnswers", wraps=KnownAnswers) as made:
+    with mock.patch.object(sharing, "KnownAnswers", wraps=KnownAnswers) as made:
         made.from_tensors = KnownAnswers.from_tensors
         answers = shared_answers(ranks, splits, graph.num_entities)
     found = answers.pairs(both_sides(graph.test))

@@ -83,7 +83,7 @@ def arriving(counts: list[list[int]], to: int, **kwargs: Any) -> Tensor:
 def begin(ranks: Ranks, counts: list[list[int]], **kwargs: Any) -> Callable[[], Tensor]:
     sent = counts[ranks.rank]
     rows = rows_of(ranks.rank, sum(sent), **kwargs)
-    return ranks.begin_exchange(rows, sent, [other[ranks.rank] for other in counts], "rows")
+    return ranks.all_to_all_async(rows, sent, [other[ranks.rank] for other in counts], "rows")
 
 
 # -- exchanges and sums -------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_every_dtype_and_any_strides_travel(dtype: torch.dtype) -> None:
         assert not strided.is_contiguous()
         expected = arriving(counts, rank, dtype=dtype)
         for given in (rows, strided, rows.reshape(-1, 3, 1), rows[:, 0]):
-            found = ranks.begin_exchange(given, sent, received, "rows")()
+            found = ranks.all_to_all_async(given, sent, received, "rows")()
             assert found.dtype == dtype and found.shape == (len(expected), *given.shape[1:])
             assert torch.equal(found.reshape(-1), (expected[:, 0] if given.dim() == 1 else expected).reshape(-1))
         sums = []
@@ -395,7 +395,7 @@ def test_ranks_that_disagree_about_a_message_are_told_so() -> None:
     def body(rank: int, gather: Gather) -> str:
         ranks = ranks_of(rank, 2, gather)
         rows, sizes = torch.ones(8), [[4, 4], [3, 4]][rank]
-        finish = ranks.begin_exchange(rows[: sum(sizes)], sizes, sizes, "rows")
+        finish = ranks.all_to_all_async(rows[: sum(sizes)], sizes, sizes, "rows")
         gather(None)
         with pytest.raises(PeerError) as info:
             finish()

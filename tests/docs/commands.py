@@ -42,11 +42,11 @@ class Parsed:
 
 How = Run | Elsewhere | Parsed
 
-BENCH = "tests/bench/test_bench.py::"
+BENCH = "tests/benchmarks/test_bench.py::"
 SERVERS = "tests/docs/test_servers.py::"
 PORT = "it serves until it is stopped; there it stands in the same folder and has a port of its own"
-APART = "tests/cluster/test_apart.py::"
-CLUSTER = "tests/cluster/test_session.py::"
+APART = "tests/pipeline/ray/test_apart.py::"
+CLUSTER = "tests/pipeline/ray/test_session.py::"
 ITSELF = "it is what runs these tests, or checks them; continuous integration calls it"
 MEASURES = "a measurement of minutes to hours; its results are in benchmarks/results"
 INSTALLS = "the test would install what it is testing with; the extra is looked up in pyproject.toml"
@@ -117,23 +117,24 @@ TABLE: dict[str, How] = {
     "ray down *": Parsed("of rented machines", CLUSTER + "test_the_example_of_a_cluster_is_one_that_ray_takes"),
     "ray job submit *": Parsed("to rented machines", CLUSTER + "test_the_example_of_a_job_is_a_runtime_environment"),
     # -- measurements
-    "python launch/bench.py --list": Run(),
-    "python launch/bench.py --quick --json bench.json": Slow("bench.json"),
-    "python launch/bench.py --task train/transe --task load": Elsewhere(
+    "python -m benchmarks.side_by_side --list": Run(),
+    "python -m benchmarks.side_by_side --quick --json bench.json": Slow("bench.json"),
+    "python -m benchmarks.side_by_side --task train/transe --task load": Elsewhere(
         BENCH + "test_a_run_in_real_processes_with_a_peer_that_is_not_installed", MEASURES
     ),
-    "python launch/bench.py inference --run runs/demo": Slow(),
-    "python launch/bench.py --quick --compare bench.json": Parsed(
+    "python -m benchmarks.side_by_side inference --run runs/demo": Slow(),
+    "python -m benchmarks.side_by_side --quick --compare bench.json": Parsed(
         MEASURES, BENCH + "test_the_launcher_exits_1_and_names_the_tasks_whose_ratio_fell"
     ),
     "python benchmarks/tables.py benchmarks/tables/umls_16.yaml": Parsed(
-        MEASURES, "tests/test_tables.py::test_every_trial_is_a_plan"
+        MEASURES, "tests/benchmarks/test_tables.py::test_every_trial_is_a_plan"
     ),
     "python benchmarks/engine.py project": Run(),
     "python benchmarks/serving.py": Parsed(MEASURES),
     "python benchmarks/own.py": Parsed(MEASURES),
-    "python -m distkgd.reference": Elsewhere(
-        "tests/test_reference.py::test_the_pages_are_written_where_they_belong", "it would write into this checkout"
+    "python docs/make_reference.py": Elsewhere(
+        "tests/docs/test_reference.py::test_the_pages_are_written_where_they_belong",
+        "it would write into this checkout",
     ),
 }
 

@@ -23,8 +23,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, schema: Path) -> Site:
     outcomes: dict[str, Outcome] = {}
     with small_rules(), ExitStack() as stack:
         if have["ray"]:
-            from distkgd.cluster.session import ray_session
-            from distkgd.cluster.sweep import ENVIRONMENT
+            from distkgd.pipeline.ray.session import ray_session
+            from distkgd.pipeline.sweep.sweep import ENVIRONMENT
 
             mend = stack.enter_context(pytest.MonkeyPatch.context())
             for name, value in ENVIRONMENT.items():

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 
-from distkgd.own import rules
+from distkgd.pipeline.autoconfig import rules
 from tests.docs.commands import Run, how, keys_of
 from tests.docs.pages import EVERYTHING, ROOT, Command, commands
 from tests.own_graphs import own_triples, write_tsv
@@ -140,7 +140,7 @@ def pykeen_results(folder: Path) -> None:
 
 @contextmanager
 def small_rules() -> Iterator[None]:
-    """Two epochs where the rules of distkgd/own choose."""
+    """Two epochs where the rules of distkgd/pipeline/autoconfig choose."""
     with pytest.MonkeyPatch.context() as mend:
         for name in ("TEACHER_EPOCHS", "STUDENT_EPOCHS"):
             mend.setattr(rules, name, (2, 2))

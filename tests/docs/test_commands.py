@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 import typer
 
-from distkgd.config import load_config
-from distkgd.launching import split_arguments
+from distkgd.cli import split_arguments
+from distkgd.pipeline.config import load_config
 from tests.docs.commands import TABLE, Elsewhere, Parsed, Run, Slow, how, keys_of
 from tests.docs.pages import EVERYTHING, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fenced_commands, text_of
 from tests.docs.sites import Site, build, of_kind, run
 
 COMMANDS = commands()
 NAMED = [one for one in TABLE.values() if isinstance(one, Elsewhere | Parsed)]
-LAUNCHED = [one for one in COMMANDS if re.search(r"launch/\w+\.py", one.text)]
+# A launcher, or the measurements side by side, which are a package that runs.
+LAUNCHER = re.compile(r"(?:launch/(\w+)\.py|-m benchmarks\.(side_by_side)) ?(.*)")
+LAUNCHED = [one for one in COMMANDS if LAUNCHER.search(one.text)]
 
 
 # -- the table ------------------------------------------------------------------------------------------------------
@@ -54,10 +56,10 @@ def test_a_test_named_in_its_place_exists(entry: str) -> None:
 
 @pytest.mark.parametrize("command", LAUNCHED, ids=str)
 def test_the_arguments_of_a_launcher_are_read_and_its_config_is_valid(command: Command) -> None:
-    words = shlex.split(re.search(r"launch/\w+\.py.*", command.text)[0])  # type: ignore[index]
-    name, arguments = Path(words[0]).stem, words[1:]
+    name, bench, rest = LAUNCHER.search(command.text).groups()  # type: ignore[union-attr]
+    arguments, module = shlex.split(rest), "benchmarks.side_by_side.__main__" if bench else f"launch.{name}"
     app = typer.Typer()
-    app.command()(importlib.import_module(f"launch.{name}").main)
+    app.command()(importlib.import_module(module).main)
     if "--help" in arguments:
         return
     parsed = typer.main.get_command(app).make_context(name, arguments).params
@@ -82,6 +84,8 @@ def test_make_and_benchmarks_that_are_not_run_are_there() -> None:
             words = command.text.split()
             if "make" in words:
                 assert words[-1] in targets
+            elif words[:2] == ["python", "-m"]:
+                assert (ROOT / words[2].replace(".", "/") / "__main__.py").is_file()
             elif words[0] == "python":
                 assert (ROOT / words[1]).is_file()
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8")

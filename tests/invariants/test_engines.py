@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from distkgd.config import EngineConfig, parse_config
+from distkgd.config.run_options import EngineConfig
 from distkgd.errors import ConfigError
 from distkgd.methods import METHODS
+from distkgd.pipeline.config import parse_config
 from tests.invariants.test_resume import stop_only, train_with_stops
 from tests.invariants.test_resume import student as resumable
 from tests.invariants.test_world_size import METHOD_OPTIONS, REGIMES, assert_same, merged, student

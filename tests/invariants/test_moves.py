@@ -9,12 +9,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from distkgd.config import parse_config
-from distkgd.distributed import rows
+from distkgd.data.sampling import Balanced
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.reductions import candidate_layout
 from distkgd.errors import ConfigError
-from distkgd.graph.sampling import Balanced
-from distkgd.stages import Stage, check_stage
+from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.stages import Stage, check_stage
 from tests.invariants.test_world_size import REGIMES, assert_same, merged, student
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job, train_some
@@ -31,7 +31,7 @@ METHOD_IDS = ["-".join([method, *filter(None, [options.get("divergence")])]) for
 
 
 def train_in_blocks(ranks: Ranks, config: dict[str, Any], steps: int, numbers: int) -> dict[str, Any]:
-    with patch.object(rows, "numbers_at_once", lambda _numbers, _device: numbers):
+    with patch.object(candidate_layout, "numbers_at_once", lambda _numbers, _device: numbers):
         return train_some(ranks, config, steps)
 
 
@@ -61,24 +61,24 @@ def test_blocks_computed_again_train_the_same_rows(
 
 
 def test_the_next_ids_travel_while_a_step_is_computed_and_change_nothing() -> None:
-    """Steps taken with look-ahead are those of scenes planned one by one."""
+    """Steps taken with look-ahead are those of step inputs planned one by one."""
     config = {"student": student("bkd", {}, REGIMES["triple"], accumulate=2)}
-    for found in run_on_ranks(2, scenes_ahead_and_afresh, config=config):
+    for found in run_on_ranks(2, inputs_ahead_and_afresh, config=config):
         for ahead, afresh in found:
             assert torch.equal(ahead, afresh)
 
 
-def scenes_ahead_and_afresh(ranks: Ranks, config: dict[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def inputs_ahead_and_afresh(ranks: Ranks, config: dict[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     job = toy_job(config, ranks, Path("/nonexistent"))
     out = []
     for step, part in [(0, 0), (0, 1), (1, 0), (7, 1), (8, 0), (8, 1)]:
-        ahead = job.lookahead.scene(step, part)
-        job.lookahead.advance()
-        afresh = job.scenes.scene(job.scenes.parts(step, 2)[part])
+        ahead = job.prefetcher.inputs(step, part)
+        job.prefetcher.advance()
+        afresh = job.input_builder.inputs(job.input_builder.parts(step, 2)[part])
         out.append((ahead.route.inverse, afresh.route.inverse))
         out.append((ahead.route.touched, afresh.route.touched))
         out.append((ahead.batch.triples, afresh.batch.triples))
-    job.lookahead.drop()
+    job.prefetcher.drop()
     return out
 
 
@@ -96,13 +96,13 @@ def test_nothing_travels_but_the_positives_when_candidates_come_from_the_own_sha
 
 def own_candidates(ranks: Ranks, config: dict[str, Any]) -> tuple[int, int, torch.Tensor, dict[str, int]]:
     job = toy_job(config, ranks, Path("/nonexistent"))
-    scene = job.scenes.scene(job.scenes.parts(0, 1)[0])
+    inputs = job.input_builder.inputs(job.input_builder.parts(0, 1)[0])
     ranks.traffic.clear()
-    for _ in job.method.updates(scene):
+    for _ in job.method.updates(inputs):
         pass
     table = job.rows["student"].table
-    assert scene.route.candidates is not None
-    return table.lo, table.hi, scene.route.touched[scene.route.candidates] + table.lo, dict(ranks.traffic)
+    assert inputs.route.candidates is not None
+    return table.lo, table.hi, inputs.route.touched[inputs.route.candidates] + table.lo, dict(ranks.traffic)
 
 
 def test_one_rank_has_the_same_candidates_with_nothing_travelling() -> None:
@@ -171,22 +171,22 @@ def assert_rows_arrive(world: int, config: dict[str, Any]) -> None:
 def balanced_rows(ranks: Ranks, config: dict[str, Any], graph: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     job = toy_job(config, ranks, Path("/nonexistent"), graph)
     model = job.method.student
-    scene = job.scenes.scene(job.scenes.parts(3, 1)[0])
-    opened = model.entity.open(scene.route, grad=False)
-    queries = scene.batch.queries
+    inputs = job.input_builder.inputs(job.input_builder.parts(3, 1)[0])
+    opened = model.entity.open(inputs.route, grad=False)
+    queries = inputs.batch.queries
     ids = [queries.anchor, queries.answer]
     negatives: list[int] = []
-    drawn = job.scenes.drawn(scene.batch)
-    if scene.looked_up and drawn is None:
+    drawn = job.input_builder.drawn(inputs.batch)
+    if inputs.looked_up and drawn is None:
         ids.append(torch.arange(model.entity.total))
-    elif scene.looked_up and drawn is not None:
+    elif inputs.looked_up and drawn is not None:
         ids.append(drawn.reshape(-1))
-        if job.scenes.grouped:
-            negatives = [int(((drawn >= lo) & (drawn < hi)).sum()) for lo, hi in pairwise(job.scenes.cuts)]
+        if job.input_builder.grouped:
+            negatives = [int(((drawn >= lo) & (drawn < hi)).sum()) for lo, hi in pairwise(job.input_builder.cuts)]
     looked_up = list(zip(ids, opened.lookup([len(x) for x in ids]), strict=True))
-    fixed = job.scenes.grouped or not scene.looked_up
-    assert not fixed or scene.route.send == scene.route.receive
-    found = {"looked_up": looked_up, "asked": scene.route.send, "negatives": negatives, "fixed": fixed}
+    fixed = job.input_builder.grouped or not inputs.looked_up
+    assert not fixed or inputs.route.send == inputs.route.receive
+    found = {"looked_up": looked_up, "asked": inputs.route.send, "negatives": negatives, "fixed": fixed}
     return model.entity.weight, found
 
 

@@ -14,28 +14,19 @@ from unittest import mock
 import pytest
 import torch
 
-from distkgd import train
-from distkgd.config import OptimizerConfig, parse_config
-from distkgd.display import Display
-from distkgd.distributed.checkpoint import list_steps, read_meta
+from distkgd.common.console import Display
+from distkgd.config.stage import OptimizerConfig
+from distkgd.distributed.checkpoint.reader import list_steps, read_meta
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import Stopped
-from distkgd.evaluate import metrics
-from distkgd.job import Job
+from distkgd.evaluation.ranking import metrics
 from distkgd.methods import METHODS
-from distkgd.plan import run_plan
-from distkgd.train import train_stage
-from tests.launches import (
-    distil,
-    finish,
-    kill_all,
-    model_bytes,
-    small_config,
-    small_data,
-    start,
-    steps_saved,
-    wait_for,
-)
+from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.plan import run_plan
+from distkgd.training import loop
+from distkgd.training.job import Job
+from distkgd.training.loop import train_stage
+from tests.launches import distil, finish, kill_all, model_bytes, small_config, small_data, start, steps_saved, wait_for
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 
@@ -66,14 +57,14 @@ def student(method: str, regime: str, **more: Any) -> dict[str, Any]:
 @contextmanager
 def signal_in(steps: dict[int, int]) -> Iterator[None]:
     """This process gets a signal in the middle of each of some steps ({step: signal})."""
-    real = train.train_step
+    real = loop.train_step
 
-    def step(job: Job, progress: train.Progress, signal_number: int) -> tuple[dict[str, float], bool]:
+    def step(job: Job, progress: loop.Progress, signal_number: int) -> tuple[dict[str, float], bool]:
         if progress.step in steps:
             os.kill(os.getpid(), steps[progress.step])
         return real(job, progress, signal_number)
 
-    with mock.patch.object(train, "train_step", step):
+    with mock.patch.object(loop, "train_step", step):
         yield
 
 
@@ -96,7 +87,7 @@ def train_with_stops(
     job = toy_job(config, ranks, Path(folder))
     progress = train_stage(job)
     ranks.barrier()
-    manifest = read_meta(job.checkpoints / train.step_name(progress.step))
+    manifest = read_meta(job.checkpoints / loop.step_name(progress.step))
     numbers = {k: v for k, v in manifest["meta"]["progress"].items() if "seconds" not in k and k != "joules"}
     found = job.validate() if job.validate is not None else {}
     return {
@@ -104,7 +95,7 @@ def train_with_stops(
         "rows": job.method.student.entity.weight.clone(),
         "relation": job.method.student.relation.detach().clone(),
         "state": ({k: v["sha256"] for k, v in manifest["files"].items()}, numbers, manifest["meta"]["method"]),
-        "per_epoch": job.scenes.sampler.steps_per_epoch,
+        "per_epoch": job.input_builder.sampler.steps_per_epoch,
         "valid": found,
     }
 
@@ -188,7 +179,7 @@ def dualde_with_curve(curve: list[float], folder: Path) -> Job:
     job = toy_job(config, Ranks(), folder)
     epochs = iter(range(len(curve)))
     done = list_steps(job.checkpoints)
-    for _ in range(done[-1] // job.scenes.sampler.steps_per_epoch if done else 0):
+    for _ in range(done[-1] // job.input_builder.sampler.steps_per_epoch if done else 0):
         next(epochs)
     job.validate = lambda: {"mrr": curve[next(epochs)]}
     return job
@@ -202,11 +193,11 @@ def test_dualde_stopped_around_its_change_of_stage_restores_the_best_rows_all_th
     curve = [0.2, 0.3, 0.1, 0.2, 0.25, 0.1]
     job = dualde_with_curve(curve, tmp_path / "whole")
     loads: list[tuple[str, str]] = []
-    real = train.load_group
-    with mock.patch.object(train, "load_group", lambda j, g, p: (loads.append((g, p.name)), real(j, g, p))):
+    real = loop.load_group
+    with mock.patch.object(loop, "load_group", lambda j, g, p: (loads.append((g, p.name)), real(j, g, p))):
         progress = train_stage(job)
-    per_epoch = job.scenes.sampler.steps_per_epoch
-    best = train.step_name(2 * per_epoch)
+    per_epoch = job.input_builder.sampler.steps_per_epoch
+    best = loop.step_name(2 * per_epoch)
     assert loads == [("student", best), ("student", best)], "once for stage two, once for the model"
     assert job.method.state() == {"stage": 2, "stage_two_since": 4}
     assert progress.step == 6 * per_epoch

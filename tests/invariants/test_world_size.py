@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from distkgd.config import OptimizerConfig
+from distkgd.config.stage import OptimizerConfig
 from distkgd.methods import METHODS
 from distkgd.scorers import SCORERS
 from tests.ranks import run_on_ranks

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.distributed.rows import NEVER
+from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE
 from distkgd.kernels import nested
-from distkgd.losses import huber
+from distkgd.methods.losses.scores import huber
 
 MARGIN, DELTA, W = 3.0, 0.7, 0.8
 SIZES = pytest.mark.parametrize("n", [1, 15, 16, 17, 100, 1500])
@@ -23,7 +23,7 @@ class Case:
         b = torch.randn(5, 2, 3, n, generator=made) * 1.3
         absent = torch.rand(2, 3, n, generator=made) < 0.3
         absent[0, 0] = True
-        b[:, absent] = NEVER
+        b[:, absent] = MASKED_SCORE
         self.b = b.requires_grad_()
         self.kept = ~absent.all(-1)
         self.exact = b.detach().double().requires_grad_()
@@ -56,7 +56,7 @@ def test_log_sum_exps_and_gaps_of_nested_models(n: int) -> None:
     lse, gap = nested.listwise(case.b, MARGIN, DELTA, True, sharp)
     expected = torch.logsumexp(case.z * sharp.reshape(-1, 1, 1, 1), -1)
     close(lse[:, case.kept], expected[:, case.kept])
-    assert (lse[:, ~case.kept] < NEVER / 2).all()
+    assert (lse[:, ~case.kept] < MASKED_SCORE / 2).all()
     close(gap, case.gap)
     case.same_gradients([lse, gap], [expected, case.gap])
 
@@ -67,10 +67,10 @@ def test_means_under_the_weights_of_the_model_before(weighted: bool, n: int) -> 
     case = Case(n)
     w = torch.tensor(W, requires_grad=True)
     exact = w.detach().double().requires_grad_()
-    even = (1.0 - case.here).expand_as(case.z) * NEVER
+    even = (1.0 - case.here).expand_as(case.z) * MASKED_SCORE
     logit = even
     if weighted:
-        logit = torch.cat([even[:1], torch.where(case.here > 0, exact * case.z[:-1].detach(), NEVER)])
+        logit = torch.cat([even[:1], torch.where(case.here > 0, exact * case.z[:-1].detach(), MASKED_SCORE)])
     lse, mean, gap = nested.pointwise(case.b, MARGIN, DELTA, True, weighted, w)
     expected = torch.logsumexp(logit, -1)
     average = (torch.softmax(logit, -1) * F.softplus(case.z)).sum(-1)

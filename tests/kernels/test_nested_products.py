@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from distkgd.kernels import nested_products
-from distkgd.kernels.nested_products import NEVER, Products
-from distkgd.losses import huber
+from distkgd.kernels.nested_products import MASKED_SCORE, Products
+from distkgd.methods.losses.scores import huber
 
 pytestmark = pytest.mark.skipif(not nested_products.available(torch.zeros(1, 1)), reason="no C++ compiler here")
 SHAPES = [(1, 1, 2, 2), (5, 64, 3, 6), (37, 150, 5, 10), (16, 700, 16, 8)]  # queries, candidates, planes, width
@@ -18,14 +18,14 @@ def spelled_out(
 ) -> tuple[Tensor, ...]:
     """lse, mean unless w is None, gap, by the formulas, in float64."""
     b = torch.einsum("qpk,npk->pqn", q.unflatten(1, (planes, -1)), c.unflatten(1, (planes, -1)))
-    z = (MARGIN + b.cumsum(0)).masked_fill(skipped, NEVER)
+    z = (MARGIN + b.cumsum(0)).masked_fill(skipped, MASKED_SCORE)
     gap = huber(b, DELTA).masked_fill(skipped, 0.0).sum(-1)
     gap = torch.cat([0.0 * gap[:1], gap[1:]])
     if w is None:
         return torch.logsumexp(sharp.reshape(-1, 1, 1) * z, -1), gap
-    even = torch.zeros_like(z[:1]).masked_fill(skipped, NEVER)
+    even = torch.zeros_like(z[:1]).masked_fill(skipped, MASKED_SCORE)
     logit = torch.cat([even, w * z[:-1].detach()]) if weighted else even.expand_as(z)
-    logit = logit.masked_fill(skipped, NEVER)
+    logit = logit.masked_fill(skipped, MASKED_SCORE)
     mean = (torch.softmax(logit, -1) * torch.nn.functional.softplus(z)).sum(-1)
     return torch.logsumexp(logit, -1), mean, gap
 
@@ -81,7 +81,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 def test_without_candidates_there_is_nothing_but_a_gradient() -> None:
     q, c = torch.randn(3, 8, requires_grad=True), torch.zeros(0, 8, requires_grad=True)
     lse, gap = Products(q, c, 2).listwise(0.0, 1.0, True, torch.ones(2))
-    assert lse.shape == gap.shape == (2, 3) and bool((lse <= NEVER / 2).all()) and not gap.any()
+    assert lse.shape == gap.shape == (2, 3) and bool((lse <= MASKED_SCORE / 2).all()) and not gap.any()
     (lse.sum() + gap.sum()).backward()
     assert q.grad is not None and not q.grad.any()
 
@@ -91,7 +91,7 @@ def test_a_query_all_of_whose_candidates_are_left_out_takes_no_gradient() -> Non
     products = Products(q, c, 2)
     products.leave_out(torch.zeros(5, dtype=torch.int64), torch.arange(5))
     lse, gap = products.listwise(0.0, 1.0, True, torch.ones(2))
-    assert bool((lse[:, 0] <= NEVER / 2).all()) and not gap[:, 0].any() and products.count().tolist() == [0, 5]
+    assert bool((lse[:, 0] <= MASKED_SCORE / 2).all()) and not gap[:, 0].any() and products.count().tolist() == [0, 5]
     (torch.logaddexp(torch.zeros(()), lse).sum() + gap.sum()).backward()
     assert q.grad is not None and not q.grad[0].any() and bool(q.grad[1].any())
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from distkgd.kernels import pairs
+from distkgd.kernels.candidates import GatheredRows, plain
 from distkgd.kernels.pairs import KINDS
 from distkgd.scorers import SCORERS, build_scorer
-from distkgd.scorers.base import Listed, plain
 
 CPU = torch.device("cpu")
 needs_kernels = pytest.mark.skipif(not pairs.available(CPU, torch.float64), reason="no C++ compiler here")
@@ -131,8 +131,8 @@ def test_listed_candidates_score_as_copies_do_to_the_second_derivative(
     table = torch.randn(6, scorer.entity_size, generator=generator, dtype=torch.float64, requires_grad=True)
     index = torch.randint(0, 6, (3, 5), generator=generator)
     results = []
-    for candidates in (Listed(table, index), plain(Listed(table, index))):
-        scores = scorer.meet(q, candidates)
+    for candidates in (GatheredRows(table, index), plain(GatheredRows(table, index))):
+        scores = scorer.score_candidates(q, candidates)
         first = torch.autograd.grad(scores.sigmoid().sum(), (q, table), create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), (q, table))
         results.append([scores.detach(), *(g.detach() for g in first), *second])
@@ -144,7 +144,7 @@ def test_without_a_compiler_the_scores_are_the_same(monkeypatch: pytest.MonkeyPa
     q, table = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(9, 8, dtype=torch.float64)
     index = torch.randint(0, 9, (2, 4))
     scorer = build_scorer("rotate", 8)
-    compiled = scorer.meet(q, Listed(table, index))
+    compiled = scorer.score_candidates(q, GatheredRows(table, index))
     monkeypatch.setattr(pairs, "library", lambda name: None)
     assert not pairs.available(CPU, torch.float64)
-    torch.testing.assert_close(scorer.meet(q, Listed(table, index)), compiled)
+    torch.testing.assert_close(scorer.score_candidates(q, GatheredRows(table, index)), compiled)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from distkgd.kernels import planes as kernels
-from distkgd.scorers import planes as module
-from distkgd.scorers.planes import plane_sums
-from distkgd.scorers.tiles import Dot, Manhattan, Modulus, Square, Term
+from distkgd.scorers.sums import planes as module
+from distkgd.scorers.sums.planes import plane_sums
+from distkgd.scorers.sums.terms import Dot, Manhattan, Modulus, Square, Term
 from tests.kernels.test_pairs import naive
 
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distkgd.distributed import optim
+from distkgd.distributed.optim import rows as optim
 from distkgd.kernels import rows
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.distributed import rows
 from distkgd.distributed.ranks import Ranks
-from distkgd.job import Job, Progress
-from distkgd.train import train_step
+from distkgd.distributed.reductions import candidate_layout
+from distkgd.training.job import Job, Progress
+from distkgd.training.loop import train_step
 from tests.jobs import Asked, NaiveModel, spelled_out
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
@@ -45,10 +45,10 @@ def one_step(ranks: Ranks, config: dict[str, Any], step: int, at_once: int | Non
     """Losses and this rank's share of the gradients of one step, computed in blocks of `at_once` numbers."""
     job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
     before = learned(job)
-    limit = rows.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
-    with patch.object(rows, "numbers_at_once", limit):
+    limit = candidate_layout.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
+    with patch.object(candidate_layout, "numbers_at_once", limit):
         losses = train_step(job, Progress(step=step), 0)[0]
-    job.lookahead.drop()
+    job.prefetcher.drop()
     lr = {"evaluators": job.method.evaluator_lr}
     moved = {name: (before[name] - now) / lr.get(name.split(".")[0], 1.0) for name, now in learned(job).items()}
     return {"losses": losses, "gradients": moved}
@@ -81,7 +81,7 @@ def naive_of(config: dict[str, Any], step: int) -> Naive:
     group_of = {id(model): group for group, model in job.method.trained.items()}
     teachers = [models[group_of[id(t)]] if id(t) in group_of else NaiveModel(t) for t in job.method.teachers]
     evaluators = {k: t.detach().clone().requires_grad_() for k, t in job.method.evaluators.items()}
-    return Naive(job, step, models, teachers, evaluators, spelled_out(job.scenes, step))
+    return Naive(job, step, models, teachers, evaluators, spelled_out(job.input_builder, step))
 
 
 def cross_entropy(model: NaiveModel, query: Asked) -> Tensor:

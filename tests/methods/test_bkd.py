@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd import losses
-from distkgd.config import parse_config
-from distkgd.distributed import query_blocks, rows
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.reductions import candidate_layout, loss_requests, query_blocks
 from distkgd.errors import ConfigError
-from distkgd.job import Job, Progress
-from distkgd.methods import HardSettings
+from distkgd.methods import TaskLossConfig
 from distkgd.methods.bkd import Bkd, BkdConfig
-from distkgd.train import train_step
-from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
+from distkgd.methods.losses import scores as losses
+from distkgd.pipeline.config import parse_config
+from distkgd.training.job import Job, Progress
+from distkgd.training.loop import train_step
+from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 
@@ -25,10 +25,10 @@ GRAPH = toy_graph(entities=15, relations=3, triples=130)
 STEP = 1
 
 
-def settings(**more: Any) -> HardSettings:
+def settings(**more: Any) -> TaskLossConfig:
     plain = dict(loss="softmax", temperature=1.0, margin=1.0, label_smoothing=0.0, regulariser="none", weight=0.0)
     plain |= dict(relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False)
-    return HardSettings(**(plain | more))
+    return TaskLossConfig(**(plain | more))
 
 
 def naive_kl(p: Tensor, q: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ def test_the_student_learns_the_teachers_softened_distribution_beside_the_labels
 ) -> None:
     student, teacher = toy_model(GRAPH, "transe", 5, reciprocal=False, margin=3.0), toy_model(GRAPH, seed=6)
     naive, naive_teacher = NaiveModel(student), NaiveModel(teacher)
-    scenes = toy_scenes(GRAPH, kind=kind, filtered=True)
+    input_builder = toy_inputs(GRAPH, kind=kind, filtered=True)
     options = {"weight": weight, "hard_weight": hard_weight, "temperature": temperature, "divergence": divergence}
     method = Bkd(student, settings(), [teacher], BkdConfig(**options))
-    (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
-    expected = naive_terms(naive, naive_teacher, spelled_out(scenes, STEP), options)
+    (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
+    expected = naive_terms(naive, naive_teacher, spelled_out(input_builder, STEP), options)
     assert update.groups == {"student"} and update.terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(update.terms[name], value)
@@ -105,10 +105,10 @@ def one_step(ranks: Ranks, config: dict[str, Any], at_once: int | None) -> dict[
     """Losses and this rank's share of the gradients of step 0, computed in blocks of `at_once` numbers."""
     job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
     before = tables(job)
-    limit = rows.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
-    with patch.object(rows, "numbers_at_once", limit):
+    limit = candidate_layout.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
+    with patch.object(candidate_layout, "numbers_at_once", limit):
         losses = train_step(job, Progress(), 0)[0]
-    job.lookahead.drop()
+    job.prefetcher.drop()
     entity, relation = (was - now for was, now in zip(before, tables(job), strict=True))
     return {"losses": losses, "entity": entity, "relation": relation}
 
@@ -120,7 +120,7 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(d
     job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
     assert isinstance(job.method, Bkd)
     student, teacher = NaiveModel(job.method.student), NaiveModel(job.method.teachers[0])
-    expected = naive_terms(student, teacher, spelled_out(job.scenes, 0), config["student"]["distill"])
+    expected = naive_terms(student, teacher, spelled_out(job.input_builder, 0), config["student"]["distill"])
     sum(expected.values()).backward()
     assert student.entity.grad is not None and student.entity.grad.abs().max() > 1e-3
     for world in (1, 2, 3):
@@ -155,13 +155,17 @@ def test_a_rank_without_triples_or_candidates_takes_part_in_every_pass(divergenc
 @pytest.mark.parametrize(("divergence", "passes"), [("kl", 1), ("reverse_kl", 1), ("js", 2)])
 def test_the_hard_loss_costs_no_pass_of_its_own(divergence: str, passes: int, hard_weight: float) -> None:
     student, teacher = toy_model(GRAPH), toy_model(GRAPH, seed=6)
-    scenes = toy_scenes(GRAPH, kind="all")
+    input_builder = toy_inputs(GRAPH, kind="all")
     options = {"weight": 1.0, "hard_weight": hard_weight, "temperature": 2.0, "divergence": divergence}
     with (
-        patch.object(query_blocks, "answer", wraps=rows.answer) as last,
-        patch.object(losses, "answer", wraps=rows.answer) as first,
+        patch.object(query_blocks, "reduce_over_candidates", wraps=loss_requests.reduce_over_candidates) as last,
+        patch.object(losses, "reduce_over_candidates", wraps=loss_requests.reduce_over_candidates) as first,
     ):
-        list(Bkd(student, settings(), [teacher], BkdConfig(**options)).updates(scenes.scene(*scenes.parts(STEP, 1))))
+        list(
+            Bkd(student, settings(), [teacher], BkdConfig(**options)).updates(
+                input_builder.inputs(*input_builder.parts(STEP, 1))
+            )
+        )
     assert last.call_count + first.call_count == passes
 
 
@@ -174,10 +178,10 @@ def test_a_divergence_that_does_not_exist_is_refused_with_those_that_do() -> Non
 @EVERY_DIVERGENCE
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(divergence: str) -> None:
     model = toy_model(GRAPH)
-    scenes = toy_scenes(GRAPH, kind="all")
+    input_builder = toy_inputs(GRAPH, kind="all")
     options = BkdConfig(hard_weight=0.0, temperature=2.0, divergence=divergence)
     method = Bkd(model, settings(), [model], options)
-    (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
+    (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
     assert abs(float(update.terms["soft"].detach())) < 1e-12
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.config import parse_config
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.job import Progress, restore, write
 from distkgd.methods.dml import Dml
-from distkgd.train import train_step
+from distkgd.pipeline.config import parse_config
+from distkgd.training.job import Progress, restore, write
+from distkgd.training.loop import train_step
 from tests.jobs import NaiveModel
 from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, kl, learned, plain_sgd
 from tests.toys import toy_job
@@ -58,7 +58,7 @@ def test_the_peer_has_its_own_dim_and_starts_from_numbers_of_its_own(tmp_path: A
     assert same.peer.entity.dim == 6 and wide.peer.entity.dim == 10
     assert not torch.isclose(same.peer.entity.weight, same.student.entity.weight).any()
     assert not torch.isclose(same.peer.relation, same.student.relation).any()
-    assert wide.product is wide.student
+    assert wide.output_model is wide.student
 
 
 def test_a_checkpoint_holds_the_peer_and_its_optimiser(tmp_path: Any) -> None:
@@ -67,7 +67,7 @@ def test_a_checkpoint_holds_the_peer_and_its_optimiser(tmp_path: Any) -> None:
     def steps(job: Any, start: int, stop: int) -> dict[str, Tensor]:
         for step in range(start, stop):
             train_step(job, Progress(step=step), 0)
-        job.lookahead.drop()
+        job.prefetcher.drop()
         return learned(job)
 
     whole = steps(toy_job(config, Ranks(), tmp_path / "whole", GRAPH), 0, 6)

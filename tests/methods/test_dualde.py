@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd import train
-from distkgd.config import LossConfig, parse_config
+from distkgd.config.stage import LossConfig
+from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, UnsupportedError
-from distkgd.job import Job, Progress, schedule_scale, step_name
-from distkgd.losses import hard_loss
-from distkgd.methods import HardSettings, Update
+from distkgd.methods import TaskLossConfig, Update
 from distkgd.methods.dualde import DualDE, DualdeConfig, StageTwoConfig
-from distkgd.model import View
-from distkgd.scenes import SceneBuilder
-from distkgd.train import train_stage, train_step
+from distkgd.methods.losses.scores import hard_loss
+from distkgd.models.model import View
+from distkgd.pipeline.config import parse_config
+from distkgd.training import loop
+from distkgd.training.job import Job, Progress, schedule_scale, step_name
+from distkgd.training.loop import train_stage, train_step
 from tests.jobs import (
     Asked,
     NaiveModel,
@@ -27,8 +28,8 @@ from tests.jobs import (
     assert_same_gradients,
     entity_gradient,
     spelled_out,
+    toy_inputs,
     toy_model,
-    toy_scenes,
 )
 from tests.toys import toy_graph, toy_job
 
@@ -57,21 +58,21 @@ class Setting:
         settings |= dict(weight=0.0, relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False) | (hard or {})
         two = StageTwoConfig(start=3, epochs=4, lr_scale=0.5, teacher_lr_scale=0.25)
         chosen = DualdeConfig(**({"stage_two": two, "stage_one": stage == 1} | options))
-        self.method = DualDE(self.student, HardSettings(**settings), [self.teacher], chosen)
+        self.method = DualDE(self.student, TaskLossConfig(**settings), [self.teacher], chosen)
         with torch.no_grad():
             self.method.alpha.copy_(torch.tensor(ALPHA, dtype=torch.float64))
             self.method.beta.copy_(torch.tensor(BETA, dtype=torch.float64))
         for tensor in self.method.evaluators.values():
             tensor.requires_grad_(True)
         self.loss = loss
-        self.scenes: SceneBuilder = toy_scenes(GRAPH, **REGIMES[regime])
-        self.asked = spelled_out(self.scenes, STEP)
+        self.input_builder: StepInputBuilder = toy_inputs(GRAPH, **REGIMES[regime])
+        self.asked = spelled_out(self.input_builder, STEP)
         self.naive_student, self.naive_teacher = NaiveModel(self.student), NaiveModel(self.teacher)
         self.alpha, self.beta = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (ALPHA, BETA))
 
     def update(self) -> Update:
-        (part,) = self.scenes.parts(STEP, 1)
-        (update,) = self.method.updates(self.scenes.scene(part))
+        (part,) = self.input_builder.parts(STEP, 1)
+        (update,) = self.method.updates(self.input_builder.inputs(part))
         return update
 
     def terms(self) -> dict[str, Tensor]:
@@ -462,7 +463,7 @@ def test_with_softmax_and_huber_the_cross_entropy_of_a_query_takes_the_weight_of
 def test_without_evaluation_the_hard_terms_add_up_to_the_loss_of_plain_training(loss: str) -> None:
     setting = Setting("triple", loss, evaluation=False)
     found = setting.terms()
-    view = View(setting.student, setting.scenes.scene(*setting.scenes.parts(STEP, 1)), grad=False)
+    view = View(setting.student, setting.input_builder.inputs(*setting.input_builder.parts(STEP, 1)), grad=False)
     plain = asked(hard_loss(loss, view, temperature=ADVERSARIAL)).mean()
     torch.testing.assert_close(found["hard_positive"] + found.get("hard_negative", 0.0), plain)
 
@@ -477,7 +478,7 @@ def test_label_smoothing_works_as_in_plain_training_or_is_refused(loss: str, sof
     except (ConfigError, UnsupportedError):
         return
     found = sum(value for name, value in setting.terms().items() if name.startswith("hard"))
-    view = View(setting.student, setting.scenes.scene(*setting.scenes.parts(STEP, 1)), grad=False)
+    view = View(setting.student, setting.input_builder.inputs(*setting.input_builder.parts(STEP, 1)), grad=False)
     torch.testing.assert_close(found, asked(hard_loss(loss, view, label_smoothing=0.2)).mean())
 
 
@@ -490,9 +491,9 @@ def test_k_vs_all_labels_work_as_in_plain_training_or_are_refused(loss: str, sof
         setting = Setting("all", loss, evaluation=False, soft=soft)
     except (ConfigError, UnsupportedError):
         return
-    setting.scenes = toy_scenes(GRAPH, kind="all", filtered=loss != "softmax", labels=True, batch_size=6)
+    setting.input_builder = toy_inputs(GRAPH, kind="all", filtered=loss != "softmax", labels=True, batch_size=6)
     found = sum(value for name, value in setting.terms().items() if name.startswith("hard"))
-    view = View(setting.student, setting.scenes.scene(*setting.scenes.parts(STEP, 1)), grad=False)
+    view = View(setting.student, setting.input_builder.inputs(*setting.input_builder.parts(STEP, 1)), grad=False)
     torch.testing.assert_close(found, asked(hard_loss(loss, view, temperature=ADVERSARIAL)).mean())
 
 
@@ -664,13 +665,13 @@ def through_both_stages(folder: Any, curve: list[float], **more: Any) -> tuple[l
 
 
 def test_stage_one_is_validated_at_its_end_and_stage_two_goes_on_from_there(tmp_path: Any) -> None:
-    with mock.patch.object(train, "load_group", wraps=train.load_group) as reloaded:
+    with mock.patch.object(loop, "load_group", wraps=loop.load_group) as reloaded:
         assert through_both_stages(tmp_path, [0.1, 0.2, 0.3])[0] == [3, 4, 6]
     assert [call.args[2].name for call in reloaded.call_args_list] == [step_name(6 * per_epoch())]
 
 
 def test_stage_two_begins_from_the_student_of_a_better_validation_where_there_was_one(tmp_path: Any) -> None:
-    with mock.patch.object(train, "load_group", wraps=train.load_group) as reloaded:
+    with mock.patch.object(loop, "load_group", wraps=loop.load_group) as reloaded:
         through_both_stages(tmp_path, [0.2, 0.1, 0.3])
     assert [call.args[2].name for call in reloaded.call_args_list] == [
         step_name(epoch * per_epoch()) for epoch in (3, 6)
@@ -684,7 +685,7 @@ def per_epoch() -> int:
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_schedule_starts_anew_in_stage_two_and_is_never_at_zero(name: str, tmp_path: Any) -> None:
     made = job({"stage_two": {"epochs": 2}}, tmp_path, epochs=4, schedule={"name": name})
-    steps = made.scenes.sampler.steps_per_epoch
+    steps = made.input_builder.sampler.steps_per_epoch
     one = [schedule_scale(made, Progress(step=step)) for step in range(4 * steps)]
     assert made.method.advance(4, 4, False)
     two = [schedule_scale(made, Progress(step=step)) for step in range(4 * steps, 6 * steps)]

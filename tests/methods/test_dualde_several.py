@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rows import NEVER
-from distkgd.job import Progress
+from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE
 from distkgd.methods.dualde import DualDE, _opposite
-from distkgd.train import train_step
+from distkgd.training.job import Progress
+from distkgd.training.loop import train_step
 from tests.jobs import Asked, NaiveModel
 from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, kl, plain_sgd
 from tests.toys import toy_job
@@ -132,7 +132,7 @@ def test_teachers_rest_in_stage_one_and_all_of_them_learn_in_stage_two(tmp_path:
 def test_the_average_of_scores_that_do_not_count_is_exactly_such_a_score(dtype: torch.dtype) -> None:
     """However many teachers there are: a rounding error of 1e30 would be a distance."""
     for number in range(1, 9):
-        own, other = _opposite(0, [torch.full((50,), NEVER, dtype=dtype)] * (1 + number))
+        own, other = _opposite(0, [torch.full((50,), MASKED_SCORE, dtype=dtype)] * (1 + number))
         assert torch.equal(own, other)
     scores = [torch.full((50,), float(i), dtype=dtype) for i in range(4)]
     assert _opposite(0, scores)[1].tolist() == [2.0] * 50

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.config import StageConfig, parse_config
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.job import Progress
 from distkgd.methods.iterde import IterDE, IterdeConfig
-from distkgd.train import train_step
+from distkgd.pipeline.config import StageConfig, parse_config
+from distkgd.training.job import Progress
+from distkgd.training.loop import train_step
 from tests.jobs import Asked
 from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, kl, plain_sgd
 from tests.toys import toy_job
@@ -41,7 +41,7 @@ def soft_loss(naive: Naive, options: dict[str, Any]) -> Tensor:
 
 def swda(naive: Naive, options: dict[str, Any]) -> float:
     """IterDE[SWDA] = k (epoch / M)^p."""
-    epoch = naive.step // naive.job.scenes.sampler.steps_per_epoch
+    epoch = naive.step // naive.job.input_builder.sampler.steps_per_epoch
     return float(options.get("k", 1.0) * (epoch / EPOCHS) ** options.get("p", 1.0))
 
 

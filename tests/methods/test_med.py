@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.config import parse_config
-from distkgd.distributed import query_blocks, rows
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.reductions import candidate_layout, query_blocks
 from distkgd.errors import ConfigError
-from distkgd.job import Progress
 from distkgd.kernels import nested, nested_products
-from distkgd.methods import HardSettings
+from distkgd.methods import TaskLossConfig
 from distkgd.methods.med import Med, MedConfig
+from distkgd.pipeline.config import parse_config
 from distkgd.scorers import SCORERS, build_scorer
-from distkgd.train import train_step
-from tests.jobs import Asked, NaiveModel, assert_same_gradients, spelled_out, toy_model, toy_scenes
+from distkgd.training.job import Progress
+from distkgd.training.loop import train_step
+from tests.jobs import Asked, NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model
+from tests.methods.test_losses import naive_penalty
 from tests.ranks import run_on_ranks
-from tests.test_losses import naive_penalty
 from tests.toys import toy_graph, toy_job
 
 GRAPH = toy_graph(entities=15, relations=3, triples=130)
@@ -38,10 +38,10 @@ EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES)
 EVERY_REGIME = pytest.mark.parametrize("regime", REGIMES)
 
 
-def settings(**more: Any) -> HardSettings:
+def settings(**more: Any) -> TaskLossConfig:
     plain = dict(loss="softmax", temperature=TEMPERATURE, margin=1.0, label_smoothing=0.0, regulariser="none")
     plain |= dict(weight=0.0, relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False)
-    return HardSettings(**(plain | more))
+    return TaskLossConfig(**(plain | more))
 
 
 def options(**more: Any) -> MedConfig:
@@ -149,14 +149,14 @@ def compare(
     if norm is not None:
         model.scorer = build_scorer(scorer, how.dims[-1], 3.0, norm)
     naive = NaiveModel(model)
-    scenes = toy_scenes(GRAPH, **REGIMES[regime])
+    input_builder = toy_inputs(GRAPH, **REGIMES[regime])
     method = Med(model, settings(loss=loss), [], how)
     with torch.no_grad():
         method.u.copy_(torch.tensor(U, dtype=torch.float64))
     method.u.requires_grad_(True)
-    (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
+    (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
     u = torch.tensor(U, dtype=torch.float64, requires_grad=True)
-    expected = naive_terms(naive, spelled_out(scenes, STEP), how, bounded(how, u), loss)
+    expected = naive_terms(naive, spelled_out(input_builder, STEP), how, bounded(how, u), loss)
     assert update.terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(update.terms[name], value, rtol=1e-9, atol=1e-11)
@@ -222,14 +222,14 @@ def test_the_scores_themselves_can_weigh_the_positives(loss: str) -> None:
 @pytest.mark.parametrize(("small", "sharpness"), [(1.0, 0.0), (5.0, 0.0), (5.0, 0.5)])
 @pytest.mark.parametrize("name", ["n2", "n3", "dura"])
 def test_every_sub_model_has_its_own_regulariser(name: str, small: float, sharpness: float) -> None:
-    model, how, scenes = (
+    model, how, input_builder = (
         toy_model(GRAPH, "complex", 8),
         options(small_regulariser=small, sharpness=sharpness),
-        toy_scenes(GRAPH, kind="batch"),
+        toy_inputs(GRAPH, kind="batch"),
     )
     method = Med(model, settings(regulariser=name, weight=0.3), [], how)
-    (update,) = method.updates(scenes.scene(*scenes.parts(STEP, 1)))
-    queries, naive = spelled_out(scenes, STEP), NaiveModel(model)
+    (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
+    queries, naive = spelled_out(input_builder, STEP), NaiveModel(model)
     models = [Cropped(naive, dim) for dim in how.dims]
     shares = torch.tensor(how.dims) / how.dims[-1]
     factors = torch.softmax(method.w[2].detach() * shares, 0) * len(how.dims) * (small + (1 - small) * shares)
@@ -270,11 +270,11 @@ def one_step(ranks: Ranks, config: dict[str, Any], blocks: str) -> dict[str, Any
         patch.object(query_blocks, "numbers_at_once", lambda n, _: 1 if blocks == "queries" else n),
         patch.dict(query_blocks._NUMBERS, {"cpu": 50}),
         patch.object(query_blocks, "_FEWEST_QUERIES", 1),
-        patch.object(rows, "numbers_at_once", lambda n, _: 300 if blocks == "candidates" else n),
-        patch.object(rows, "_NARROWEST", 2),
+        patch.object(candidate_layout, "numbers_at_once", lambda n, _: 300 if blocks == "candidates" else n),
+        patch.object(candidate_layout, "_NARROWEST", 2),
     ):
         losses = train_step(job, Progress(), 0)[0]
-    job.lookahead.drop()
+    job.prefetcher.drop()
     entity, relation, u = (was - now.detach() for was, now in zip(before, watched, strict=True))
     return {"losses": losses, "entity": entity, "relation": relation, "u": u, "visits": max(visits)}
 
@@ -288,7 +288,7 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(r
     naive, u = NaiveModel(job.method.student), job.method.u.detach().clone().requires_grad_(True)
     torch.testing.assert_close(job.method.w.detach(), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-12)
     how = job.method.settings
-    expected = naive_terms(naive, spelled_out(job.scenes, 0), how, bounded(how, u), loss)
+    expected = naive_terms(naive, spelled_out(job.input_builder, 0), how, bounded(how, u), loss)
     sum(expected.values()).backward()
     assert naive.entity.grad is not None and u.grad is not None
     for world in (1, 2, 3):

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd import model as model_module
-from distkgd.config import parse_config
-from distkgd.distributed import rows
+from distkgd.data.filters import KnownAnswers
+from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.pruning import Mask
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.reductions import candidate_layout
 from distkgd.errors import ConfigError
-from distkgd.evaluate import ranks_of
-from distkgd.graph.filters import KnownAnswers
-from distkgd.job import Job, Progress
-from distkgd.meta import gradient_of
+from distkgd.evaluation.ranking import ranks_of
+from distkgd.methods.losses.meta_gradient import gradient_of
 from distkgd.methods.metasd import MetaSD, MetasdConfig
-from distkgd.scenes import SceneBuilder
-from distkgd.train import train_step
+from distkgd.models import model as model_module
+from distkgd.pipeline.config import parse_config
+from distkgd.training.job import Job, Progress
+from distkgd.training.loop import train_step
 from tests.jobs import NaiveModel, spelled_out
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
@@ -140,7 +140,7 @@ def quiz_loss(
     """Eq. 5 as a function of T's tables; theta_S and the mask stay as they are."""
     method = method_of(job)
     like = NaiveModel(method.student)
-    queries, quiz = spelled_out(job.scenes, 0), spelled_out(method.further_scenes()[0].scenes, 0)
+    queries, quiz = spelled_out(job.input_builder, 0), spelled_out(method.further_inputs()[0].input_builder, 0)
     theta = [(x.detach() * m).requires_grad_() for x, m in zip(frozen, (mask.entity, mask.relation), strict=True)]
     small, source = Naive(like, theta[0], theta[1], factor), Naive(like, *tables)
     kl, back = divergences(small, source, queries, how["temperature"])
@@ -156,8 +156,8 @@ def quiz_loss(
 
 
 def in_blocks(at_once: int | None) -> Any:
-    limit = rows.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
-    return patch.object(rows, "numbers_at_once", limit)
+    limit = candidate_layout.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
+    return patch.object(candidate_layout, "numbers_at_once", limit)
 
 
 def meta_on_ranks(ranks: Ranks, config: Any, at_once: int | None = None) -> dict[str, Any]:
@@ -165,9 +165,9 @@ def meta_on_ranks(ranks: Ranks, config: Any, at_once: int | None = None) -> dict
     job = job_of(config, ranks)
     method = method_of(job)
     with in_blocks(at_once):
-        update = next(method.updates(job.lookahead.scene(0, 0)))
+        update = next(method.updates(job.prefetcher.inputs(0, 0)))
         sum(update.terms.values()).backward()
-    job.lookahead.drop()
+    job.prefetcher.drop()
     terms = {name: float(ranks.all_reduce(term.detach().clone())) for name, term in update.terms.items()}
     gradient = gradient_of(method.student)
     return {
@@ -186,7 +186,7 @@ def mutual_on_ranks(ranks: Ranks, config: Any, at_once: int | None = None) -> di
     before = [student.entity.weight.clone(), student.relation.detach().clone()]
     with in_blocks(at_once):
         losses = train_step(job, Progress(), 0)[0]
-    job.lookahead.drop()
+    job.prefetcher.drop()
     entity, relation = before[0] - student.entity.weight, before[1] - student.relation.detach()
     return {"terms": losses, "entity": entity, "relation": relation}
 
@@ -288,7 +288,7 @@ def test_a_quiz_step_moves_the_source_model_by_its_own_rate_and_optimiser() -> N
         before = job.method.student.entity.weight.clone()
         real = method_of(job)._asks
         with patch.object(MetaSD, "_asks", real):
-            updates = job.method.updates(job.lookahead.scene(0, 0))
+            updates = job.method.updates(job.prefetcher.inputs(0, 0))
             sum(next(updates).terms.values()).backward()
             job.rows["meta"].step(1.0)
         moved[name] = before - job.method.student.entity.weight
@@ -311,7 +311,7 @@ def test_a_mutual_step_is_that_of_the_formulas_each_model_taking_the_other_as_it
     method = method_of(job)
     method.prune(0)
     like = NaiveModel(method.student)
-    queries = spelled_out(job.scenes, 0)
+    queries = spelled_out(job.input_builder, 0)
     small = Naive(like, like.entity * method.mask.entity, like.relation * method.mask.relation)
     constant = Naive(like, small.entity.detach(), small.relation.detach())
     source_constant = Naive(like, like.entity.detach(), like.relation.detach())
@@ -340,7 +340,7 @@ def test_without_pruning_both_models_are_one() -> None:
     terms = train_step(job, Progress(), 0)[0]
     assert terms["kl"] == pytest.approx(0.0, abs=1e-12) and terms["teacher_kl"] == pytest.approx(0.0, abs=1e-12)
     assert terms["hard"] / DISTILL["alpha"] == pytest.approx(terms["teacher_hard"] / DISTILL["beta"])
-    assert method_of(job).product is job.method.student
+    assert method_of(job).output_model is job.method.student
 
 
 # -- the mask -------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_without_pruning_both_models_are_one() -> None:
 @pytest.mark.parametrize("every", [0, 5, 1])
 def test_the_mask_is_made_anew_as_often_as_asked(every: int) -> None:
     job = job_of(config_of(distill={"prune": {"rate": 0.4, "every": every}, "meta": False}))
-    per_epoch = job.scenes.sampler.steps_per_epoch
+    per_epoch = job.input_builder.sampler.steps_per_epoch
     assert 5 < per_epoch < 16
     method, made = method_of(job), []
     for step in range(32):
@@ -364,7 +364,7 @@ def test_the_rate_rises_along_a_cubic_to_its_final_value() -> None:
     job = job_of(config_of(distill={"prune": {"rate": 0.8, "ramp": 4}, "meta": False}))
     method, shares = method_of(job), []
     for epoch in range(6):
-        method.prune(job.scenes.sampler.steps_per_epoch * epoch)
+        method.prune(job.input_builder.sampler.steps_per_epoch * epoch)
         kept = int(method.mask.entity.sum() + method.mask.relation.sum())
         shares.append(1 - kept / (method.mask.entity.numel() + method.mask.relation.numel()))
     assert shares == pytest.approx([0.8 * (1 - (1 - t) ** 3) for t in (0, 0.25, 0.5, 0.75, 1, 1)], abs=1 / 126)
@@ -375,8 +375,8 @@ def test_the_product_is_pruned_on_both_sides_and_scores_as_the_masked_model(scop
     job = job_of(config_of(distill={"prune": {"rate": 0.4, "scope": scope}, "meta": False}))
     method = method_of(job)
     train_step(job, Progress(), 0)
-    job.lookahead.drop()
-    product, student = method.product, method.student
+    job.prefetcher.drop()
+    product, student = method.output_model, method.student
     if scope == "column":
         assert product.scorer.dim == product.entity.dim == 4 and product.relation.shape[1] == 4
     else:
@@ -400,8 +400,8 @@ def test_the_product_is_pruned_on_both_sides_and_scores_as_the_masked_model(scop
 # -- the quiz set ---------------------------------------------------------------------------------------------------
 
 
-def triples_of(scenes: SceneBuilder, steps: int) -> set[tuple[int, ...]]:
-    return {tuple(t) for step in range(steps) for t in scenes.sampler.batch(step).triples.tolist()}
+def triples_of(input_builder: StepInputBuilder, steps: int) -> set[tuple[int, ...]]:
+    return {tuple(t) for step in range(steps) for t in input_builder.sampler.batch(step).triples.tolist()}
 
 
 @pytest.mark.parametrize("quiz_set", ["fixed", "anew"])
@@ -409,10 +409,10 @@ def test_the_quiz_set_is_drawn_by_seed_and_held_out_of_the_pass(quiz_set: str) -
     drawn = []
     for seed in (0, 0, 1):
         job = job_of(config_of(distill={"quiz_set": quiz_set}) | {"seed": seed})
-        (quiz,) = (one.scenes for one in method_of(job).further_scenes())
+        (quiz,) = (one.input_builder for one in method_of(job).further_inputs())
         assert quiz.sampler.batch_size == 6
         per_pass = (len(TRIPLES) - -(-len(TRIPLES) // 5)) // 8
-        held, trained = triples_of(quiz, per_pass), triples_of(job.scenes, per_pass)
+        held, trained = triples_of(quiz, per_pass), triples_of(job.input_builder, per_pass)
         assert len(held) == -(-len(TRIPLES) // 5) and not held & trained
         drawn.append(held)
     assert drawn[0] == drawn[1] != drawn[2]
@@ -423,8 +423,8 @@ def test_the_quiz_set_is_drawn_by_seed_and_held_out_of_the_pass(quiz_set: str) -
 def test_a_fixed_quiz_set_is_never_trained_on_and_one_drawn_anew_loses_no_triple() -> None:
     for quiz_set in ("fixed", "anew"):
         job = job_of(config_of(distill={"quiz_set": quiz_set}))
-        (quiz,) = (one.scenes for one in method_of(job).further_scenes())
-        held, trained = triples_of(quiz, 90), triples_of(job.scenes, 90)  # six passes
+        (quiz,) = (one.input_builder for one in method_of(job).further_inputs())
+        held, trained = triples_of(quiz, 90), triples_of(job.input_builder, 90)  # six passes
         share = -(-len(TRIPLES) // 5)
         if quiz_set == "fixed":
             assert len(held) == share and trained == TRIPLES - held
@@ -434,8 +434,8 @@ def test_a_fixed_quiz_set_is_never_trained_on_and_one_drawn_anew_loses_no_triple
 
 def test_without_meta_all_triples_are_trained_on() -> None:
     job = job_of(config_of(distill={"meta": False}))
-    assert len(triples_of(job.scenes, 30)) == len(GRAPH.train)
-    assert method_of(job).further_scenes() == [] and set(job.rows) == {"student"}
+    assert len(triples_of(job.input_builder, 30)) == len(GRAPH.train)
+    assert method_of(job).further_inputs() == [] and set(job.rows) == {"student"}
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
@@ -487,5 +487,5 @@ def test_a_stage_trains_with_any_scorer(scorer: str) -> None:
     hard = []
     for step in range(80):
         hard.append(train_step(job, Progress(step=step), 0)[0]["hard"])
-    job.lookahead.drop()
+    job.prefetcher.drop()
     assert sum(hard[-5:]) < 0.95 * sum(hard[:5])

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.job import Progress
 from distkgd.methods import check_teachers
 from distkgd.methods.mulde import MulDE
-from distkgd.train import train_step
+from distkgd.training.job import Progress
+from distkgd.training.loop import train_step
 from tests.jobs import Asked, spelled_out
 from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, kl, plain_sgd
 from tests.toys import toy_job
@@ -106,8 +106,8 @@ def test_scores_that_do_not_count_stay_out_of_a_senior_that_shrinks_them() -> No
     assert isinstance(job.method, MulDE)
     job.method.scale.data.fill_(-80.0)
     losses, _ = train_step(job, Progress(), 0)
-    job.lookahead.drop()
-    sizes = [1 + len(query.negatives) for query in spelled_out(job.scenes, 0)]
+    job.prefetcher.drop()
+    sizes = [1 + len(query.negatives) for query in spelled_out(job.input_builder, 0)]
     assert losses["senior"] == pytest.approx(float(torch.tensor(sizes).double().log().mean()), rel=1e-4)
     assert torch.isfinite(job.method.scale).all() and torch.isfinite(job.method.student.entity.weight).all()
 

@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from distkgd import methods
-from distkgd.config import parse_config
 from distkgd.distributed.cost import traffic
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.exchange import shape_of
+from distkgd.pipeline.config import parse_config
+from distkgd.training.communication import shape_of
 from tests.docs.pages import blocks, section
 from tests.jobs import NaiveModel, spelled_out
 from tests.ranks import run_on_ranks
@@ -46,9 +46,9 @@ def test_its_terms_are_what_its_docstring_says() -> None:
     kind, config = example()
     with patch.dict(methods.METHODS, {"match": kind}):
         job = toy_job({"dtype": "float64", "student": small(config)}, Ranks(), Path("/nonexistent"), GRAPH)
-    (update,) = job.method.updates(job.scenes.scene(*job.scenes.parts(0, 1)))
+    (update,) = job.method.updates(job.input_builder.inputs(*job.input_builder.parts(0, 1)))
     student, teacher = NaiveModel(job.method.student), NaiveModel(job.method.teachers[0])
-    queries = spelled_out(job.scenes, 0)
+    queries = spelled_out(job.input_builder, 0)
     gaps = torch.stack([(student.own(query) - teacher.own(query)).square() for query in queries])
     torch.testing.assert_close(update.terms["match"], 0.1 * gaps.mean())
     assert update.terms.keys() == {"hard", "match"}
@@ -66,10 +66,10 @@ def sent_and_expected(ranks: Ranks) -> tuple[dict[str, float], dict[str, float]]
     with patch.dict(methods.METHODS, {"match": kind}):
         job = toy_job({"dtype": "float64", "student": small(config)}, ranks, Path("/nonexistent"), GRAPH)
         ranks.traffic.clear()
-        (update,) = job.method.updates(job.scenes.scene(*job.scenes.parts(0, 1)))
+        (update,) = job.method.updates(job.input_builder.inputs(*job.input_builder.parts(0, 1)))
         sum(update.terms.values()).backward()
         sent = dict(ranks.traffic)
-        return sent, traffic(shape_of(job.scenes, job.method, job.config), job.scenes.move)
+        return sent, traffic(shape_of(job.input_builder, job.method, job.config), job.input_builder.move)
 
 
 def test_what_it_says_it_sends_is_what_it_sends() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.config import parse_config
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.job import Job, Progress
 from distkgd.methods.rkd import angle_loss, distance_loss, inner_products
-from distkgd.train import train_step
+from distkgd.pipeline.config import parse_config
+from distkgd.training.job import Job, Progress
+from distkgd.training.loop import train_step
 from tests.jobs import Asked, NaiveModel
 from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, plain_sgd
 from tests.toys import toy_job
@@ -64,7 +64,7 @@ def sample(model: NaiveModel, query: Asked, vectors: str) -> Tensor:
 def terms(naive: Naive, options: dict[str, Any]) -> dict[str, Tensor]:
     how = {"vectors": "entity", "distance_weight": 1.0, "angle_weight": 2.0, "hard_weight": 1.0, "delta": 1.0} | options
     student, teacher = naive.models["student"], naive.teachers[0]
-    n = how["group"] * (2 if naive.job.scenes.sampler.sides == "both" else 1)
+    n = how["group"] * (2 if naive.job.input_builder.sampler.sides == "both" else 1)
     groups = [naive.asked[i : i + n] for i in range(0, len(naive.asked), n)]
     out = {"hard": how["hard_weight"] * naive.mean(lambda query: cross_entropy(student, query))}
     for name, loss in (("distance", naive_distance), ("angle", naive_angle)):
@@ -99,11 +99,11 @@ def test_more_ranks_than_groups_leave_a_rank_without_samples() -> None:
 def test_chunks_and_groups_both_stay_whole(tmp_path: Any) -> None:
     stage = plain_sgd("rkd", {"group": 4}, "chunk", batch_size=24)
     stage["student"]["negatives"] = {"kind": "chunk", "num": 9, "chunk": 3}
-    scenes = toy_job(stage, Ranks(), tmp_path, GRAPH).scenes
-    scenes.ranks = Ranks(0, 1)
+    input_builder = toy_job(stage, Ranks(), tmp_path, GRAPH).input_builder
+    input_builder.ranks = Ranks(0, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ranks, "bounds", lambda _self, n: [n * i // 5 for i in range(6)])
-        cuts = scenes.cuts_of(scenes.sampler.batch(0))
+        cuts = input_builder.cuts_of(input_builder.sampler.batch(0))
     assert cuts[-1] == 24 and all(cut % 12 == 0 for cut in cuts)
 
 

@@ -11,15 +11,15 @@ from torch.utils._pytree import tree_leaves
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
-from distkgd.losses import regulariser
-from distkgd.methods.structure import Shapes
-from distkgd.model import Model, View, new_model
+from distkgd.methods.losses.scores import regulariser
+from distkgd.methods.losses.structure import Shapes
+from distkgd.models.model import Model, View, new_model
 from distkgd.scorers import SCORERS, build_scorer
-from distkgd.scorers.poincare import EDGE, curvature, squared_distances, translated
-from tests.jobs import toy_model, toy_scenes
+from distkgd.scorers.hyperbolic.poincare import EDGE, curvature, squared_distances, translated
+from tests.jobs import toy_inputs, toy_model
+from tests.methods.test_losses import whole_inputs
 from tests.scorers.naive import NAIVE, distance, exp_0, mobius_add, project
 from tests.scorers.test_scorers import rows, triples
-from tests.test_losses import whole_scene
 from tests.toys import toy_graph
 
 GRAPH = toy_graph(entities=19, relations=3, triples=200)
@@ -99,7 +99,7 @@ def test_scores_and_gradients_are_finite_for_rows_of_every_size(name: str, size:
             if scorer.tails_only:
                 r[:, 0] = raw
         for other in (t, h):
-            for values in (scorer.score(h, r, other), scorer.meet(scorer.tail_query(h, r), other)):
+            for values in (scorer.score(h, r, other), scorer.score_candidates(scorer.tail_query(h, r), other)):
                 found = torch.autograd.grad(values.sum(), (h, r, t), allow_unused=True, materialize_grads=True)
                 assert values.isfinite().all()
                 assert all(gradient.isfinite().all() for gradient in found)
@@ -112,7 +112,7 @@ def test_float32_scores_are_those_of_float64_up_to_the_edge(name: str, size: flo
     h, r, t = some(name, 20, size=size, dtype=torch.float32)
     exact = scorer.score(h.double(), r.double(), t.double())
     torch.testing.assert_close(scorer.score(h, r, t).double(), exact, rtol=1e-4, atol=1e-5)
-    met = scorer.meet(scorer.tail_query(h, r), t).diagonal().double()
+    met = scorer.score_candidates(scorer.tail_query(h, r), t).diagonal().double()
     torch.testing.assert_close(met, exact, rtol=1e-4, atol=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_meeting_candidates_makes_no_tensor_of_queries_times_candidates_times_co
     scorer = build_scorer(name, 16)
     q, c = rows(40, scorer.query_size).requires_grad_(), rows(50, scorer.entity_size).requires_grad_()
     with _Largest() as largest:
-        scorer.meet(q, c).sum().backward()
+        scorer.score_candidates(q, c).sum().backward()
     assert 40 * 50 <= largest.numbers <= 2 * 40 * 50
 
 
@@ -206,30 +206,30 @@ def biased_model(biases: float) -> Model:
 
 
 def test_biases_are_neither_dropped_nor_penalised() -> None:
-    scene = whole_scene(toy_scenes(GRAPH, kind="batch"))
+    inputs = whole_inputs(toy_inputs(GRAPH, kind="batch"))
     for biases in (0.0, 3.0):
         model = biased_model(biases)
         model.entity.weight[:, 1:] = 0.0
         model.relation.detach()[:] = 0.0
-        view = View(model, scene, grad=False, dropout=0.7)
+        view = View(model, inputs, grad=False, dropout=0.7)
         torch.testing.assert_close(view.positive, torch.full_like(view.positive, 2 * biases))
         for name in ("n2", "n3"):
             assert regulariser(name, view, 1.0, None).abs().max() == 0
     model = biased_model(1.0)
-    kept, dropped = (View(model, scene, grad=False, dropout=rate).positive for rate in (0.0, 0.7))
+    kept, dropped = (View(model, inputs, grad=False, dropout=rate).positive for rate in (0.0, 0.7))
     assert not torch.allclose(kept, dropped)
 
 
 def test_the_structure_of_dualde_is_that_of_the_coordinates() -> None:
-    scene = whole_scene(toy_scenes(GRAPH, kind="all"))
-    view = View(biased_model(50.0), scene, grad=False)
+    inputs = whole_inputs(toy_inputs(GRAPH, kind="all"))
+    view = View(biased_model(50.0), inputs, grad=False)
     shapes = Shapes(view, True)
-    heads = scene.batch.queries.side == 1
+    heads = inputs.batch.queries.side == 1
     anchor, everyone = view.anchor[:, 1:], view.model.entity.weight[:, 1:]
     cosines = anchor @ everyone.T / anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
     ratios = anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
     ratios = torch.where(heads.unsqueeze(1), 1.0 / ratios, ratios)
     for positive, field, expected in zip(shapes.positive, shapes.fields, (cosines, ratios), strict=True):
-        torch.testing.assert_close(field.meet(field.queries, field.rows), expected)
-        own = expected.gather(1, scene.batch.queries.answer.unsqueeze(1)).squeeze(1)
+        torch.testing.assert_close(field.score_candidates(field.queries, field.rows), expected)
+        own = expected.gather(1, inputs.batch.queries.answer.unsqueeze(1)).squeeze(1)
         torch.testing.assert_close(positive, own)

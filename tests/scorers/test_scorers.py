@@ -93,7 +93,7 @@ def test_meet_is_the_score_in_both_directions(name: str, norm: int | None) -> No
     tails = scorer.tail_query(h, r)
     assert tails.shape == (5, scorer.query_size)
     for_tails = scorer.score(h[:, None], r[:, None], candidates)
-    torch.testing.assert_close(scorer.meet(tails, candidates), for_tails)
+    torch.testing.assert_close(scorer.score_candidates(tails, candidates), for_tails)
     if scorer.tails_only:
         with pytest.raises(UnsupportedError, match=f"{name} with reciprocal: false.*Set reciprocal: true"):
             scorer.head_query(t, r)
@@ -101,8 +101,8 @@ def test_meet_is_the_score_in_both_directions(name: str, norm: int | None) -> No
     heads = scorer.head_query(t, r)
     assert heads.shape == (5, scorer.query_size)
     for_heads = scorer.score(candidates, r[:, None], t[:, None])
-    torch.testing.assert_close(scorer.meet(heads, candidates), for_heads)
-    mixed = scorer.meet(torch.cat([tails, heads]), candidates)
+    torch.testing.assert_close(scorer.score_candidates(heads, candidates), for_heads)
+    mixed = scorer.score_candidates(torch.cat([tails, heads]), candidates)
     torch.testing.assert_close(mixed, torch.cat([for_tails, for_heads]))
 
 
@@ -127,7 +127,7 @@ def test_meet_broadcasts_leading_dimensions(
     scorer = build_scorer(name, DIM, norm=norm)
     h, r, _ = (x.requires_grad_() for x in triples(scorer, *queries))
     c = rows(*candidates, scorer.entity_size, seed=9).requires_grad_()
-    found = scorer.meet(scorer.tail_query(h, r), c)
+    found = scorer.score_candidates(scorer.tail_query(h, r), c)
     expected = scorer.score(h.unsqueeze(-2), r.unsqueeze(-2), c.unsqueeze(-3))
     torch.testing.assert_close(found, expected)
     weights = rows(*expected.shape, seed=11)
@@ -140,20 +140,20 @@ def test_meet_broadcasts_leading_dimensions(
 def test_meet_has_the_right_gradient_and_second_derivative(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, 4, norm=norm)
     q, c = rows(2, 3, scorer.query_size).requires_grad_(), rows(2, 4, scorer.entity_size, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(scorer.meet, (q, c))
-    assert torch.autograd.gradgradcheck(scorer.meet, (q, c))
+    assert torch.autograd.gradcheck(scorer.score_candidates, (q, c))
+    assert torch.autograd.gradgradcheck(scorer.score_candidates, (q, c))
 
 
 @EVERY_CASE
 def test_meet_over_many_tiles_has_the_gradient_of_the_score(
     name: str, norm: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distkgd.scorers.tiles._CPU_TILE", 90)
-    monkeypatch.setattr("distkgd.scorers.tiles._TILE_QUERIES", 2)
+    monkeypatch.setattr("distkgd.scorers.sums.tiles._CPU_TILE", 90)
+    monkeypatch.setattr("distkgd.scorers.sums.tiles._TILE_QUERIES", 2)
     scorer = build_scorer(name, DIM, norm=norm)
     h, r, _ = (x.requires_grad_() for x in triples(scorer, 3, 5))
     c = rows(3, 7, scorer.entity_size, seed=9).requires_grad_()
-    found = scorer.meet(scorer.tail_query(h, r), c)
+    found = scorer.score_candidates(scorer.tail_query(h, r), c)
     expected = scorer.score(h[:, :, None], r[:, :, None], c[:, None])
     torch.testing.assert_close(found, expected)
     weights = rows(*expected.shape, seed=11)
@@ -174,7 +174,7 @@ def test_gradients_are_finite_where_query_and_candidate_coincide(name: str, norm
         if name == "disth":
             r[:, 2::2] = 0.0
         r.requires_grad_()
-        for values in (scorer.score(h, r, h), scorer.meet(scorer.tail_query(h, r), h)):
+        for values in (scorer.score(h, r, h), scorer.score_candidates(scorer.tail_query(h, r), h)):
             if scorer.candidate_form in ("squared", "hyperbolic") and name not in ("refe", "refh", "atth"):
                 closest = values if values.dim() == 1 else values.diagonal()
                 torch.testing.assert_close(closest, 2 * h[:, 0].detach() + 0.0 * closest, rtol=0, atol=1e-6)
@@ -193,7 +193,7 @@ def test_a_row_of_zeros_has_finite_gradients(name: str, norm: int | None) -> Non
     other = rows(2, scorer.entity_size, seed=5, dtype=torch.float32).requires_grad_()
     r = rows(2, scorer.relation_size, dtype=torch.float32).requires_grad_()
     for h, t in ((empty, other), (other, empty), (empty, empty)):
-        for values in (scorer.score(h, r, t), scorer.meet(scorer.tail_query(h, r), t)):
+        for values in (scorer.score(h, r, t), scorer.score_candidates(scorer.tail_query(h, r), t)):
             for gradient in torch.autograd.grad(values.sum(), (empty, r)):
                 assert gradient.abs().max() < steepest(scorer)
 
@@ -205,8 +205,8 @@ def test_float32_scores_stay_near_float64(name: str, norm: int | None) -> None:
     c[:6] = q[:, : scorer.entity_size] + 1e-4 * c[:6]
     if scorer.candidate_form == "hyperbolic":  # between bias and coordinates of a query stands its curvature
         c[:6, 1:] += q[:, 2:] - q[:, 1:-1]
-    exact = scorer.meet(q.double(), c.double())
-    found = scorer.meet(q, c)
+    exact = scorer.score_candidates(q.double(), c.double())
+    found = scorer.score_candidates(q, c)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
 
@@ -216,9 +216,9 @@ def test_transe_l2_keeps_small_distances_in_float32() -> None:
     q = 10 * rows(5, 64, dtype=torch.float32)
     c = q + 1e-3 * rows(5, 64, seed=1, dtype=torch.float32)
     exact = torch.linalg.vector_norm(q.double() - c.double(), dim=-1)
-    found = -scorer.meet(q, c).diagonal().double()
+    found = -scorer.score_candidates(q, c).diagonal().double()
     torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
-    assert scorer.meet(q, q).diagonal().abs().max() < 1e-5
+    assert scorer.score_candidates(q, q).diagonal().abs().max() < 1e-5
 
 
 @EVERY_CASE
@@ -228,9 +228,9 @@ def test_bfloat16_rows_give_bfloat16_scores(name: str, norm: int | None) -> None
         rows(n, size, seed=n, dtype=torch.bfloat16) for n, size in ((3, scorer.query_size), (5, scorer.entity_size))
     )
     q.requires_grad_()
-    found = scorer.meet(q, c)
+    found = scorer.score_candidates(q, c)
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), scorer.meet(q.float(), c.float()), rtol=3e-2, atol=1e-1)
+    torch.testing.assert_close(found.float(), scorer.score_candidates(q.float(), c.float()), rtol=3e-2, atol=1e-1)
     found.sum().backward()
     assert q.grad is not None and q.grad.isfinite().all()
     h, r, t = triples(scorer, 3, dtype=torch.bfloat16)
@@ -244,7 +244,7 @@ def test_meet_and_its_gradient_repeat_bit_for_bit(name: str, norm: int | None) -
     for _ in range(2):
         q = rows(40, scorer.query_size, dtype=torch.float32).requires_grad_()
         c = rows(700, scorer.entity_size, seed=1, dtype=torch.float32).requires_grad_()
-        scores = scorer.meet(q, c)
+        scores = scorer.score_candidates(q, c)
         results.append((scores, *torch.autograd.grad(scores.square().sum(), (q, c))))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -254,7 +254,7 @@ def test_meet_leaves_its_arguments_alone(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
     q, c = rows(3, scorer.query_size), rows(4, scorer.entity_size, seed=1)
     before = q.clone(), c.clone()
-    scorer.meet(q, c)
+    scorer.score_candidates(q, c)
     assert torch.equal(q, before[0]) and torch.equal(c, before[1])
 
 
@@ -360,7 +360,7 @@ def test_every_option_changes_the_score(name: str, option: str, value: float) ->
     h, r, t = triples(default, 4)
     q = default.tail_query(h, r)
     assert not torch.allclose(default.score(h, r, t), changed.score(h, r, t))
-    assert not torch.allclose(default.meet(q, t), changed.meet(q, t))
+    assert not torch.allclose(default.score_candidates(q, t), changed.score_candidates(q, t))
 
 
 @pytest.mark.parametrize(
@@ -437,16 +437,16 @@ def test_the_candidate_form_says_how_meet_computes(name: str, norm: int | None) 
     scorer = build_scorer(name, DIM, norm=norm)
     q, c = rows(3, scorer.query_size), rows(4, scorer.entity_size, seed=1)
     if scorer.candidate_form == "dot":
-        torch.testing.assert_close(scorer.meet(q, c), q @ c.mT)
+        torch.testing.assert_close(scorer.score_candidates(q, c), q @ c.mT)
     elif scorer.candidate_form == "l2":
         distance = torch.linalg.vector_norm(q[:, None] - c, dim=-1)
-        torch.testing.assert_close(scorer.meet(q, c), scorer.margin - distance)
+        torch.testing.assert_close(scorer.score_candidates(q, c), scorer.margin - distance)
     elif scorer.candidate_form == "squared":
         apart = (q[:, None, 1:] - c[:, 1:]).square().sum(-1)
-        torch.testing.assert_close(scorer.meet(q, c), q[:, :1] + c[:, 0] - apart)
+        torch.testing.assert_close(scorer.score_candidates(q, c), q[:, :1] + c[:, 0] - apart)
     elif scorer.candidate_form == "hyperbolic":
         expected = [[naive.less_square(a, b) for b in c.tolist()] for a in q.tolist()]
-        torch.testing.assert_close(scorer.meet(q, c), torch.tensor(expected, dtype=torch.float64))
+        torch.testing.assert_close(scorer.score_candidates(q, c), torch.tensor(expected, dtype=torch.float64))
     else:
         # A sum over coordinates: the shares of two complementary sets of coordinates add up.
         assert scorer.candidate_form == "coordinates"
@@ -454,10 +454,10 @@ def test_the_candidate_form_says_how_meet_computes(name: str, norm: int | None) 
         # PairRE's query scales its candidates, so silencing the query is enough (and keeps their length).
         repeats = scorer.query_size // DIM
         shares = [
-            scorer.margin - scorer.meet(q * part.repeat(repeats), c if repeats > 1 else c * part)
+            scorer.margin - scorer.score_candidates(q * part.repeat(repeats), c if repeats > 1 else c * part)
             for part in (kept, 1 - kept)
         ]
-        torch.testing.assert_close(scorer.meet(q, c), scorer.margin - sum(shares))
+        torch.testing.assert_close(scorer.score_candidates(q, c), scorer.margin - sum(shares))
 
 
 # --- Relations as candidates, and columns that go -----------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distkgd.scorers import build_scorer
-from distkgd.scorers.tiles import _CPU_TILE, _DEVICE_TILE, _tiles
+from distkgd.scorers.sums.tiles import _CPU_TILE, _DEVICE_TILE, _tiles
 
 
 @pytest.mark.parametrize("name", ["transe", "rotate", "pairre"])
@@ -17,7 +17,7 @@ def test_many_candidates_need_no_tensor_of_all_coordinates(name: str) -> None:
     q = torch.rand(queries, scorer.query_size).requires_grad_()
     c = torch.rand(candidates, dim).requires_grad_()
     before = _peak_bytes()
-    scorer.meet(q, c).sum().backward()
+    scorer.score_candidates(q, c).sum().backward()
     assert q.grad is not None and q.grad.isfinite().all()
     assert c.grad is not None and c.grad.isfinite().all()
     # Copies of the candidates and their gradient are allowed (41 MB each); all pairs would take 2.6 GB.

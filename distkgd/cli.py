@@ -1,0 +1,138 @@
+"""What all launchers share: arguments, ranks, and errors a person can read."""
+
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+
+from distkgd.common.console import Display
+from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
+from distkgd.distributed.rendezvous import RendezvousError
+from distkgd.errors import ConfigError, DistkgdError, Stopped
+from distkgd.kernels.memory import keep_freed_memory
+from distkgd.reporting.report import table
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a disk, and no file is named
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """A config path (at most one) and `key=value` overrides, in any order."""
+    paths = [a for a in arguments if "=" not in a]
+    if len(paths) > 1:
+        raise ConfigError(f"Give one config file, not {len(paths)}: {', '.join(paths)}. Overrides look like key=value.")
+    return (Path(paths[0]) if paths else None), [a for a in arguments if "=" in a]
+
+
+def terminal() -> Display:
+    """The terminal, silent on every rank but the first; works before the ranks have joined."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return Display(alone or os.environ.get("RANK", "0") == "0")
+
+
+def show(report: Mapping[str, Any], folder: Path, display: Display) -> None:
+    """Print the table of a finished plan, and where its page lies."""
+    Console(width=None if sys.stdout.isatty() else 110).print(table(report))
+    page = folder / "report.html"
+    display.line(f"report: {page if page.exists() else folder / 'report.md'}")
+
+
+def run_main(main: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
+    """Run a launcher's `main` on a command line (default: this process's); its exit code.
+
+    Whatever a user can meet ends in one line on standard error: wrong input and places that cannot be written with 2,
+    Ctrl-C with 130, a stop with 128 + its signal. Our own mistakes are raised.
+    """
+
+    @wraps(main)
+    def guarded(**given: Any) -> None:
+        try:
+            main(**given)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            sys.exit(told(error, terminal()))
+
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no name ends a run on a terminal that cannot show it
+    if broken := [argument for argument in given if argument.encode(errors="replace").decode() != argument]:
+        terminal().error(f"{broken[0]!r} is not UTF-8; give it in the encoding of this terminal.")
+        return 2
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(guarded)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what `launch/*.py` set for their imports is over
+    try:
+        app(args=given)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def told(error: BaseException, display: Display) -> int:
+    """Say in one line what has ended a launcher, and return its exit code; what no user can have done is raised."""
+    match error:
+        case Stopped():
+            display.line(str(error))
+            return 128 + error.signal_number
+        case KeyboardInterrupt():
+            display.line(
+                "Interrupted; a run of launch/distill.py, chain.py or ablate.py that had begun goes on with --resume."
+            )
+            return 128 + int(signal.SIGINT)
+        case RendezvousError():
+            Display(True).error(str(error))
+        case DistkgdError():
+            display.error(str(error))
+        case BrokenPipeError() if _unread():
+            pass
+        case OSError() if error.filename is not None or error.errno in FULL:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            Display(True).error(f"{where}{error.strerror or error}.")  # by whichever rank has met it
+        case _:
+            raise error
+    return 2
+
+
+def _unread() -> bool:
+    """Whether nobody reads standard output any more; then what is left of it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def launch(body: Callable[[Ranks, Display], int | None], device: str = "auto", threads: int = 0) -> NoReturn:
+    """Join the ranks, run `body`, leave with the exit code that it returns (None: 0), or as `told` says."""
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)
+    display = terminal()
+    code, ranks = 0, None
+    try:
+        ranks = join_ranks(device)
+        code = body(ranks, display) or 0
+        leave_ranks(ranks)
+    except BaseException as error:
+        code = told(error, display)
+        if isinstance(error, Stopped) and ranks is not None:
+            leave_ranks(ranks)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if ranks is not None and ranks.world > 1:
+        # gloo's threads can abort the interpreter while it finalises.
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,30 @@
+"""Numbers as people read them."""
+
+NONE = "–"
+
+
+def count_text(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def seconds_text(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def size_text(value: float | None) -> str:
+    """Decimal units, as a disk is sold: 1 kB is 1000 B."""
+    if value is None:
+        return NONE
+    if value < 1000:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if round(value, 1) < 1000:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"

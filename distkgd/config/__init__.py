@@ -1,0 +1,1 @@
+"""Typed config nodes: fields, overrides, the stage."""

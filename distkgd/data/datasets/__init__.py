@@ -1,0 +1,1 @@
+"""Data sets by name: public ones, Python's standard library, made ones."""

@@ -1,0 +1,202 @@
+"""Public data sets by name: found on this machine, or downloaded once and checked before they are kept.
+
+Looked for in `$DISTKGD_DATA/<name>/`, then in the user's cache, `$XDG_CACHE_HOME/distkgd/<name>/` (by default
+`~/.cache/distkgd/<name>/`), then at the public address. A download is unpacked beside its place in the cache
+and moved there in one step, so no reader ever sees half of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from distkgd.common.version import __version__
+from distkgd.data.reading.folders import read_folder
+from distkgd.data.triples import SPLITS, Graph
+from distkgd.errors import DataError
+
+TIMEOUT = 60.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """Where a data set lies and what is known of it beside `SHA256`.
+
+    address: of a tar archive with the three files; or, with `{split}` in it, of each file.
+    archive_sha256: of the archive. train_md5: of the unpacked train file, where no more is published.
+    """
+
+    address: str
+    archive_sha256: str | None = None
+    train_md5: str | None = None
+
+
+# Of the decompressed files, CRLF read as LF (FB15k-237 is published with CRLF).
+SHA256: dict[str, dict[str, str]] = {
+    "wn18rr": {
+        "train": "038612e783c215ee5f3ca9fbfca27b8d0739be1028fe4ee7c174aecf0b83d5df",
+        "valid": "453ce7202afa58094a04d2b1560ee2b02660f1c260b32ce6651c8ccedd1028ab",
+        "test": "0383bceaaa1096cf3c03ec021ed0048068e2355dbfc0239b292cefdac821cec5",
+    },
+    "fb15k-237": {
+        "train": "61099230e4439f90885ca9767739e31e8e32f54736fa1c35952b27997bc7c08a",
+        "valid": "749cbe9d923bac7b9354da5614ecfed2e0220256d442c3e04a6b303db1f273d9",
+        "test": "e2e35e8e6113de220140b6f44dc71a5207b0fc6872d575e874aefe13259b655b",
+    },
+    "codex-s": {
+        "train": "64f93b7f314f3936a6f65739721429db3f6a7c8f5a1e1104ec3bb544f7434f59",
+        "valid": "3831c0e57daef03c3a18cdd1a72e370b496f696c5218883d35c7d2ab8a6a772c",
+        "test": "27127fcb34688c4778e88a39ef3c9b540807da846021e9d9685660ac1838aca1",
+    },
+    "umls": {
+        "train": "873ef4925516b83e7f6f8cc02b4be51d848828710a7f65a956f0ac4a9e452f35",
+        "valid": "025c98f8a4891e2a6582ec5b40ee0d904031edad9c52554522f4b7904820c98e",
+        "test": "a7eb529a3d2810fcc96341ccc97c625a5e202f8389673aa6bd317eeebbb79014",
+    },
+    "kinship": {
+        "train": "738612111a6acf0e39662bde24c7e72a4d1edf20931beea077da367dda689731",
+        "valid": "c56f8630a583178b1e569f11a64aa535ae1ce0b0912d8b1e24716be2b37f04da",
+        "test": "05e5733265761d55be9c05bfaff5a8d0808df46f9c1e9d66cc3f2fe114e43d88",
+    },
+    "nations": {
+        "train": "0830fa9da8e5bba2ccdaa45b7bdc9130451ba66b09ff2708f35fccaf82473e57",
+        "valid": "2b337a62e51a2f45c283eac98a70d21b7e0e102136be1539b2a52c652a7b0530",
+        "test": "3971085165b47b6aeaec68058c6d8d98b3005e929db81268410b95ae4db770ab",
+    },
+}
+_CONVE = "https://github.com/TimDettmers/ConvE/raw/master/"
+_CODEX = "https://raw.githubusercontent.com/tsafavi/codex/master/data/triples/"
+PUBLIC: dict[str, PublicSet] = {
+    "wn18rr": PublicSet(_CONVE + "WN18RR.tar.gz", "1eb9152f804c140d163462c0d49f65e5a0b30ab5fbb375c5e3353c11a6249060"),
+    "fb15k-237": PublicSet(
+        _CONVE + "FB15k-237.tar.gz", "311df7930f842a02979eaa7a802484a6afe62303c07f915f1e6edbc30cbe05e8"
+    ),
+    "yago3-10": PublicSet(_CONVE + "YAGO3-10.tar.gz", train_md5="a9da8f583ec3920570eeccf07199229a"),
+    "codex-s": PublicSet(_CODEX + "codex-s/{split}.txt"),
+    "codex-m": PublicSet(_CODEX + "codex-m/{split}.txt"),
+    "codex-l": PublicSet(_CODEX + "codex-l/{split}.txt"),
+    "umls": PublicSet(_CONVE + "umls.tar.gz", "26223aa91f0ec8db2324e0f489b9a4425e04d1d0df72ce5cfd62af4b91aee6fd"),
+    "kinship": PublicSet(_CONVE + "kinship.tar.gz", "a3cb9ca67213eb38133aebc12901195e283d844ebd59f1a6cbf2d4fa12ced4e6"),
+    "nations": PublicSet(_CONVE + "nations.tar.gz", "feb3e3e027103089934ea7dfb67d2048d8a43e65d6757a86f2e037acb66f640b"),
+}
+
+
+def load_public(name: str) -> Graph:
+    """The graph of a name in `PUBLIC`. Raises DataError when it cannot be had or is not the published one."""
+    data = os.environ.get("DISTKGD_DATA")
+    cache = cache_folder() / name
+    for folder in ([Path(data) / name] if data else []) + [cache]:
+        if folder.is_dir():
+            return _read(folder, name)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        unpacked = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache.parent))
+    except OSError as error:
+        raise DataError(f"{cache}: no place for a download ({error}); set XDG_CACHE_HOME or DISTKGD_DATA") from error
+    try:
+        _download(PUBLIC[name], unpacked)
+        graph = _read(unpacked, name)
+        _move(unpacked, cache)
+    except DataError as error:
+        reason = str(error).replace(str(unpacked), PUBLIC[name].address)
+        by_hand = f"put its files into {Path(data or '$DISTKGD_DATA') / name}"
+        raise DataError(f"{name} was not downloaded, nothing was kept: {reason}; try again, or {by_hand}") from error
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    return graph
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(base or os.path.expanduser("~/.cache")) / "distkgd"
+
+
+def _read(folder: Path, name: str) -> Graph:
+    known = SHA256.get(name, {})
+    graph = read_folder(folder, name, known)
+    if known:
+        return graph
+    checked = "nothing could be checked"
+    if (expected := PUBLIC[name].train_md5) is not None:
+        _check_md5(next(folder.glob("train.*")), expected)
+        checked = "only train could be checked, by its md5"
+    warning = f"no sha256 is published for {name}: {checked}; sha256 of train, valid, test as read: {graph.sha256}"
+    return replace(graph, warnings=(*graph.warnings, warning))
+
+
+def _check_md5(path: Path, expected: str) -> None:
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    # Whether the published sum is of LF or CRLF line ends is not said; either is the same text.
+    found = {hashlib.md5(text, usedforsecurity=False).hexdigest() for text in (data, data.replace(b"\r\n", b"\n"))}
+    if expected not in found:
+        raise DataError(
+            f"{path}: its md5 is {min(found)}, expected {expected}: it is not the published file; remove it"
+        )
+
+
+def _download(source: PublicSet, folder: Path) -> None:
+    if "{split}" in source.address:
+        for split in SPLITS:
+            _fetch(source.address.format(split=split), folder / f"{split}.txt")
+        return
+    archive = folder / "archive"
+    _fetch(source.address, archive)
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if source.archive_sha256 not in (None, found):
+        expected = source.archive_sha256
+        raise DataError(f"{source.address}: its sha256 is {found}, expected {expected}: it is not the published file")
+    _unpack(archive, folder, source.address)
+    archive.unlink()
+
+
+def _fetch(address: str, path: Path) -> None:
+    # Some hosts turn away a client that does not say who it is.
+    request = urllib.request.Request(address, headers={"User-Agent": f"distkgd/{__version__}"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
+            shutil.copyfileobj(response, file)
+            promised = response.headers.get("Content-Length")
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(f"{address}: {error or type(error).__name__}") from error
+    # A connection that breaks off ends like a file that ends: only the length tells.
+    if promised is not None and path.stat().st_size != int(promised):
+        raise DataError(f"{address}: {path.stat().st_size:,} bytes arrived, {int(promised):,} were promised")
+
+
+def _unpack(archive: Path, folder: Path, address: str) -> None:
+    """Take the three files out and nothing else; where the archive would like to put them does not matter."""
+    missing = {f"{split}.txt" for split in SPLITS}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                content = tar.extractfile(member) if name in missing and member.isfile() else None
+                if content is not None:
+                    with content, (folder / name).open("wb") as file:
+                        shutil.copyfileobj(content, file)
+                    missing.remove(name)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise DataError(f"{address}: the archive is damaged: {error}") from error
+    if missing:
+        raise DataError(f"{address}: the archive holds no {', '.join(sorted(missing))}")
+
+
+def _move(unpacked: Path, cache: Path) -> None:
+    unpacked.chmod(0o755)  # mkdtemp locks others out, who may share the cache
+    try:
+        unpacked.rename(cache)
+    except OSError as error:
+        # Another process was quicker with the same, checked files: those are as good.
+        if not cache.is_dir():
+            raise DataError(f"{cache}: cannot be created: {error}") from error

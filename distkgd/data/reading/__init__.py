@@ -1,0 +1,1 @@
+"""Files of triples as people have them."""

@@ -1,0 +1,283 @@
+"""Ids, look-up plan and candidates of one rank's part of a batch, before any embedding is touched."""
+
+import math
+from collections.abc import Generator
+from copy import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distkgd.data.filters import KnownAnswers
+from distkgd.data.sampling import Batch, Kind, Sampler, excluded_from_groups, excluded_from_shared
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.reductions.candidate_layout import CandidateLayout
+from distkgd.distributed.tables import Route, plan_route_async, run_to_end
+
+Move = Literal["rows", "queries", "nothing"]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What this rank has to do in one part of a batch, before any embedding is touched; shared by all its models.
+
+    batch: this rank's triples and queries.
+    candidates: shape of the candidates' ids, [N] or [groups, N]; None: every row of the shard.
+    looked_up: whether candidate rows are looked up after the anchors and answers, or are those of the own shard.
+    label_share: [Q] 1 / number of training answers of each query (k-vs-all), or None.
+    """
+
+    batch: Batch
+    route: Route
+    layout: CandidateLayout
+    candidates: tuple[int, ...] | None
+    looked_up: bool
+    label_share: Tensor | None
+    seed: int
+
+
+class StepInputBuilder:
+    """Turns global batches into this rank's step inputs.
+
+    kind, num, chunk: what a positive triple's answer is compared with. filtered: known answers are left out.
+    label_shares: k-vs-all. move: candidate rows to the queries, queries to the candidates, or neither: then candidates
+        are drawn from the own shard only, and the model depends on the number of ranks.
+    together: so many consecutive triples of a batch stay on one rank, beside what chunks ask for.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        known: KnownAnswers,
+        ranks: Ranks,
+        *,
+        kind: Kind,
+        num: int,
+        chunk: int,
+        filtered: bool,
+        label_shares: bool,
+        move: Move = "queries",
+    ) -> None:
+        self.sampler = sampler
+        self.known = known
+        self.ranks = ranks
+        self.kind = kind
+        self.num = num
+        self.chunk = chunk
+        self.filtered = filtered
+        self.label_shares = label_shares
+        self.move = move
+        self.together = 1
+        self.cuts = ranks.bounds(sampler.num_entities)
+
+    def quizzes(self, batch_size: int) -> "StepInputBuilder":
+        """Scenes of `batch_size` of the triples that passes leave out, compared with candidates as these are."""
+        quizzes = copy(self)
+        quizzes.sampler, quizzes.together = self.sampler.quizzes(batch_size), 1
+        return quizzes
+
+    @property
+    def grouped(self) -> bool:
+        """Whether each chunk of triples, or each query, has candidates of its own."""
+        return self.kind in ("chunk", "triple")
+
+    def parts(self, step: int, accumulate: int) -> list[Batch]:
+        """The `accumulate` consecutive parts of the global batch of `step`."""
+        whole = self.sampler.batch(step)
+        size = whole.size // accumulate
+        return [whole.part(i * size, (i + 1) * size) for i in range(accumulate)]
+
+    def inputs(self, part: Batch) -> StepInputs:
+        """This rank's step inputs of one part of the global batch."""
+        return run_to_end(self.prepare_async(part))
+
+    def prepare_async(self, part: Batch) -> Generator[None, None, StepInputs]:
+        """`inputs` that yields while ids are on their way to other ranks."""
+        cuts = self.cuts_of(part)
+        mine = part.part(cuts[self.ranks.rank], cuts[self.ranks.rank + 1])
+        ids, local, layout = self._candidates(part, mine, cuts)
+        looked_up = self.move == "rows"
+        wanted = [mine.queries.anchor, mine.queries.answer]
+        if ids is not None and looked_up:
+            wanted.append(ids.reshape(-1))
+            local = ids.new_empty(0)
+        asked, fixed = torch.cat(wanted), None
+        # A shared list of candidates that is looked up is the same on all ranks: asking for it cannot be balanced.
+        if self.sampler.balanced is not None and (self.grouped or not looked_up):
+            asked, fixed = self._by_owner(mine, ids if looked_up else None)
+        route = yield from plan_route_async(asked, local, self.sampler.num_entities, self.ranks, fixed)
+        share = self.known.counts(mine.queries).double().reciprocal() if self.label_shares else None
+        shape = None if ids is None else tuple(ids.shape)
+        return StepInputs(mine, route, layout, shape, looked_up, share, self.sampler.seed)
+
+    def cuts_of(self, part: Batch) -> list[int]:
+        """[world + 1] first triple of each rank in a part of the batch; chunks, and what stays together, are whole."""
+        unit = math.lcm(self.together, self.chunk if self.kind == "chunk" else 1)
+        return [cut * unit for cut in self.ranks.bounds(len(part.triples) // unit)]
+
+    def drawn(self, batch: Batch) -> Tensor | None:
+        """Global ids that the queries of a part of a batch are compared with: [groups, N], [N], or None for all."""
+        if self.grouped:
+            return self._grouped(batch)
+        if self.kind != "batch":
+            return None
+        among = (self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]) if self.move == "nothing" else None
+        return torch.sort(self.sampler.shared_negatives(batch.step, self.num, among)).values
+
+    def _candidates(
+        self, part: Batch, mine: Batch, cuts: list[int]
+    ) -> tuple[Tensor | None, Tensor | None, CandidateLayout]:
+        # Global ids of the candidates met here (None: the whole shard), their local rows if they are here, the layout.
+        travelling = self.move == "queries"
+        met = part if travelling else mine
+        counts = [(stop - start) * part.sides for start, stop in pairwise(cuts)] if travelling else None
+        known = self.known if self.filtered else None
+        lo, hi = self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]
+        if self.grouped:
+            listed, absent = self._grouped(met), None
+            if travelling:
+                listed, absent = self._own_part(listed)
+            mask = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
+            mask = mask if absent is None else mask | absent.unsqueeze(1)
+            layout = CandidateLayout(
+                self.ranks,
+                counts=counts,
+                groups=len(listed),
+                num_candidates=listed.shape[1],
+                most_candidates=self.num,
+                mask=mask,
+            )
+            return listed, listed.reshape(-1) - lo, layout
+        ids: Tensor | None = None
+        if self.kind == "batch":
+            ids = self.drawn(part)
+            ids = ids[(ids >= lo) & (ids < hi)] if ids is not None and travelling else ids
+        elif self.move == "rows":
+            ids = torch.arange(self.sampler.num_entities, device=part.triples.device)
+        excluded = excluded_from_shared(met.queries, ids, lo, hi, known)
+        number = hi - lo if ids is None else len(ids)
+        # What all ranks know of each other's lists: the largest shard, or all that were drawn.
+        most = (
+            max(b - a for a, b in pairwise(self.cuts)) if ids is None else self.num if self.kind == "batch" else number
+        )
+        layout = CandidateLayout(
+            self.ranks, counts=counts, num_candidates=number, most_candidates=most, excluded=excluded
+        )
+        return ids, None if ids is None else ids - lo, layout
+
+    def _grouped(self, met: Batch) -> Tensor:
+        # [groups, N] global ids: per chunk of triples, or per query.
+        per_group = self.chunk if self.kind == "chunk" else 1
+        sides = 1 if self.kind == "chunk" else met.sides
+        first, groups = met.offset * sides // per_group, len(met.triples) * sides // per_group
+        if self.move == "nothing":
+            among = self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]
+            return self.sampler.group_negatives(met.step, first, groups, self.num, among)
+        if self.sampler.balanced is not None:
+            return self.sampler.stratified_negatives(met.step, first, groups, self.num, self.cuts)
+        return self.sampler.group_negatives(met.step, first, groups, self.num)
+
+    def _own_part(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        # The ids of each group that this rank owns, moved to the front and padded to the longest list; what is padding.
+        lo, hi = self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]
+        foreign = (ids < lo) | (ids >= hi)
+        order = torch.sort(foreign.to(torch.int8), dim=1, stable=True).indices
+        longest = int((~foreign).sum(1).max()) if len(ids) else 0
+        order = order[:, :longest]
+        absent = foreign.gather(1, order)
+        return ids.gather(1, order).masked_fill(absent, lo), absent
+
+    def _by_owner(self, mine: Batch, ids: Tensor | None) -> tuple[Tensor, tuple[Tensor, list[int]]]:
+        # Balanced batches: ids listed by their owner, as many from each; where each anchor, answer, candidate stands.
+        assert self.sampler.balanced is not None
+        world, rank, k = self.ranks.world, self.ranks.rank, self.sampler.balanced.per_pair
+        heads, tails = mine.triples[:, 0], mine.triples[:, 2]
+        each = 0 if ids is None else ids.numel() // world
+        by_owner = None if ids is None else ids.reshape(len(ids), world, -1).transpose(0, 1).reshape(world, each)
+        listed, counts, tail_at, id_at, at = [], [], [], [], 0
+        head_at = torch.empty(0)
+        for owner in range(world):
+            start = at
+            if owner == rank:
+                listed.append(heads)
+                head_at = torch.arange(at, at + len(heads), device=heads.device)
+                at += len(heads)
+            listed.append(tails[owner * k : (owner + 1) * k])
+            tail_at.append(torch.arange(at, at + k, device=heads.device))
+            at += k
+            if by_owner is not None:
+                listed.append(by_owner[owner])
+                id_at.append(torch.arange(at, at + each, device=heads.device))
+                at += each
+            counts.append(at - start)
+        tail_positions = torch.cat(tail_at)
+        triple = torch.arange(len(heads), device=heads.device).repeat_interleave(mine.sides)
+        is_head = mine.queries.side == 1
+        anchor = torch.where(is_head, tail_positions[triple], head_at[triple])
+        answer = torch.where(is_head, head_at[triple], tail_positions[triple])
+        inverse = [anchor, answer]
+        if ids is not None:
+            where = torch.stack(id_at).reshape(world, len(ids), -1).transpose(0, 1)
+            inverse.append(where.reshape(-1))
+        return torch.cat(listed), (torch.cat(inverse), counts)
+
+
+class PendingInputs:
+    """The inputs of a later part of a batch, its ids travelling while the present one is computed."""
+
+    def __init__(self, steps: Generator[None, None, StepInputs]) -> None:
+        self._steps = steps
+        self._inputs: StepInputs | None = None
+        self.advance()
+
+    def advance(self) -> None:
+        """Take in what has arrived and send what depends on it."""
+        if self._inputs is None:
+            try:
+                next(self._steps)
+            except StopIteration as stop:
+                self._inputs = stop.value
+
+    def inputs(self) -> StepInputs:
+        """The finished scene."""
+        while self._inputs is None:
+            self.advance()
+        return self._inputs
+
+
+class Prefetcher:
+    """The inputs of consecutive parts of batches, the next one's ids always on their way to other ranks."""
+
+    def __init__(self, builder: StepInputBuilder, accumulate: int) -> None:
+        self._builder = builder
+        self._accumulate = accumulate
+        self._parts: tuple[int, list[Batch]] = (-1, [])
+        self._next: tuple[tuple[int, int], PendingInputs] | None = None
+
+    def inputs(self, step: int, part: int) -> StepInputs:
+        """The inputs of one part of the batch of `step`; the one that follows is begun."""
+        if self._next is None or self._next[0] != (step, part):
+            self.drop()
+            self._begin(step, part)
+        assert self._next is not None
+        inputs = self._next[1].inputs()
+        self._begin(*((step, part + 1) if part + 1 < self._accumulate else (step + 1, 0)))
+        return inputs
+
+    def advance(self) -> None:
+        """Called in the middle of a step, when the first exchange of the next inputs has had its time."""
+        if self._next is not None:
+            self._next[1].advance()
+
+    def drop(self) -> None:
+        """Forget the inputs that were begun, once nothing of them is on its way any more; all ranks do so together."""
+        if self._next is not None:
+            self._next[1].inputs()
+            self._next = None
+
+    def _begin(self, step: int, part: int) -> None:
+        if self._parts[0] != step:
+            self._parts = (step, self._builder.parts(step, self._accumulate))
+        self._next = (step, part), PendingInputs(self._builder.prepare_async(self._parts[1][part]))

@@ -1,0 +1,1 @@
+"""Checkpoints and tables on disk: rows, not ranks."""

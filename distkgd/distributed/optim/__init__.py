@@ -1,0 +1,1 @@
+"""Optimisers of sharded rows and of replicated tensors."""

@@ -1,0 +1,1 @@
+"""Sums over candidates that are spread over ranks."""

@@ -1,0 +1,1 @@
+"""The kernels of `distkgd.kernels` for GPUs, in Triton."""

@@ -1,0 +1,319 @@
+"""Hard and soft losses over score rows, written once for any world size; each asks for one number per query, [Q].
+
+A step puts all its asks together and has them answered in one pass over the candidates (`reduce_over_candidates`); the
+Jensen-Shannon divergence alone answers a pass of its own before.
+
+Notation: z the scores of a query's candidates, z+ that of its own answer, N(q) its other candidates; "all candidates"
+means N(q) and the answer. A batch loss is the mean over the global batch's queries (`batch_mean`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.candidate_layout import valid_mask
+from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
+from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, SoftmaxMean, Sum
+from distkgd.errors import UnsupportedError
+from distkgd.models.model import View
+from distkgd.scorers import Scorer
+
+
+def batch_mean(per_query: Tensor, inputs: StepInputs) -> Tensor:
+    """[]: this rank's share of the mean over the global batch; the shares of all ranks (and parts) add up to it."""
+    return per_query.sum() / inputs.batch.num_queries
+
+
+def batch_sum(shares: Sequence[Tensor], inputs: StepInputs) -> list[Tensor]:
+    """[] each: the sum over ranks of each share ([]), on every rank; a gradient reaches the shares of all of them.
+
+    What is made of it is the same on every rank: a loss term takes 1 / world of it as each rank's share.
+    """
+    ranks = inputs.layout.ranks
+    return list(ranks.gather(torch.stack(list(shares)).unsqueeze(0), [1] * ranks.world, "totals").sum(0).unbind())
+
+
+@dataclass(frozen=True)
+class Travel:
+    """What one query costs on the wire beside the models' own queries.
+
+    columns: partial sums that go home and take a gradient, constant_columns: such that take none.
+    per_query: numbers that travel with the query and take a gradient, constants: such that take none.
+    widths: numbers of further fields' queries, (how many, whether they take a gradient).
+    totals: numbers of the whole batch (`batch_sum`), however many queries it has.
+    shared: numbers that every rank tells every other once for all its queries.
+    Per step: dense, numbers summed over ranks beside the gradients of one update; updates, steps beside the first.
+    """
+
+    columns: int = 0
+    per_query: int = 0
+    widths: tuple[tuple[int, bool], ...] = ()
+    constants: int = 0
+    totals: int = 0
+    constant_columns: int = 0
+    shared: int = 0
+    dense: int = 0
+    updates: int = 0
+
+    def __add__(self, other: "Travel") -> "Travel":
+        return Travel(
+            self.columns + other.columns,
+            self.per_query + other.per_query,
+            self.widths + other.widths,
+            self.constants + other.constants,
+            self.totals + other.totals,
+            self.constant_columns + other.constant_columns,
+            self.shared + other.shared,
+            self.dense + other.dense,
+            self.updates + other.updates,
+        )
+
+
+KL_TRAVEL = Travel(columns=3)
+# Two log-sum-exps come home and go out again, the frozen teacher's without a gradient; then one sum.
+JS_TRAVEL = Travel(columns=3, per_query=1, constants=1)
+
+
+def hard_travel(name: str, *, label_smoothing: float = 0.0) -> Travel:
+    """Of `hard_loss`: at most 2 sums, 4 with label smoothing."""
+    columns = {"softmax": 1, "bce": 1, "softplus": 2, "self_adversarial": 2, "margin": 2}[name]
+    if label_smoothing:
+        columns += 2
+    return Travel(columns, 1 if name == "margin" else 0)
+
+
+def hard_loss(
+    name: str, view: View, *, temperature: float = 1.0, margin: float = 1.0, label_smoothing: float = 0.0
+) -> LossRequest:
+    """Asks for [Q]: the loss of the true labels.
+
+    softmax: -log of the answer's share of exp(z) over all candidates.
+    bce: softplus(-z+) + sum over N of softplus(z).
+    softplus: softplus(-z+) + mean over N of softplus(z).
+    self_adversarial: softplus(-z+) + mean over N of softplus(z) under softmax(temperature * z), the weights detached
+        (Sun et al., ICLR 2019, Eq. 5-6; there the answer and the negatives share the factor 1/2 that we leave out).
+    margin: mean over N of max(0, margin - z+ + z).
+    label_smoothing e moves the share e of the label from the answer to all candidates evenly (softmax, bce).
+    With k-vs-all labels, the answers of a query share its loss: the pass over its triples adds up to one k-vs-all row.
+    """
+    positive, share = view.positive, view.inputs.label_share
+    share = None if share is None else share.to(positive.dtype)
+
+    def partials(z: Tensor, own: Tensor | None = None) -> dict[str, Partial]:
+        out: dict[str, Partial] = {}
+        if name == "softmax":
+            out["lse"] = LogSumExp(z)
+        elif name == "self_adversarial":
+            out["mean"] = SoftmaxMean(temperature * z.detach(), F.softplus(z))
+        elif name == "margin":
+            assert own is not None
+            out["sum"] = Sum(F.relu(margin - own + z))
+        else:
+            out["sum"] = Sum(F.softplus(z))
+        if label_smoothing:
+            out["scores"] = Sum(z * valid_mask(z.detach()))
+        if label_smoothing or name in ("softplus", "margin"):
+            out["count"] = Sum(valid_mask(z.detach()))
+        return out
+
+    def finish(got: dict[str, Tensor], positive: Tensor, share: Tensor | None = None) -> Tensor:
+        match name:
+            case "softmax":
+                loss = torch.logaddexp(positive, got["lse"]) - positive
+            case "bce":
+                loss = F.softplus(-positive) + got["sum"] * (1.0 if share is None else share)
+            case "softplus":
+                loss = F.softplus(-positive) + got["sum"] / got["count"].clamp(min=1.0)
+            case "self_adversarial":
+                loss = F.softplus(-positive) + got["mean"]
+            case "margin":
+                loss = got["sum"] / got["count"].clamp(min=1.0)
+            case _:
+                raise AssertionError(name)
+        if label_smoothing:
+            loss = loss + label_smoothing * (positive - (positive + got["scores"]) / (1.0 + got["count"]))
+        return loss * share if share is not None and name != "bce" else loss
+
+    own = (positive,) if share is None else (positive, share)
+    return LossRequest(partials, [view.negatives], finish, (positive,) if name == "margin" else (), own)
+
+
+def kl_divergence(
+    student: View,
+    teacher: View,
+    temperature: float = 1.0,
+    *,
+    stop_teacher: bool = False,
+    stop_student: bool = False,
+) -> LossRequest:
+    """Asks for [Q]: T^2 KL(teacher || student) of softmaxes over all candidates at temperature T (Hinton et al. 2015).
+
+    stop_teacher, stop_student: no gradient reaches that side, though it is learning itself.
+
+    With k-vs-all labels a query's answers share its divergence, as they share its hard loss.
+    KL = sum p_t (z_t - z_s) / T - lse_t + lse_s: three numbers per query, and no scores leave their shard.
+    """
+
+    def partials(zs: Tensor, zt: Tensor) -> dict[str, Partial]:
+        zt = zt.detach() if stop_teacher else zt
+        zs = zs.detach() if stop_student else zs
+        if temperature != 1.0:
+            zs, zt = zs / temperature, zt / temperature
+        return {"gap": SoftmaxGap(zs, zt)}
+
+    def finish(got: dict[str, Tensor], own_s: Tensor, own_t: Tensor, share: Tensor | None = None) -> Tensor:
+        lse_s = torch.logaddexp(own_s, got["gap.student"])
+        lse_t = torch.logaddexp(own_t, got["gap.lse"])
+        gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
+        divergence = temperature**2 * (gap - lse_t + lse_s)
+        return divergence if share is None else divergence * share
+
+    own_t = teacher.positive.detach() if stop_teacher else teacher.positive
+    own_s = student.positive.detach() if stop_student else student.positive
+    own = own_s / temperature, own_t / temperature, *_share(student)
+    return LossRequest(partials, [student.negatives, teacher.negatives], finish, local=own)
+
+
+def relation_loss(view: View) -> Tensor:
+    """[Q]: cross-entropy of each query's relation among all relations, given both of its ends (Chen et al. 2021).
+
+    With reciprocal relations those of the other direction compete too, as in their code. Relations are replicated, so
+    nothing travels; for scorers that have a `relation_query`.
+    """
+    model, queries = view.model, view.inputs.batch.queries
+    head, tail = view.anchor, view.answer
+    if not model.reciprocal:
+        asks_head = (queries.side == 1).unsqueeze(1)
+        head, tail = torch.where(asks_head, tail, head), torch.where(asks_head, head, tail)
+    scores = model.scorer.relation_query(head, tail) @ view.relations.T
+    return F.cross_entropy(scores, model.relation_ids(queries), reduction="none")
+
+
+def js_divergence(student: View, teacher: View, temperature: float = 1.0) -> LossRequest:
+    """Asks for [Q]: T^2 (KL(teacher || m) + KL(student || m)) / 2, m the mean of the two softmaxes over all candidates
+    at temperature T: the Jensen-Shannon divergence (Lin 1991), symmetric and at most T^2 log 2.
+
+    m mixes normalised shares, so both log-sum-exps must be known before anything can be summed: a first pass, answered
+    here, brings them home, and they travel out again with the asks of the second. The student's takes a gradient.
+    """
+
+    def logs(zs: Tensor, zt: Tensor) -> dict[str, Partial]:
+        return {"student": LogSumExp(zs / temperature), "teacher": LogSumExp(zt / temperature)}
+
+    fields = [student.negatives, teacher.negatives]
+    own_s, own_t = student.positive / temperature, teacher.positive / temperature
+    got = reduce_over_candidates({"": LossRequest(logs, fields)})[""]
+    lse_s, lse_t = torch.logaddexp(own_s, got["student"]), torch.logaddexp(own_t, got["teacher"])
+    if not own_t.requires_grad:
+        lse_t = lse_t.detach()  # both came home in one tensor: a frozen teacher's would ask for a gradient too
+
+    def partials(zs: Tensor, zt: Tensor, lse_s: Tensor, lse_t: Tensor) -> dict[str, Partial]:
+        return {"sum": Sum(_js_terms(zs / temperature - lse_s, zt / temperature - lse_t))}
+
+    def finish(got: dict[str, Tensor], log_s: Tensor, log_t: Tensor, share: Tensor | None = None) -> Tensor:
+        divergence = temperature**2 * (got["sum"] + _js_terms(log_s, log_t))
+        return divergence if share is None else divergence * share
+
+    return LossRequest(partials, fields, finish, (lse_s, lse_t), (own_s - lse_s, own_t - lse_t, *_share(student)))
+
+
+def _js_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    # (p log(p / m) + q log(q / m)) / 2 of each candidate, m = (p + q) / 2. p / m is 2 sigmoid(log p - log q): log m =
+    # logaddexp(log p, log q) - log 2 without the difference of two large numbers. No term is negative, and where a
+    # pair does not count both shares and all of this are 0.
+    gap = log_p - log_q
+    first = torch.exp(log_p) * (F.logsigmoid(gap) + math.log(2.0))
+    second = torch.exp(log_q) * (F.logsigmoid(-gap) + math.log(2.0))
+    return 0.5 * (first + second)
+
+
+def _share(view: View) -> tuple[Tensor, ...]:
+    # With k-vs-all labels the answers of a query share its divergence.
+    share = view.inputs.label_share
+    return () if share is None else (share.to(view.positive.dtype),)
+
+
+def divergence(name: str, student: View, teacher: View, temperature: float = 1.0) -> LossRequest:
+    """Asks for [Q]: T^2 times a divergence of the softmaxes over all candidates at temperature T.
+
+    kl: KL(teacher || student). reverse_kl: KL(student || teacher). js: see `js_divergence`.
+    """
+    match name:
+        case "kl":
+            return kl_divergence(student, teacher, temperature)
+        case "reverse_kl":
+            return kl_divergence(teacher, student, temperature)
+        case "js":
+            return js_divergence(student, teacher, temperature)
+        case _:
+            raise AssertionError(name)
+
+
+def divergence_travel(name: str) -> Travel:
+    """Of `divergence`, both passes together."""
+    return JS_TRAVEL if name == "js" else KL_TRAVEL
+
+
+def huber(difference: Tensor, delta: float = 1.0) -> Tensor:
+    """Huber's loss of a difference: x^2 / 2 up to delta, then delta (|x| - delta / 2)  (DualDE Eq. 6)."""
+    size = difference.abs()
+    return torch.where(size <= delta, 0.5 * difference.square(), delta * (size - 0.5 * delta))
+
+
+def regulariser(
+    name: str,
+    view: View,
+    weight: float,
+    relation_weight: float | None,
+    times: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """[Q]: penalty on the rows of each query.
+
+    times: how often each column counts, [dim] of entities and queries and [relation_size] of relations; default: once.
+
+    n2: sum of squares of anchor, relation, answer. The biases of entities are free.
+    n3: sum of cubed absolute values, for complex scorers of cubed moduli (Lacroix et al., ICML 2018, Eq. 4).
+    dura: |a|^2 + |q(a, r)|^2 + |e|^2 + |q'(e, r)|^2 for anchor a, answer e and the two queries they make
+        (Zhang et al., NeurIPS 2020, Eq. 8); bilinear scorers only.
+    """
+    scorer = view.model.scorer
+    rows = scorer.coordinates(view.anchor), view.relation, scorer.coordinates(view.answer)
+    weights = weight, weight if relation_weight is None else relation_weight, weight
+    if name == "dura":
+        return weight * _dura(view, scorer, None if times is None else times[0])
+    power = {"n2": 2, "n3": 3}[name]
+    if power == 3 and scorer.complex_pairs:
+        sizes = [_moduli(x) for x in rows]
+    else:
+        sizes = [x.abs() for x in rows]
+    powers = [size.pow(power) for size in sizes]
+    if times is not None:
+        # Where two columns make one modulus they count alike.
+        counts = times[0], times[1], times[0]
+        powers = [x * count[:: len(count) // x.shape[-1]] for x, count in zip(powers, counts, strict=True)]
+    parts = [w * x.sum(-1) for w, x in zip(weights, powers, strict=True)]
+    return parts[0] + parts[1] + parts[2]
+
+
+def _dura(view: View, scorer: Scorer, times: Tensor | None) -> Tensor:
+    if scorer.candidate_form != "dot":
+        raise UnsupportedError(f"regulariser dura is defined for bilinear scorers, not {scorer.name}; use n2 or n3.")
+    forth = scorer.tail_query(view.anchor, view.relation)
+    back = scorer.head_query(view.answer, view.relation)
+    if not view.model.reciprocal:
+        asks_head = (view.inputs.batch.queries.side == 1).unsqueeze(1)
+        forth = torch.where(asks_head, scorer.head_query(view.anchor, view.relation), forth)
+        back = torch.where(asks_head, scorer.tail_query(view.answer, view.relation), back)
+    squares = view.anchor.square() + forth.square() + back.square() + view.answer.square()
+    return (squares if times is None else squares * times).sum(-1)
+
+
+def _moduli(rows: Tensor) -> Tensor:
+    # [..., d] interleaved complex numbers -> [..., d / 2]; the tiny term keeps the gradient at 0 finite.
+    re, im = rows[..., 0::2], rows[..., 1::2]
+    return torch.sqrt(re.square() + im.square() + 1e-30)

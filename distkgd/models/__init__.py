@@ -1,0 +1,1 @@
+"""Models, their folders, and what is made of them."""

@@ -1,0 +1,244 @@
+"""A model is an entity table, a relation table and a scorer; a view is what one batch sees of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distkgd.common import random
+from distkgd.common.random import Stream
+from distkgd.data.filters import Queries, both_sides
+from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.finite import Broken, broken_row, first_broken
+from distkgd.distributed.pruning import Mask
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.reductions.candidate_layout import PairScores
+from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
+from distkgd.kernels.candidates import Candidates
+from distkgd.scorers import Init, Scorer
+from distkgd.scorers.base import check_reciprocal
+
+ScoreCandidates = Callable[[Tensor, Candidates], Tensor]
+
+_INIT_NUMBERS = 1 << 17  # initialised at a time: a dozen temporaries of 8 bytes for each
+
+
+class Model:
+    """Tables and scorer of one model.
+
+    relation: [num_relations or twice that, scorer.relation_size], replicated on every rank.
+    reciprocal: head queries are tail queries of relation r + num_relations.
+    mask: what of the tables its views see; None: all of it.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        entity: ShardedTable,
+        relation: Tensor,
+        num_relations: int,
+        reciprocal: bool,
+        mask: Mask | None = None,
+    ):
+        check_reciprocal(scorer, reciprocal)
+        self.scorer = scorer
+        self.entity = entity
+        self.relation = relation
+        self.num_relations = num_relations
+        self.reciprocal = reciprocal
+        self.mask = mask
+
+    @property
+    def num_parameters(self) -> int:
+        """Real numbers stored, over all ranks."""
+        return self.entity.total * self.entity.dim + self.relation.numel()
+
+    def crop(self, dim: int) -> "Model":
+        """A model of its own, made of the first `dim` columns of every entity and what of the relations goes with them.
+
+        ConfigError or UnsupportedError where the scorer has no such crop.
+        """
+        scorer = self.scorer.crop(dim)
+        columns = self.scorer.crop_columns(dim).to(self.relation.device)
+        table = self.entity
+        entity = ShardedTable(table.weight[:, : scorer.entity_size].clone(), table.total, table.ranks, table.dtype)
+        relation = self.relation.detach()[:, columns].clone()
+        return Model(scorer, entity, relation, self.num_relations, self.reciprocal)
+
+    def project(self, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
+        """[Q, query_size] of queries whose anchor rows are [Q, entity_size] and relation rows [Q, relation_size]."""
+        return project(self.scorer, self.reciprocal, queries, anchor, relation)
+
+    def answer_scores(self, queries: Queries, anchor: Tensor, relation: Tensor, answer: Tensor) -> Tensor:
+        """[Q]: the score of each query's own answer ([Q, entity_size])."""
+        if self.reciprocal:
+            return self.scorer.score(anchor, relation, answer)
+        asks_head = (queries.side == 1).unsqueeze(1)
+        return self.scorer.score(
+            torch.where(asks_head, answer, anchor), relation, torch.where(asks_head, anchor, answer)
+        )
+
+    def relation_ids(self, queries: Queries) -> Tensor:
+        """[Q] int64: row of each query's relation."""
+        return queries.relation + self.num_relations * queries.side if self.reciprocal else queries.relation
+
+
+def broken_row_of(model: Model) -> Broken | None:
+    """The first row of a model's tables that holds NaN or an infinity, None where none does. All ranks call it."""
+    table = model.entity
+    mine = broken_row("entity", table.weight, table.lo) or broken_row("relation", model.relation)
+    return first_broken(mine, table.ranks)
+
+
+@torch.no_grad()
+def overflows(model: Model, triples: Tensor) -> int:
+    """How many of the [n, 3] triples have a score that is NaN or infinite, as the answer to either question.
+
+    All ranks call it with the same triples and get the same number.
+    """
+    ranks, total = model.entity.ranks, model.entity.total
+    lo, hi = ranks.share(len(triples))
+    queries = both_sides(triples[lo:hi])
+    n = len(queries.anchor)
+    route = plan_route(torch.cat([queries.anchor, queries.answer]), None, total, ranks)
+    anchor, answer = model.entity.open(route, grad=False).lookup([n, n])
+    relation = F.embedding(model.relation_ids(queries), model.relation)
+    scores = model.answer_scores(queries, anchor, relation, answer)
+    bad = (~scores.isfinite()).reshape(-1, 2).any(1).sum().double().reshape(1)
+    return int(ranks.all_reduce(bad))
+
+
+def project(scorer: Scorer, reciprocal: bool, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
+    """[Q, query_size]: what of queries meets their candidates; `Model.project` for any scorer."""
+    if reciprocal:
+        return scorer.tail_query(anchor, relation)
+    asks_head = queries.side == 1
+    if asks_head.all():
+        return scorer.head_query(anchor, relation)
+    if not asks_head.any():
+        return scorer.tail_query(anchor, relation)
+    # Each formula runs on its own queries only; the permutation puts them back in order.
+    order = torch.sort(queries.side, stable=True).indices
+    tails = order[: int((~asks_head).sum())]
+    heads = order[len(tails) :]
+    parts = [
+        scorer.tail_query(anchor[tails], relation[tails]),
+        scorer.head_query(anchor[heads], relation[heads]),
+    ]
+    return torch.cat(parts)[torch.sort(order).indices]
+
+
+def new_model(
+    scorer: Scorer,
+    num_entities: int,
+    num_relations: int,
+    ranks: Ranks,
+    *,
+    reciprocal: bool,
+    seed: int,
+    init_scale: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    row_dtype: torch.dtype | None = None,
+) -> Model:
+    """A model with fresh rows; each number depends on (seed, row, column) alone, not on the world size.
+
+    row_dtype: in which entity rows are stored; default: dtype.
+    """
+    lo, hi = ranks.share(num_entities)
+    entity_init = scorer.entity_init()
+    if init_scale is not None:
+        entity_init = replace(entity_init, scale=init_scale)
+    stored, width = row_dtype or dtype, scorer.entity_size
+    entity = _fresh(lo, hi, width, entity_init, seed, Stream.ENTITY_INIT, ranks.device, stored)
+    rows = num_relations * (2 if reciprocal else 1)
+    size, init = scorer.relation_size, scorer.relation_init()
+    relation = _fresh(0, rows, size, init, seed, Stream.RELATION_INIT, ranks.device, dtype)
+    return Model(scorer, ShardedTable(entity, num_entities, ranks, dtype), relation, num_relations, reciprocal)
+
+
+def _fresh(
+    lo: int, hi: int, dim: int, init: Init, seed: int, stream: Stream, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    out = torch.empty(hi - lo, dim, device=device, dtype=dtype)
+    rows = max(1, _INIT_NUMBERS // dim)
+    scale = init.scale * torch.tensor(init.columns or [1.0] * dim, dtype=torch.float64, device=device)
+    for start in range(lo, hi, rows):
+        stop = min(start + rows, hi)
+        index = torch.arange(start * dim, stop * dim, device=device)
+        if init.kind == "normal":
+            values = random.normal(seed, stream, 0, index)
+        else:
+            values = 2.0 * random.uniform(seed, stream, 0, index) - 1.0
+        out[start - lo : stop - lo] = (values.reshape(-1, dim) * scale).to(dtype)
+    return out
+
+
+class View:
+    """The embeddings and scores of one model for one part of a batch.
+
+    anchor, relation, answer: [Q, ·] rows before dropout; dropped: anchor and relation after it.
+    relations: the whole relation table. positive: [Q] scores of the queries' own answers.
+    negatives: the scores of the other candidates, as a Field.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        inputs: StepInputs,
+        *,
+        grad: bool,
+        dropout: float = 0.0,
+        relation_dropout: float = 0.0,
+        bf16: bool = False,
+    ) -> None:
+        with torch.set_grad_enabled(grad):
+            queries = inputs.batch.queries
+            n = len(queries.anchor)
+            self.model, self.inputs = model, inputs
+            mask = model.mask
+            self.opened: OpenRows = model.entity.open(
+                inputs.route, grad=grad, mask=None if mask is None else mask.entity
+            )
+            self.relations = model.relation if mask is None else model.relation * mask.relation
+            shape = inputs.candidates
+            candidates: Candidates
+            if shape is not None and inputs.looked_up:
+                (self.anchor, self.answer), candidates = self.opened.lookup_and_list([n, n], shape)
+            else:
+                self.anchor, self.answer = self.opened.lookup([n, n])
+                candidates = self.opened.candidates()
+                candidates = candidates if shape is None else candidates.reshape(*shape, candidates.shape[-1])
+            self.relation = F.embedding(model.relation_ids(queries), self.relations)
+            anchor = _drop(self.anchor, dropout, inputs, Stream.ENTITY_DROPOUT, model.scorer.biases)
+            relation = _drop(self.relation, relation_dropout, inputs, Stream.RELATION_DROPOUT)
+            self.dropped = anchor, relation
+            self.positive = model.answer_scores(queries, anchor, relation, self.answer)
+            score_candidates = _score_candidates_bf16(model.scorer) if bf16 else model.scorer.score_candidates
+            self.negatives = PairScores(
+                inputs.layout, score_candidates, model.project(queries, anchor, relation), candidates
+            )
+
+    def field(self, queries: Tensor, score_candidates: ScoreCandidates) -> PairScores:
+        """Another number per (query, candidate) over the same candidates, e.g. a cosine."""
+        return PairScores(self.inputs.layout, score_candidates, queries, self.negatives.rows)
+
+
+def _score_candidates_bf16(scorer: Scorer) -> ScoreCandidates:
+    def score_candidates(queries: Tensor, rows: Candidates) -> Tensor:
+        return scorer.score_candidates(queries.bfloat16(), rows.to(torch.bfloat16)).to(queries.dtype)
+
+    return score_candidates
+
+
+def _drop(rows: Tensor, rate: float, inputs: StepInputs, stream: Stream, biases: int = 0) -> Tensor:
+    # Inverted dropout whose mask depends on the query's global index, never on the rank. Biases are not dropped.
+    if not rate:
+        return rows
+    dim = rows.shape[1]
+    index = inputs.batch.query_index().unsqueeze(1) * dim + torch.arange(dim, device=rows.device)
+    keep = random.uniform(inputs.seed, stream, inputs.batch.step, index) >= rate
+    factor = keep.to(rows.dtype) / (1.0 - rate)
+    factor[:, :biases] = 1.0
+    return rows * factor

@@ -1,0 +1,1 @@
+"""A whole run: its config, its stages, their order."""

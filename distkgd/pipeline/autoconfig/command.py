@@ -1,0 +1,240 @@
+"""The whole command: read, split, choose, forecast, write the choice down, train, judge."""
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from distkgd.common.console import Display
+from distkgd.common.files import write_atomic
+from distkgd.config.tree import merge
+from distkgd.data import Graph, load_graph
+from distkgd.data.reading.formats import ABOUT, check_file, ending_of, expand
+from distkgd.data.sharing import shared_graph
+from distkgd.data.split import Split, copy_folder, split_file
+from distkgd.distributed.checkpoint.tables import atomic_folder
+from distkgd.distributed.node_sharing import on_first
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError, DataError
+from distkgd.pipeline.autoconfig import rules
+from distkgd.pipeline.autoconfig.budget import judge_student, out_of_reach, select_for_budget, smallest_dim
+from distkgd.pipeline.autoconfig.forecast import forecast, format_forecast, free_memory, held_memory
+from distkgd.pipeline.autoconfig.request import DistillRequest
+from distkgd.pipeline.config import RunConfig, alone, load_tree, parse_config, resized
+from distkgd.pipeline.plan import Row, checked_plan, open_run, run_plan
+from distkgd.pipeline.run_folder import refuse_existing
+from distkgd.pipeline.stage_job import Run
+from distkgd.pipeline.stages import Stage
+from distkgd.tracking.tracker import NoTracking
+
+NOT_REACHABLE = 3  # exit code: the budget cannot be met
+CONFIG = "config.yaml"
+
+
+class Outcome(NamedTuple):
+    """report: None where no training could have met the budget, and nothing was written. code: of the process."""
+
+    folder: Path
+    report: dict[str, Any] | None
+    code: int
+
+
+def run_config(
+    config: RunConfig,
+    ranks: Ranks,
+    display: Display,
+    out: Path | None = None,
+    resume: bool = False,
+    free: Collection[str] = (),
+) -> Outcome:
+    """Run the plan of a config on the data it names. All ranks call it.
+
+    free: stages whose batches become smaller where the data does not fill them.
+    """
+    folder = out or Path("runs") / config.name
+    on_first(ranks, partial(refuse_existing, folder, resume))
+    graph = shared_graph(ranks, lambda: load_graph(config.data))
+    config, changes = rules.fitted(config, len(graph.train), free)
+    for warning in (*graph.warnings, *changes):
+        display.warn(warning)
+    return Outcome(folder, run_plan(config, graph, ranks, folder, resume=resume, display=display), 0)
+
+
+def run_own(
+    request: DistillRequest, ranks: Ranks, display: Display, out: Path | None = None, resume: bool = False
+) -> Outcome:
+    """Do what `wishes` ask for in the run folder `out` (default runs/NAME). All ranks call it.
+
+    Everything that can be refused is refused before the first file is written.
+    """
+    tree = load_tree(request.config, request.overrides)
+    name = _data_name(request)
+    tree.setdefault("name", f"{name}_{request.to or 'croppable'}")
+    folder = out or Path("runs") / str(tree["name"])
+    on_first(ranks, partial(refuse_existing, folder, resume))
+    graph, split, notes = _data(request, name, ranks)
+    for note in (*notes, *graph.warnings):
+        display.warn(note)
+    written = request.file or request.copied
+    tree["data"] = request.data if written is None else str(folder / "data" / name)
+    tree, croppable = _chosen(request, graph, tree)
+    config = parse_config(tree, str(request.config or "the chosen config"))
+    stages = checked_plan(config, graph, ranks.world)
+    _check_budget(request, config, graph, croppable)
+    if not (resume and (folder / "plan.yaml").exists()):
+        reason = _announce(request, config, graph, ranks, folder, display, stages, croppable)
+        if reason is not None:
+            display.error(reason)
+            return Outcome(folder, None, NOT_REACHABLE)
+
+    def write() -> None:
+        if split is not None:
+            write_split(split, Path(config.data))
+        _write_config(tree, folder / CONFIG, request)
+
+    further = partial(_further, request=request, croppable=croppable, notes=notes)
+    run = partial(run_plan, config, graph, ranks, folder, resume=resume, display=display)
+    report = run(stages=stages, write=write, further=further)
+    met = report.get("budget", {"met": True})["met"]
+    return Outcome(folder, report, 0 if met else NOT_REACHABLE)
+
+
+def write_split(split: Split, folder: Path) -> None:
+    """Write a data set's folder, whole or not at all; one that is there must hold this very split."""
+    if folder.exists():
+        try:
+            written = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["sha256"]
+        except (OSError, ValueError, TypeError, KeyError):
+            written = None
+        if written == split.graph.sha256:
+            return
+        raise DataError(
+            f"{folder} holds another split than {split.source} has now; choose another --out, or remove that folder."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder, Ranks()) as part:
+        for name, content in split.files.items():
+            (part / f"{name}.tsv").write_bytes(content)
+        (part / ABOUT).write_text(json.dumps(split.about(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _data(request: DistillRequest, name: str, ranks: Ranks) -> tuple[Graph, Split | None, list[str]]:
+    """The graph; on ranks that have split it, the split; what is odd about its file."""
+    made: list[Split] = []
+
+    def load() -> Graph:
+        if request.copied is not None:
+            made.append(copy_folder(request.copied, name, request.how))
+            return made[0].graph
+        if request.file is None:
+            return load_graph(request.data)
+        made.append(
+            split_file(request.file, name, seed=request.seed, allow_unseen=request.allow_unseen, how=request.how)
+        )
+        return made[0].graph
+
+    graph = shared_graph(ranks, load)
+    notes: list[str] = ranks.gather_objects(list(made[0].notes) if made else [])[0]
+    return graph, made[0] if made else None, notes
+
+
+def _data_name(request: DistillRequest) -> str:
+    path = expand(request.data)
+    text = path.resolve().name if path.exists() else request.data
+    if request.file is not None:
+        check_file(request.file)
+        text = request.file.name[: -len(ending_of(request.file.name) or "")]
+    return re.sub(r"[^\w.-]+", "_", text).strip("._") or "graph"
+
+
+def _chosen(request: DistillRequest, graph: Graph, given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The options of the rules with what was given over them, and whether a croppable model is to be judged."""
+    if request.config is not None:
+        return given, False
+    student = given.get("student")
+    method = student.get("method") if isinstance(student, Mapping) else None
+    if request.to is not None:
+        tree = rules.choose(graph, request.to)
+        if method not in (None, tree["student"]["method"]):
+            del tree["student"]["distill"]  # it is of the chosen method
+    else:
+        if method not in (None, "med"):
+            raise ConfigError(
+                f"a budget without --to is judged by the crops of one model, which student.method={method} does not "
+                "make; leave it out, or add --to."
+            )
+        tree = rules.choose_croppable(graph)
+    first = {"name": given["name"], "data": given["data"]}
+    return merge(first | tree, given), request.to is None
+
+
+def _check_budget(request: DistillRequest, config: RunConfig, graph: Graph, croppable: bool) -> None:
+    """ConfigError where a budget could not be judged in the end."""
+    if not request.budget:
+        return
+    if not len(graph.valid):
+        raise ConfigError(
+            f"{graph.name} has no valid triples to judge a budget by; give one file, which is then split."
+        )
+    if not croppable and request.budget.min_retained is not None and config.teacher is None:
+        raise ConfigError("--min-retained compares with the teacher, and there is none; leave teacher alone.")
+
+
+def _announce(
+    request: DistillRequest,
+    config: RunConfig,
+    graph: Graph,
+    ranks: Ranks,
+    folder: Path,
+    display: Display,
+    stages: list[Stage],
+    croppable: bool,
+) -> str | None:
+    """Say what will be done, in what memory and time; the reason why nothing can be, if the budget excludes it."""
+    sizes = f"{graph.num_entities:,} entities, {graph.num_relations:,} relations"
+    held = ", ".join(f"{len(getattr(graph, split)):,} {split}" for split in ("train", "valid", "test"))
+    display.line(f"{graph.name}: {sizes}; triples: {held}")
+    run = open_run(config, graph, ranks, folder, NoTracking(), display)
+    if request.budget:
+        reason = out_of_reach(run, config.student, smallest_dim(config.student), request.budget)
+        if reason is not None:
+            return reason
+    if croppable:
+        direct = alone(resized(config.student, config.student.dim, {"method": "scratch"}, "direct"))
+        stages = [*stages, Stage("direct", direct, ())]
+    lines = format_forecast(forecast(run, stages), held_memory(), free_memory())
+    for line in lines:
+        display.line(line)
+    if croppable:
+        display.line("direct has the dim of the chosen crop in the end, so it takes less than that")
+    display.line(f"goes to {folder}; the choice is in {folder / CONFIG}, to be changed by key=value or by hand")
+    return None
+
+
+def _further(
+    run: Run, rows: list[Row], *, request: DistillRequest, croppable: bool, notes: list[str]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Judge the budget, and remark what is odd about the data."""
+    judge: Callable[..., tuple[list[Row], dict[str, Any]]] = select_for_budget if croppable else judge_student
+    more, keys = judge(run, rows, budget=request.budget) if request.budget else ([], {})
+    remarks = [*keys.get("remarks", []), *(f"Data: {note}." for note in notes)]
+    return more, keys | ({"remarks": remarks} if remarks else {})
+
+
+def _write_config(tree: dict[str, Any], path: Path, request: DistillRequest) -> None:
+    """The config of this run, ready for `launch/distill.py`; one that is there is left to `plan.yaml`'s check."""
+    if path.exists():
+        return
+    budget = f", {request.budget}" if request.budget else ""
+    asked = f"{request.to} numbers per entity{budget}" if request.to else str(request.budget)
+    head = (
+        f"# Chosen for {request.data}: {asked}.\n# Again, or changed: "
+        f"python launch/distill.py {path} --out runs/again\n"
+    )
+    if request.config is not None:
+        head = f"# {request.config} on {request.data}.\n"
+    write_atomic(path, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

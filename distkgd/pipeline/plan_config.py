@@ -1,0 +1,91 @@
+"""The nodes of a run's config that say how large the models between teacher and student are."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from distkgd.config.fields import Frozen, Positive, Share
+
+PerDim = dict[Positive, dict[str, Any]]
+
+
+class ChainConfig(Frozen):
+    """Teachers and students in a row (IterDE): each model, once trained, teaches the next smaller one.
+
+    dims: real numbers per entity, falling: the first is the teacher's, the last the student's. In their place may
+        stand `from`, `to` and `ratio` (2): {from: 512, to: 32} is 512, 256, 128, 64, 32.
+    per_dim: dim -> keys put over the config of the model of that dim, {64: {epochs: 3, optimizer: {lr: 0.2}}}.
+    overlap: where stages run side by side (launch/chain.py), a student may spend this share of its epochs on its
+        teacher's best rows so far, while the teacher is still in training; 0: it begins when the teacher is finished.
+    """
+
+    dims: list[Positive] = Field(min_length=2)
+    per_dim: PerDim = Field(default_factory=dict)
+    overlap: Share = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not {"from", "to", "ratio"} & value.keys():
+            return value
+        if "dims" in value:
+            raise ValueError("dims are given beside from, to or ratio; use one or the other")
+        numbers = {"ratio": 2, **value}
+        for key, least in (("from", 1), ("to", 1), ("ratio", 2)):
+            number = numbers.get(key)
+            if type(number) is not int or number < least:
+                raise ValueError(f"{key} must be a whole number of at least {least} (given: {number!r})")
+        start, end, ratio = numbers["from"], numbers["to"], numbers["ratio"]
+        dims = [start]
+        while dims[-1] > end and not dims[-1] % ratio:
+            dims.append(dims[-1] // ratio)
+        if dims[-1] != end:
+            reached = ", ".join(map(str, dims))
+            raise ValueError(f"from {start} by ratio {ratio} reaches {reached}, not {end}; change one, or list dims")
+        return {"dims": dims} | {k: v for k, v in value.items() if k not in ("from", "to", "ratio")}
+
+    @model_validator(mode="after")
+    def _falls(self) -> "ChainConfig":
+        if any(next_ >= dim for dim, next_ in pairwise(self.dims)):
+            raise ValueError(f"dims must fall from teacher to student (given: {_listed(self.dims)})")
+        _check_per_dim(self.per_dim, self.dims)
+        return self
+
+
+class AssistantConfig(Frozen):
+    """A model between teacher and student (TA; Mirzadeh et al. 2020): the teacher's student and the student's teacher.
+
+    dims: of the candidates. One alone is taken; of several, all are trained without a teacher, and the one whose
+        valid MRR is nearest to the mean of the teacher's and the direct student's is taken (DualDE sec. 4.1.3); of
+        equally near ones the first. The assistant itself is then taught by the student's method.
+        `assistant: 128` is short for {dims: [128]}.
+    per_dim: as in a chain.
+    """
+
+    dims: list[Positive] = Field(min_length=1)
+    per_dim: PerDim = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_dim_alone(cls, value: Any) -> Any:
+        return {"dims": [value]} if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "AssistantConfig":
+        if len(set(self.dims)) != len(self.dims):
+            raise ValueError(f"dims must differ (given: {_listed(self.dims)})")
+        _check_per_dim(self.per_dim, self.dims)
+        return self
+
+
+def _check_per_dim(per_dim: PerDim, dims: list[int]) -> None:
+    if others := [dim for dim in per_dim if dim not in dims]:
+        raise ValueError(f"per_dim has {_listed(others)}, which is none of the dims {_listed(dims)}")
+    if twice := [dim for dim, over in per_dim.items() if "dim" in over]:
+        raise ValueError(f"per_dim of {_listed(twice)} sets dim again; leave it out")
+
+
+def _listed(dims: list[int]) -> str:
+    return ", ".join(map(str, dims))

@@ -1,0 +1,188 @@
+"""From a stage to a job: what all stages of a run share, and everything that one of them is trained with."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distkgd.common.console import Display
+from distkgd.common.metrics import Metrics, known_figures
+from distkgd.data import Graph
+from distkgd.data.filters import KnownAnswers
+from distkgd.data.sampling import Balanced, Sampler
+from distkgd.data.step_inputs import StepInputBuilder
+from distkgd.distributed.ranks import Ranks
+from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
+from distkgd.methods import METHODS, Method, Setup, build_method
+from distkgd.models.init_from_teacher import init_from_teacher
+from distkgd.models.model import Model, new_model
+from distkgd.models.model_folder import load_model, same_vocabulary, told
+from distkgd.models.run_paths import stage_folder, teacher_folder
+from distkgd.pipeline.config import RunConfig, StageConfig
+from distkgd.pipeline.stages import Stage
+from distkgd.pipeline.storage import Storage
+from distkgd.scorers import build_scorer
+from distkgd.tracking.tracker import StageTracking, Tracking
+from distkgd.training.communication import choose_communication
+from distkgd.training.job import Job, Watch
+
+
+@dataclass
+class Run:
+    """All that the stages of one run share."""
+
+    config: RunConfig
+    graph: Graph
+    ranks: Ranks
+    folder: Path
+    tracking: Tracking
+    display: Display
+    train_answers: KnownAnswers
+    all_answers: KnownAnswers
+    watch: Watch | None = None
+    storage: Storage | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all tables."""
+        return dtype_of(self.config)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What finished stages are evaluated on."""
+        return ("valid", "test") if self.config.test else ("valid",)
+
+    @property
+    def shown_split(self) -> str:
+        """Of `splits` the last that has triples: whose figures are told in parts."""
+        return next((split for split in reversed(self.splits) if len(getattr(self.graph, split))), self.splits[-1])
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage keeps everything."""
+        return stage_folder(self.folder, name)
+
+    def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:
+        """Metrics and ranks of a model on "valid" or "test"."""
+        triples = getattr(self.graph, split).to(self.ranks.device)
+        config = self.config
+        rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
+        return metrics(rank), rank
+
+    def curve(self, model: Model, dims: Sequence[int], split: str) -> dict[int, Metrics]:
+        """dim -> metrics of the crop of a model to it, on "valid" or "test"; all dims in one pass."""
+        triples, config = getattr(self.graph, split).to(self.ranks.device), self.config
+        found = ranks_of_crops(
+            model, dims, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter
+        )
+        return {dim: metrics(rank) for dim, rank in found.items()}
+
+
+def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teachers: list[Model]) -> Job:
+    """Everything `train_stage` needs, from config."""
+    config, graph, ranks = stage.config, run.graph, run.ranks
+    seed = stage_seed(run.config.seed, stage.name)
+    input_builder = build_inputs(run, config, seed)
+    student = fresh_model(run, config, config.dim, seed)
+    if config.start != "random":
+        init_from_teacher(student, teachers[0], config.start)
+    setup = Setup(
+        steps_per_epoch=input_builder.sampler.steps_per_epoch,
+        epochs=config.epochs,
+        fresh=lambda dim, name: fresh_model(run, config, dim, stage_seed(run.config.seed, f"{stage.name}.{name}")),
+        input_builder=input_builder,
+    )
+    method = build_method(config, student, teachers, setup)
+    input_builder.together = method.triples_together
+    run.display.line(f"{stage.name}: {choose_communication(input_builder, method, config)}")
+    can_validate = config.validate_every and len(graph.valid)
+    return Job(
+        name=stage.name,
+        config=config,
+        method=method,
+        input_builder=input_builder,
+        ranks=ranks,
+        folder=run.stage_folder(stage.name),
+        digest=digest,
+        keep=run.config.keep,
+        validate=(lambda: validation(run, method)) if can_validate else None,
+        tracking=tracking,
+        display=run.display,
+        engine=run.config.engine,
+        watch=run.watch,
+        copy=partial(run.storage.copy_checkpoint, stage.name) if run.storage else None,
+        told=partial(told, entities=graph.entities, relations=graph.relations),
+    )
+
+
+def validation(run: Run, method: Method[Any]) -> dict[str, float]:
+    """What a method makes of the metrics of its product on the validation split, which must hold triples."""
+
+    def curve(dims: Sequence[int], split: str) -> dict[int, dict[str, float]]:
+        return {dim: known_figures(one) for dim, one in run.curve(method.output_model, dims, split).items()}
+
+    return method.validate(lambda: known_figures(run.evaluate(method.output_model, "valid")[0]), curve)
+
+
+def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:
+    """An untrained model as `config` has it, of `dim` numbers per entity."""
+    return new_model(
+        build_scorer(config.scorer, dim, config.margin, config.norm),
+        run.graph.num_entities,
+        run.graph.num_relations,
+        run.ranks,
+        reciprocal=config.reciprocal,
+        seed=seed,
+        init_scale=config.init_scale,
+        dtype=run.dtype,
+        row_dtype=torch.bfloat16 if config.row_dtype == "bfloat16" else None,
+    )
+
+
+def build_inputs(run: Run, config: StageConfig, seed: int) -> StepInputBuilder:
+    """Batches of training triples and what each is compared with, as `config` has it."""
+    graph, ranks, negatives = run.graph, run.ranks, config.negatives
+    train, cuts = graph.train.to(ranks.device), ranks.bounds(graph.num_entities)
+    sampler = Sampler(
+        train,
+        graph.num_entities,
+        graph.num_relations,
+        batch_size=config.batch_size,
+        sides=negatives.sides,
+        seed=seed,
+        balanced=Balanced(train, cuts, config.batch_size, config.accumulate, seed) if config.balanced else None,
+        left_out=METHODS[config.method].leave_out(config.distill),
+    )
+    known_labels = negatives.labels == "known"
+    return StepInputBuilder(
+        sampler,
+        run.train_answers,
+        ranks,
+        kind=negatives.kind,
+        num=negatives.num,
+        chunk=negatives.chunk,
+        # k-vs-all: binary labels make the other answers positives of their own triples, not negatives of this one.
+        filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
+        label_shares=known_labels,
+    )
+
+
+def load_teacher(run: Run, name: str) -> Model:
+    """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten."""
+    folder = teacher_folder(run.folder, name)
+    loaded = load_model(folder, run.ranks, run.dtype)
+    same_vocabulary(loaded, run.graph, str(folder))
+    return loaded.model
+
+
+def dtype_of(config: RunConfig) -> torch.dtype:
+    """Of all computations."""
+    return torch.float64 if config.dtype == "float64" else torch.float32
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A stage's own seed, so that teacher and student of one run do not start from the same numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

@@ -1,0 +1,1 @@
+"""Sweeps: many trials on Ray, one table."""

@@ -1,5 +1,0 @@
-"""`report.html`: a finished run as one page that needs nothing but itself."""
-
-from distkgd.report_html.page import keep_measured, remake, render, write_html
-
-__all__ = ["keep_measured", "remake", "render", "write_html"]

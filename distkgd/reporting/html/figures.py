@@ -1,0 +1,290 @@
+"""The figures of the report: which numbers of the run go into which chart, and what is said below it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distkgd.common.text import fixed, size_text
+from distkgd.models.run_paths import stage_folder
+from distkgd.reporting.html.charts import Bar, Dot, Run, bars, drawn, lines, matrix, scatter, sizes, timeline
+from distkgd.reporting.html.curves import Curves, Points, read_curves
+from distkgd.reporting.html.pairs import Pair, Stage, student_of
+from distkgd.reporting.report import is_direct, last_split, mrr_of
+
+RELATIONS = 12  # shown as bars; the table beside them has more
+IN_TABLE = 200
+
+
+@dataclass(frozen=True)
+class Figure:
+    """markup: of the chart. header, rows: the same as a table, for reading and copying. full: across the page."""
+
+    title: str
+    markup: str
+    caption: str
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    full: bool = False
+
+
+@dataclass
+class Section:
+    """A part of the page. missing: sentences on what could not be shown, and why."""
+
+    id: str
+    title: str
+    figures: list[Figure] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def role_of(stage: Stage, stages: Sequence[Stage]) -> str:
+    """teacher, assistant (is taught, and teaches), student or direct."""
+    if is_direct(stage):
+        return "direct"
+    teaches = any(stage["name"] in other["teachers"] for other in stages)
+    if not teaches:
+        return "student"
+    return "assistant" if stage["teachers"] else "teacher"
+
+
+def size_section(report: Mapping[str, Any]) -> Section:
+    """MRR against bytes, with every crop."""
+    stages, split = report["stages"], last_split(report["stages"])
+    dots = [
+        Dot(stage["name"], role_of(stage, stages), float(stage["bytes"]), float(stage[split]["mrr"]))
+        for stage in stages
+        if stage.get("bytes") and mrr_of(stage, split) is not None
+    ]
+    crops = {stage["name"]: line for stage in stages if len(line := _crops(stage, role_of(stage, stages), split)) > 1}
+    section = Section("size", "Size and quality")
+    if not dots:
+        section.missing.append(f"No model of this run has bytes and {split} MRR.")
+        return section
+    rows = [[dot.name, size_text(dot.size), fixed(dot.mrr)] for dot in dots]
+    for name, line in crops.items():
+        rows += [[f"{name}, first {dot.name} numbers", size_text(dot.size), fixed(dot.mrr)] for dot in line]
+    caption = (
+        f"{split.capitalize()} MRR of every finished model against the bytes of its table files, on a scale of ratios."
+    )
+    if crops:
+        caption += " The small marks are crops: the first numbers of every entity, as many as are written below."
+    chart = drawn(partial(sizes, dots, crops, split), full=True)
+    section.figures.append(Figure("What the bytes buy", chart, caption, ("model", "bytes", f"{split} MRR"), rows, True))
+    lost = [stage["name"] for stage in stages if stage.get("curve") and stage["name"] not in crops]
+    if lost:
+        section.missing.append(f"The bytes of the crops of {', '.join(lost)} are not in this run's report.json.")
+    return section
+
+
+def _crops(stage: Stage, role: str, split: str) -> list[Dot]:
+    # JSON has made texts of the dims of a stage that was finished before.
+    size = {int(dim): found for dim, found in (stage.get("crop_bytes") or {}).items()}
+    curve = {int(dim): found for dim, found in (stage.get("curve") or {}).get(split, {}).items()}
+    shown = [dim for dim in sorted(curve) if dim in size and curve[dim]["mrr"] is not None]
+    return [Dot(str(dim), role, float(size[dim]), float(curve[dim]["mrr"])) for dim in shown]
+
+
+def training_section(report: Mapping[str, Any], folder: Path) -> Section:
+    """Learning curves of all stages, then what only some methods have."""
+    stages = report["stages"]
+    section = Section("training", "Training")
+    runs = []
+    for stage in stages:
+        curves = read_curves(stage_folder(folder, stage["name"]) / "metrics.jsonl", stage["name"])
+        best = None
+        if curves.valid and stage.get("best_step", -1) >= 0:
+            best = max(curves.valid, key=lambda point: (point[0] == stage["best_step"], point[1]))
+        runs.append(Run(role_of(stage, stages), curves, best))
+    learned = [run for run in runs if run.curves.valid]
+    if learned:
+        chart = drawn(partial(timeline, learned, _valid, "valid MRR"), full=True)
+        caption = (
+            "Validation MRR of every stage in the order of the plan; a mark is the validation whose rows were kept."
+        )
+        section.figures.append(Figure("Learning curves", chart, caption, full=True))
+    else:
+        section.missing.append("No stage was validated while it trained: there are no learning curves.")
+    lossy = [Run(run.role, run.curves) for run in runs if run.curves.loss]
+    if lossy:
+        chart = drawn(partial(timeline, lossy, _loss, "training loss", log=True), full=True)
+        caption = (
+            "Sum of the loss terms, averaged over a fifth of an epoch. Losses of different methods do not compare."
+        )
+        section.figures.append(Figure("Training loss", chart, caption, full=True))
+    for stage, run in zip(stages, runs, strict=True):
+        section.figures += method_figures(stage, run.curves)
+    return section
+
+
+def _valid(curves: Curves) -> Points:
+    return curves.valid
+
+
+def _loss(curves: Curves) -> Points:
+    return curves.loss
+
+
+def method_figures(stage: Stage, curves: Curves) -> list[Figure]:
+    """Soft-label weights, lambda, w1 to w3, the mask: what the stage's method has."""
+    name, kind = stage["name"], stage.get("method")
+    found: list[Figure] = []
+
+    def chart(title: str, series: Mapping[str, Points], what: str, caption: str) -> None:
+        if any(series.values()):
+            shown = {key: points for key, points in series.items() if points}
+            picture = drawn(partial(lines, shown, curves.phases, what))
+            found.append(Figure(f"{title} of {name}", picture, caption))
+
+    words = {key: key.removesuffix("_positive").replace("_", " ") for key in curves.soft_weight}
+    chart(
+        "Soft-label weights",
+        {words[key]: points for key, points in curves.soft_weight.items()},
+        "mean weight",
+        "DualDE: mean weight of the soft label of true triples, by whose loss it is; the hard label has the rest.",
+    )
+    if kind == "dualde":
+        for letter, caption in (("alpha", "slopes \u03b1"), ("beta", "offsets \u03b2")):
+            numbered = {
+                key.removeprefix(f"{letter}_"): points
+                for key, points in curves.evaluators.items()
+                if key.startswith(f"{letter}_")
+            }
+            series = {f"{caption[-1]}{i} {_EVALUATORS.get(i, '')}".strip(): points for i, points in numbered.items()}
+            said = (
+                f"DualDE Eq. 8, 9, 12, 13: the learned {caption} in \u03c3(\u03b1(f + \u03b2)), a soft label's quality."
+            )
+            chart(f"Evaluators' {caption}", series, letter, said)
+    chart(
+        "Weight of the soft loss",
+        {"lambda": curves.weight},
+        "lambda",
+        "IterDE: what the soft loss counts beside the hard one.",
+    )
+    if kind == "med":
+        series = {_EXPONENTS.get(key, key): points for key, points in curves.evaluators.items() if key.startswith("w_")}
+        chart(
+            "Learned exponents",
+            series,
+            "exponent",
+            "MED: how sharply hard examples (w1, w2) and dims (w3) are weighed.",
+        )
+        chart(
+            "Validation of the crops",
+            {f"first {dim}": curves.crops[dim] for dim in _few(sorted(curves.crops))},
+            "valid MRR",
+            "MED: validation MRR of the sub-models made of the first numbers of every entity.",
+        )
+    churn = {{"hidden": "hidden", "churn": "changed"}.get(key, key): points for key, points in curves.mask.items()}
+    chart(
+        "Mask",
+        churn,
+        "share of all numbers",
+        "MetaSD: the share of numbers that the mask hides, and the share that the last pruning hid or showed anew.",
+    )
+    return found
+
+
+_EVALUATORS = {"1": "student, true", "2": "student, false", "3": "teacher, true", "4": "teacher, false"}
+_EXPONENTS = {"w_1": "w1 positives", "w_2": "w2 negatives", "w_3": "w3 dims"}
+
+
+def _few(dims: Sequence[int], most: int = 6) -> list[int]:
+    if len(dims) <= most:
+        return list(dims)
+    return [dims[round(i * (len(dims) - 1) / (most - 1))] for i in range(most)]
+
+
+def parts_section(report: Mapping[str, Any], pair: Pair | None) -> Section:
+    """Where the student is good and where it is not: relations, the long tail, directions, categories."""
+    stages = report["stages"]
+    split = last_split(stages)
+    chosen: dict[str, Stage] = {}
+    if pair is not None and pair.stages[0] is not None and pair.stages[0]["name"] != pair.stages[1]["name"]:
+        chosen["teacher"] = pair.stages[0]
+    student = student_of(stages)
+    if chosen.get("teacher") is student:
+        del chosen["teacher"]
+    chosen["student"] = student
+    direct = next((stage for stage in stages if is_direct(stage) and stage.get("dim") == student.get("dim")), None)
+    if direct is not None:
+        chosen["direct"] = direct
+    found = {role: stage[f"{split}_by"] for role, stage in chosen.items() if stage.get(f"{split}_by")}
+    names = {role: str(chosen[role]["name"]) for role in found}
+    section = Section("parts", "Where it is kept and where it is lost")
+    if "student" not in found or mrr_of(student, split) is None:
+        section.missing.append("This run's report.json has no results by relation.")
+        return section
+    legend = ", ".join(
+        f"{shape} {names[role]}" for role, shape in zip(found, ("broad bar", "slim bar", "tick"), strict=False)
+    )
+    counted = sorted(found["student"]["relation"].items(), key=lambda item: (-item[1]["num_triples"], item[0]))
+    relations = _rows(found, "relation", [name for name, _ in counted], "num_triples")
+    few = f" The {RELATIONS} of {len(relations)} with the most triples." if len(relations) > RELATIONS else ""
+    caption = f"{split.capitalize()} MRR by relation ({legend}); beside the name, its {split} triples.{few}"
+    section.figures.append(_bars("By relation", relations[:RELATIONS], relations, names, caption))
+    tail = [
+        *_rows(found, "relation_frequency", None, "num_triples", lambda key: f"relations {_sign(key)}"),
+        *_rows(found, "answer_degree", None, "num_queries", lambda key: f"seen {key}\u00d7"),
+    ]
+    caption = (
+        f"{split.capitalize()} MRR on relations with few and many training triples, and by the number of training "
+        "triples that hold the answer; beside the name, triples or queries."
+    )
+    if tail:
+        section.figures.append(_bars("The long tail", tail, tail, names, caption))
+    kinds = [
+        *_rows(found, "direction", None, "", lambda key: f"{key} asked"),
+        *_rows(found, "category", None, "num_triples", lambda key: f"{key} relations"),
+    ]
+    caption = f"{split.capitalize()} MRR by what is asked for, and by how many heads and tails a relation joins."
+    section.figures.append(_bars("Directions and categories", kinds, kinds, names, caption))
+    return section
+
+
+def _sign(key: str) -> str:
+    return key.replace(">=", "\u2265 ").replace("<", "< ")
+
+
+def _rows(
+    found: Mapping[str, Any], part: str, keys: Iterable[str] | None, count: str, name: Callable[[str], str] = str
+) -> list[Bar]:
+    rows = []
+    for key in found["student"].get(part, {}) if keys is None else keys:
+        cells = {role: by[part][key] for role, by in found.items() if key in by.get(part, {})}
+        number = cells["student"].get(count)
+        if number == 0:
+            continue
+        values = {role: float(cell["mrr"]) for role, cell in cells.items() if cell["mrr"] is not None}
+        rows.append(Bar(name(key), "" if number is None else f"{number:,.0f}", values))
+    return rows
+
+
+def _bars(title: str, shown: Sequence[Bar], every: Sequence[Bar], names: Mapping[str, str], caption: str) -> Figure:
+    roles = list(names)
+    rows = [[row.name, row.note, *(fixed(row.values.get(role)) for role in roles)] for row in every[:IN_TABLE]]
+    header = ("", "number", *(names[role] for role in roles))
+    return Figure(title, drawn(partial(bars, shown, roles, names)), caption, header, rows)
+
+
+def answer_figures(found: Mapping[str, Any], pair: Pair) -> list[Figure]:
+    """Scores and ranks of two models for the same queries; nothing where none were asked."""
+    if not found["points"]:
+        return []
+    names = pair.teacher.name, pair.student.name
+    chart = drawn(partial(scatter, found["points"], names))
+    linked = (
+        "" if found["correlation"] is None else f" Scores of the true ones correlate by {found['correlation']:.2f}."
+    )
+    caption = (
+        f"{found['queries']:,} of the {found['num_split']:,} {found['split']} queries, each with its true answer and "
+        f"with one drawn at random.{linked}"
+    )
+    scores = Figure("Scores", chart, caption)
+    chart = drawn(partial(matrix, found["ranks"], names))
+    caption = (
+        f"The same queries by the rank of their true answer: {names[0]} decides the row, {names[1]} the column. "
+        f"Right of the shaded squares {names[1]} is behind."
+    )
+    return [scores, Figure("Ranks", chart, caption)]

@@ -1,0 +1,1 @@
+"""Scorers with biases: isometries of Euclidean space and of the Poincaré ball."""

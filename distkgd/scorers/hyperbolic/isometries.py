@@ -1,0 +1,126 @@
+"""RotE and RefE: a relation turns or mirrors every pair of coordinates, then translates."""
+
+import math
+from abc import ABC
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from distkgd.kernels.candidates import Candidates, plain
+from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.interleaved import conjugate, join_pairs, split_pairs
+
+
+def turned(x: Tensor, angle: Tensor) -> Tensor:
+    """`[..., 2k]` pairs of x `[..., 2k]` turned by `[..., k]` radians: Givens rotations (Chami et al. 2020, §4)."""
+    # Not by torch's complex numbers: behind a bias the gradient starts at an odd number, where they cannot.
+    (a, b), cos, sin = split_pairs(x), angle.cos(), angle.sin()
+    return join_pairs(a * cos - b * sin, a * sin + b * cos)
+
+
+def mirrored(x: Tensor, angle: Tensor) -> Tensor:
+    """`[..., 2k]` pairs (a, b) of x become (a cos + b sin, a sin - b cos): Givens reflections (the same §4).
+
+    The axis stands at half of the angle `[..., k]`, in radians. A reflection is its own inverse.
+    """
+    return turned(conjugate(x), angle)
+
+
+class Isometry(Scorer, ABC):
+    """Chami et al. 2020, "Low-Dimensional Hyperbolic Knowledge Graph Embeddings", §4 and §5, the Euclidean models.
+
+    Formula: f = -|G h + r - t|^2 + b_h + b_t, with G = diag(G_1, G_2, ...) of 2 x 2 blocks.
+    Real numbers: dim + 1 per entity, the bias first; 3/2 dim per relation, stored (angle of G_k, r_2k, r_2k+1, ...);
+    dim even.
+    Candidate form: query (b, G h + r) or, for heads, (b, G^-1 (t - r)), as G keeps distances; one matrix product.
+
+    Differs from the authors' code: an entity has one bias, as in the paper, not one as head and another as tail; a
+    block has an angle, as in the paper, not a vector of two numbers that is normalised.
+    """
+
+    dim_multiple: ClassVar[int] = 2
+    biases: ClassVar[int] = 1
+
+    @property
+    def relation_size(self) -> int:
+        return 3 * self.dim // 2
+
+    @property
+    def query_size(self) -> int:
+        return 1 + self.dim
+
+    @property
+    def candidate_form(self) -> Literal["dot", "l2", "coordinates", "squared", "hyperbolic"]:
+        return "squared"
+
+    def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        q, dtype = self.tail_query(h, r), torch.promote_types(h.dtype, torch.float32)
+        apart = (q[..., 1:].to(dtype) - t[..., 1:].to(dtype)).square().sum(-1)
+        return (q[..., 0] + t[..., 0] - apart).to(h.dtype)
+
+    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
+        return less_squares(q, plain(c))
+
+    def entity_init(self) -> Init:
+        return Init("normal", 0.1, columns=(0.0,) + (1.0,) * self.dim)
+
+    def relation_init(self) -> Init:
+        return Init("uniform", 0.1, columns=(10.0 * math.pi, 1.0, 1.0) * (self.dim // 2))
+
+    @staticmethod
+    def _angle_and_shift(r: Tensor) -> tuple[Tensor, Tensor]:
+        # [..., dim / 2] and [..., dim] of a relation.
+        triplets = r.unflatten(-1, (r.shape[-1] // 3, 3))
+        return triplets[..., 0], triplets[..., 1:].flatten(-2)
+
+
+@final
+class RotE(Isometry):
+    """G_k turns by the angle. See `Isometry`."""
+
+    name: ClassVar[str] = "rote"
+
+    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
+        angle, shift = self._angle_and_shift(r)
+        return with_bias(h[..., :1], turned(h[..., 1:], angle) + shift)
+
+    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
+        angle, shift = self._angle_and_shift(r)
+        return with_bias(t[..., :1], turned(t[..., 1:] - shift, -angle))
+
+
+@final
+class RefE(Isometry):
+    """G_k mirrors at an axis at half of the angle. See `Isometry`."""
+
+    name: ClassVar[str] = "refe"
+
+    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
+        angle, shift = self._angle_and_shift(r)
+        return with_bias(h[..., :1], mirrored(h[..., 1:], angle) + shift)
+
+    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
+        angle, shift = self._angle_and_shift(r)
+        return with_bias(t[..., :1], mirrored(t[..., 1:] - shift, angle))
+
+
+def with_bias(bias: Tensor, *parts: Tensor) -> Tensor:
+    """`[..., 1 + all widths]`: a bias `[..., 1]` before other parts, which may have more leading dimensions."""
+    lead = torch.broadcast_shapes(bias.shape[:-1], *(part.shape[:-1] for part in parts))
+    return torch.cat([x.expand(*lead, x.shape[-1]) for x in (bias, *parts)], dim=-1)
+
+
+def less_squares(q: Tensor, c: Tensor) -> Tensor:
+    """`[..., Q, N]` b_q + b_c - |x - y|^2 of queries (b_q, x) and candidates (b_c, y), as one matrix product.
+
+    In float64, whatever came in: |x|^2 + |y|^2 - 2 x·y loses the difference of near points.
+    """
+    dtype = torch.promote_types(q.dtype, c.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        q, c = q.double(), c.double()
+        x, y = q[..., 1:], c[..., 1:]
+        own, theirs = (z[..., :1] - z[..., 1:].square().sum(-1, keepdim=True) for z in (q, c))
+        left = torch.cat([2.0 * x, own, torch.ones_like(own)], dim=-1)
+        right = torch.cat([y, torch.ones_like(theirs), theirs], dim=-1)
+        return (left @ right.mT).to(dtype)

@@ -1,0 +1,1 @@
+"""Sums over coordinates, in bounded memory."""

@@ -1,0 +1,1 @@
+"""Trackers of runs: MLflow, or none."""

@@ -1,0 +1,35 @@
+"""The code of a registered model, which MLflow copies beside it and runs to load it: no module to import.
+
+`mlflow models serve` answers {"inputs": [{"head": "…", "relation": "…", "k": 10}, …]}; see
+`distkgd.tracking.serving.questions`.
+"""
+
+from typing import Any
+
+import pandas
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+from distkgd.errors import DistkgdError
+from distkgd.evaluation.trained_model import load
+from distkgd.tracking.serving.questions import answer_questions
+
+
+class Endpoint(PythonModel):
+    """A finished model that answers questions; what is wrong with one becomes HTTP status 400."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the model folder that was registered."""
+        self._model = load(context.artifacts["model"])
+
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> list[dict[str, Any]]:
+        """One answer per row of `model_input`: the columns head or tail, relation, and perhaps k."""
+        records = model_input.astype(object).where(model_input.notna(), None).to_dict("records")
+        try:
+            return answer_questions(self._model, records)
+        except DistkgdError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+set_model(Endpoint())

@@ -1,0 +1,115 @@
+"""The curves of a stage: means of its loss terms a few times per epoch, its validations, and what its method adds."""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distkgd.common.energy import Meter
+from distkgd.common.paths import naming
+from distkgd.training.job import Job, Progress, last_epoch, schedule_scale
+
+LOGS_PER_EPOCH = 5
+
+
+class MetricsLog:
+    """Means of the loss terms to metrics.jsonl (rank 0) and to tracking, a few times per epoch."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self._job = job
+        self._progress = progress
+        self._every = max(1, job.input_builder.sampler.steps_per_epoch // LOGS_PER_EPOCH)
+        self._timed = 0
+        self._sent = sum(job.ranks.traffic.values())
+        self._since = time.monotonic()
+        self._loss = math.nan
+        # Of a stage that goes on, without knowing what it has drawn so far, nothing is known.
+        known = job.ranks.first and (progress.step == 0 or progress.joules is not None)
+        self._drawn, self._meter = progress.joules or 0.0, Meter() if known else None
+        self._path = job.folder / "metrics.jsonl"
+        self._file = None
+        if job.ranks.first:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            keep_until(self._path, progress.step)
+            self._file = self._path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def step(self, terms: Mapping[str, float]) -> None:
+        """Take note of one step's terms."""
+        progress = self._progress
+        for name, value in terms.items():
+            progress.log_sums[name] = progress.log_sums.get(name, 0.0) + value
+        progress.log_count += 1
+        self._timed += 1
+        if progress.step % self._every:
+            return
+        sums = {name if "/" in name else f"loss/{name}": total for name, total in progress.log_sums.items()}
+        means = {name: total / progress.log_count for name, total in sums.items()}
+        means["loss"] = self._loss = sum(mean for name, mean in means.items() if name.startswith("loss/"))
+        now = time.monotonic()
+        batch = self._job.config.batch_size
+        means["triples_per_second"] = self._timed * batch / max(now - self._since, 1e-9)
+        sent = sum(self._job.ranks.traffic.values())
+        means["sent_bytes_per_step"] = (sent - self._sent) / self._timed
+        means["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+        self._sent = sent
+        means["lr_scale"] = schedule_scale(self._job, progress)
+        for name, tensor in self._job.method.logged_tensors.items():
+            if tensor.dim() > 1:
+                continue  # a table is too long for a log
+            means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(tensor.detach().tolist())}
+        means |= self._job.method.logged_scalars(progress.step)
+        self._write(means)
+        progress.log_sums, progress.log_count = {}, 0
+        self._timed, self._since = 0, now
+
+    def validation(self, found: Mapping[str, float], improved: bool) -> None:
+        """Log validation metrics and print the epoch's line."""
+        progress = self._progress
+        self._write({f"valid/{name}": value for name, value in found.items()})
+        speed = progress.step * self._job.config.batch_size / max(progress.train_seconds, 1e-9)
+        mark = " *" if improved else ""
+        epochs = last_epoch(self._job)
+        self._job.display.line(
+            f"{self._job.name}: epoch {progress.epoch}/{epochs}  loss {self._loss:.4g}  "
+            f"valid MRR {found['mrr']:.4f}{mark}  {speed:,.0f} triples/s"
+        )
+        self._since = time.monotonic()
+
+    def _write(self, values: Mapping[str, float]) -> None:
+        progress = self._progress
+        if self._meter is not None:
+            joules = self._meter.joules()
+            progress.joules = None if joules is None else self._drawn + joules
+        if self._file is not None:
+            row: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch, **values}
+            with naming(self._path):
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+        self._job.tracking.log(values, progress.step)
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines that an interrupted run logged after the checkpoint it goes on from."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            logged = int(json.loads(line)["step"])
+        except (ValueError, LookupError, TypeError, RecursionError):  # a line cut short by the kill
+            continue
+        if logged <= step:
+            kept.append(line)
+    part = path.with_suffix(".jsonl.tmp")
+    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    part.replace(path)

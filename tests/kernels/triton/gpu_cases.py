@@ -1,0 +1,281 @@
+"""Checks of the Triton kernels against naive formulas in float64, for any device: tests run them under Triton's
+interpreter, `benchmarks/gpu.py` on a GPU. Each raises AssertionError.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from distkgd.errors import UnsupportedError
+from distkgd.kernels.pairs import Kind
+from distkgd.kernels.triton import distances as gpu_distances
+from distkgd.kernels.triton import losses
+from distkgd.kernels.triton.distances import distances
+from distkgd.kernels.triton.losses import MASKED_SCORE, Excluded, Tile
+
+HALVES = (torch.bfloat16, torch.float16)
+SUMS = {torch.float64: 1e-12, torch.float32: 2e-5} | dict.fromkeys(HALVES, 2e-5)  # halves are summed in float32
+ROUNDED = {
+    torch.float64: 1e-12,
+    torch.float32: 5e-5,
+    torch.bfloat16: 1e-2,
+    torch.float16: 2e-3,
+}  # what comes back in the inputs' dtype
+# (groups, queries, candidates, dim, rows, indexed): no size fills its blocks; rows < candidates repeats indices.
+SHAPES = {
+    "one query per group": (5, 1, 7, 10, 4, True),
+    "few queries per group": (2, 5, 19, 34, 11, True),
+    "gradients laid out": (2, 9, 19, 34, 11, True),
+    "more groups than rows": (9, 1, 2, 6, 3, True),
+    "rows in order": (3, 5, 9, 34, 27, False),
+    "one shared list": (1, 18, 37, 6, 37, False),
+    "long sums cut": (1, 3, 100, 4, 100, False),
+    "wider than a block": (2, 1, 3, 300, 5, True),
+}
+
+
+@contextmanager
+def programs(number: int) -> Iterator[None]:
+    """How many programs long sums are spread over: one walks over all blocks, many have a block each."""
+    kept = gpu_distances.PROGRAMS, losses.PROGRAMS
+    gpu_distances.PROGRAMS = losses.PROGRAMS = number
+    try:
+        yield
+    finally:
+        gpu_distances.PROGRAMS, losses.PROGRAMS = kept
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Equal up to `tolerance` of the largest number."""
+    assert found.shape == wanted.shape, (found.shape, wanted.shape)
+    assert bool(found.isfinite().all())
+    if wanted.numel():
+        error = float((found.double() - wanted.double()).abs().max())
+        assert error <= tolerance * max(1.0, float(wanted.abs().max())), f"off by {error}"
+
+
+def random(*shape: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
+    """Normal numbers, leaves that take a gradient."""
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return made.to(device, dtype).requires_grad_()
+
+
+def naive_distances(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None) -> Tensor:
+    """The formula with all its [G, Q, N, k] differences."""
+    dim = table.shape[1]
+    c = (table.reshape(len(q), -1, dim) if index is None else table[index]).unsqueeze(1)
+    q = q.unsqueeze(2)
+    if kind == "dot":
+        return (q * c).sum(-1)
+    if kind == "square":
+        return (q - c).square().sum(-1)
+    if kind == "manhattan":
+        return (q - c).abs().sum(-1)
+    if kind == "scaled_manhattan":
+        return (q[..., :dim] - q[..., dim:] * c).abs().sum(-1)
+    moduli: Tensor = torch.linalg.vector_norm((q - c).unflatten(-1, (-1, 2)), dim=-1)
+    return moduli.sum(-1)
+
+
+def distances_are_the_naive_sums(kind: Kind, shape: str, dtype: torch.dtype, device: str) -> None:
+    groups, queries, candidates, dim, rows, indexed = SHAPES[shape]
+    q = random(groups, queries, dim * (2 if kind == "scaled_manhattan" else 1), dtype=dtype, device=device, seed=1)
+    table = random(rows, dim, dtype=dtype, device=device, seed=2)
+    index = torch.randint(rows, (groups, candidates), generator=torch.Generator().manual_seed(3)).to(device)
+    chosen = index if indexed else None
+    with torch.no_grad():  # one pair at distance 0
+        q[0, 0, :dim] = table[index[0, 0] if indexed else 0]
+        q[0, 0, dim:] = 1.0
+    found = distances(kind, q, table, chosen)
+    wide = [x.detach().double().requires_grad_() for x in (q, table)]
+    wanted = naive_distances(kind, wide[0], wide[1], chosen)
+    close(found, wanted, SUMS[dtype])
+    grad = torch.randn(found.shape, generator=torch.Generator().manual_seed(4)).to(device, found.dtype)
+    many = 512 if shape == "long sums cut" else 1
+    with programs(many):
+        got = torch.autograd.grad(found, (q, table), grad)
+        again = gpu_distances.backward(kind, q.detach(), table.detach(), chosen, grad)
+    expected = torch.autograd.grad(wanted, wide, grad.double())
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == dtype
+        close(one, other, ROUNDED[dtype])
+    assert all(torch.equal(one, other) for one, other in zip(got, again, strict=True)), "two runs, two results"
+
+
+def distances_take_narrow_rows(kind: Kind, device: str) -> None:
+    """bfloat16 rows meet float32 queries without being widened first."""
+    q = random(2, 3, 8 * (2 if kind == "scaled_manhattan" else 1), dtype=torch.float32, device=device, seed=1)
+    table = random(6, 8, dtype=torch.bfloat16, device=device, seed=2)
+    found = distances(kind, q, table)
+    wanted = naive_distances(kind, q.double(), table.double(), None)
+    close(found, wanted, SUMS[torch.float32])
+    got, expected = torch.autograd.grad(found.sum(), (q, table)), torch.autograd.grad(wanted.sum(), (q, table))
+    assert got[0].dtype == torch.float32
+    assert got[1].dtype == torch.bfloat16
+    close(got[0], expected[0], ROUNDED[torch.float32])
+    close(got[1], expected[1], ROUNDED[torch.bfloat16])
+
+
+def equal_rows_have_gradient_zero(kind: Kind, device: str) -> None:
+    row = random(1, 6, dtype=torch.float32, device=device, seed=1).detach()
+    query = torch.cat((row, torch.ones_like(row)), 1) if kind == "scaled_manhattan" else row
+    q = query.expand(2, 3, -1).clone().requires_grad_()
+    table = row.expand(4, -1).clone().requires_grad_()
+    index = torch.tensor([[0, 1, 1], [3, 3, 3]], device=device)
+    found = distances(kind, q, table, index)
+    assert bool((found == 0).all())
+    for grad in torch.autograd.grad(found.sum(), (q, table)):
+        assert bool((grad == 0).all())
+
+
+def empty_groups_give_empty_sums(kind: Kind, device: str) -> None:
+    wide = 2 if kind == "scaled_manhattan" else 1
+    for groups, queries, candidates in ((0, 2, 3), (2, 0, 3), (2, 3, 0)):
+        q = random(groups, queries, 4 * wide, dtype=torch.float32, device=device, seed=1)
+        table = random(5, 4, dtype=torch.float32, device=device, seed=2)
+        index = torch.zeros(groups, candidates, dtype=torch.int64, device=device)
+        found = distances(kind, q, table, index)
+        assert found.shape == (groups, queries, candidates)
+        for grad, x in zip(torch.autograd.grad(found.sum(), (q, table)), (q, table), strict=True):
+            assert grad.shape == x.shape
+            assert bool((grad == 0).all())
+
+
+def a_second_derivative_is_refused(device: str) -> None:
+    # Without the refusal it would be 0, and nobody would notice.
+    x = [random(3, 4, dtype=torch.float32, device=device, seed=i) for i in range(2)]
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    tile = Tile(16, 16, 16, 4, 2)
+    for found in (
+        distances("modulus", x[0].unsqueeze(0), x[1]),
+        losses.log_sum_exp(x[0], x[1], Excluded.of(nothing, nothing, 3), tile=tile),
+    ):
+        try:
+            torch.autograd.grad(found.sum(), x, create_graph=True)
+        except UnsupportedError:
+            continue
+        raise AssertionError("a second derivative came out")
+
+
+# -- losses ---------------------------------------------------------------------------------------------------------
+
+EXCLUSIONS = ("none", "some", "all but one", "first and last", "one crowded query")
+
+
+def hidden_pairs(which: str, queries: int, candidates: int) -> Tensor:
+    """[Q, N] bool: pairs that do not count; somebody always does."""
+    hidden = torch.zeros(queries, candidates, dtype=torch.bool)
+    if which == "some":
+        hidden = torch.rand(queries, candidates, generator=torch.Generator().manual_seed(5)) < 0.3
+        hidden[:, candidates // 2] = False
+    elif which == "all but one":
+        hidden[:] = True
+        hidden[torch.arange(queries), (7 * torch.arange(queries) + 3) % candidates] = False
+    elif which == "first and last":
+        hidden[:, [0, -1]] = True
+    elif which == "one crowded query":
+        hidden[queries // 2, 1:] = True
+    return hidden
+
+
+def naive_losses(kind: str, z: Sequence[Tensor], temperature: float) -> list[Tensor]:
+    """From [Q, N] scores with NEVER where a pair does not count: student's, then teacher's."""
+    if kind == "log_sum_exp":
+        return [torch.logsumexp(z[0], -1)]
+    if kind == "self_adversarial":
+        weights = torch.softmax(temperature * z[0].detach(), -1)
+        return [(weights * torch.nn.functional.softplus(z[0])).sum(-1)]
+    share = torch.softmax(z[1], -1)
+    return [torch.logsumexp(z[1], -1), (share * (z[1] - z[0])).sum(-1), torch.logsumexp(z[0], -1)]
+
+
+def ours(
+    kind: str,
+    x: Sequence[Tensor],
+    excluded: Excluded,
+    temperature: float,
+    scale: float,
+    scratch: int,
+    tile: Tile | None,
+) -> list[Tensor]:
+    """What `naive_losses` gives, by the kernels."""
+    if kind == "log_sum_exp":
+        return [losses.log_sum_exp(x[0], x[1], excluded, scale=scale, scratch=scratch, tile=tile)]
+    if kind == "self_adversarial":
+        run = {"scale": scale, "scratch": scratch, "tile": tile}
+        return [losses.self_adversarial(x[0], x[1], excluded, temperature, **run)[0]]
+    return list(losses.kl(*x, excluded, scale=scale, scratch=scratch, tile=tile))
+
+
+def losses_are_the_naive_reductions(
+    kind: str, which: str, sizes: tuple[int, int, int, int], dtype: torch.dtype, device: str, tile: Tile | None
+) -> None:
+    """sizes: queries, candidates, student's and teacher's numbers per row."""
+    queries, candidates, dim, wider = sizes
+    shapes = ((queries, dim), (candidates, dim), (queries, wider), (candidates, wider))
+    x = [random(*shape, dtype=dtype, device=device, seed=i) for i, shape in enumerate(shapes)]
+    x = x if kind == "kl" else x[:2]
+    hidden = hidden_pairs(which, queries, candidates).to(device)
+    excluded = Excluded.of(*hidden.nonzero().T, queries)
+    temperature, scale = 0.7, 0.5
+    with programs(512 if which == "first and last" else 1):
+        found = ours(kind, x, excluded, temperature, scale, 40 * queries, tile)
+    wide = [one.detach().double().requires_grad_() for one in x]
+    z = [(scale * (q @ c.T)).masked_fill(hidden, MASKED_SCORE) for q, c in zip(wide[::2], wide[1::2], strict=True)]
+    wanted = naive_losses(kind, z, temperature)
+    grad = torch.randn(len(wanted), queries, generator=torch.Generator().manual_seed(9)).to(device)
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other, SUMS[dtype])
+    got = torch.autograd.grad(found, x, [g.to(one.dtype) for g, one in zip(grad, found, strict=True)])
+    expected = torch.autograd.grad(wanted, wide, list(grad.double()))
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == dtype
+        close(one, other, ROUNDED[dtype])
+
+
+def a_query_without_candidates_has_gradient_zero(kind: str, device: str, tile: Tile | None) -> None:
+    x = [random(3, 4, dtype=torch.float32, device=device, seed=i) for i in range(4)]
+    x = x if kind == "kl" else x[:2]
+    hidden = torch.tensor([[True] * 3, [False] * 3, [False, True, False]], device=device)
+    found = ours(kind, x, Excluded.of(*hidden.nonzero().T, 3), 1.0, 1.0, 1, tile)
+    assert found[0][0] < MASKED_SCORE / 2 or (kind == "self_adversarial" and found[0][0] == 0)
+    for q in torch.autograd.grad(sum(one.sum() for one in found), x)[::2]:
+        assert bool((q[0] == 0).all())
+        assert bool((q[1] != 0).all())
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    without = [one[:0] if i % 2 else one for i, one in enumerate(x)]
+    nobody = ours(kind, without, Excluded.of(nothing, nothing, 3), 1.0, 1.0, 1, tile)
+    assert nobody[0].shape == (3,)
+    assert bool((nobody[0] <= 0).all())
+    assert bool((torch.autograd.grad(sum(one.sum() for one in nobody), x[0])[0] == 0).all())
+
+
+def large_scores_do_not_overflow(kind: str, device: str, tile: Tile | None) -> None:
+    x = [100.0 * random(5, 4, dtype=torch.float32, device=device, seed=i) for i in range(4)]
+    x = x if kind == "kl" else x[:2]
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    found = ours(kind, x, Excluded.of(nothing, nothing, 5), 1.0, 1.0, 1, tile)
+    z = [q.double() @ c.double().T for q, c in zip(x[::2], x[1::2], strict=True)]
+    for one, other in zip(found, naive_losses(kind, z, 1.0), strict=True):
+        close(one, other, SUMS[torch.float32])
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(sum(one.sum() for one in found), x))
+
+
+def a_finished_teacher_gets_no_gradient(device: str, tile: Tile | None) -> None:
+    x = [random(5, 4, dtype=torch.float32, device=device, seed=i) for i in range(4)]
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    excluded = Excluded.of(nothing, nothing, 5)
+    both = ours("kl", x, excluded, 1.0, 1.0, 1, tile)
+    alone = ours("kl", [*x[:2], x[2].detach(), x[3].detach()], excluded, 1.0, 1.0, 1, tile)
+    wanted = torch.autograd.grad(both[1].sum() + both[2].sum(), x[:2])
+    found = torch.autograd.grad(alone[1].sum() + alone[2].sum(), x[:2])
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def exclusions_may_come_in_any_order() -> None:
+    excluded = Excluded.of(torch.tensor([2, 0, 2, 0]), torch.tensor([1, 5, 0, 3]), 4)
+    assert excluded.columns.tolist() == [3, 5, 0, 1]
+    assert excluded.ends.tolist() == [2, 2, 4, 4]
+    assert excluded.starts(torch.tensor([0, 4])).tolist() == [[0, 2, 2, 4], [1, 2, 4, 4]]

@@ -1,0 +1,69 @@
+"""Compiles what the wrappers of the Triton kernels would launch, for a GPU that need not be there."""
+
+from typing import Any
+
+import torch
+
+NAMES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+}
+
+
+def launches_compiled(capability: int) -> dict[str, int]:
+    """Kernel and options -> bytes of shared memory, of every launch of a training step at ordinary sizes."""
+    from triton import compile as compiled
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction
+
+    found: dict[str, int] = {}
+
+    def instead_of_running(self: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
+        names = [parameter.name for parameter in self.params]
+        options = {key: value for key, value in given.items() if key not in names}
+        values = dict(zip(names, args, strict=False)) | {key: given[key] for key in given if key in names}
+        signature, constants, aligned = {}, {}, {}
+        for at, parameter in enumerate(self.params):
+            value = values[parameter.name]
+            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+                constants[parameter.name], signature[parameter.name] = value, "constexpr"
+            elif isinstance(value, torch.Tensor):
+                signature[parameter.name] = "*" + NAMES[value.dtype]
+                aligned[(at,)] = [["tt.divisibility", 16]]
+            else:
+                signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+        source = ASTSource(self, signature, constants, aligned)
+        made = compiled(source, target=GPUTarget("cuda", capability, 32), options=options)
+        shown = [str(constants[name]) for name in ("KIND", "BQ", "BN", "BK", "BE") if name in constants]
+        found[" ".join((self.__name__, *shown))] = made.metadata.shared
+
+    kept, JITFunction.run = JITFunction.run, instead_of_running
+    try:
+        _launch()
+    finally:
+        JITFunction.run = kept
+    return found
+
+
+def _launch() -> None:
+    from distkgd.kernels.pairs import KINDS
+    from distkgd.kernels.triton import distances, losses
+
+    index = torch.zeros(2, 64, dtype=torch.int64)
+    for kind in KINDS[3:]:
+        for queries in (1, 16):
+            q = torch.zeros(2, queries, 512 * (2 if kind == "scaled_manhattan" else 1))
+            table = torch.zeros(99, 512)
+            distances.forward(kind, q, table, index, 64)
+            distances.backward(kind, q, table, index, torch.zeros(2, queries, 64))
+    pair = torch.tensor([1])
+    excluded = losses.Excluded.of(pair, pair, 256)
+    narrow, wide = (torch.zeros(256, d, dtype=torch.bfloat16, requires_grad=True) for d in (64, 512))
+    losses.log_sum_exp(wide, wide, excluded).sum().backward()
+    losses.self_adversarial(wide, wide, excluded)[0].sum().backward()
+    sum(losses.kl(narrow, narrow, wide, wide, excluded)).sum().backward()

@@ -1,0 +1,166 @@
+"""The Triton kernels without a GPU: their arithmetic under Triton's interpreter, their code compiled for two GPUs.
+
+Whether kernels are interpreted is decided when Triton is imported, so each way has a process of its own.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distkgd.kernels.pairs import KINDS
+from distkgd.kernels.triton import runtime
+from tests.kernels.triton import gpu_cases as cases
+from tests.kernels.triton.gpu_compile import launches_compiled
+
+needs_triton = pytest.mark.skipif(isinstance(runtime.triton, runtime._Absent), reason="triton is not installed")
+ROOT = Path(__file__).resolve().parents[3]
+Run = Callable[..., Any]
+REDUCTIONS = ("log_sum_exp", "self_adversarial", "kl")
+TILE = cases.Tile(16, 16, 16, 4, 2)  # several blocks of what is small enough to be interpreted
+# The interpreter multiplies the bit patterns of bfloat16 matrices; on a GPU benchmarks/gpu.py checks those.
+PRODUCTS = [torch.float32, torch.float16]
+
+
+def process(**variables: str) -> Iterator[Run]:
+    """Runs functions in one fresh process that sees these environment variables too."""
+    kept = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            pool.submit(torch.set_num_threads, 1).result()  # started while the variables are set
+        finally:
+            for name, value in kept.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[Run]:
+    yield from process(TRITON_INTERPRET="1")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = str(tmp_path_factory.mktemp("triton"))
+    yield from process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=folder)
+
+
+@needs_triton
+@pytest.mark.parametrize("shape", cases.SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_distances_and_gradients_are_those_of_the_naive_formula(interpreted: Run, kind: str, shape: str) -> None:
+    interpreted(cases.distances_are_the_naive_sums, kind, shape, torch.float64, "cpu")
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS[2:])
+def test_distances_of_narrower_numbers_are_summed_in_float32(interpreted: Run, kind: str, dtype: torch.dtype) -> None:
+    interpreted(cases.distances_are_the_naive_sums, kind, "few queries per group", dtype, "cpu")
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "case",
+    [cases.distances_take_narrow_rows, cases.empty_groups_give_empty_sums],
+    ids=lambda case: case.__name__,
+)
+def test_distances_at_the_edges(interpreted: Run, case: Run, kind: str) -> None:
+    interpreted(case, kind, "cpu")
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_equal_rows_have_distance_and_gradient_zero(interpreted: Run, kind: str) -> None:
+    interpreted(cases.equal_rows_have_gradient_zero, kind, "cpu")
+
+
+@needs_triton
+def test_a_second_derivative_is_refused(interpreted: Run) -> None:
+    interpreted(cases.a_second_derivative_is_refused, "cpu")
+
+
+@needs_triton
+@pytest.mark.parametrize("which", cases.EXCLUSIONS)
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_losses_and_gradients_are_those_of_the_naive_formula(interpreted: Run, kind: str, which: str) -> None:
+    interpreted(cases.losses_are_the_naive_reductions, kind, which, (18, 70, 16, 21), torch.float64, "cpu", TILE)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", PRODUCTS, ids=str)
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_losses_of_narrower_numbers_are_summed_in_float32(interpreted: Run, kind: str, dtype: torch.dtype) -> None:
+    interpreted(cases.losses_are_the_naive_reductions, kind, "some", (5, 37, 21, 40), dtype, "cpu", None)
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", REDUCTIONS)
+@pytest.mark.parametrize(
+    "case",
+    [cases.a_query_without_candidates_has_gradient_zero, cases.large_scores_do_not_overflow],
+    ids=lambda case: case.__name__,
+)
+def test_losses_at_the_edges(interpreted: Run, case: Run, kind: str) -> None:
+    interpreted(case, kind, "cpu", TILE)
+
+
+@needs_triton
+def test_a_finished_teacher_gets_no_gradient(interpreted: Run) -> None:
+    interpreted(cases.a_finished_teacher_gets_no_gradient, "cpu", TILE)
+
+
+def test_exclusions_may_come_in_any_order() -> None:
+    cases.exclusions_may_come_in_any_order()
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
+def test_every_launch_compiles_for_a_gpu_and_fits_its_shared_memory(compiled: Run, capability: int) -> None:
+    shared = compiled(launches_compiled, capability)
+    assert {name.split()[0] for name in shared} == {
+        "forward_code",
+        "queries_code",
+        "candidates_code",
+        "rows_code",
+        "gather_code",
+        "partials_code",
+        "weights_code",
+    }
+    assert max(shared.values()) <= {80: 163, 90: 227}[capability] * 1024
+
+
+def test_without_a_gpu_the_kernels_are_not_chosen() -> None:
+    assert not runtime.available(torch.device("cpu"))
+    if not torch.cuda.is_available():
+        assert not runtime.available(torch.device("cuda"))
+
+
+def test_every_module_can_be_imported_without_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, distkgd.kernels.triton.distances, distkgd.kernels.triton.losses\n"
+        "import distkgd.kernels.triton.runtime as gpu\n"
+        "print(gpu.available(torch.device('cuda')))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_the_benchmark_says_that_it_needs_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    found = subprocess.run(
+        ["bash", ROOT / "benchmarks/gpu.sh", "--only", "checks"], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2
+    assert "needs a CUDA GPU" in found.stdout

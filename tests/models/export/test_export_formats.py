@@ -1,0 +1,331 @@
+"""What is in an export beyond rows and names: searches and graphs that answer as the model, bytes, crops, cards."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+import distkgd
+from distkgd.data import Graph
+from distkgd.distributed.checkpoint.tables import write_tensors
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError, ModelError, UnsupportedError
+from distkgd.evaluation.int8_cost import cost_of_int8
+from distkgd.models.export import FORMATS, export_model, onnx_format
+from distkgd.models.export.faiss_format import WHY_NOT, open_searcher
+from distkgd.models.formats.int8 import quantised, read_int8, write_int8
+from distkgd.models.model import Model, new_model
+from distkgd.models.model_folder import bytes_on_disk, load_model, save_model
+from distkgd.scorers import SCORERS, build_scorer
+from launch.export import main
+from tests.toys import toy_graph
+
+ENTITIES, RELATIONS, DIM = 60, 5, 8
+CASES = [*((name, None) for name in SCORERS), ("transe", 2), ("rotate", 2)]
+EVERY_CASE = pytest.mark.parametrize(("name", "norm"), CASES, ids=[f"{n}-{p or 1}" for n, p in CASES])
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return toy_graph(ENTITIES, RELATIONS, 500)
+
+
+def stage_of(
+    folder: Path, graph: Graph, name: str, norm: int | None = None, dtype: torch.dtype = torch.float32
+) -> Model:
+    """A stage folder with a model of random rows, and a model of the same numbers."""
+    scorer = build_scorer(name, DIM, norm=norm)
+    sizes = graph.num_entities, graph.num_relations
+    model = new_model(scorer, *sizes, Ranks(), reciprocal=True, seed=1, init_scale=0.6, dtype=dtype)
+    model.relation.mul_(0.6 / model.relation.std())
+    save_model(folder / "model", model, graph, {"data": graph.summary(), "source": "nowhere", "method": "bkd"})
+    return model
+
+
+def tail_scores(model: Model, heads: Tensor, relations: Tensor) -> Tensor:
+    """[Q, entities] of the formula, triple by triple."""
+    h, r = model.entity.weight[heads].unsqueeze(1), model.relation[relations].unsqueeze(1)
+    return model.scorer.score(h, r, model.entity.weight.unsqueeze(0))
+
+
+def some_questions() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return tuple(torch.randint(n, (25,), generator=generator) for n in (ENTITIES, RELATIONS))  # type: ignore[return-value]
+
+
+# -- faiss ------------------------------------------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_a_search_is_exact_scoring_or_is_refused_with_the_reason(
+    name: str, norm: int | None, graph: Graph, tmp_path: Path
+) -> None:
+    pytest.importorskip("faiss")
+    model = stage_of(tmp_path, graph, name, norm)
+    form = model.scorer.candidate_form
+    if form not in ("dot", "l2"):
+        with pytest.raises(ModelError, match=f"{name} cannot be searched by FAISS: {WHY_NOT[form][:20]}"):
+            export_model(tmp_path, tmp_path / "out", "faiss", Ranks())
+        assert not (tmp_path / "out").exists()
+        return
+    export_model(tmp_path, tmp_path / "out", "faiss", Ranks())
+    found = open_searcher(tmp_path / "out")
+    heads, relations = some_questions()
+    for ask, rows in (("tail", relations), ("head", relations + RELATIONS)):
+        best = tail_scores(model, heads, rows).topk(10)
+        scores, ids = found.search(heads, relations, 10, ask=ask)
+        assert torch.equal(ids, best.indices)
+        torch.testing.assert_close(scores, best.values, rtol=1e-4, atol=1e-4)
+
+
+def test_the_header_that_is_written_is_that_of_the_library(graph: Graph, tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    model = stage_of(tmp_path, graph, "transe", 2)
+    export_model(tmp_path, tmp_path / "out", "faiss", Ranks())
+    index = faiss.IndexFlatL2(DIM)
+    index.add(model.entity.weight.numpy())
+    faiss.write_index(index, str(tmp_path / "index"))
+    assert (tmp_path / "index").read_bytes() == (tmp_path / "out/entity.faiss").read_bytes()
+
+
+@pytest.mark.parametrize("file", ["entity.faiss", "relation.safetensors"])
+def test_a_damaged_index_is_refused_by_name(file: str, graph: Graph, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    stage_of(tmp_path, graph, "complex")
+    export_model(tmp_path, tmp_path / "out", "faiss", Ranks())
+    path = tmp_path / "out" / file
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(ModelError, match=file):
+        open_searcher(tmp_path / "out")
+    path.unlink()
+    with pytest.raises(ModelError, match=file):
+        open_searcher(tmp_path / "out")
+
+
+# -- onnx -------------------------------------------------------------------------------------------------------------
+
+
+ONE_OF_A_KIND = ("transe", "complex", "rescal", "pairre", "rote", "roth")  # the others take three seconds each
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [pytest.param(*case, marks=[] if case[0] in ONE_OF_A_KIND else pytest.mark.slow) for case in CASES],
+)
+def test_a_graph_answers_as_torch_does(name: str, norm: int | None, graph: Graph, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = stage_of(tmp_path, graph, name, norm)
+    if model.scorer.candidate_form == "hyperbolic":
+        with pytest.raises(ModelError, match=f"{name} has no ONNX graph: it computes in float64"):
+            export_model(tmp_path, tmp_path / "out", "onnx", Ranks())
+        return
+    export_model(tmp_path, tmp_path / "out", "onnx", Ranks())
+    session = runtime.InferenceSession(str(tmp_path / "out/model.onnx"), providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_inputs()] == ["head", "relation", "k"]
+    heads, relations = some_questions()
+    wanted = tail_scores(model, heads, relations)
+    for k, num in ((1, 25), (7, 25), (ENTITIES, 1)):
+        asked = {"head": heads[:num].numpy(), "relation": relations[:num].numpy(), "k": np.array([k])}
+        scores, ids = (torch.from_numpy(x) for x in session.run(["score", "tail"], asked))
+        torch.testing.assert_close(scores, wanted[:num].topk(k).values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(wanted[:num].gather(1, ids), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_a_graph_that_answers_otherwise_is_not_exported(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    stage_of(tmp_path, graph, "distmult")
+    checked = onnx_format._check
+
+    def other(path: Path, model: Any) -> None:
+        model.relations.data += 0.1
+        checked(path, model)
+
+    monkeypatch.setattr(onnx_format, "_check", other)
+    with pytest.raises(ModelError, match="differ from torch's by"):
+        export_model(tmp_path, tmp_path / "out", "onnx", Ranks())
+    assert not (tmp_path / "out").exists()
+
+
+# -- parquet ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_parquet_table_has_ids_names_labels_and_directions(graph: Graph, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    model = stage_of(tmp_path, graph, "complex")
+    (tmp_path / "model" / "entity_labels.tsv").write_text("".join(f"{i}\tE {i}\n" for i in range(ENTITIES)))
+    export_model(tmp_path, tmp_path / "out", "parquet", Ranks())
+    entity, relation = (pl.read_parquet(tmp_path / f"out/{kind}.parquet") for kind in ("entity", "relation"))
+    assert entity.columns == ["id", "name", "label", "embedding"] and len(entity) == ENTITIES
+    assert entity.row(7)[:3] == (7, "e007", "E 7")
+    assert entity["embedding"][7].to_list() == model.entity.weight[7].tolist()
+    assert relation.columns == ["id", "name", "inverse", "embedding"] and len(relation) == 2 * RELATIONS
+    assert relation["name"].to_list() == [f"r{i:03d}" for i in range(RELATIONS)] * 2
+    assert relation["inverse"].to_list() == [False] * RELATIONS + [True] * RELATIONS
+    assert np.array(relation["embedding"].to_list(), dtype=np.float32).tolist() == model.relation.tolist()
+
+
+# -- int8 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("biases", [0, 1])
+def test_rows_in_eight_bits_are_within_half_a_step(biases: int, tmp_path: Path) -> None:
+    rows = torch.randn(50, biases + 6, generator=torch.Generator().manual_seed(0))
+    rows[3] = 0.0
+    rows[4, biases:] *= 1e-3
+    blocks: Callable[[], list[Tensor]] = lambda: [*rows.split(7)]  # noqa: E731
+    size = write_int8(tmp_path / "x", blocks, 50, biases, 6)
+    assert size == (tmp_path / "x").stat().st_size < 50 * (6 + 4 + 4 * biases) + 250
+    read = read_int8(tmp_path / "x", 50, biases, 6, 0, 50)
+    step = rows[:, biases:].abs().amax(1, keepdim=True) / 127
+    assert ((read - rows)[:, biases:].abs() <= step / 2 * 1.0001).all()
+    assert torch.equal(read[:, :biases], rows[:, :biases]) and torch.equal(read[3, biases:], torch.zeros(6))
+    assert torch.equal(read_int8(tmp_path / "x", 50, biases, 6, 9, 20), read[9:20])
+    assert quantised(rows[:, biases:])[1].abs().amax(1).tolist() == [0 if i == 3 else 127 for i in range(50)]
+
+
+def test_a_damaged_file_of_eight_bit_rows_is_refused_by_name(tmp_path: Path) -> None:
+    write_int8(tmp_path / "table", lambda: [torch.randn(9, 4)], 9, 0, 4)
+    for num, biases, dim in ((10, 0, 4), (9, 0, 6), (9, 1, 4)):
+        with pytest.raises(ModelError, match="table"):
+            read_int8(tmp_path / "table", num, biases, dim, 0, 1)
+    os.truncate(tmp_path / "table", (tmp_path / "table").stat().st_size - 1)
+    with pytest.raises(ModelError, match="table: missing, truncated"):
+        read_int8(tmp_path / "table", 9, 0, 4, 0, 1)
+    write_tensors(tmp_path / "other", {"scale": torch.ones(9), "rows": torch.ones(9, 4)})
+    with pytest.raises(ModelError, match=r"'rows' is .* not"):
+        read_int8(tmp_path / "other", 9, 0, 4, 0, 1)
+
+
+def test_eight_bits_state_their_bytes_and_what_they_cost(
+    graph: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = stage_of(tmp_path, graph, "rote")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid", "test"):
+        rows = (f"e{h:03d}\tr{r:03d}\te{t:03d}\n" for h, r, t in getattr(graph, split).tolist())
+        (tmp_path / "data" / f"{split}.tsv").write_text("".join(rows))
+    with pytest.raises(SystemExit):
+        main(tmp_path, tmp_path / "unknown", "int8", None)
+    assert "loss of MRR not measured (No triple is marked" in " ".join(capsys.readouterr().err.split())
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"nowhere"', json.dumps(str(tmp_path / "data"))))
+    with pytest.raises(SystemExit) as ended:
+        main(tmp_path, tmp_path / "out", "int8", None)
+    assert ended.value.code == 0
+    size = bytes_on_disk(tmp_path / "out")
+    before = model.entity.weight.nbytes + model.relation.nbytes
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"tables of {size:,} bytes instead of {before:,}; MRR of {len(graph.valid)} valid triples" in said
+    small = load_model(tmp_path / "out", Ranks()).model
+    heads, relations = some_questions()
+    torch.testing.assert_close(
+        tail_scores(small, heads, relations), tail_scores(model, heads, relations), atol=0.1, rtol=0.05
+    )
+    line = cost_of_int8(tmp_path, tmp_path / "out", Ranks())
+    mrr = float(line.split("triples ")[1].split()[0])
+    assert mrr == pytest.approx(float(line.split("before, ")[1].split()[0]), abs=0.05)
+    entity_bytes = (tmp_path / "out/entity.safetensors").stat().st_size
+    assert entity_bytes < ENTITIES * (DIM + 8) + 250
+
+
+# -- crops ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(SCORERS))
+def test_a_crop_is_exported_as_the_crop_of_the_model(name: str, graph: Graph, tmp_path: Path) -> None:
+    model = stage_of(tmp_path, graph, name)
+    files = export_model(tmp_path, tmp_path / "out", "safetensors", Ranks(), dim=4)
+    assert {file.name for file in files} >= {"README.md", "config.json"}
+    found, wanted = distkgd.load(tmp_path / "out"), model.crop(4)
+    assert torch.equal(found.entity_rows, wanted.entity.weight) and torch.equal(found.relation_rows, wanted.relation)
+    assert found.scorer.constants() == wanted.scorer.constants() and found.config["crop_of"] == {"dim": DIM}
+    again = export_model(tmp_path / "out", tmp_path / "int8", "int8", Ranks(), dim=4)
+    assert load_model(tmp_path / "int8", Ranks()).model.scorer.dim == 4 and len(again) > 3
+
+
+@pytest.mark.parametrize("format_", ["numpy", "sparse", "int8", "parquet", "faiss", "onnx", "pykeen"])
+def test_every_format_takes_a_crop(format_: str, graph: Graph, tmp_path: Path) -> None:
+    needed = {"parquet": "pyarrow", "faiss": "faiss", "onnx": "onnxscript", "pykeen": "pykeen"}
+    if format_ in needed:
+        pytest.importorskip(needed[format_])
+    assert {*needed, "numpy", "sparse", "int8", "safetensors"} == FORMATS.keys()
+    model = stage_of(tmp_path, graph, "complex").crop(4)
+    export_model(tmp_path, tmp_path / "out", format_, Ranks(), dim=4)
+    out = tmp_path / "out"
+    assert json.loads((out / "config.json").read_text())["scorer"] == {"name": "complex", "dim": 4}
+    if format_ == "numpy":
+        rows = torch.from_numpy(np.load(out / "entity.npy"))
+    elif format_ in ("sparse", "int8"):
+        rows = load_model(out, Ranks()).model.entity.weight
+    elif format_ == "parquet":
+        rows = torch.tensor(pl.read_parquet(out / "entity.parquet")["embedding"].to_list())
+    elif format_ == "faiss":
+        rows = torch.from_numpy(open_searcher(out).index.reconstruct_n(0, ENTITIES))
+    elif format_ == "pykeen":
+        rows = torch.load(out / "state_dict.pt")["entity_representations.0._embeddings.weight"]
+    else:
+        onnx = pytest.importorskip("onnx")
+        tensors = {one.name: one for one in onnx.load(out / "model.onnx").graph.initializer}
+        rows = torch.from_numpy(onnx.numpy_helper.to_array(tensors["entities"]).copy())
+    torch.testing.assert_close(rows, model.entity.weight, atol=0.02 if format_ == "int8" else 1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [9, 10, 3, 0])
+def test_a_crop_that_cannot_be_is_refused(dim: int, graph: Graph, tmp_path: Path) -> None:
+    stage_of(tmp_path, graph, "complex")
+    with pytest.raises((ConfigError, UnsupportedError), match=f"dim={dim}"):
+        export_model(tmp_path, tmp_path / "out", "safetensors", Ranks(), dim=dim)
+    assert not (tmp_path / "out").exists()
+
+
+# -- the card ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_the_model_is_and_nothing_of_a_teacher(graph: Graph, tmp_path: Path) -> None:
+    stage_of(tmp_path, graph, "rote")
+    figures = {"mrr": 0.4321, "hits_at_1": 0.1, "hits_at_3": 0.2, "hits_at_10": 0.3, "mean_rank": 7.0}
+    row = {"name": "student", "dim": 8, "bytes": 1, "digest": "", "teachers": ["the/teacher"]}
+    (tmp_path / "result.json").write_text(json.dumps(row | {"valid": figures, "test": figures}))
+    export_model(tmp_path, tmp_path / "out", "safetensors", Ranks())
+    card = (tmp_path / "out/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: distkgd\n")
+    for said in (
+        "RotE(dim=8)",
+        "60 entities of 8 numbers and 1 bias",
+        "method `bkd`",
+        "| valid | 0.4321 |",
+        graph.sha256,
+    ):
+        assert said in card
+    for path in (tmp_path / "out").iterdir():
+        assert b"teacher" not in path.read_bytes()
+    export_model(tmp_path, tmp_path / "crop", "safetensors", Ranks(), dim=4)
+    crop = (tmp_path / "crop/README.md").read_text()
+    assert "0.4321" not in crop and "first 4 of 8 numbers" in crop
+
+
+def test_an_export_of_an_export_that_is_no_plain_model_is_refused(graph: Graph, tmp_path: Path) -> None:
+    stage_of(tmp_path, graph, "complex")
+    export_model(tmp_path, tmp_path / "int8", "int8", Ranks())
+    with pytest.raises(ModelError, match="is an export already"):
+        export_model(tmp_path / "int8", tmp_path / "out", "numpy", Ranks())
+
+
+def test_a_format_whose_library_is_missing_says_how_to_get_it(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage_of(tmp_path, graph, "complex")
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(ModelError, match=r"--format faiss needs faiss.*pip install 'distkgd\[export\]'"):
+        export_model(tmp_path, tmp_path / "out", "faiss", Ranks())

@@ -1,0 +1,358 @@
+"""report.html of toy runs: its numbers are the run's, nothing refers elsewhere, no name becomes markup."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from distkgd.common.text import fixed, size_text
+from distkgd.config.tree import merge
+from distkgd.data.filters import KnownAnswers
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
+from distkgd.evaluation.ranking import ranks_of
+from distkgd.models.model_folder import load_model
+from distkgd.reporting.html import examples as examples_module
+from distkgd.reporting.html import remake, render
+from distkgd.reporting.html.examples import PER_RELATION, SEED
+from distkgd.reporting.report import rows
+from tests.launches import call
+from tests.reporting.html.pages import STAGE, TAUGHT, Node, cells, nasty_graph, ran, read
+
+GRAPH = nasty_graph()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of teacher, DualDE student and direct model."""
+    made = tmp_path_factory.mktemp("page") / "run"
+    ran(made, TAUGHT)
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Node:
+    return read((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """Of the run, to be changed."""
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def loaded() -> Any:
+    return GRAPH
+
+
+def figure(page: Node, title: str) -> Node:
+    (found,) = [one for one in page.find("figure") if one.find("h3")[0].text == title]
+    return found
+
+
+def titles(page: Node) -> list[str]:
+    return [one.find("h3")[0].text for one in page.find("figure")]
+
+
+# -- what it says ---------------------------------------------------------------------------------------------------
+
+
+def test_the_result_table_is_that_of_the_markdown(page: Node, report: dict[str, Any]) -> None:
+    (section,) = page.find("section", id="result")
+    assert cells(section.find("table")[0]) == rows(report)
+    texts = [p.text for p in section.find("p")]
+    assert any(text.startswith("student − direct:") for text in texts)
+
+
+def test_the_figures_at_the_top_are_those_of_the_student(page: Node, report: dict[str, Any]) -> None:
+    (keys,) = page.find("dl", class_="keys")
+    said = dict(zip((dt.text for dt in keys.find("dt")), (dd.text for dd in keys.find("dd")), strict=True))
+    texts = rows(report)[1]
+    assert said["test MRR of student"] == texts[6]
+    assert said["of the teacher's test MRR kept"] == texts[10]
+    assert said["smaller than the teacher, on disk"] == texts[11]
+    gain = report["stages"][1]["test"]["mrr"] - report["stages"][2]["test"]["mrr"]
+    assert said["test MRR over direct, equally small and trained without a teacher"] == f"{gain:+.3f}".replace("-", "−")
+
+
+def test_the_chart_of_sizes_has_every_model(page: Node, report: dict[str, Any]) -> None:
+    found = figure(page, "What the bytes buy")
+    expected = [[s["name"], size_text(s["bytes"]), fixed(s["test"]["mrr"])] for s in report["stages"]]
+    assert cells(found.find("table")[0]) == expected
+    for svg in found.find("svg"):
+        words = [text.text for text in svg.find("text", class_="label")]
+        assert sorted(words) == sorted(f"{name} {mrr}" for name, _, mrr in expected)
+
+
+def test_the_bars_are_the_metrics_by_relation_and_by_degree(page: Node, report: dict[str, Any]) -> None:
+    by = [stage["test_by"] for stage in report["stages"]]
+    found = {row[0]: row[2:] for row in cells(figure(page, "By relation").find("table")[0])}
+    assert found == {name: [fixed(one["relation"][name]["mrr"]) for one in by] for name in by[1]["relation"]}
+    found = {row[0]: row[2:] for row in cells(figure(page, "The long tail").find("table")[0])}
+    for bucket in by[1]["answer_degree"]:
+        assert found[f"seen {bucket}×"] == [fixed(one["answer_degree"][bucket]["mrr"]) for one in by]
+    assert found["relations < 1000"] == [fixed(one["relation_frequency"]["<1000"]["mrr"]) for one in by]
+    assert {"tail asked", "head asked"} <= {
+        r[0] for r in cells(figure(page, "Directions and categories").find("table")[0])
+    }
+
+
+def test_learning_curves_show_stages_their_best_and_the_second_phase(page: Node, report: dict[str, Any]) -> None:
+    svg = figure(page, "Learning curves").find("svg", class_="wide")[0]
+    words = [text.text for text in svg.find("text")]
+    assert [w for w in words if w in ("teacher", "student", "direct")] == ["teacher", "student", "direct"]
+    assert {fixed(stage["valid"]["mrr"]) for stage in report["stages"]} <= set(words)
+    assert len(svg.find("path", class_="curve")) == 3 and words.count("phase two") == 1
+    assert {"Soft-label weights of student", "Evaluators' slopes α of student"} <= set(titles(page))
+
+
+def test_protocol_hashes_config_and_time_are_told(page: Node, folder: Path, report: dict[str, Any]) -> None:
+    (section,) = page.find("section", id="measured")
+    assert "ties: realistic" in section.text and report["data"]["sha256"] in section.text
+    for stage in report["stages"]:
+        config = json.loads((folder / "stages" / stage["name"] / "model/config.json").read_text(encoding="utf-8"))
+        assert all(digest in section.text for digest in config["sha256"].values())
+    assert section.find("pre")[0].text == " ".join((folder / "plan.yaml").read_text(encoding="utf-8").split())
+    facts = dict(zip((x.text for x in section.find("dt")), (x.text for x in section.find("dd")), strict=True))
+    assert facts["wall-clock, all stages"] == f"{sum(s['seconds'] for s in report['stages']):.1f} s"
+    assert facts["commit of the code"] == report["machine"]["commit"]
+    known = all(stage["joules"] is not None for stage in report["stages"])
+    assert ("kJ" if known else "not known") in facts["energy, all stages"]
+
+
+# -- examples -------------------------------------------------------------------------------------------------------
+
+
+def test_examples_are_the_models_own_answers(folder: Path) -> None:
+    found = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+    order = torch.randperm(len(GRAPH.test), generator=torch.Generator().manual_seed(SEED))
+    sample = GRAPH.test[order[: found["queries"] // 2]]
+    known = KnownAnswers(torch.cat([GRAPH.train, GRAPH.valid, GRAPH.test]), GRAPH.num_entities)
+    for column, name in enumerate(("teacher", "student")):
+        model = load_model(folder / "stages" / name, Ranks()).model
+        expected = ranks_of(model, sample, known, Ranks()).reshape(-1).tolist()
+        assert [row[column] for row in found["ranks"]] == expected
+        assert found["mrr"][name] == pytest.approx(sum(1 / r for r in expected) / len(expected))
+    assert len(found["points"]) == 2 * found["queries"]
+    kinds = [one["kind"] for one in found["examples"]]
+    assert kinds == sorted(kinds) and 0 < kinds.count("agrees") <= 10 and 0 < kinds.count("fails") <= 10
+    for one in found["examples"]:
+        if one["kind"] == "agrees":
+            assert one["teacher"]["top"][0]["name"] == one["student"]["top"][0]["name"]
+        else:
+            assert one["teacher"]["rank"] <= 10 and one["teacher"]["rank"] < one["student"]["rank"]
+
+
+def test_every_example_is_on_the_page_with_names_ranks_and_the_true_answer_marked(page: Node, folder: Path) -> None:
+    found = json.loads((folder / "examples.json").read_text(encoding="utf-8"))["examples"]
+    articles = page.find("article")
+    assert len(articles) == len(found)
+    for article, one in zip(articles, found, strict=True):
+        assert f"true answer: {one['answer']['label']}" in article.text and one["given"]["label"] in article.text
+        for who in ("teacher", "student"):
+            (side,) = article.find("div", class_=who)
+            assert side.find("span", class_="rank")[0].text == f"rank {one[who]['rank']:g}"
+            answers = [(li.attributes.get("class") == "right", li.text.removesuffix(" ✓")) for li in side.find("li")]
+            assert answers == [(answer["right"], answer["label"]) for answer in one[who]["top"]]
+
+
+def test_few_examples_are_of_the_same_relation_while_there_are_others() -> None:
+    found = examples_module._spread([0, 2, 4, 6, 8], [7, 0, 7, 0, 7, 0, 8, 0, 7])
+    assert found == [0, 2, 6, 4, 8] and PER_RELATION == 2
+    assert examples_module._spread([0, 1, 2], [7, 7, 7]) == [0, 2, 1]  # 0 and 1 ask about one triple
+
+
+def test_the_same_run_gives_the_same_page_without_asking_again(folder: Path, report: dict[str, Any]) -> None:
+    before = (folder / "report.html").read_text(encoding="utf-8")
+    with mock.patch.object(examples_module, "ask", side_effect=AssertionError):
+        assert render(folder, report, loaded) == (before, [])
+    with pytest.raises(AssertionError), mock.patch.object(examples_module, "ask", side_effect=AssertionError):
+        render(folder, report, loaded, queries=50)
+
+
+def test_fewer_queries_are_asked_of_large_tables(
+    copy: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples_module, "NUMBERS", 50 * GRAPH.num_entities * 18)
+    render(copy, report, loaded, queries=60)
+    assert json.loads((copy / "examples.json").read_text(encoding="utf-8"))["queries"] == 50
+
+
+# -- what it must not be --------------------------------------------------------------------------------------------
+
+
+def elements(node: Node) -> Iterator[Node]:
+    for child in node.children:
+        if isinstance(child, Node):
+            yield child
+            yield from elements(child)
+
+
+def test_nothing_outside_the_file_is_referred_to(page: Node, folder: Path) -> None:
+    every = list(elements(page))
+    assert not {"script", "link", "img", "iframe", "object", "image", "use"} & {node.tag for node in every}
+    for node in every:
+        for key, value in node.attributes.items():
+            assert not key.startswith("on"), (node.tag, key)
+            if key in ("href", "src", "srcset", "action", "data", "xlink:href"):
+                assert value.startswith("#")
+    (style,) = page.find("style")
+    assert "url(" not in style.text and "@import" not in style.text
+    policies = [n.attributes["content"] for n in page.find("meta", **{"http-equiv": "Content-Security-Policy"})]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+    ids = {node.attributes["id"] for node in every if "id" in node.attributes}
+    assert {n.attributes["href"].removeprefix("#") for n in page.find("a")} <= ids
+
+
+def test_names_are_words_and_never_markup(page: Node, folder: Path) -> None:
+    raw = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in raw and "&lt;script&gt;alert(" in raw
+    assert "<script>alert(" in page.text and 'r0 "&amp;" <b>' in page.text
+    assert page.find("h1")[0].text == "a <run> & more"
+
+
+def test_it_can_be_read_without_seeing_it(page: Node) -> None:
+    assert page.find("html")[0].attributes["lang"] == "en"
+    for one in page.find("figure"):
+        assert one.find("figcaption")[0].text.endswith((".", "σ(α(f + β))."))
+        for svg in one.find("svg"):
+            assert svg.attributes["role"] == "img" and svg.attributes["aria-label"]
+    for table in page.find("table"):
+        assert all(th.attributes.get("scope") in ("col", "row") for th in table.find("th")) and table.find("th")
+    assert [len(page.find(tag)) for tag in ("h1", "main", "title")][:2] == [1, 1]
+
+
+# -- runs of all kinds ----------------------------------------------------------------------------------------------
+
+STUDENT = TAUGHT["student"]
+KINDS: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
+    "iterde": (
+        {"teacher": TAUGHT["teacher"], "student": {**STAGE, "dim": 6, "method": "iterde"}},
+        {"Weight of the soft loss of student", "Scores"},
+        set(),
+    ),
+    "med": (
+        {"student": {**STAGE, "dim": 12, "method": "med", "loss": {"name": "softplus"}}, "baseline": {"dim": 4}},
+        {"Learned exponents of student", "Validation of the crops of student", "Scores"},
+        set(),
+    ),
+    "metasd": (
+        {"student": {**STAGE, "dim": 6, "method": "metasd"}},
+        {"Mask of student"},
+        {"nothing to hold beside it"},
+    ),
+    "scratch": ({"student": {**STAGE, "dim": 6, "validate_every": 0}}, {"Training loss"}, {"no learning curves"}),
+    "valid only": ({"student": {**STAGE, "dim": 6}, "baseline": True, "test": False}, {"Scores"}, set()),
+    "chain": (
+        {"chain": {"dims": [12, 8, 6]}, "teacher": STAGE, "student": {**STAGE, "method": "bkd"}},
+        {"Learning curves", "Scores"},
+        set(),
+    ),
+    "not asked": ({**TAUGHT, "report": {"queries": 0}}, {"Learning curves"}, {"report.queries: 0"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_has_a_page(kind: str, tmp_path: Path) -> None:
+    tree, expected, missing = KINDS[kind]
+    report = ran(tmp_path, tree)
+    page = read((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert expected <= set(titles(page))
+    said = " ".join(p.text for p in page.find("p", class_="missing"))
+    assert all(words in said for words in missing)
+    assert cells(page.find("section", id="result")[0].find("table")[0]) == rows(report)
+    assert ("Scores" in titles(page)) == (tmp_path / "examples.json").exists()
+
+
+def test_crops_are_in_the_chart_of_sizes_with_their_own_bytes(tmp_path: Path) -> None:
+    report = ran(tmp_path, KINDS["med"][0])
+    (stage, direct) = report["stages"]
+    page = read((tmp_path / "report.html").read_text(encoding="utf-8"))
+    found = {row[0]: row[1:] for row in cells(figure(page, "What the bytes buy").find("table")[0])}
+    assert stage["crop_bytes"][str(stage["dim"])] == stage["bytes"]
+    for dim, metrics in stage["curve"]["test"].items():
+        assert found[f"student, first {dim} numbers"] == [size_text(stage["crop_bytes"][dim]), fixed(metrics["mrr"])]
+    # A crop has as many numbers as a model that was made as small; their files' headers differ by some letters.
+    assert abs(stage["crop_bytes"]["4"] - direct["bytes"]) < 32
+
+
+def test_without_the_option_there_is_no_page(tmp_path: Path) -> None:
+    ran(tmp_path, merge(TAUGHT, {"report": {"html": False}}))
+    assert not (tmp_path / "report.html").exists() and not (tmp_path / "examples.json").exists()
+
+
+def test_a_run_of_before_has_a_page_with_what_there_is(copy: Path, report: dict[str, Any]) -> None:
+    old = {key: value for key, value in report.items() if key != "machine"}
+    old["stages"] = [{k: v for k, v in s.items() if k not in ("joules", "crop_bytes")} for s in report["stages"]]
+    for path in copy.glob("stages/*/metrics.jsonl"):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        kept = [{k: v for k, v in row.items() if not k.startswith(("phase", "soft_weight"))} for row in lines]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept) + '{"step": 1', encoding="utf-8")
+    page = read(render(copy, old, loaded)[0])
+    assert "Soft-label weights of student" not in titles(page) and "Learning curves" in titles(page)
+    assert "not known" in page.find("dl", class_="facts")[0].text
+
+
+def test_what_is_gone_is_told_and_the_rest_stays(copy: Path, report: dict[str, Any]) -> None:
+    (copy / "examples.json").unlink()
+    shutil.rmtree(copy / "stages" / "teacher" / "model")
+    text, missing = render(copy, report, loaded)
+    page = read(text)
+    assert len(missing) == 1 and "could not be asked" in missing[0] and "teacher" in missing[0]
+    assert "Scores" not in titles(page) and "By relation" in titles(page)
+    assert "no longer in the run folder" in page.find("section", id="measured")[0].text
+    shutil.rmtree(copy / "stages")
+    (copy / "plan.yaml").unlink()
+    _, missing = render(copy, report, loaded)
+    assert any("no learning curves" in sentence for sentence in missing)
+
+
+def test_other_data_than_the_run_had_are_not_asked_about(copy: Path, report: dict[str, Any]) -> None:
+    (copy / "examples.json").unlink()
+    _, missing = render(copy, {**report, "data": {**report["data"], "sha256": "f" * 64}}, loaded)
+    assert "sha256 differs" in missing[0]
+
+
+def test_a_password_in_the_plan_is_not_on_the_page(copy: Path, report: dict[str, Any]) -> None:
+    with (copy / "plan.yaml").open("a", encoding="utf-8") as file:
+        file.write("# postgresql://me:secret@host/db\n")
+    text, _ = render(copy, report, loaded)
+    assert "secret" not in text and "me:***@host" in text
+
+
+# -- the launcher ---------------------------------------------------------------------------------------------------
+
+
+def launched(*arguments: str) -> Any:
+    code, out, err = call("report", arguments)
+    return SimpleNamespace(exit_code=code, output=out + err)
+
+
+def test_the_launcher_makes_the_page_of_an_old_run_again(copy: Path) -> None:
+    before = (copy / "report.html").read_text(encoding="utf-8")
+    (copy / "report.html").unlink()
+    assert launched(str(copy)).exit_code == 0
+    assert (copy / "report.html").read_text(encoding="utf-8") == before
+
+
+def test_a_folder_that_is_no_finished_run_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
+    for broken in ("", "{", "[]", '{"stages": []}'):
+        (copy / "report.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(ConfigError, match=re.escape(str(copy)) + " is no folder of a finished run"):
+            remake(copy)
+    found = launched(str(tmp_path / "nowhere"))
+    assert found.exit_code == 2 and "no folder of a finished run" in found.output

@@ -1,0 +1,262 @@
+"""The report: figures checked against numbers worked out by hand."""
+
+import copy
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from distkgd.common.files import write_atomic
+from distkgd.errors import StorageError
+from distkgd.reporting.report import HEADER, markdown, notes, rows, table, write_report
+
+
+def _split(mrr: float) -> dict[str, float]:
+    return {"mrr": mrr, "hits_at_1": mrr - 0.1, "hits_at_3": mrr + 0.05, "hits_at_10": mrr + 0.15}
+
+
+def _stage(name, method, dim, size, teachers, valid, test):
+    return {
+        "name": name,
+        "method": method,
+        "scorer": "complex",
+        "dim": dim,
+        "bytes": size,
+        "num_parameters": size // 4,
+        "teachers": teachers,
+        "seconds": 12.34,
+        "steps": 100,
+        "triples_per_second": 5000.0,
+        "valid": _split(valid),
+        "test": _split(test),
+    }
+
+
+def _report() -> dict:
+    return {
+        "data": {
+            "name": "wn18rr",
+            "sha256": "0123456789abcdef" * 4,
+            "num_entities": 40943,
+            "num_relations": 11,
+            "num_train": 86835,
+            "num_valid": 3034,
+            "num_test": 3134,
+        },
+        "protocol": {
+            "filter": "filtered",
+            "candidates": "all",
+            "ties": "realistic",
+            "directions": "both",
+            "unseen": "kept",
+        },
+        "world": 2,
+        "device": "cpu",
+        "stages": [
+            _stage("teacher", "direct", 256, 41_943_040, [], 0.480, 0.475),
+            _stage("student", "dualde", 32, 5_242_880, ["teacher"], 0.431, 0.428),
+            _stage("direct", "direct", 32, 5_242_880, [], 0.410, 0.410),
+        ],
+    }
+
+
+def _cell(report: dict, stage: str, column: str) -> str:
+    row = next(row for row in rows(report) if row[0] == stage)
+    return row[HEADER.index(column)]
+
+
+def _drawn(report: dict, width: int = 100) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(table(report))
+    return out.getvalue()
+
+
+def test_the_student_keeps_its_share_of_the_teachers_test_mrr_and_of_its_bytes():
+    report = _report()
+    assert _cell(report, "student", "retained") == "90.1%"  # 0.428 / 0.475 = 0.90105
+    assert _cell(report, "student", "smaller") == "8.0×"  # 41 943 040 / 5 242 880
+    assert _cell(report, "student", "size") == "5.2 MB"
+    assert _cell(report, "student", "valid MRR") == "0.431"
+    assert _cell(report, "student", "test MRR") == "0.428"
+    assert [_cell(report, "student", f"H@{k}") for k in (1, 3, 10)] == ["0.328", "0.478", "0.578"]
+    assert _cell(report, "student", "seconds") == "12.3"
+
+
+def test_the_teacher_has_no_share_and_the_direct_model_is_measured_against_the_teacher():
+    report = _report()
+    assert _cell(report, "teacher", "retained") == "–"
+    assert _cell(report, "teacher", "smaller") == "–"
+    assert _cell(report, "direct", "retained") == "86.3%"  # 0.410 / 0.475 = 0.86316
+    assert _cell(report, "direct", "smaller") == "8.0×"
+
+
+def test_a_chain_is_measured_against_its_head_like_the_direct_model_beside_it():
+    report = _report()
+    report["stages"].insert(1, _stage("assistant", "kd", 64, 10_485_760, ["teacher"], 0.460, 0.450))
+    report["stages"][2]["teachers"] = ["assistant"]
+    assert _cell(report, "assistant", "smaller") == "4.0×"
+    assert _cell(report, "student", "smaller") == _cell(report, "direct", "smaller") == "8.0×"
+    assert _cell(report, "student", "retained") == "90.1%"
+    assert not any(note.startswith("assistant") for note in notes(report))  # nothing of its dim, nothing owed
+
+
+def test_the_first_of_several_teachers_is_the_one_measured_against():
+    report = _report()
+    report["stages"].insert(1, _stage("other", "direct", 128, 20_971_520, [], 0.4, 0.4))
+    report["stages"][2]["teachers"] = ["other", "teacher"]
+    assert _cell(report, "student", "smaller") == "4.0×"
+    assert _cell(report, "student", "retained") == "107.0%"  # 0.428 / 0.4
+
+
+def test_a_teacher_that_is_no_stage_of_this_plan_gives_no_share():
+    report = _report()
+    report["stages"][1]["teachers"] = ["elsewhere"]
+    assert _cell(report, "student", "retained") == "–"
+
+
+def test_each_student_stands_beside_the_direct_model_of_its_dim_in_a_sentence():
+    assert "student − direct: +0.021 valid MRR, +0.018 test MRR." in notes(_report())
+
+
+def test_a_loss_against_the_direct_model_is_told_with_a_minus_and_a_tie_with_plus_zero():
+    report = _report()
+    report["stages"][1]["valid"]["mrr"] = 0.400
+    report["stages"][1]["test"]["mrr"] = 0.4099
+    assert "student − direct: −0.010 valid MRR, +0.000 test MRR." in notes(report)
+
+
+def test_biases_stand_beside_the_dim():
+    report = _report()
+    report["stages"][1]["biases"] = 1
+    report["stages"][2]["biases"] = 0
+    assert [row[HEADER.index("dim")] for row in rows(report)] == ["256", "32+1", "32"]
+
+
+def test_a_student_without_a_direct_model_of_its_dim_is_said_to_lack_one():
+    report = _report()
+    report["stages"][2]["dim"] = 64
+    assert any(note.startswith("student: no directly trained model of dim 32") for note in notes(report))
+
+
+def test_several_direct_models_are_matched_by_dim():
+    report = _report()
+    report["stages"][2]["name"] = "direct-32"
+    report["stages"].append(_stage("direct-64", "direct", 64, 10_485_760, [], 0.3, 0.3))
+    assert "student − direct-32: +0.021 valid MRR, +0.018 test MRR." in notes(report)
+
+
+def test_the_protocol_and_the_data_stand_below_the_table():
+    protocol, data = notes(_report())[:2]
+    assert protocol == (
+        "Protocol: filter: filtered, candidates: all, ties: realistic, directions: both, unseen: kept; "
+        "world: 2, device: cpu; H@k are test figures."
+    )
+    assert data == (
+        "Data: wn18rr (sha256 0123456789ab): 40,943 entities, 11 relations, "
+        "triples: 86,835 train, 3,034 valid, 3,134 test."
+    )
+
+
+def test_markdown_and_terminal_show_the_same_cells_and_sentences():
+    report = _report()
+    text, drawn = markdown(report), _drawn(report, width=300)
+    for row in rows(report):
+        assert "| " + " | ".join(row) + " |" in text
+        assert " ".join(row).split() in [line.split() for line in drawn.splitlines()]
+    for note in notes(report):
+        assert note in text
+        assert " ".join(note.split()) in " ".join(drawn.split())
+
+
+def test_the_terminal_table_fits_100_columns_and_loses_no_figure_there():
+    report = _report()
+    report["stages"][1]["name"] = "student-of-a-rather-long-name"
+    report["stages"][1]["method"] = "dualde-with-two-phases"
+    report["stages"][1]["scorer"] = "tucker-with-relations"
+    report["stages"][1]["seconds"] = 123456.7
+    report["stages"][0]["bytes"] = 999_900_000_000
+    drawn = _drawn(report)
+    assert max(len(line.rstrip()) for line in drawn.splitlines()) <= 100
+    assert "…" not in drawn
+    for row in rows(report):
+        for cell in row[3:]:
+            assert cell in drawn
+
+
+def test_names_with_markup_characters_are_shown_as_they_are():
+    report = _report()
+    report["stages"][1]["name"] = "a[b]|c"
+    report["stages"][1]["method"] = "[red]"
+    assert "a[b]|c" in _drawn(report)
+    assert "[red]" in _drawn(report)
+    assert "| a[b]\\|c |" in markdown(report)
+
+
+def test_a_stage_without_figures_yet_shows_dashes():
+    report = _report()
+    report["stages"] = [{"name": "student", "method": "dualde", "teachers": ["teacher"], "dim": 32}]
+    assert rows(report) == [["student", "dualde", "–", "32", *["–"] * 9]]
+    assert "student" in markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (2_500_000_000, "2.5 GB"),
+        (3_000_000_000_000, "3.0 TB"),
+    ],
+)
+def test_sizes_are_told_in_decimal_units(size, text):
+    report = _report()
+    report["stages"][0]["bytes"] = size
+    assert _cell(report, "teacher", "size") == text
+
+
+def test_write_report_keeps_every_key_and_leaves_no_temporary_file(tmp_path: Path):
+    report = _report() | {"extra": {"nested": [1, 2, "drei · 3"]}}
+    report["stages"][1]["triples_per_second"] = 5000.5
+    before = copy.deepcopy(report)
+    write_report(tmp_path / "run", report)
+    assert report == before
+    text = (tmp_path / "run" / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text) == report
+    assert text.startswith('{\n  "data": {\n')
+    assert "drei · 3" in text
+    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == markdown(report)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.json", "report.md"]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path):
+    write_report(tmp_path, _report())
+    with pytest.raises(TypeError, match="plain values"):
+        write_report(tmp_path, _report() | {"extra": object()})
+    assert json.loads((tmp_path / "report.json").read_text()) == _report()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+@pytest.mark.parametrize("moment", ["write", "rename"])
+def test_a_write_that_is_broken_off_leaves_the_earlier_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    file = tmp_path / "file.txt"
+    write_atomic(file, "earlier")
+    inode = file.stat().st_ino
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken, pytest.raises(StorageError, match="cannot be written: disk full"):
+        broken.setattr(*(("os.fsync", fail) if moment == "write" else (Path, "replace", fail)))
+        write_atomic(file, "later")
+    assert file.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [file]
+    write_atomic(file, "later")
+    assert file.read_text() == "later"
+    assert file.stat().st_ino != inode  # another file took the name; the earlier was never written into
