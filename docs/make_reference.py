@@ -1,6 +1,6 @@
 """The pages that say what the code says: docs/config.md, differences in docs/papers.md, files in docs/architecture.md.
 
-    python -m docs.make_reference            # writes them; a test fails while they differ from the code
+    python docs/make_reference.py            # writes them; a test fails while they differ from the code
 
 A key's type, default and allowed values are its annotation's; what it means is said in its class's docstring, after
 `key:` or `key, other key:` at the beginning of a sentence.
@@ -51,7 +51,7 @@ WORDS: Mapping[Any, str] = {
 LONG = 100  # characters
 HEAD = """# Every config key
 
-Made of the types in the code by `python -m docs.make_reference`; a test fails when the two differ. A config is YAML,
+Made of the types in the code by `python docs/make_reference.py`; a test fails when the two differ. A config is YAML,
 `a.b=c` at the command line goes over it, unknown keys are refused. A key that is left out has its default; `plan.yaml`
 in the run folder holds all of them, resolved. How they work together: [Plans](plans.md), [Models](models.md).
 """
@@ -173,7 +173,7 @@ def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def with_differences(page: str) -> str:
     """docs/papers.md with what the methods and scorers say of the papers and the authors' code now."""
-    made = "What each file says of itself at its top, by `python -m docs.make_reference`.\n"
+    made = "What each file says of itself at its top, by `python docs/make_reference.py`.\n"
     return _filled(page, PAPERS, "differences", f"{made}\n{differences()}")
 
 

@@ -63,12 +63,19 @@ def small_config(path: Path, data: Path, **changes: Any) -> Path:
     return path
 
 
+def program(launcher: str) -> Callable[..., None]:
+    """`main` of launch/`launcher`.py, or of the side-by-side measurements ("bench")."""
+    module = "benchmarks.side_by_side.__main__" if launcher == "bench" else f"launch.{launcher}"
+    main: Callable[..., None] = importlib.import_module(module).main
+    return main
+
+
 def call(launcher: str, arguments: Sequence[str | Path]) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a launcher's function in this process.
 
     An exception that would be a traceback at the terminal is the caller's.
     """
-    main = importlib.import_module(f"launch.{launcher}").main
+    main = program(launcher)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run_main(main, [str(argument) for argument in arguments])

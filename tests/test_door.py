@@ -4,7 +4,6 @@ Launchers run in this process, by their functions; what needs a process of its o
 """
 
 import errno
-import importlib
 import os
 import signal
 import subprocess
@@ -41,7 +40,7 @@ from distkgd.pipeline.config import load_config
 from distkgd.pipeline.sweep.config import load_sweep
 from distkgd.reporting.html import remake
 from distkgd.tracking.serving.entries import entries_at, entries_of_run
-from tests.launches import ROOT, small_data
+from tests.launches import ROOT, program, small_data
 
 STAGE = {"dim": 4, "batch_size": 20, "epochs": 1, "validate_every": 1}
 PLAN = {"device": "cpu", "mlflow": {"enabled": False}, "report": {"queries": 5}, "student": STAGE}
@@ -53,7 +52,7 @@ INTERRUPTED = "Interrupted; a run of launch/distill.py, chain.py or ablate.py th
 
 def ran(name: str, *arguments: str | Path) -> int:
     """A launcher's exit code."""
-    return run_main(importlib.import_module(f"launch.{name}").main, [*map(str, arguments)])
+    return run_main(program(name), [*map(str, arguments)])
 
 
 @pytest.fixture(scope="module")

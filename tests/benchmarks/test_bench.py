@@ -173,17 +173,17 @@ def test_the_launcher_exits_1_and_names_the_tasks_whose_ratio_fell(
     monkeypatch.setattr(__main__, "measure", lambda *_: [row("load", 5.0), row("serve", 5.0)])
     old, out = tmp_path / "old.json", tmp_path / "out.json"
     run.save_list(old, [row("load", 10.0), row("serve", 5.0)])
-    found = __main__("--quick", "--json", str(out), "--compare", str(old))
+    found = bench("--quick", "--json", str(out), "--compare", str(old))
     assert found.exit_code == 1
     assert "load: ratio 5.00, it was 10.00" in found.output and "serve: ratio" not in found.output
     assert [one["task"] for one in json.loads(out.read_text())] == ["load", "serve"]
-    assert __main__("--quick", "--compare", str(old), "--tolerance", "0.4").exit_code == 0
-    assert __main__("--quick", "--compare", str(tmp_path / "none.json")).exit_code == 2
+    assert bench("--quick", "--compare", str(old), "--tolerance", "0.4").exit_code == 0
+    assert bench("--quick", "--compare", str(tmp_path / "none.json")).exit_code == 2
 
 
 def test_the_launcher_lists_tasks_and_refuses_unknown_ones() -> None:
-    assert __main__("--list").output.split() == list(TARGETS)
-    assert __main__("--task", "trian").exit_code == 2
+    assert bench("--list").output.split() == list(TARGETS)
+    assert bench("--task", "trian").exit_code == 2
 
 
 def test_a_full_run_goes_into_the_results_unless_it_is_told_where(
@@ -192,9 +192,9 @@ def test_a_full_run_goes_into_the_results_unless_it_is_told_where(
     scales = []
     monkeypatch.setattr(__main__, "measure", lambda _names, scale, *_: scales.append(scale) or [row("load", 5.0)])
     monkeypatch.setattr(__main__, "RESULTS", tmp_path / "bench.json")
-    __main__("--quick")
+    bench("--quick")
     assert not (tmp_path / "bench.json").exists()
-    __main__("--task", "load")
+    bench("--task", "load")
     assert [one["task"] for one in read_rows(tmp_path / "bench.json")] == ["load"]
     assert scales == [QUICK, FULL]
 
@@ -313,7 +313,7 @@ def test_names_may_be_given_without_a_flag_and_a_run_stays_out_of_the_results(
     asked: list[Any] = []
     monkeypatch.setattr(__main__, "measure", lambda *given: asked.append(given) or [row("load", 5.0)])
     monkeypatch.setattr(__main__, "RESULTS", tmp_path / "bench.json")
-    __main__("inference", "--task", "load", "--run", str(tmp_path))
+    bench("inference", "--task", "load", "--run", str(tmp_path))
     assert (asked[0][0], asked[0][4]) == (["inference", "load"], tmp_path)
     assert not (tmp_path / "bench.json").exists()
 
