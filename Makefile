@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Tests of ranks wait for each other half of the time: several files at once. Off: `make SIDE_BY_SIDE= test`.
-SIDE_BY_SIDE ?= -n 3 --dist loadfile
+SIDE_BY_SIDE ?= -n 3 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help

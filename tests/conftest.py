@@ -16,6 +16,34 @@ import torch
 from tests.ranks import close_pools
 
 
+# Begun first where files run side by side, so that none of them is left running alone at the end.
+SLOW = (
+    *(
+        "docs/test_commands",
+        "pipeline/sweep/test_sweep",
+        "test_elastic",
+        "invariants/test_resume",
+        "distributed/test_cost",
+    ),
+    *(
+        "tracking/serving/test_endpoint",
+        "models/export/test_export",
+        "invariants/test_engines",
+        "invariants/test_moves",
+    ),
+    *("pipeline/autoconfig/test_command", "invariants/test_world_size", "invariants/test_kills", "distributed/optim"),
+    *("kernels/triton", "test_launch", "tracking/test_sqlite", "distributed/test_nodes", "pipeline/ray", "methods"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        path = str(item.path)
+        return next((i for i, name in enumerate(SLOW) if f"tests/{name}" in path), len(SLOW))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)

@@ -43,7 +43,7 @@ def test_rows_or_queries_may_travel_and_train_the_same_rows(method: str, options
 
     one = run_on_ranks(1, train_some, config=config("auto"), steps=12)
     for move in ("rows", "queries"):
-        for world in (1, 2, 3):
+        for world in (1, 3):
             assert_same(one, run_on_ranks(world, train_some, config=config(move), steps=12), rows=1e-9, losses=1e-9)
 
 

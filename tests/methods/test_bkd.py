@@ -123,7 +123,7 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(d
     expected = naive_terms(student, teacher, spelled_out(job.input_builder, 0), config["student"]["distill"])
     sum(expected.values()).backward()
     assert student.entity.grad is not None and student.entity.grad.abs().max() > 1e-3
-    for world in (1, 2, 3):
+    for world in (1, 3):
         for move in ("rows", "queries"):
             for at_once in (None, 20):
                 moved = config | {"student": config["student"] | {"move": move}}

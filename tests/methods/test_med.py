@@ -291,7 +291,7 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(r
     expected = naive_terms(naive, spelled_out(job.input_builder, 0), how, bounded(how, u), loss)
     sum(expected.values()).backward()
     assert naive.entity.grad is not None and u.grad is not None
-    for world in (1, 2, 3):
+    for world in (1, 3):
         for move in ("rows", "queries"):
             for blocks in ("whole", "queries", "candidates"):
                 moved = config | {"student": config["student"] | {"move": move}}
@@ -338,15 +338,14 @@ def test_products_that_are_never_made_are_the_same_on_any_number_of_ranks(loss: 
     exact = plain_sgd(loss, "all")
     exact["student"]["distill"]["dims"] = [2, 4, 6, 8]
     made = one_step(Ranks(), exact, "whole")
-    for world in (2, 3):
-        for move in ("rows", "queries"):
-            config = {"dtype": "float32", "student": exact["student"] | {"move": move}}
-            for blocks in ("whole", "queries", "candidates"):
-                found = run_on_ranks(world, one_step, config=config, blocks=blocks)
-                for name in ("relation", "u"):
-                    torch.testing.assert_close(found[-1][name].double(), made[name], rtol=1e-3, atol=1e-4)
-                entity = torch.cat([one["entity"] for one in found])
-                torch.testing.assert_close(entity.double(), made["entity"], rtol=1e-3, atol=1e-4)
+    for move in ("rows", "queries"):
+        config = {"dtype": "float32", "student": exact["student"] | {"move": move}}
+        for blocks in ("whole", "queries", "candidates"):
+            found = run_on_ranks(3, one_step, config=config, blocks=blocks)
+            for name in ("relation", "u"):
+                torch.testing.assert_close(found[-1][name].double(), made[name], rtol=1e-3, atol=1e-4)
+            entity = torch.cat([one["entity"] for one in found])
+            torch.testing.assert_close(entity.double(), made["entity"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "softplus", "bce"])

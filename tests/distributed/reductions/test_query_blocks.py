@@ -76,7 +76,7 @@ def step(ranks: Ranks, config: dict[str, Any], block: int | None, dtype: str = "
 @pytest.mark.parametrize("name", CASES)
 def test_losses_gradients_and_bytes_are_those_of_all_queries_at_once(name: str, move: str) -> None:
     config = CASES[name] | {"move": move}
-    for world in (1, 2, 3):
+    for world in (1, 3):
         whole = run_on_ranks(world, step, config=config, block=None)
         parts = run_on_ranks(world, step, config=config, block=100)
         for one, other in zip(whole, parts, strict=True):
