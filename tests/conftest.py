@@ -15,13 +15,12 @@ import torch
 
 from tests.ranks import close_pools
 
-
 # Begun first where files run side by side, so that none of them is left running alone at the end.
 SLOW = (
     *(
         "docs/test_commands",
         "pipeline/sweep/test_sweep",
-        "test_elastic",
+        "pipeline/test_elastic",
         "invariants/test_resume",
         "distributed/test_cost",
     ),
