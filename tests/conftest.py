@@ -16,12 +16,27 @@ import torch
 from tests.ranks import close_pools
 
 # Begun first where files run side by side, so that none of them is left running alone at the end.
-SLOW = """
-docs/test_commands pipeline/sweep/test_sweep pipeline/test_elastic invariants/test_resume distributed/test_cost
-tracking/serving/test_endpoint models/export/test_export invariants/test_engines invariants/test_moves
-pipeline/autoconfig/test_command invariants/test_world_size invariants/test_kills distributed/optim kernels/triton
-test_launch tracking/test_sqlite distributed/test_nodes pipeline/ray methods
-""".split()
+SLOW = [
+    "docs/test_commands",
+    "pipeline/sweep/test_sweep",
+    "pipeline/test_elastic",
+    "invariants/test_resume",
+    "distributed/test_cost",
+    "tracking/serving/test_endpoint",
+    "models/export/test_export",
+    "invariants/test_engines",
+    "invariants/test_moves",
+    "pipeline/autoconfig/test_command",
+    "invariants/test_world_size",
+    "invariants/test_kills",
+    "distributed/optim",
+    "kernels/triton",
+    "test_launch",
+    "tracking/test_sqlite",
+    "distributed/test_nodes",
+    "pipeline/ray",
+    "methods",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -203,6 +203,13 @@ def test_one_relation_is_asked_of_many_heads(made: distkgd.TrainedModel) -> None
     assert made.predict(head=[], relation=1, ids=True).ids.shape == (0, 10)
 
 
+def test_more_answers_than_there_are_entities_are_all_of_them(made: distkgd.TrainedModel) -> None:
+    found = made.predict(head=[1, 2], relation=1, k=10**12, ids=True)
+    assert found.ids.shape == (2, ENTITIES) and sorted(found.ids[0].tolist()) == list(range(ENTITIES))
+    nobody = made.predict(head=["nobody", "no one"], relation="r001", k=10**12)
+    assert len(nobody.errors) == 2
+
+
 def test_more_questions_than_are_asked_at_once_keep_their_order(
     made: distkgd.TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

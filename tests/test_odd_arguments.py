@@ -409,8 +409,8 @@ def test_a_damaged_model_is_refused_by_its_folder_and_nothing_is_written(
 
 RESULT = "stages/student/result.json"
 RECORDS = {
-    "report": ("plan.yaml", "report.json", "stages/student/metrics.jsonl"),
-    "register": ("plan.yaml", "report.json", RESULT),
+    "report": ("plan.yaml", "report.json", "stages/student/metrics.jsonl", "examples.json", "serving.json"),
+    "register": ("plan.yaml", "report.json", RESULT, "serving.json"),
     "distill": ("plan.yaml", RESULT, "stages/student/model/config.json"),
 }
 CONTENTS: dict[str, bytes | None] = {
@@ -434,7 +434,7 @@ def test_a_run_folder_with_a_damaged_record_is_refused_by_name_or_does_without_i
     for number, (record, content) in enumerate(itertools.product(RECORDS[launcher], CONTENTS)):
         run = tmp_path / f"run{number}"
         shutil.copytree(place / "run", run)
-        (run / record).unlink()
+        (run / record).unlink(missing_ok=True)
         if (data := CONTENTS[content]) is not None:
             (run / record).write_bytes(data)
         rest = {"distill": ("small.yaml", "--data", "./data", "--resume", "--out")}.get(launcher, ())

@@ -167,7 +167,11 @@ def test_trials_do_not_read_test_and_what_was_chosen_is_ranked_on_it_in_the_end(
         monkeypatch,
         tmp_path,
         [0, 1],
-        {"direct": {}, "med": {"plan": {"student": {"method": "med", "distill": {"dims": [4, 8]}}}}},
+        {
+            "direct": {},
+            "bkd": {"plan": {"teacher": "@big", "student": {"method": "bkd"}}},
+            "med": {"plan": {"student": {"method": "med", "distill": {"dims": [4, 8]}}}},
+        },
         data=str(small_data(tmp_path / "graph")),
         trials=2,
         plan={"student": small, "device": "cpu", "report": {"html": False}},
@@ -176,7 +180,7 @@ def test_trials_do_not_read_test_and_what_was_chosen_is_ranked_on_it_in_the_end(
         curve=[4, 8],
     )
     table.run()
-    chosen = {f"{arm} {table.chosen(arm)} {seed}" for arm in ("direct", "med") for seed in (0, 1)}
+    chosen = {f"{arm} {table.chosen(arm)} {seed}" for arm in ("direct", "bkd", "med") for seed in (0, 1)}
     chosen |= {"teacher big 0", "teacher big 1"}
     written = json.loads((tmp_path / "table_toy.json").read_text(encoding="utf-8"))
     for name, run in written["runs"].items():
@@ -193,7 +197,7 @@ def test_trials_do_not_read_test_and_what_was_chosen_is_ranked_on_it_in_the_end(
             assert set(student["curve"]["test"]) == set(student["curve"]["valid"])
         if name in chosen and name.startswith("direct"):
             assert set(student["curve"]["test"]) == {"4"}
-    assert len(written["runs"]) == 8 and set(written["arms"]) == {"direct", "med"}
+    assert len(written["runs"]) == 11 and set(written["arms"]) == {"direct", "bkd", "med"}
     assert "test_gain" in written["arms"]["med"]
 
 

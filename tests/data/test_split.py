@@ -86,6 +86,18 @@ def test_a_folder_of_another_split_is_left_alone(tmp_path: Path, triples: list[t
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_triples_that_moved_to_another_split_make_another_graph(tmp_path: Path) -> None:
+    lines, ends = [f"a{i}\tr\tb{i % 3}\n" for i in range(12)], ((8, 10), (9, 10))
+    found = []
+    for number, (valid, test) in enumerate(ends):
+        (tmp_path / str(number)).mkdir()
+        for name, part in zip(SPLITS, (lines[:valid], lines[valid:test], lines[test:]), strict=True):
+            (tmp_path / str(number) / f"{name}.tsv").write_text("".join(part), encoding="utf-8")
+        found.append(read_folder(tmp_path / str(number)))
+    one, other = found
+    assert one.is_of(one.summary()) and not one.is_of(other.summary()) and one.identity != other.identity
+
+
 @pytest.mark.parametrize("number", [2, 3, 10])
 def test_tiny_graphs_are_split_or_refused_with_numbers(tmp_path: Path, number: int) -> None:
     square = [(a, "r", b) for a in "abcd" for b in "abcd"][:number]

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from distkgd import cli
+from distkgd.distributed.ownership import OWNER
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import RendezvousError, launch_agent, meet, same_launch
 from distkgd.models.model_folder import load_model
@@ -180,6 +181,7 @@ def test_a_restart_does_not_get_round_the_question_for_resume(place: Path, tmp_p
     process = start([place / "small.yaml", "--out", run], tmp_path, 1, ["--max-restarts", "1"])
     code, output = finish(process, tmp_path)
     assert code != 0 and output.count("already holds a run; add --resume") == 2, output
+    assert not (run / OWNER).exists()
     assert (run / "launch.json").read_bytes() == (place / "whole" / "launch.json").read_bytes()
 
 

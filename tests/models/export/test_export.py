@@ -9,16 +9,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distkgd.data import Vocabulary
 from distkgd.distributed.checkpoint.tables import TAGS, seal, write_tensors
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DistkgdError, ModelError, UnsupportedError
@@ -163,6 +166,15 @@ def test_a_numpy_export_says_that_it_is_no_model_folder(stage: Path, tmp_path: P
     export_model(stage, tmp_path / "out", "numpy", Ranks())
     with pytest.raises(ModelError, match="distkgd-numpy/1"):
         load_model(tmp_path / "out", Ranks())
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "numpy", "parquet"])
+def test_names_with_the_sign_for_a_character_that_was_lost_go_along(format_: str, tmp_path: Path) -> None:
+    names = pl.Series([f"caf\ufffd{i}" for i in range(ENTITIES)])
+    graph = replace(toy_graph(ENTITIES, RELATIONS), entities=Vocabulary(names))
+    save_model(tmp_path / "stage/model", toy_model(graph, ranks=Ranks()), graph, {"stage": "student"})
+    export_model(tmp_path / "stage", tmp_path / "out", format_, Ranks())
+    assert any("caf\ufffd7".encode() in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
 def test_labels_go_along(stage: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from distkgd.models.export import export_model
 from distkgd.pipeline.autoconfig import Budget, request_of, run_own
 from distkgd.tracking.mlflow_store import EXPERIMENT
 from distkgd.tracking.serving import entries, registry
-from distkgd.tracking.serving.entries import entries_at, entries_of_run, registered_name, roles_of
+from distkgd.tracking.serving.entries import champion_limit, entries_at, entries_of_run, registered_name, roles_of
 from distkgd.tracking.serving.registry import champion, register
 from launch.register import main
 from tests.own_graphs import own_triples, write_tsv
@@ -342,6 +342,14 @@ def test_the_student_that_a_budget_chose_is_registered_is_the_champion_and_is_fo
         assert (better in capsys.readouterr().err) == (gain > 0)
     assert launched(run / "stages/direct", champion_max_mb=0.012, name=name) == 0
     assert aliases(uri, name)["champion"] == "3"  # who is told so can have it
+
+
+def test_a_budget_that_no_model_has_met_limits_the_champion_unless_another_limit_is_given(tmp_path: Path) -> None:
+    budget = {"wanted": {"max_mb": 0.5}, "met": False}
+    (tmp_path / "report.json").write_text(json.dumps({"budget": budget}), encoding="utf-8")
+    assert (champion_limit(tmp_path, None), champion_limit(tmp_path, 2.0)) == (0.5, 2.0)
+    (tmp_path / "report.json").write_text(json.dumps({"budget": budget | {"met": True}}), encoding="utf-8")
+    assert champion_limit(tmp_path, None) is None
 
 
 def test_no_champion_is_chosen_on_an_empty_split(uri: str, tmp_path: Path) -> None:
