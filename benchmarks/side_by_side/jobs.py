@@ -15,7 +15,7 @@ from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.sharing import shared_graph
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
-from distkgd.methods import build_method
+from distkgd.methods import Setup, build_method
 from distkgd.models.model import Model, new_model
 from distkgd.pipeline.config import parse_config
 from distkgd.scorers import build_scorer
@@ -47,12 +47,13 @@ def bare_job(
         rows = torch.bfloat16 if config.row_dtype == "bfloat16" else None
         return new_model(scorer, entities, relations, ranks, reciprocal=config.reciprocal, seed=seed, row_dtype=rows)
 
-    method = build_method(config, fresh(config.dim, 0), [fresh(teacher_dim, 1)] if teacher_dim else [])
     negatives = config.negatives
     size, parts = config.batch_size, config.accumulate
     balanced = Balanced(train, ranks.bounds(entities), size, parts, seed=0) if config.balanced else None
-    sides = negatives.sides
-    sampler = Sampler(train, entities, relations, batch_size=size, sides=sides, seed=0, balanced=balanced)
+    sides, left_out = negatives.sides, config.distill.left_out
+    sampler = Sampler(
+        train, entities, relations, batch_size=size, sides=sides, seed=0, balanced=balanced, left_out=left_out
+    )
     input_builder = StepInputBuilder(
         sampler,
         KnownAnswers(train[:0], entities),
@@ -66,7 +67,10 @@ def bare_job(
     )
     folder = Path(tempfile.gettempdir()) / "distkgd-benchmark"
     tracking = open_tracking(run_folder=folder, name="benchmark", uri=None, enabled=False, active=False)
-    input_builder.together = method.triples_together
+    input_builder.together = config.distill.triples_together
+    setup = Setup(sampler.steps_per_epoch, config.epochs, lambda dim, _name: fresh(dim, 2), input_builder)
+    teachers = [fresh(teacher_dim, 1)] if teacher_dim else []
+    method = build_method(config, fresh(config.dim, 0), teachers, setup)
     return Job(
         name="student",
         config=config,

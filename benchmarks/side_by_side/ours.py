@@ -70,7 +70,9 @@ def distil_apart(options: Options) -> Round:
             started = time.perf_counter()
             with torch.no_grad():
                 method = teacher.method
-                reduce_over_candidates({"hard": method.hard_ask(method.view(method.student, inputs, grad=False))})
+                reduce_over_candidates(
+                    {"hard": method.task.request(method.task.view(method.student, inputs, grad=False))}
+                )
             train_step(job, progress, 0)
             seconds += time.perf_counter() - started
             progress.step += 1

@@ -112,7 +112,7 @@ class StageOptions(Frozen):
     row_dtype: bfloat16 stores entity rows in half the memory and rounds their updates stochastically.
     move: what travels between ranks: candidate "rows" to the queries, "queries" to the candidates, or "nothing":
         then each rank draws its candidates from its own shard, and the model depends on the number of ranks.
-        auto: whichever of the first two moves fewer bytes (`distkgd.distributed.cost`).
+        auto: whichever of the first two moves fewer bytes (`distkgd.training.communication`).
     balanced: batches with equally many triples from every (shard of the head, shard of the tail) pair, so that every
         rank sends every other one as many rows; pairs with fewer triples are visited more often, and the batches
         depend on the number of ranks.

@@ -73,9 +73,11 @@ class StepInputBuilder:
         self.cuts = ranks.bounds(sampler.num_entities)
 
     def quizzes(self, batch_size: int) -> "StepInputBuilder":
-        """Scenes of `batch_size` of the triples that passes leave out, compared with candidates as these are."""
+        """Inputs of `batch_size` (rounded down to whole chunks) of the triples that passes leave out, compared with
+        candidates as these are."""
         quizzes = copy(self)
-        quizzes.sampler, quizzes.together = self.sampler.quizzes(batch_size), 1
+        unit = self.chunk if self.kind == "chunk" else 1
+        quizzes.sampler, quizzes.together = self.sampler.quizzes(batch_size - batch_size % unit), 1
         return quizzes
 
     @property
@@ -241,7 +243,7 @@ class PendingInputs:
                 self._inputs = stop.value
 
     def inputs(self) -> StepInputs:
-        """The finished scene."""
+        """All of them; waits for what has not arrived."""
         while self._inputs is None:
             self.advance()
         return self._inputs

@@ -12,14 +12,32 @@ from distkgd.config.stage import OptimizerConfig, StageOptions
 from distkgd.data.sampling import LeftOut
 from distkgd.data.step_inputs import StepInputBuilder, StepInputs
 from distkgd.distributed.checkpoint.tables import Rows
-from distkgd.distributed.reductions.loss_requests import LossRequest
-from distkgd.methods.losses.scores import Travel, batch_mean, hard_loss, hard_travel, regulariser
-from distkgd.models.model import Model, View
+from distkgd.methods.losses.task import TaskLoss
+from distkgd.models.model import Model
 
-S = TypeVar("S", bound=Frozen)
-# (dims, "valid" or "test") -> {dim: metrics of the product's crop to it}.
+# (dims, "valid" or "test") -> {dim: metrics of the output model's crop to it}.
 Curve = Callable[[Sequence[int], str], Mapping[int, Mapping[str, float | None]]]
 KnownCurve = Callable[[Sequence[int], str], dict[int, dict[str, float]]]  # of a split that holds triples
+
+
+class MethodSettings(Frozen):
+    """What `distill` holds in a stage's config, and what follows from it alone; by itself there is nothing to set."""
+
+    @property
+    def left_out(self) -> LeftOut:
+        """Which of the training triples a pass leaves out, for quizzes."""
+        return LeftOut()
+
+    @property
+    def triples_together(self) -> int:
+        """Runs of so many triples of a batch stay whole on one rank."""
+        return 1
+
+    def check(self, stage: StageOptions) -> None:
+        """ValueError for a combination with other options of the stage that the method cannot do."""
+
+
+S = TypeVar("S", bound=MethodSettings)
 
 
 @dataclass(frozen=True)
@@ -35,19 +53,52 @@ class Update:
 
 
 @dataclass(frozen=True)
-class TaskLossConfig:
-    """What of a stage's config the hard loss and its regulariser need."""
+class ParameterGroup:
+    """What one optimiser moves: the tables of a model, or small tensors that every rank holds whole.
 
-    loss: str
-    temperature: float
-    margin: float
-    label_smoothing: float
-    regulariser: str
-    weight: float
-    relation_weight: float | None
-    dropout: float
-    relation_dropout: float
-    bf16: bool
+    optimizer: options that replace the stage's.
+    """
+
+    model: Model | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def replicated(self) -> dict[str, Tensor]:
+        """What every rank holds whole: the tensors, or the relations of the model."""
+        return dict(self.tensors) if self.model is None else {"relation": self.model.relation}
+
+    def recipe(self, stage: OptimizerConfig) -> OptimizerConfig:
+        """The optimiser's options in a stage that has these."""
+        return stage.model_copy(update=dict(self.optimizer))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The present phase of a method's training, in epochs: what the learning-rate schedule spans.
+
+    begin: epochs done when it began. end: after which it ends at the latest, with a validation.
+    last: after which the whole stage ends at the latest, as far as is known now.
+    lr_scale: group -> factor on its learning rate, default 1. frozen: groups that do not learn.
+    """
+
+    begin: int
+    end: int
+    last: int
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class MethodState:
+    """What a checkpoint holds of a method beside its parameter groups.
+
+    values: JSON-able. rows, tensors: sharded and replicated ones, which a restart fills in place.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,8 +107,7 @@ class Setup:
 
     steps_per_epoch, epochs: as configured; phases of a method may come on top.
     fresh: (dim, name) -> a fresh model like the student, of another dim; the name gives it numbers of its own.
-    input_builder: what the stage trains on; `input_builder.quizzes` are over the triples that passes leave (see
-    `Method.leave_out`).
+    input_builder: what the stage trains on; its quizzes are over the triples that passes leave out.
     """
 
     steps_per_epoch: int
@@ -66,124 +116,46 @@ class Setup:
     input_builder: StepInputBuilder
 
 
-@dataclass(frozen=True)
-class FurtherInputs:
-    """Further inputs of a step: its builder, the models whose queries travel (and whether they learn), and `travel`."""
-
-    input_builder: StepInputBuilder
-    speakers: list[tuple[Model, bool]]
-    travel: Travel
-
-
-class NoSettings(Frozen):
-    """Nothing to set."""
-
-
 class Method(ABC, Generic[S]):
-    """One way to train a student. Models in `trained` (group name -> model) get an optimiser; so do the tensors of
-    `evaluators` (name -> tensor), as group "evaluators".
+    """One way to train a student. `name` and `updates` make one; all else has a default.
 
     Settings: what `distill` holds in a stage's config. num_teachers: how many finished teachers it can have.
     trains_teachers: whether its copies of them ever learn.
     """
 
     name: ClassVar[str]
-    Settings: ClassVar[type[Frozen]] = NoSettings
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
     num_teachers: ClassVar[range] = range(1, 2)
     trains_teachers: ClassVar[bool] = False
-    evaluator_lr: float = 0.01
 
-    def __init__(
-        self, student: Model, hard: TaskLossConfig, teachers: Sequence[Model], settings: S, setup: Setup | None = None
-    ) -> None:
+    def __init__(self, student: Model, task: TaskLoss, teachers: Sequence[Model], settings: S, setup: Setup) -> None:
         self.student = student
-        self.hard = hard
+        self.task = task
         self.teachers = list(teachers)
         self.settings = settings
-        self._setup = setup
+        self.setup = setup
         self.prepare()
 
     def prepare(self) -> None:
         """Make what the method keeps beside student, teachers and settings; called once, when these are there."""
 
+    @abstractmethod
+    def updates(self, inputs: StepInputs) -> Iterator[Update]:
+        """The updates of one part of a batch, in order."""
+
     @property
-    def setup(self) -> Setup:
-        """Of the stage; methods that work without do not ask."""
-        assert self._setup is not None, f"method {self.name} needs a setup"
-        return self._setup
-
-    @classmethod
-    def check(cls, stage: StageOptions) -> None:
-        """ValueError for a combination of options that this method cannot do; `stage.distill` is a `Settings`."""
-
-    @classmethod
-    def leave_out(cls, settings: S) -> LeftOut:
-        """Which of the training triples a pass leaves out, for the method to ask about."""
-        return LeftOut()
+    def groups(self) -> Mapping[str, ParameterGroup]:
+        """All that this method may train, by name; "student" is the student, "evaluators" are tensors of its own."""
+        return {"student": ParameterGroup(self.student)}
 
     @property
     def output_model(self) -> Model:
         """The model that is validated, and in the end saved."""
         return self.student
 
-    @property
-    def trained(self) -> Mapping[str, Model]:
-        """Group name -> model that this method may train."""
-        return {"student": self.student}
-
-    @property
-    def evaluators(self) -> Mapping[str, Tensor]:
-        """Small learned tensors beside the models."""
-        return {}
-
-    @property
-    def logged_tensors(self) -> Mapping[str, Tensor]:
-        """What the curves show of the evaluators; default: themselves."""
-        return self.evaluators
-
-    def logged_scalars(self, step: int) -> Mapping[str, float]:
-        """Further numbers for the curves after `step` steps, the same on all ranks: schedules, phases, masks."""
-        return {}
-
-    @abstractmethod
-    def updates(self, inputs: StepInputs) -> Iterator[Update]:
-        """The updates of one part of a batch, in order."""
-
-    @abstractmethod
-    def travel(self) -> Travel:
-        """What a query costs on the wire, beside the models' own queries, in the method's present phase."""
-
-    @property
-    def triples_together(self) -> int:
-        """Runs of so many triples of a batch stay whole on one rank."""
-        return 1
-
-    def further_inputs(self) -> "list[FurtherInputs]":
-        """What a step does with other step inputs than those of its batch."""
-        return []
-
-    def recipe(self, group: str, stage: OptimizerConfig) -> OptimizerConfig:
-        """The optimiser of a group; default: the stage's."""
-        return stage
-
-    def speakers(self) -> list[tuple[Model, bool]]:
-        """The models whose queries travel in the present phase, and whether they learn."""
-        return [(self.student, True)]
-
-    def asks(self, model: Model) -> bool:
-        """Whether the queries of a model that speaks meet candidates; else only its rows are looked up."""
-        return True
-
-    def last_epoch(self, epochs: int) -> int:
-        """The epoch after which there is nothing left to do, for a stage of `epochs`; later phases may come on top."""
-        return epochs
-
-    def phase(self, epochs: int) -> tuple[int, int]:
-        """Epochs (after how many it began, after how many it ends at the latest) of the present phase.
-
-        Validation comes at its end, and the learning-rate schedule spans it.
-        """
-        return 0, self.last_epoch(epochs)
+    def phase(self, epochs: int) -> Phase:
+        """The present phase, in a stage of `epochs`; later phases may come on top of them."""
+        return Phase(0, epochs, epochs)
 
     def advance(self, epoch: int, epochs: int, plateau: bool) -> bool:
         """Called at the end of every epoch; True when the method entered its next phase just now.
@@ -192,54 +164,27 @@ class Method(ABC, Generic[S]):
         """
         return False
 
-    def lr_scale(self, group: str) -> float:
-        """Factor on the learning rate of a group in the present phase."""
-        return 1.0
+    def state(self) -> MethodState:
+        """What a checkpoint must hold of this method."""
+        return MethodState()
 
-    def state(self) -> dict[str, Any]:
-        """What `restore` needs after a restart, beside models and evaluators; JSON-able."""
-        return {}
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take up where `state` was saved: its values are given, its tensors are filled already."""
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state` was saved."""
-
-    def extra_state(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
-        """Sharded and replicated tensors that a checkpoint must hold beside models; a restart fills them in place."""
-        return {}, {}
+    def logged(self, step: int) -> Mapping[str, float | Tensor]:
+        """Numbers and short tensors for the curves after `step` steps, the same on all ranks; default: its tensors."""
+        return {name: tensor for group in self.groups.values() for name, tensor in group.tensors.items()}
 
     def validate(self, evaluate: Callable[[], dict[str, float]], curve: KnownCurve) -> dict[str, float]:
-        """Metrics on the validation split, of which "mrr" picks the best rows. evaluate: -> those of the product."""
+        """Metrics on the validation split, of which "mrr" picks the best rows. evaluate: -> the output model's."""
         return evaluate()
 
     def report(self, curve: Curve, splits: Sequence[str]) -> dict[str, Any]:
-        """What the stage's result.json holds beside what every stage's does; the best rows are back in the product."""
+        """What the stage's result.json holds beside what every stage's does; the best rows are back in the student."""
         return {}
 
-    def view(self, model: Model, inputs: StepInputs, *, grad: bool) -> View:
-        """The view of a model that learns (with dropout) or only speaks (without)."""
-        hard = self.hard
-        dropout, relation_dropout = (hard.dropout, hard.relation_dropout) if grad else (0.0, 0.0)
-        return View(model, inputs, grad=grad, dropout=dropout, relation_dropout=relation_dropout, bf16=hard.bf16)
 
-    def hard_ask(self, view: View) -> LossRequest:
-        """Asks for [Q]: the stage's hard loss."""
-        hard = self.hard
-        return hard_loss(
-            hard.loss,
-            view,
-            temperature=hard.temperature,
-            margin=hard.margin,
-            label_smoothing=hard.label_smoothing,
-        )
-
-    def hard_travel(self) -> Travel:
-        """Of `hard_ask`."""
-        return hard_travel(self.hard.loss, label_smoothing=self.hard.label_smoothing)
-
-    def penalty(self, view: View, times: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
-        """The regulariser as a term, or nothing. times: as `regulariser` takes it."""
-        hard = self.hard
-        if hard.regulariser == "none":
-            return {}
-        rows = regulariser(hard.regulariser, view, hard.weight, hard.relation_weight, times)
-        return {hard.regulariser: batch_mean(rows, view.inputs)}
+def trained_models(method: Method[Any], frozen: frozenset[str] = frozenset()) -> dict[str, Model]:
+    """Group -> model that the method may train, but for the groups that are frozen."""
+    groups = method.groups.items()
+    return {name: group.model for name, group in groups if group.model is not None and name not in frozen}

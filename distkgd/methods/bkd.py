@@ -10,15 +10,14 @@ Differs from the authors' code: none was released; IterDE's repository takes the
 from collections.abc import Iterator
 from typing import Literal
 
-from distkgd.config.fields import Frozen, Rate, Weight
+from distkgd.config.fields import Rate, Weight
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.query_blocks import answer_means
-from distkgd.methods.base import Method, Update
-from distkgd.methods.losses.scores import Travel, divergence, divergence_travel
-from distkgd.models.model import Model
+from distkgd.methods.base import Method, MethodSettings, Update
+from distkgd.methods.losses.scores import divergence
 
 
-class BkdConfig(Frozen):
+class BkdConfig(MethodSettings):
     """Score-distribution distillation: hard_weight * hard loss + weight * T^2 divergence of the softmaxes.
 
     weight: factor on the soft loss. hard_weight: on the hard loss. temperature: T.
@@ -42,19 +41,12 @@ class Bkd(Method[BkdConfig]):
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
-        view = self.view(self.student, inputs, grad=True)
-        teacher = self.view(self.teachers[0], inputs, grad=False)
+        view = self.task.view(self.student, inputs, grad=True)
+        teacher = self.task.view(self.teachers[0], inputs, grad=False)
         # The hard loss joins the last pass, so that js costs one pass more and not two.
         asks = {"soft": divergence(how.divergence, view, teacher, how.temperature)}
         if how.hard_weight:
-            asks["hard"] = self.hard_ask(view)
+            asks["hard"] = self.task.request(view)
         weights = {"soft": how.weight, "hard": how.hard_weight}
         terms = answer_means(asks, weights, inputs.batch.num_queries)
-        yield Update(frozenset({"student"}), terms | self.penalty(view))
-
-    def travel(self) -> Travel:
-        hard = self.hard_travel() if self.settings.hard_weight else Travel()
-        return divergence_travel(self.settings.divergence) + hard
-
-    def speakers(self) -> list[tuple[Model, bool]]:
-        return [(self.student, True), (self.teachers[0], False)]
+        yield Update(frozenset({"student"}), terms | self.task.penalty(view))

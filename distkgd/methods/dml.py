@@ -15,18 +15,17 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from distkgd.config.fields import Frozen, Positive, Rate, Weight
+from distkgd.config.fields import Positive, Rate, Weight
 from distkgd.config.stage import StageOptions
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.errors import DistkgdError
-from distkgd.methods.base import Method, Update
-from distkgd.methods.losses.scores import KL_TRAVEL, Travel, kl_divergence
-from distkgd.models.model import Model
+from distkgd.methods.base import Method, MethodSettings, ParameterGroup, Update
+from distkgd.methods.losses.scores import kl_divergence
 from distkgd.scorers import build_scorer
 
 
-class DmlConfig(Frozen):
+class DmlConfig(MethodSettings):
     """Mutual learning: hard_weight * hard loss + weight * T^2 KL(other || own), of the student and of its peer.
 
     weight: factor on what each learns from the other. hard_weight: on the hard loss. temperature: T.
@@ -39,6 +38,13 @@ class DmlConfig(Frozen):
     temperature: Rate = 1.0
     peer_dim: Positive | None = None
 
+    def check(self, stage: StageOptions) -> None:
+        if self.peer_dim is not None:
+            try:
+                build_scorer(stage.scorer, self.peer_dim, stage.margin, stage.norm)
+            except DistkgdError as error:
+                raise ValueError(f"distill.peer_dim: {error}") from None
+
 
 class Dml(Method[DmlConfig]):
     """A student and an untrained peer that teach each other."""
@@ -50,21 +56,13 @@ class Dml(Method[DmlConfig]):
     def prepare(self) -> None:
         self.peer = self.setup.fresh(self.settings.peer_dim or self.student.entity.dim, "peer")
 
-    @classmethod
-    def check(cls, stage: StageOptions) -> None:
-        if stage.distill.peer_dim is not None:
-            try:
-                build_scorer(stage.scorer, stage.distill.peer_dim, stage.margin, stage.norm)
-            except DistkgdError as error:
-                raise ValueError(f"distill.peer_dim: {error}") from None
-
     @property
-    def trained(self) -> Mapping[str, Model]:
-        return {"student": self.student, "peer": self.peer}
+    def groups(self) -> Mapping[str, ParameterGroup]:
+        return {"student": ParameterGroup(self.student), "peer": ParameterGroup(self.peer)}
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
-        student, peer = self.view(self.student, inputs, grad=True), self.view(self.peer, inputs, grad=True)
+        student, peer = self.task.view(self.student, inputs, grad=True), self.task.view(self.peer, inputs, grad=True)
         asks, weights = {}, {}
         penalties: dict[str, Tensor] = {}
         # DML[student], DML[peer]
@@ -72,15 +70,8 @@ class Dml(Method[DmlConfig]):
             asks[f"{tag}soft"] = kl_divergence(own, other, how.temperature, stop_teacher=True)
             weights[f"{tag}soft"] = how.weight
             if how.hard_weight:
-                asks[f"{tag}hard"] = self.hard_ask(own)
+                asks[f"{tag}hard"] = self.task.request(own)
                 weights[f"{tag}hard"] = how.hard_weight
-            penalties |= {f"{tag}{name}": value for name, value in self.penalty(own).items()}
+            penalties |= {f"{tag}{name}": value for name, value in self.task.penalty(own).items()}
         terms = answer_means(asks, weights, inputs.batch.num_queries)
         yield Update(frozenset({"student", "peer"}), terms | penalties)
-
-    def travel(self) -> Travel:
-        each = KL_TRAVEL + self.hard_travel() if self.settings.hard_weight else KL_TRAVEL
-        return each + each
-
-    def speakers(self) -> list[tuple[Model, bool]]:
-        return [(self.student, True), (self.peer, True)]

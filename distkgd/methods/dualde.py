@@ -36,8 +36,8 @@ from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, valid_
 from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
 from distkgd.distributed.reductions.partials import Partial, SoftmaxMean, Sum
 from distkgd.errors import UnsupportedError
-from distkgd.methods.base import Method, Update
-from distkgd.methods.losses.scores import KL_TRAVEL, Travel, batch_mean, huber, kl_divergence
+from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Phase, Update
+from distkgd.methods.losses.scores import batch_mean, huber, kl_divergence
 from distkgd.methods.losses.structure import Shapes
 from distkgd.models.model import Model, View
 
@@ -58,7 +58,7 @@ class StageTwoConfig(Frozen):
     teacher_lr_scale: Rate = 0.1
 
 
-class DualdeConfig(Frozen):
+class DualdeConfig(MethodSettings):
     """DualDE (Zhu et al., WSDM 2022).
 
     evaluation: weigh each soft label by its learned quality (Eq. 8-9, 12-13); off: soft and hard weights are 1.
@@ -92,6 +92,14 @@ class DualdeConfig(Frozen):
             raise ValueError("stage_one: false and stage_two: null leave nothing to train; switch one of them on")
         return self
 
+    def check(self, stage: StageOptions) -> None:
+        if stage.loss.name == "margin":
+            raise UnsupportedError(
+                "dualde weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
+            )
+        if self.soft == "huber" and (stage.loss.label_smoothing or stage.negatives.labels == "known"):
+            raise ValueError("dualde with soft: huber has no label_smoothing and no labels: known; use soft: kl")
+
 
 class DualDE(Method[DualdeConfig]):
     """Soft labels weighed by their quality; the teachers frozen in stage one, learning too in stage two.
@@ -105,21 +113,11 @@ class DualDE(Method[DualdeConfig]):
     trains_teachers = True
 
     def prepare(self) -> None:
-        self.evaluator_lr = self.settings.evaluator_lr
         self.stage = 1 if self.settings.stage_one else 2
         self.stage_two_since = 0
         # alpha_1..4 and beta_1..4 of Eq. 8, 9, 12, 13: student's positives and negatives, then each teacher's.
         self.alpha = self.student.entity.weight.new_full((2 + 2 * len(self.teachers),), self.settings.alpha)
         self.beta = torch.full_like(self.alpha, self.settings.beta)
-
-    @classmethod
-    def check(cls, stage: StageOptions) -> None:
-        if stage.loss.name == "margin":
-            raise UnsupportedError(
-                "dualde weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
-            )
-        if stage.distill.soft == "huber" and (stage.loss.label_smoothing or stage.negatives.labels == "known"):
-            raise ValueError("dualde with soft: huber has no label_smoothing and no labels: known; use soft: kl")
 
     @property
     def teacher(self) -> Model:
@@ -127,68 +125,60 @@ class DualDE(Method[DualdeConfig]):
         return self.teachers[0]
 
     @property
-    def trained(self) -> Mapping[str, Model]:
-        models = {"student": self.student}
-        if self.settings.stage_two is None:
-            return models
-        return models | {_named(i): model for i, model in enumerate(self.teachers)}
+    def groups(self) -> Mapping[str, ParameterGroup]:
+        how, found = self.settings, {"student": ParameterGroup(self.student)}
+        if how.stage_two is not None:
+            found |= {_named(i): ParameterGroup(model) for i, model in enumerate(self.teachers)}
+        if how.evaluation:
+            tensors = {"alpha": self.alpha, "beta": self.beta}
+            found["evaluators"] = ParameterGroup(tensors=tensors, optimizer={"lr": how.evaluator_lr})
+        return found
 
-    @property
-    def evaluators(self) -> Mapping[str, Tensor]:
-        return {"alpha": self.alpha, "beta": self.beta} if self.settings.evaluation else {}
-
-    def last_epoch(self, epochs: int) -> int:
-        two = self.settings.stage_two
-        end = self.phase(epochs)[1]
-        return end if two is None or self.stage == 2 else end + two.epochs
-
-    def phase(self, epochs: int) -> tuple[int, int]:
+    def phase(self, epochs: int) -> Phase:
         two = self.settings.stage_two
         if two is None:
-            return 0, epochs
-        if self.stage == 2:
-            return self.stage_two_since, self.stage_two_since + two.epochs
-        return 0, epochs if two.start == "plateau" else min(two.start, epochs)
+            return Phase(0, epochs, epochs)
+        teachers = [_named(i) for i in range(len(self.teachers))]
+        if self.stage == 1:
+            end = epochs if two.start == "plateau" else min(two.start, epochs)
+            return Phase(0, end, end + two.epochs, frozen=frozenset(teachers))
+        end = self.stage_two_since + two.epochs
+        rates = dict.fromkeys(teachers, two.teacher_lr_scale) | dict.fromkeys(("student", "evaluators"), two.lr_scale)
+        return Phase(self.stage_two_since, end, end, rates)
 
     def advance(self, epoch: int, epochs: int, plateau: bool) -> bool:
         two = self.settings.stage_two
         if self.stage == 2 or two is None:
             return False
-        if epoch < self.phase(epochs)[1] and not (plateau and two.start == "plateau"):
+        if epoch < self.phase(epochs).end and not (plateau and two.start == "plateau"):
             return False
         self.stage, self.stage_two_since = 2, epoch
         return True
 
-    def lr_scale(self, group: str) -> float:
-        two = self.settings.stage_two
-        if self.stage == 1 or two is None:
-            return 1.0
-        return two.teacher_lr_scale if group.startswith("teacher") else two.lr_scale
+    def state(self) -> MethodState:
+        return MethodState({"stage": self.stage, "stage_two_since": self.stage_two_since})
 
-    def state(self) -> dict[str, int]:
-        return {"stage": self.stage, "stage_two_since": self.stage_two_since}
-
-    def restore(self, state: Mapping[str, int]) -> None:
-        self.stage, self.stage_two_since = state["stage"], state["stage_two_since"]
+    def restore(self, values: Mapping[str, int]) -> None:
+        self.stage, self.stage_two_since = values["stage"], values["stage_two_since"]
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
         both = self.stage == 2
-        student = self.view(self.student, inputs, grad=True)
-        teachers = [self.view(model, inputs, grad=both) for model in self.teachers]
+        student = self.task.view(self.student, inputs, grad=True)
+        teachers = [self.task.view(model, inputs, grad=both) for model in self.teachers]
         sides = self._sides(both)
         if self.settings.soft == "kl":
             terms = self._listwise(student, teachers, sides)
         else:
             terms = self._pointwise(student, teachers, sides)
-        terms = {name: batch_mean(value, inputs) for name, value in terms.items()} | self.penalty(student)
+        terms = {name: batch_mean(value, inputs) for name, value in terms.items()} | self.task.penalty(student)
         groups = {"student"} | ({"evaluators"} if self.settings.evaluation else set())
         for i, teacher in enumerate(teachers if both else []):
             groups.add(_named(i))
-            terms |= {f"{_named(i)}_{name}": value for name, value in self.penalty(teacher).items()}
+            terms |= {f"{_named(i)}_{name}": value for name, value in self.task.penalty(teacher).items()}
         yield Update(frozenset(groups), terms, self._watched(student, teachers, inputs))
 
-    def logged_scalars(self, step: int) -> Mapping[str, float]:
-        return {"phase": float(self.stage)}
+    def logged(self, step: int) -> Mapping[str, float | Tensor]:
+        return {**super().logged(step), "phase": float(self.stage)}
 
     def _watched(self, student: View, teachers: Sequence[View], inputs: StepInputs) -> dict[str, Tensor]:
         # Mean weight of the soft labels of positive triples, of the student and in stage two of each teacher.
@@ -200,22 +190,6 @@ class DualDE(Method[DualdeConfig]):
             weight, _ = self._weights(2 * which, other, self.alpha.detach(), self.beta.detach())
             found[f"soft_weight/{tag or 'student_'}positive"] = batch_mean(torch.as_tensor(weight), inputs)
         return found
-
-    def travel(self) -> Travel:
-        several, each = len(self.teachers), self.hard_travel()
-        sides = len(self._sides(self.stage == 2))
-        if self.settings.soft == "kl":
-            return sum([KL_TRAVEL] * (several + sides - 1) + [each] * sides, Travel())
-        listed = self.hard.loss == "softmax"
-        # Per side a soft and, unless it is listwise, a hard sum; self-adversarial means carry their weights' sum.
-        columns = sides * (1 if listed else 2) * (2 if self.hard.loss == "self_adversarial" else 1)
-        found = Travel(1 + columns) + (sum([each] * sides, Travel()) if listed else Travel())
-        if self.settings.structure:
-            found += Travel(widths=tuple((model.scorer.dim + 2, learns) for model, learns in self.speakers()))
-        return found
-
-    def speakers(self) -> list[tuple[Model, bool]]:
-        return [(self.student, True), *((model, self.stage == 2) for model in self.teachers)]
 
     def _quality(self, which: int, score: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         # p of Eq. 8, 9, 12, 13 for evaluator `which` (0, 2: positives; 1, 3: negatives), given the other side's score.
@@ -242,8 +216,8 @@ class DualDE(Method[DualdeConfig]):
         positives = [shape.positive for shape in shapes]
         cut = _detached if self.settings.stop_opposite else _same
         asks = {"negatives": self._negatives(sides, views, shapes)}
-        if self.hard.loss == "softmax":
-            asks |= {tag: self.hard_ask(views[which]) for tag, which in sides}
+        if self.task.loss == "softmax":
+            asks |= {tag: self.task.request(views[which]) for tag, which in sides}
         got = reduce_over_candidates(asks)
         terms: dict[str, Tensor] = {}
         for tag, which in sides:
@@ -260,7 +234,7 @@ class DualDE(Method[DualdeConfig]):
     def _negatives(self, sides: list[Side], views: Sequence[View], shapes: Sequence[Shapes]) -> LossRequest:
         # All negative terms of all sides.
         cut = _detached if self.settings.stop_opposite else _same
-        listed, n = self.hard.loss == "softmax", len(views)
+        listed, n = self.task.loss == "softmax", len(views)
 
         def partials(*more: Tensor) -> dict[str, Partial]:
             *fields, alpha, beta = more
@@ -281,7 +255,7 @@ class DualDE(Method[DualdeConfig]):
 
         def finish(got: dict[str, Tensor]) -> dict[str, Tensor]:
             count = got["count"].clamp(min=1.0)
-            averaged = self.hard.loss in ("softplus", "softmax")
+            averaged = self.task.loss in ("softplus", "softmax")
             names = [name for name in got if name.endswith("_negative")]
             return {name: got[name] / count if averaged else got[name] for name in names}
 
@@ -289,8 +263,8 @@ class DualDE(Method[DualdeConfig]):
         return LossRequest(partials, fields, finish, parameters=(self.alpha, self.beta))
 
     def _over_negatives(self, own: Tensor, value: Tensor) -> Partial:
-        if self.hard.loss == "self_adversarial":
-            return SoftmaxMean(self.hard.temperature * own.detach(), value)
+        if self.task.loss == "self_adversarial":
+            return SoftmaxMean(self.task.temperature * own.detach(), value)
         return Sum(value)
 
     def _listwise(self, student: View, teachers: Sequence[View], sides: list[Side]) -> dict[str, Tensor]:
@@ -305,7 +279,7 @@ class DualDE(Method[DualdeConfig]):
                 asks[f"{tag}soft{i}"] = kl_divergence(
                     views[which], other, how.temperature, stop_teacher=how.stop_opposite
                 )
-            asks[f"{tag}hard"] = self.hard_ask(views[which])
+            asks[f"{tag}hard"] = self.task.request(views[which])
         got = reduce_over_candidates(asks)
         for tag, which in sides:
             distances = [got[f"{tag}soft{i}"] for i in range(len(teachers) if which == 0 else 1)]

@@ -24,19 +24,19 @@ from typing import Literal
 from pydantic import model_validator
 from torch import Tensor
 
-from distkgd.config.fields import Frozen, Rate, Weight
+from distkgd.config.fields import Rate, Weight
 from distkgd.config.stage import StageOptions
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.candidate_layout import valid_mask
 from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
 from distkgd.distributed.reductions.partials import Partial, Sum
 from distkgd.distributed.reductions.query_blocks import answer_means
-from distkgd.methods.base import Method, Update
-from distkgd.methods.losses.scores import KL_TRAVEL, Travel, batch_mean, batch_sum, huber, kl_divergence
-from distkgd.models.model import Model, View
+from distkgd.methods.base import Method, MethodSettings, Update
+from distkgd.methods.losses.scores import batch_mean, batch_sum, huber, kl_divergence
+from distkgd.models.model import View
 
 
-class IterdeConfig(Frozen):
+class IterdeConfig(MethodSettings):
     """IterDE (AAAI 2023): hard loss + lambda * soft loss, or a convex combination of them.
 
     k, p, schedule: lambda is k (epoch / epochs)^p ("polynomial", IterDE[SWDA]), k ("constant"), or that of the released
@@ -65,28 +65,26 @@ class IterdeConfig(Frozen):
             raise ValueError("schedule: two_phase adds, as the released code does; use combination: add")
         return self
 
+    def check(self, stage: StageOptions) -> None:
+        if self.soft == "huber" and stage.negatives.labels == "known":
+            raise ValueError("iterde with soft: huber has no labels: known; use soft: kl, or labels: one")
+        if self.schedule == "two_phase" and stage.patience:
+            raise ValueError(
+                "iterde with schedule: two_phase learns from its teacher in the second half alone, before which "
+                f"patience {stage.patience} may end the stage; use patience: 0 or another schedule"
+            )
+        if self.schedule == "two_phase" and stage.accumulate > 1:
+            raise ValueError(
+                "iterde with schedule: two_phase weighs the soft loss by losses of the whole batch, which cannot be "
+                f"cut into parts: use accumulate: 1 (given: {stage.accumulate}) or another schedule"
+            )
+
 
 class IterDE(Method[IterdeConfig]):
     """Scores of a frozen teacher, weighed by how far training has come."""
 
     name = "iterde"
     Settings = IterdeConfig
-
-    @classmethod
-    def check(cls, stage: StageOptions) -> None:
-        how = stage.distill
-        if how.soft == "huber" and stage.negatives.labels == "known":
-            raise ValueError("iterde with soft: huber has no labels: known; use soft: kl, or labels: one")
-        if how.schedule == "two_phase" and stage.patience:
-            raise ValueError(
-                "iterde with schedule: two_phase learns from its teacher in the second half alone, before which "
-                f"patience {stage.patience} may end the stage; use patience: 0 or another schedule"
-            )
-        if how.schedule == "two_phase" and stage.accumulate > 1:
-            raise ValueError(
-                "iterde with schedule: two_phase weighs the soft loss by losses of the whole batch, which cannot be "
-                f"cut into parts: use accumulate: 1 (given: {stage.accumulate}) or another schedule"
-            )
 
     def soft_weight(self, step: int) -> float:
         """lambda in the epoch of `step`; of two_phase, what it is in the second half."""
@@ -96,7 +94,7 @@ class IterDE(Method[IterdeConfig]):
             return how.k * math.pow(step // setup.steps_per_epoch / setup.epochs, how.p)
         return how.k
 
-    def logged_scalars(self, step: int) -> Mapping[str, float]:
+    def logged(self, step: int) -> Mapping[str, float | Tensor]:
         return {} if self.rescales(max(0, step - 1)) else {"lambda": self.soft_weight(max(0, step - 1))}
 
     def rescales(self, step: int) -> bool:
@@ -104,9 +102,9 @@ class IterDE(Method[IterdeConfig]):
         return self.settings.schedule == "two_phase" and 2 * (step // self.setup.steps_per_epoch) < self.setup.epochs
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
-        student = self.view(self.student, inputs, grad=True)
-        teacher = self.view(self.teachers[0], inputs, grad=False)
-        asks = {"soft": self._soft(student, teacher), "hard": self.hard_ask(student)}
+        student = self.task.view(self.student, inputs, grad=True)
+        teacher = self.task.view(self.teachers[0], inputs, grad=False)
+        asks = {"soft": self._soft(student, teacher), "hard": self.task.request(student)}
         step = inputs.batch.step
         if self.rescales(step):
             losses = {name: batch_mean(per_query, inputs) for name, per_query in reduce_over_candidates(asks).items()}
@@ -115,15 +113,7 @@ class IterDE(Method[IterdeConfig]):
             weight = self.soft_weight(step)
             kept = 1.0 - weight if self.settings.combination == "convex" else 1.0
             terms = answer_means(asks, {"soft": weight, "hard": kept}, inputs.batch.num_queries)
-        yield Update(frozenset({"student"}), terms | self.penalty(student))
-
-    def travel(self) -> Travel:
-        soft = KL_TRAVEL if self.settings.soft == "kl" else Travel(columns=2)
-        # The numbers of a stage are those of its first step.
-        return soft + self.hard_travel() + Travel(totals=2 if self.rescales(0) else 0)
-
-    def speakers(self) -> list[tuple[Model, bool]]:
-        return [(self.student, True), (self.teachers[0], False)]
+        yield Update(frozenset({"student"}), terms | self.task.penalty(student))
 
     def _soft(self, student: View, teacher: View) -> LossRequest:
         if self.settings.soft == "kl":

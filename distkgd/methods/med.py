@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, model_validator
 from torch import Tensor
 
-from distkgd.config.fields import Frozen, Positive, Rate, Real, Weight
+from distkgd.config.fields import Positive, Rate, Real, Weight
 from distkgd.config.stage import StageOptions
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.batch import batch_softmax
@@ -42,8 +42,8 @@ from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.errors import UnsupportedError
 from distkgd.kernels import nested
 from distkgd.kernels.nested_products import Products
-from distkgd.methods.base import Curve, KnownCurve, Method, Update
-from distkgd.methods.losses.scores import Travel, huber
+from distkgd.methods.base import Curve, KnownCurve, Method, MethodSettings, ParameterGroup, Update
+from distkgd.methods.losses.scores import huber
 from distkgd.models.nested_scores import NestedScores, check_dims
 from distkgd.scorers import Scorer, build_scorer
 
@@ -59,7 +59,7 @@ def _span(value: Any) -> Any:
     return tuple(range(value["from"], value["to"] + 1, value["step"]))
 
 
-class MedConfig(Frozen):
+class MedConfig(MethodSettings):
     """MED (Zhu et al., ACL 2025): every crop of a list is a model, all trained at once.
 
     dims: those of the sub-models, ascending, the last one the stage's; or {from: 10, to: 640, step: 10}. None: eighths
@@ -109,6 +109,36 @@ class MedConfig(Frozen):
                 raise ValueError(f"{name} holds its bounds, lowest first (given: [{low}, {high}])")
         return self
 
+    def check(self, stage: StageOptions) -> None:
+        scorer = build_scorer(stage.scorer, stage.dim, stage.margin, stage.norm)
+        dims = sub_dims(self, scorer)
+        if dims[-1] != stage.dim:
+            raise ValueError(f"distill.dims ends with {dims[-1]}; it must end with the stage's dim {stage.dim}")
+        if len(dims) < 2:
+            raise ValueError(f"med needs two sub-models at least, and dim {stage.dim} makes one; use method scratch")
+        check_dims(scorer, dims)
+        if self.weights is not None and len(self.weights) != len(dims):
+            raise ValueError(
+                f"distill.weights has {len(self.weights)} numbers; it must have one for each of {len(dims)} dims"
+            )
+        if stage.loss.name == "margin":
+            raise UnsupportedError(
+                "med weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
+            )
+        if self.sharpness and stage.loss.name != "softmax":
+            raise UnsupportedError(
+                f"distill.sharpness: {self.sharpness} is of loss softmax, not of {stage.loss.name}; set it to 0"
+            )
+        if stage.loss.label_smoothing or stage.negatives.labels == "known":
+            raise ValueError("med has no label_smoothing and no labels: known; set them to 0 and one")
+        if stage.bf16:
+            raise ValueError("med adds scores up block by block, for which bf16 is too coarse; set bf16: false")
+        if self.evolution and stage.accumulate > 1:
+            raise ValueError(
+                "med's evolution weighs positives over the whole batch, which cannot be cut into accumulate "
+                f"{stage.accumulate} parts; set accumulate: 1 or distill.evolution: false"
+            )
+
 
 def sub_dims(settings: MedConfig, scorer: Scorer) -> tuple[int, ...]:
     """Ascending dims of the sub-models of a model of `scorer`."""
@@ -126,7 +156,6 @@ class Med(Method[MedConfig]):
     num_teachers = range(1)
 
     def prepare(self) -> None:
-        self.evaluator_lr = self.settings.evaluator_lr
         self.dims = sub_dims(self.settings, self.student.scorer)
         self.crops = NestedScores(self.student.scorer, self.dims)
         relation = self.student.relation
@@ -141,45 +170,15 @@ class Med(Method[MedConfig]):
         more = (1.0 + (self.settings.small_regulariser - 1.0) * (1.0 - self._shares)) * self.sharp
         self._regularised = [x.to(relation) * more.unsqueeze(1) for x in self.crops.members()]
 
-    @classmethod
-    def check(cls, stage: StageOptions) -> None:
-        how = stage.distill
-        scorer = build_scorer(stage.scorer, stage.dim, stage.margin, stage.norm)
-        dims = sub_dims(how, scorer)
-        if dims[-1] != stage.dim:
-            raise ValueError(f"distill.dims ends with {dims[-1]}; it must end with the stage's dim {stage.dim}")
-        if len(dims) < 2:
-            raise ValueError(f"med needs two sub-models at least, and dim {stage.dim} makes one; use method scratch")
-        check_dims(scorer, dims)
-        if how.weights is not None and len(how.weights) != len(dims):
-            raise ValueError(
-                f"distill.weights has {len(how.weights)} numbers; it must have one for each of {len(dims)} dims"
-            )
-        if stage.loss.name == "margin":
-            raise UnsupportedError(
-                "med weighs binary or softmax losses; loss margin has no positive and negative part to weigh."
-            )
-        if how.sharpness and stage.loss.name != "softmax":
-            raise UnsupportedError(
-                f"distill.sharpness: {how.sharpness} is of loss softmax, not of {stage.loss.name}; set it to 0"
-            )
-        if stage.loss.label_smoothing or stage.negatives.labels == "known":
-            raise ValueError("med has no label_smoothing and no labels: known; set them to 0 and one")
-        if stage.bf16:
-            raise ValueError("med adds scores up block by block, for which bf16 is too coarse; set bf16: false")
-        if how.evolution and stage.accumulate > 1:
-            raise ValueError(
-                "med's evolution weighs positives over the whole batch, which cannot be cut into accumulate "
-                f"{stage.accumulate} parts; set accumulate: 1 or distill.evolution: false"
-            )
-
     @property
-    def evaluators(self) -> Mapping[str, Tensor]:
-        return {"u": self.u} if self.settings.evolution or self.settings.dynamic else {}
+    def groups(self) -> Mapping[str, ParameterGroup]:
+        how, found = self.settings, {"student": ParameterGroup(self.student)}
+        if how.evolution or how.dynamic:
+            found["evaluators"] = ParameterGroup(tensors={"u": self.u}, optimizer={"lr": how.evaluator_lr})
+        return found
 
-    @property
-    def logged_tensors(self) -> Mapping[str, Tensor]:
-        return {"w": self.w.detach()} if self.evaluators else {}
+    def logged(self, step: int) -> Mapping[str, float | Tensor]:
+        return {"w": self.w.detach()} if "evaluators" in self.groups else {}
 
     @property
     def w(self) -> Tensor:
@@ -187,9 +186,9 @@ class Med(Method[MedConfig]):
         return self._low + self._span * torch.sigmoid(self.u)
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
-        view = self.view(self.student, inputs, grad=True)
+        view = self.task.view(self.student, inputs, grad=True)
         queries = self.crops.queries(inputs.batch.queries, self.student.reciprocal, *view.dropped)
-        if self.hard.loss != "self_adversarial" and self.crops.has_products(queries, inputs.layout):
+        if self.task.loss != "self_adversarial" and self.crops.has_products(queries, inputs.layout):
             field = PairScores(inputs.layout, self.crops.products, queries, view.negatives.rows)
         else:
             field = PairScores(
@@ -204,19 +203,9 @@ class Med(Method[MedConfig]):
             asks["mutual"] = self._mutual(field, own, sums)
         weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
         terms = answer_means(asks, weights, inputs.batch.num_queries)
-        groups = {"student"} | ({"evaluators"} if self.evaluators else set())
         entity, relation = (dynamic.detach() @ x for x in self._regularised)
-        penalty = self.penalty(view, (entity, relation))
-        yield Update(frozenset(groups), terms | penalty)
-
-    def travel(self) -> Travel:
-        n, how = len(self.crops.dims), self.settings
-        own = Travel(widths=tuple((size, True) for size in self.crops.query_sizes[:-1]))
-        # A log-sum-exp of each sub-model, or the mean of its negatives with the weights' log-sum-exp and the count.
-        own += Travel(n) if self.listwise else Travel(2 * n + 1)
-        if how.mutual:
-            own += Travel(n)
-        return own + Travel(shared=2 * (n - 1)) if how.evolution else own
+        penalty = self.task.penalty(view, (entity, relation))
+        yield Update(frozenset(self.groups), terms | penalty)
 
     def validate(self, evaluate: Callable[[], dict[str, float]], curve: KnownCurve) -> dict[str, float]:
         found = curve(self.dims, "valid")
@@ -230,7 +219,7 @@ class Med(Method[MedConfig]):
     @property
     def listwise(self) -> bool:
         """Whether a query's candidates share one cross-entropy."""
-        return self.hard.loss == "softmax"
+        return self.task.loss == "softmax"
 
     def dynamic_weights(self, w3: Tensor) -> Tensor:
         """[P]: exp(w3 d_i / d_n), or those given, or ones; divided by their mean (MED[DLW])."""
@@ -259,10 +248,10 @@ class Med(Method[MedConfig]):
         Without a smaller sub-model or evolution, those of the stage's own loss: self-adversarial or even.
         """
         even = (1.0 - valid_mask(scores[:1].detach())) * MASKED_SCORE
-        adversarial = self.hard.loss == "self_adversarial"
+        adversarial = self.task.loss == "self_adversarial"
         if not self.settings.evolution:
-            return self.hard.temperature * scores.detach() if adversarial else even.expand_as(scores)
-        first = self.hard.temperature * scores[:1].detach() if adversarial else even
+            return self.task.temperature * scores.detach() if adversarial else even.expand_as(scores)
+        first = self.task.temperature * scores[:1].detach() if adversarial else even
         # Where a pair does not count it stays so, however small w2 is.
         lower = w2 * scores[:-1].detach()
         return torch.cat([first, torch.where(even == 0, lower, MASKED_SCORE)])
@@ -282,7 +271,7 @@ class Med(Method[MedConfig]):
             return (dynamic.T * positives.T * loss).sum(0)
 
         def averaged(got: dict[str, Tensor], scores: Tensor, positives: Tensor, dynamic: Tensor) -> Tensor:
-            negative = got["mean"] * (got["count"] if self.hard.loss == "bce" else 1.0)
+            negative = got["mean"] * (got["count"] if self.task.loss == "bce" else 1.0)
             return (dynamic.T * (positives.T * F.softplus(-scores.T) + negative)).sum(0)
 
         finish = listed if self.listwise else averaged
@@ -351,7 +340,7 @@ class _Sums:
     def _together(self, contributions: Tensor, *w2: Tensor) -> tuple[Tensor, ...]:
         # [P, ..., Q, 1] each: what the kernel summed, or nothing where it cannot.
         method, how = self.method, self.method.settings
-        known = method.crops.form == "sum" and method.hard.loss != "self_adversarial"
+        known = method.crops.form == "sum" and method.task.loss != "self_adversarial"
         if not known or not nested.available(contributions):
             return ()
         if self._of is None or self._of[0] is not contributions:

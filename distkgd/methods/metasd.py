@@ -29,7 +29,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from distkgd.config.fields import Count, Frozen, Positive, Rate, Share, Weight, no_flag
-from distkgd.config.stage import OptimizerConfig, StageOptions
+from distkgd.config.stage import StageOptions
 from distkgd.data.sampling import LeftOut
 from distkgd.data.step_inputs import StepInputBuilder, StepInputs
 from distkgd.distributed.checkpoint.tables import Rows
@@ -37,9 +37,9 @@ from distkgd.distributed.pruning import Mask, Scope, changed
 from distkgd.distributed.reductions.loss_requests import LossRequest
 from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.errors import ConfigError, UnsupportedError
-from distkgd.methods.base import FurtherInputs, Method, Update
+from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Update
 from distkgd.methods.losses.meta_gradient import divergence_slope, gradient_of, model_like
-from distkgd.methods.losses.scores import KL_TRAVEL, Travel, batch_mean, kl_divergence, relation_loss
+from distkgd.methods.losses.scores import batch_mean, kl_divergence, relation_loss
 from distkgd.models.model import Model, View
 from distkgd.models.pruned import mask_of, masked_view, pruned
 from distkgd.scorers import SCORERS, Scorer, build_scorer
@@ -62,7 +62,7 @@ class PruneConfig(Frozen):
     every: Count = 0
 
 
-class MetasdConfig(Frozen):
+class MetasdConfig(MethodSettings):
     """MetaSD (Li et al., EMNLP 2022). `dim` is that of the source model.
 
     alpha, beta: share of the labels, against that of the other model, in the losses of S (Eq. 3) and T (Eq. 10).
@@ -106,6 +106,36 @@ class MetasdConfig(Frozen):
             raise ValueError("meta: true needs a quiz set: set quiz above 0, or meta: false")
         return self
 
+    @property
+    def left_out(self) -> LeftOut:
+        return LeftOut(self.quiz, self.quiz_set == "anew") if self.meta else LeftOut()
+
+    def check(self, stage: StageOptions) -> None:
+        if stage.accumulate > 1:
+            raise UnsupportedError(
+                f"metasd cannot cut its batch (accumulate: {stage.accumulate}): its virtual step needs all of it"
+            )
+        kind = SCORERS.get(stage.scorer)
+        if self.prune.scope == "column" and kind is not None and kind.biases:
+            raise UnsupportedError(
+                f"distill.prune.scope: column cannot prune {stage.scorer}, which has biases; use global, table or row"
+            )
+        if self.relation_weight and kind is not None and kind.relation_query is Scorer.relation_query:
+            raise UnsupportedError(f"metasd.relation_weight needs a bilinear scorer, not {stage.scorer}; set it to 0")
+        if not self.meta:
+            return
+        if stage.balanced or stage.negatives.labels == "known":
+            raise UnsupportedError(
+                "metasd with meta: true holds triples out of training, which neither balanced: true nor labels: known "
+                "allow for; use meta: false, or leave them out"
+            )
+        if kind is not None:
+            form = build_scorer(stage.scorer, kind.dim_multiple, stage.margin, stage.norm).candidate_form
+            if form != "dot":
+                raise UnsupportedError(
+                    f"metasd with meta: true needs a bilinear scorer, not {stage.scorer}; use meta: false"
+                )
+
 
 class MetaSD(Method[MetasdConfig]):
     """The student is T; S is seen through `mask`. Group "student" takes mutual steps, group "meta" quiz steps."""
@@ -120,39 +150,8 @@ class MetaSD(Method[MetasdConfig]):
         self.small = masked_view(self.student, self.mask)
         self.pruned_at = -1
         self.masked, self.churn = 0.0, 0.0  # shares of all numbers: hidden; shown or hidden anew by the last pruning
-        self._quiz = [self._quiz_inputs()] if self.settings.meta else []
-
-    @classmethod
-    def check(cls, stage: StageOptions) -> None:
-        how: MetasdConfig = stage.distill
-        if stage.accumulate > 1:
-            raise UnsupportedError(
-                f"metasd cannot cut its batch (accumulate: {stage.accumulate}): its virtual step needs all of it"
-            )
-        kind = SCORERS.get(stage.scorer)
-        if how.prune.scope == "column" and kind is not None and kind.biases:
-            raise UnsupportedError(
-                f"distill.prune.scope: column cannot prune {stage.scorer}, which has biases; use global, table or row"
-            )
-        if how.relation_weight and kind is not None and kind.relation_query is Scorer.relation_query:
-            raise UnsupportedError(f"metasd.relation_weight needs a bilinear scorer, not {stage.scorer}; set it to 0")
-        if not how.meta:
-            return
-        if stage.balanced or stage.negatives.labels == "known":
-            raise UnsupportedError(
-                "metasd with meta: true holds triples out of training, which neither balanced: true nor labels: known "
-                "allow for; use meta: false, or leave them out"
-            )
-        if kind is not None:
-            form = build_scorer(stage.scorer, kind.dim_multiple, stage.margin, stage.norm).candidate_form
-            if form != "dot":
-                raise UnsupportedError(
-                    f"metasd with meta: true needs a bilinear scorer, not {stage.scorer}; use meta: false"
-                )
-
-    @classmethod
-    def leave_out(cls, settings: MetasdConfig) -> LeftOut:
-        return LeftOut(settings.quiz, settings.quiz_set == "anew") if settings.meta else LeftOut()
+        if self.settings.meta:
+            self.quiz_inputs()  # what cannot be drawn is refused now
 
     @property
     def output_model(self) -> Model:
@@ -160,40 +159,37 @@ class MetaSD(Method[MetasdConfig]):
         return pruned(self.student, mask_of(self.student, how.rate, how.scope)) if how.rate else self.student
 
     @property
-    def trained(self) -> Mapping[str, Model]:
-        return {"student": self.student} | ({"meta": self.student} if self.settings.meta else {})
+    def groups(self) -> Mapping[str, ParameterGroup]:
+        how, found = self.settings, {"student": ParameterGroup(self.student)}
+        if how.meta:
+            optimizer = {"name": how.meta_optimizer, "lr": how.meta_lr, "relation_lr": None}
+            found["meta"] = ParameterGroup(self.student, optimizer=optimizer)
+        return found
 
-    def recipe(self, group: str, stage: OptimizerConfig) -> OptimizerConfig:
-        if group != "meta":
-            return stage
-        how = self.settings
-        return stage.model_copy(update={"name": how.meta_optimizer, "lr": how.meta_lr, "relation_lr": None})
-
-    def state(self) -> dict[str, float]:
-        return {"pruned_at": self.pruned_at, "masked": self.masked, "churn": self.churn}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        self.pruned_at = int(state["pruned_at"])
-        self.masked, self.churn = state.get("masked", 0.0), state.get("churn", 0.0)
-
-    def logged_scalars(self, step: int) -> Mapping[str, float]:
-        return {"mask/hidden": self.masked, "mask/churn": self.churn} if self.settings.prune.rate else {}
-
-    def extra_state(self) -> tuple[Mapping[str, Rows], Mapping[str, Tensor]]:
+    def state(self) -> MethodState:
         table = self.student.entity
-        return {"entity_mask": Rows(self.mask.entity, table.lo, table.total)}, {"relation_mask": self.mask.relation}
+        rows = {"entity_mask": Rows(self.mask.entity, table.lo, table.total)}
+        values = {"pruned_at": self.pruned_at, "masked": self.masked, "churn": self.churn}
+        return MethodState(values, rows, {"relation_mask": self.mask.relation})
+
+    def restore(self, values: Mapping[str, float]) -> None:
+        self.pruned_at = int(values["pruned_at"])
+        self.masked, self.churn = values.get("masked", 0.0), values.get("churn", 0.0)
+
+    def logged(self, step: int) -> Mapping[str, float | Tensor]:
+        return {"mask/hidden": self.masked, "mask/churn": self.churn} if self.settings.prune.rate else {}
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
         self.prune(inputs.batch.step)
-        for quiz in self._quiz:
-            yield Update(
-                frozenset({"meta"}), {"quiz": self._meta(inputs, quiz.inputs(*quiz.parts(inputs.batch.step, 1)))}
-            )
-        small, source = self.view(self.small, inputs, grad=True), self.view(self.student, inputs, grad=True)
+        if self.settings.meta:
+            quizzes = self.quiz_inputs()
+            quiz = quizzes.inputs(*quizzes.parts(inputs.batch.step, 1))
+            yield Update(frozenset({"meta"}), {"quiz": self._meta(inputs, quiz)})
+        small, source = self.task.view(self.small, inputs, grad=True), self.task.view(self.student, inputs, grad=True)
         asks, weights = self._asks(small, source)
         more, further = self._asks(small, source, teacher=True)
-        terms = answer_means(asks | more, weights | further, inputs.batch.num_queries) | self.penalty(small)
-        terms |= {f"teacher_{name}": value for name, value in self.penalty(source).items()}
+        terms = answer_means(asks | more, weights | further, inputs.batch.num_queries) | self.task.penalty(small)
+        terms |= {f"teacher_{name}": value for name, value in self.task.penalty(source).items()}
         how = self.settings
         if how.relation_weight:
             for name, view, part in (("relation", small, how.alpha), ("teacher_relation", source, how.beta)):
@@ -216,29 +212,8 @@ class MetaSD(Method[MetasdConfig]):
         self.mask.relation.copy_(found.relation)
         self.pruned_at = due
 
-    def travel(self) -> Travel:
-        how = self.settings
-        mutual = self._learns(how.alpha, how.kl, how.reverse_kl)
-        found = mutual + self._learns(how.beta, how.teacher_kl, how.teacher_reverse_kl)
-        if not how.meta:
-            return found
-        slope = Travel((6 if how.kl else 0) + (2 if how.reverse_kl else 0))
-        # S's queries meet the quiz gradient's rows too; the relation table is summed over ranks thrice more.
-        again = Travel(widths=((self.student.scorer.query_size, False),), dense=3 * self.student.relation.numel())
-        return found + mutual + slope + again + Travel(updates=1)
-
-    def speakers(self) -> list[tuple[Model, bool]]:
-        small, source = self.small, self.student
-        mutual = [(small, True), (source, True)]
-        if not self.settings.meta:
-            return mutual
-        # The virtual step; then S, the direction in which the quiz pulls it, and T.
-        return [*mutual, (small, True), (source, False), (small, False), (small, False), (source, True)]
-
-    def further_inputs(self) -> list[FurtherInputs]:
-        return [FurtherInputs(quiz, [(self.student, True)], self.hard_travel()) for quiz in self._quiz]
-
-    def _quiz_inputs(self) -> StepInputBuilder:
+    def quiz_inputs(self) -> StepInputBuilder:
+        """What a quiz is made of."""
         input_builder = self.setup.input_builder
         size = min(self.settings.quiz_batch, input_builder.sampler.num_left_out)
         unit = input_builder.chunk if input_builder.kind == "chunk" else 1
@@ -247,11 +222,7 @@ class MetaSD(Method[MetasdConfig]):
                 f"distill.quiz and distill.quiz_batch make quizzes of {size} triples, fewer than negatives.chunk "
                 f"({unit}); raise them, or lower the chunk."
             )
-        return input_builder.quizzes(size - size % unit)
-
-    def _learns(self, labels: float, kl: float, reverse_kl: float) -> Travel:
-        each = [self.hard_travel()] if labels else []
-        return sum(each + [KL_TRAVEL for weight in (kl, reverse_kl) if weight and labels < 1], Travel())
+        return input_builder.quizzes(size)
 
     def _asks(
         self, small: View, source: View, teacher: bool = False
@@ -263,7 +234,7 @@ class MetaSD(Method[MetasdConfig]):
             labels, kl, back = how.beta, how.teacher_kl, how.teacher_reverse_kl
         weights = {"hard": labels, "kl": (1 - labels) * kl, "reverse_kl": (1 - labels) * back}
         asks = {
-            "hard": lambda: self.hard_ask(source if teacher else small),
+            "hard": lambda: self.task.request(source if teacher else small),
             "kl": lambda: kl_divergence(source, small, how.temperature, stop_student=not teacher, stop_teacher=teacher),
             "reverse_kl": lambda: kl_divergence(
                 small, source, how.temperature, stop_student=teacher, stop_teacher=not teacher
@@ -275,10 +246,10 @@ class MetaSD(Method[MetasdConfig]):
 
     def _meta(self, inputs: StepInputs, quiz: StepInputs) -> Tensor:
         # [] the quiz loss of Eq. 5 (this rank's share), with the gradient of Eq. 6 towards T.
-        how, hard = self.settings, self.hard
+        how, task = self.settings, self.task
         virtual = self._virtual(inputs)
         loss = answer_means(
-            {"quiz": self.hard_ask(View(virtual, quiz, grad=True, bf16=hard.bf16))},
+            {"quiz": self.task.request(View(virtual, quiz, grad=True, bf16=task.bf16))},
             {"quiz": 1.0},
             quiz.batch.num_queries,
         )["quiz"]
@@ -288,11 +259,11 @@ class MetaSD(Method[MetasdConfig]):
         pull.relation.mul_(self.mask.relation)
         small, way = (
             View(
-                model, inputs, grad=False, dropout=hard.dropout, relation_dropout=hard.relation_dropout, bf16=hard.bf16
+                model, inputs, grad=False, dropout=task.dropout, relation_dropout=task.relation_dropout, bf16=task.bf16
             )
             for model in (self.small, pull)
         )
-        source = View(self.student, inputs, grad=True, bf16=hard.bf16)
+        source = View(self.student, inputs, grad=True, bf16=task.bf16)
         weight = -how.virtual_lr * (1 - how.alpha)
         ask = divergence_slope(small, way, source, how.temperature, how.kl, how.reverse_kl)
         slope = answer_means({"": ask}, {"": weight}, inputs.batch.num_queries)[""]
@@ -303,9 +274,9 @@ class MetaSD(Method[MetasdConfig]):
         student, mask = self.student, self.mask
         table = student.entity
         copy = model_like(student, table.weight, student.relation.detach().clone().requires_grad_(), mask)
-        view = self.view(copy, inputs, grad=True)
-        asks, weights = self._asks(view, View(student, inputs, grad=False, bf16=self.hard.bf16))
-        terms = answer_means(asks, weights, inputs.batch.num_queries) | self.penalty(view)
+        view = self.task.view(copy, inputs, grad=True)
+        asks, weights = self._asks(view, View(student, inputs, grad=False, bf16=self.task.bf16))
+        terms = answer_means(asks, weights, inputs.batch.num_queries) | self.task.penalty(view)
         torch.stack(list(terms.values())).sum().backward()
         gradient = gradient_of(copy)
         lr = self.settings.virtual_lr

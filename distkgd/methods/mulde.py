@@ -23,19 +23,19 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from distkgd.config.fields import Frozen, Rate, Real, Weight
+from distkgd.config.fields import Rate, Real, Weight
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, valid_mask
 from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
 from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, Sum
-from distkgd.methods.base import Method, Update
-from distkgd.methods.losses.scores import Travel, batch_mean
-from distkgd.models.model import Model, View
+from distkgd.methods.base import Method, MethodSettings, ParameterGroup, Update
+from distkgd.methods.losses.scores import batch_mean
+from distkgd.models.model import View
 
 _SMALLEST_VARIANCE = 1e-10  # of a teacher's scores of a query
 
 
-class MuldeConfig(Frozen):
+class MuldeConfig(MethodSettings):
     """Several teachers through a Senior: hard_weight * hard loss + weight * T^2 KL(Senior || student) + Senior's loss.
 
     weight: factor on what the student learns from the Senior. hard_weight: on its hard loss. temperature: T.
@@ -62,48 +62,43 @@ class MulDE(Method[MuldeConfig]):
     num_teachers = range(1, 9)
 
     def prepare(self) -> None:
-        self.evaluator_lr = self.settings.evaluator_lr
         table = self.student.relation
         # Rows: relations as asked for tails, then as asked for heads.
         self.scale = table.new_zeros(2 * self.student.num_relations, len(self.teachers))
         self.attention = table.new_full((1,), self.settings.attention)
 
     @property
-    def evaluators(self) -> Mapping[str, Tensor]:
-        found = {"scale": self.scale} if self.settings.relation_scaling else {}
-        return found | {"attention": self.attention} if self.settings.contrast_attention else found
+    def groups(self) -> Mapping[str, ParameterGroup]:
+        how, found = self.settings, {"student": ParameterGroup(self.student)}
+        tensors = {"scale": self.scale} if how.relation_scaling else {}
+        tensors |= {"attention": self.attention} if how.contrast_attention else {}
+        if tensors:
+            found["evaluators"] = ParameterGroup(tensors=tensors, optimizer={"lr": how.evaluator_lr})
+        return found
+
+    @property
+    def senior_learns(self) -> bool:
+        """Whether there is anything for the Senior to learn."""
+        return self.settings.relation_scaling or self.settings.contrast_attention
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
-        student = self.view(self.student, inputs, grad=True)
-        teachers = [self.view(model, inputs, grad=False) for model in self.teachers]
+        student = self.task.view(self.student, inputs, grad=True)
+        teachers = [self.task.view(model, inputs, grad=False) for model in self.teachers]
         asks = {"senior": self._senior(student, teachers)}
         if how.hard_weight:
-            asks["hard"] = self.hard_ask(student)
+            asks["hard"] = self.task.request(student)
         got = reduce_over_candidates(asks)
         terms = {"soft": how.weight * batch_mean(got["senior"]["soft"], inputs)}
         if how.hard_weight:
             terms["hard"] = how.hard_weight * batch_mean(got["hard"], inputs)
-        groups = {"student"}
-        if self.evaluators:
+        if self.senior_learns:
             terms["senior"] = batch_mean(got["senior"]["senior"], inputs)
-            groups.add("evaluators")
-        yield Update(frozenset(groups), terms | self.penalty(student))
-
-    def travel(self) -> Travel:
-        found = Travel(columns=3) + (self.hard_travel() if self.settings.hard_weight else Travel())
-        if self.settings.contrast_attention:
-            found += Travel(constant_columns=1 + 2 * len(self.teachers))
-        if self.evaluators:
-            found += Travel(columns=1, per_query=len(self.teachers))
-        return found
-
-    def speakers(self) -> list[tuple[Model, bool]]:
-        return [(self.student, True), *((model, False) for model in self.teachers)]
+        yield Update(frozenset(self.groups), terms | self.task.penalty(student))
 
     def _senior(self, student: View, teachers: Sequence[View]) -> LossRequest:
         # Asks for {"soft": [Q] T^2 KL(Senior || student), "senior": [Q] the Senior's cross-entropy, if it learns}.
-        learns, temperature, mean = bool(self.evaluators), self.settings.temperature, 1.0 / len(teachers)
+        learns, temperature, mean = self.senior_learns, self.settings.temperature, 1.0 / len(teachers)
         factors = list(self._factors(teachers).unbind(1)) if learns else []
 
         def combined(scores: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:

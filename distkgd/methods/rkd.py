@@ -23,18 +23,18 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from distkgd.config.fields import Frozen, Rate, Weight, no_flag
+from distkgd.config.fields import Rate, Weight, no_flag
 from distkgd.config.stage import StageOptions
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.query_blocks import answer_means
-from distkgd.methods.base import Method, Update
-from distkgd.methods.losses.scores import Travel, huber
-from distkgd.models.model import Model, View
+from distkgd.methods.base import Method, MethodSettings, Update
+from distkgd.methods.losses.scores import huber
+from distkgd.models.model import View
 
 _SMALLEST_SQUARE = 1e-12  # of a distance: the root of less has no use and a steep gradient
 
 
-class RkdConfig(Frozen):
+class RkdConfig(MethodSettings):
     """Relational KD: hard_weight * hard loss + distance_weight * RKD[D] + angle_weight * RKD[A].
 
     group: consecutive triples whose queries are compared with each other. vectors: "entity", the row of each query's
@@ -57,23 +57,18 @@ class RkdConfig(Frozen):
             raise ValueError("distance_weight and angle_weight are both 0; set one, or use method: scratch")
         return self
 
+    @property
+    def triples_together(self) -> int:
+        return self.group
 
-class Rkd(Method[RkdConfig]):
-    """Distances and angles among the samples of a group, as the frozen teacher has them."""
-
-    name = "rkd"
-    Settings = RkdConfig
-
-    @classmethod
-    def check(cls, stage: StageOptions) -> None:
-        group = stage.distill.group
-        unit = math.lcm(group, stage.negatives.chunk if stage.negatives.kind == "chunk" else 1) * stage.accumulate
+    def check(self, stage: StageOptions) -> None:
+        unit = math.lcm(self.group, stage.negatives.chunk if stage.negatives.kind == "chunk" else 1) * stage.accumulate
         if stage.batch_size % unit:
             raise ValueError(
                 f"rkd: batch_size {stage.batch_size} must be a multiple of {unit} (accumulate x the least common "
-                f"multiple of distill.group {group} and the chunk)"
+                f"multiple of distill.group {self.group} and the chunk)"
             )
-        if group == 2 and stage.negatives.sides != "both":
+        if self.group == 2 and stage.negatives.sides != "both":
             raise ValueError(
                 "rkd: a group of two triples with one query each has one distance, its own mean, and no angle; "
                 "use group: 3 or more, or sides: both"
@@ -81,15 +76,18 @@ class Rkd(Method[RkdConfig]):
         if stage.balanced:
             raise ValueError("rkd keeps groups of triples whole, which balanced batches do not; use balanced: false")
 
-    @property
-    def triples_together(self) -> int:
-        return self.settings.group
+
+class Rkd(Method[RkdConfig]):
+    """Distances and angles among the samples of a group, as the frozen teacher has them."""
+
+    name = "rkd"
+    Settings = RkdConfig
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
-        student = self.view(self.student, inputs, grad=True)
-        teacher = self.view(self.teachers[0], inputs, grad=False)
-        terms = answer_means({"hard": self.hard_ask(student)}, {"hard": how.hard_weight}, inputs.batch.num_queries)
+        student = self.task.view(self.student, inputs, grad=True)
+        teacher = self.task.view(self.teachers[0], inputs, grad=False)
+        terms = answer_means({"hard": self.task.request(student)}, {"hard": how.hard_weight}, inputs.batch.num_queries)
         samples = how.group * inputs.batch.sides
         inner_s, inner_t = (inner_products(self._samples(view, samples)) for view in (student, teacher))
         share = samples / inputs.batch.num_queries  # of a group in the mean over the global batch's groups
@@ -98,22 +96,15 @@ class Rkd(Method[RkdConfig]):
             terms["distance"] = how.distance_weight * share * each.sum()
         if how.angle_weight:
             terms["angle"] = how.angle_weight * share * angle_loss(inner_s, inner_t, how.delta).sum()
-        yield Update(frozenset({"student"}), terms | self.penalty(student))
-
-    def travel(self) -> Travel:
-        return self.hard_travel()
-
-    def speakers(self) -> list[tuple[Model, bool]]:
-        return [(self.student, True), (self.teachers[0], False)]
-
-    def asks(self, model: Model) -> bool:
-        return model is self.student
+        yield Update(frozenset({"student"}), terms | self.task.penalty(student))
 
     def _samples(self, view: View, size: int) -> Tensor:
         # [groups, size, ·] of the groups of this rank, perhaps none.
         vectors = view.answer if self.settings.vectors == "entity" else view.negatives.queries
         if len(vectors) % size:
-            raise AssertionError(f"{len(vectors)} queries are not whole groups of {size}: see Method.triples_together")
+            raise AssertionError(
+                f"{len(vectors)} queries are not whole groups of {size}: see RkdConfig.triples_together"
+            )
         return vectors.reshape(len(vectors) // size, size, vectors.shape[1])
 
 

@@ -4,20 +4,16 @@ from collections.abc import Iterator
 
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.query_blocks import answer_means
-from distkgd.methods.base import Method, NoSettings, Update
-from distkgd.methods.losses.scores import Travel
+from distkgd.methods.base import Method, MethodSettings, Update
 
 
-class Scratch(Method[NoSettings]):
+class Scratch(Method[MethodSettings]):
     """Hard labels only."""
 
     name = "scratch"
     num_teachers = range(1)
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
-        view = self.view(self.student, inputs, grad=True)
-        terms = answer_means({"hard": self.hard_ask(view)}, {"hard": 1.0}, inputs.batch.num_queries)
-        yield Update(frozenset({"student"}), terms | self.penalty(view))
-
-    def travel(self) -> Travel:
-        return self.hard_travel()
+        view = self.task.view(self.student, inputs, grad=True)
+        terms = answer_means({"hard": self.task.request(view)}, {"hard": 1.0}, inputs.batch.num_queries)
+        yield Update(frozenset({"student"}), terms | self.task.penalty(view))

@@ -32,7 +32,7 @@ from distkgd.config.run_options import EngineConfig, MlflowConfig, ReportConfig
 from distkgd.config.stage import StageOptions
 from distkgd.config.tree import apply, merge, read_yaml, short
 from distkgd.errors import ConfigError
-from distkgd.methods import METHODS, Method, NoSettings, check_teachers
+from distkgd.methods import METHODS, Method, MethodSettings, check_teachers
 from distkgd.pipeline.plan_config import AssistantConfig, ChainConfig
 
 
@@ -63,7 +63,7 @@ class StageConfig(StageOptions):
             raise ValueError(
                 f"start: {self.start} begins from a teacher's rows and method {self.method} has none; use start: random"
             )
-        METHODS[self.method].check(self)
+        self.distill.check(self)
         return self
 
 
@@ -80,7 +80,7 @@ def resized(stage: StageConfig, dim: int, over: Mapping[str, Any], where: str) -
 
 def alone(stage: StageConfig) -> StageConfig:
     """`stage` without teacher."""
-    return stage.model_copy(update={"method": "scratch", "distill": NoSettings(), "start": "random"})
+    return stage.model_copy(update={"method": "scratch", "distill": MethodSettings(), "start": "random"})
 
 
 def _stage_or(tag: str) -> Callable[[Any], str]:

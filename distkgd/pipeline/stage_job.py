@@ -17,7 +17,7 @@ from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
 from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
-from distkgd.methods import METHODS, Method, Setup, build_method
+from distkgd.methods import Method, Setup, build_method
 from distkgd.models.init_from_teacher import init_from_teacher
 from distkgd.models.model import Model, new_model
 from distkgd.models.model_folder import load_model, same_vocabulary, told
@@ -96,7 +96,6 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         input_builder=input_builder,
     )
     method = build_method(config, student, teachers, setup)
-    input_builder.together = method.triples_together
     run.display.line(f"{stage.name}: {choose_communication(input_builder, method, config)}")
     can_validate = config.validate_every and len(graph.valid)
     return Job(
@@ -154,10 +153,10 @@ def build_inputs(run: Run, config: StageConfig, seed: int) -> StepInputBuilder:
         sides=negatives.sides,
         seed=seed,
         balanced=Balanced(train, cuts, config.batch_size, config.accumulate, seed) if config.balanced else None,
-        left_out=METHODS[config.method].leave_out(config.distill),
+        left_out=config.distill.left_out,
     )
     known_labels = negatives.labels == "known"
-    return StepInputBuilder(
+    input_builder = StepInputBuilder(
         sampler,
         run.train_answers,
         ranks,
@@ -168,6 +167,8 @@ def build_inputs(run: Run, config: StageConfig, seed: int) -> StepInputBuilder:
         filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
         label_shares=known_labels,
     )
+    input_builder.together = config.distill.triples_together
+    return input_builder
 
 
 def load_teacher(run: Run, name: str) -> Model:

@@ -1,6 +1,17 @@
-"""What travels between ranks in a stage: its first batch is looked at, the cheaper way is taken, and it is said."""
+"""What travels between ranks in a stage: counts the first batch, picks the cheaper communication mode, says so.
 
-from dataclasses import replace
+Per rank and step, averaged over ranks, with W ranks, R distinct rows that a rank needs of others, and w bytes per
+number; the kinds are those of `Ranks.traffic`. R grows with the candidates only if rows travel.
+
+    ids       8 (W - 1) + 8 R                           the counts, then the ids that are asked for
+    rows      R times what a rehearsal says of a row    there, and the gradients of tables that learn back
+    queries, partials                                   per query, as rehearsed
+    dense     2 (W - 1) / W w (replicated + terms + 1)  a ring all-reduce of gradients and loss terms, per update
+    control   2 (W - 1) / W 8                           the rows' norm, if gradients are clipped
+"""
+
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,54 +20,45 @@ from torch import Tensor
 from distkgd.config.stage import StageOptions
 from distkgd.data.sampling import Batch
 from distkgd.data.step_inputs import Move, StepInputBuilder
-from distkgd.distributed.cost import Shape, Speaker, choose, human, memory, traffic
+from distkgd.distributed.cost import HeldModel, StepShape, human, memory
 from distkgd.distributed.optim.rows import state_numbers
 from distkgd.distributed.reductions.candidate_layout import numbers_at_once
-from distkgd.methods import FurtherInputs, Method
-from distkgd.models.model import Model
+from distkgd.methods import Method
+from distkgd.methods.base import trained_models
+from distkgd.training.rehearsal import rehearse
 
-TERMS = 4  # loss terms of a usual method; they cost a few bytes
-
-
-def shape_of(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions, step: int = 0) -> Shape:
-    """The shape of one step, its distinct ids counted in the batch of `step`; means over ranks, the same on each."""
-    whole = FurtherInputs(input_builder, method.speakers(), method.travel())
-    also = [_shape(one, method, config, 1, step) for one in method.further_inputs()]
-    return replace(_shape(whole, method, config, config.accumulate, step), also=also)
+ID_BYTES = 8
 
 
-def _shape(part: FurtherInputs, method: Method[Any], config: StageOptions, accumulate: int, step: int) -> Shape:
-    input_builder, travel = part.input_builder, part.travel
-    ranks, sampler = input_builder.ranks, input_builder.sampler
+@dataclass(frozen=True)
+class Needs:
+    """What the batch of one step needs, per rank (means over ranks).
+
+    queries: of a rank. anchors: distinct rows of anchors and answers that other ranks own.
+    with_candidates: the same with the candidates, were they looked up.
+    touched: distinct rows of the own shard that one part touches (all: the whole shard). parts: of the batch.
+    """
+
+    queries: float
+    anchors: float
+    with_candidates: float
+    touched: float
+    parts: int
+
+    def rows(self, move: Move) -> float:
+        """Rows that a rank looks up elsewhere."""
+        return self.with_candidates if move == "rows" else self.anchors
+
+
+def count_needs(input_builder: StepInputBuilder, step: int, accumulate: int) -> Needs:
+    """Of the batch of `step`; all ranks call it and get the same."""
+    ranks = input_builder.ranks
     parts = input_builder.parts(step, accumulate)
-    counted = torch.tensor([_count(input_builder, part) for part in parts], dtype=torch.float64, device=ranks.device)
-    sums = torch.cat([counted[:, :2].sum(0), counted[:, 2:].amax(0)])
-    anchors, with_candidates, touched = (ranks.all_reduce(sums) / ranks.world).tolist()
-    learning = {id(model.relation): model.relation for model, learns in part.speakers if learns}
-    return Shape(
-        world=ranks.world,
-        entities=sampler.num_entities,
-        queries=sum(part.sides * len(part.triples) for part in parts) / ranks.world,
-        candidates=sampler.num_entities if input_builder.kind == "all" else input_builder.num,
-        anchors=anchors,
-        with_candidates=with_candidates,
-        touched=touched,
-        speakers=_speakers(part.speakers, method, config),
-        columns=travel.columns,
-        per_query=travel.per_query,
-        widths=travel.widths,
-        constants=travel.constants,
-        updates=travel.updates,
-        totals=travel.totals,
-        constant_columns=travel.constant_columns,
-        shared=travel.shared,
-        dense=sum(t.numel() for t in [*learning.values(), *method.evaluators.values()]) + travel.dense,
-        terms=TERMS,
-        number_bytes=method.student.relation.element_size(),
-        fixed=sampler.balanced is not None,
-        clipped=bool(config.optimizer.clip),
-        parts=len(parts),
-    )
+    counted = torch.tensor([_count(input_builder, part) for part in parts], dtype=torch.float64)
+    mine = [*counted[:, :2].sum(0).tolist(), float(counted[:, 2].max())]
+    anchors, with_candidates, touched = torch.tensor(ranks.gather_objects(mine)).mean(0).tolist()
+    queries = sum(part.sides * len(part.triples) for part in parts) / ranks.world
+    return Needs(queries, anchors, with_candidates, touched, len(parts))
 
 
 def _count(input_builder: StepInputBuilder, part: Batch) -> tuple[float, float, float]:
@@ -82,62 +84,115 @@ def _count(input_builder: StepInputBuilder, part: Batch) -> tuple[float, float, 
     return anchors, with_candidates, touched
 
 
-def choose_communication(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions) -> str:
-    """Give `input_builder` the configured move, or the one that sends less for the first batch; the line that says
-    so."""
-    if config.move != "auto":
-        input_builder.move = config.move
-    shape = shape_of(input_builder, method, config)
-    if config.move == "auto":
-        # With nobody to send to, what needs the fewest copies.
-        alone: Move = "rows" if input_builder.grouped else "queries"
-        input_builder.move = alone if shape.world == 1 else choose(shape)
-    for one in method.further_inputs():
-        one.input_builder.move = input_builder.move
-    return announcement(input_builder, shape, config)
-
-
-def expected_memory(input_builder: StepInputBuilder, shape: Shape) -> dict[str, float]:
-    """Bytes per rank by purpose (see `cost.memory`)."""
-    return memory(shape, input_builder.move, lambda numbers: numbers_at_once(numbers, input_builder.ranks.device))
-
-
-def announcement(input_builder: StepInputBuilder, shape: Shape, config: StageOptions) -> str:
-    """One line: what travels, its expected bytes, and the expected memory, per rank."""
-    held = expected_memory(input_builder, shape)
-    holds = f"memory per rank {human(sum(held.values()))} ({_listed(held)})"
-    if shape.world == 1:
-        return f"one rank, nothing travels; {holds}"
-    sends = traffic(shape, input_builder.move)
-    why = "chosen" if config.move == "auto" else "as configured"
-    other = "rows" if input_builder.move == "queries" else "queries"
-    instead = human(sum(traffic(shape, other).values()))
-    what = {"queries": "queries travel", "rows": "candidate rows travel", "nothing": "candidates from the own shard"}
-    return (
-        f"{what[input_builder.move]} ({why}; with {other} it would be {instead}): "
-        f"{human(sum(sends.values()))} per step and rank ({_listed(sends)}); {holds}"
-    )
-
-
-def _speakers(models: list[tuple[Model, bool]], method: Method[Any], config: StageOptions) -> list[Speaker]:
-    # A model that speaks again travels again, but it is in memory once.
-    found, seen = [], set()
-    trained = [(group, id(model)) for group, model in method.trained.items()]
-    for model, learns in models:
-        scorer, first = model.scorer, id(model) not in seen
-        groups = [group for group, one in trained if one == id(model) and first]
-        size = scorer.entity_size
-        numbers = sum(state_numbers(method.recipe(group, config.optimizer).name, size) for group in groups)
-        row_bytes = model.entity.weight.element_size() if first else 0
-        query = scorer.query_size if method.asks(model) else 0
-        found.append(Speaker(size, query, learns, row_bytes, numbers))
-        seen.add(id(model))
-    return found
-
-
 def _foreign(ids: Tensor, lo: int, hi: int) -> float:
     distinct = torch.unique(ids)
     return float(((distinct < lo) | (distinct >= hi)).sum())
+
+
+def expected_traffic(
+    input_builder: StepInputBuilder, method: Method[Any], config: StageOptions, move: Move, step: int = 0
+) -> dict[str, float]:
+    """Bytes by kind that a rank hands to collectives in `step` when `move` travels, in the method's present phase."""
+    needs, ranks = count_needs(input_builder, step, config.accumulate), input_builder.ranks
+    once, ring = rehearse(input_builder, method, config, move), 2.0 * (ranks.world - 1) / ranks.world
+    found: Counter[str] = Counter({kind: each * needs.queries for kind, each in once.per_query.items()})
+    found.update({kind: each * needs.parts for kind, each in once.per_part.items()})
+    found["rows"] += once.per_row * needs.rows(move)
+    counts = 0 if input_builder.sampler.balanced is not None else (ranks.world - 1) * needs.parts
+    found["ids"] += ID_BYTES * (needs.rows(move) + counts)
+    for one in once.further:
+        more = count_needs(one, step, 1)
+        found.update({kind: each * more.queries for kind, each in once.further_queries.items()})
+        found["rows"] += once.further_row * more.rows(move)
+        found["ids"] += ID_BYTES * (more.rows(move) + ranks.world - 1)
+    groups, number_bytes = method.groups, method.student.relation.element_size()
+    for names, terms in once.updates:
+        replicated = [tensor for name in names for tensor in groups[name].replicated.values()]
+        found["dense"] += ring * number_bytes * (sum(tensor.numel() for tensor in replicated) + terms + 1)
+        if config.optimizer.clip:
+            found["control"] += ring * 8
+    return {kind: value for kind, value in found.items() if value}
+
+
+def expected_memory(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions) -> dict[str, float]:
+    """Bytes per rank by purpose (see `cost.memory`)."""
+    needs, entities = count_needs(input_builder, 0, config.accumulate), input_builder.sampler.num_entities
+    shape = StepShape(
+        world=input_builder.ranks.world,
+        entities=entities,
+        queries=needs.queries,
+        candidates=entities if input_builder.kind == "all" else input_builder.num,
+        touched=needs.touched,
+        models=_held(method, config),
+        number_bytes=method.student.relation.element_size(),
+        parts=needs.parts,
+    )
+    return memory(shape, input_builder.move, lambda numbers: numbers_at_once(numbers, input_builder.ranks.device))
+
+
+def _held(method: Method[Any], config: StageOptions) -> list[HeldModel]:
+    # Each model once, however many groups train it.
+    trained = trained_models(method)
+    learning = trained_models(method, method.phase(config.epochs).frozen)
+    models = {id(model): model for model in (method.student, *method.teachers, *trained.values())}
+    found = []
+    for key, model in models.items():
+        size = model.scorer.entity_size
+        recipes = [method.groups[name].recipe(config.optimizer) for name, one in trained.items() if id(one) == key]
+        state = sum(state_numbers(recipe.name, size) for recipe in recipes)
+        learns = any(id(one) == key for one in learning.values())
+        found.append(HeldModel(size, model.entity.weight.element_size(), state, learns))
+    return found
+
+
+def choose_communication(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions) -> str:
+    """Give `input_builder` the configured move, or the one that sends less for the first batch; the line that says
+    so."""
+    # With nobody to send to, what needs the fewest copies.
+    alone: Move = "rows" if input_builder.grouped else "queries"
+    input_builder.move = alone if config.move == "auto" else config.move
+    sends = forecast(input_builder, method, config)
+    if config.move == "auto" and sends:
+        input_builder.move = "queries" if total(sends["queries"]) <= total(sends["rows"]) else "rows"
+    return announcement(input_builder, method, config, sends)
+
+
+def forecast(
+    input_builder: StepInputBuilder, method: Method[Any], config: StageOptions
+) -> dict[Move, dict[str, float]]:
+    """Expected traffic of the first batch in the method's present phase, for each move; nothing at world 1."""
+    if input_builder.ranks.world == 1:
+        return {}
+    moves: list[Move] = ["queries", "rows"]
+    if input_builder.move == "nothing":
+        moves = ["nothing", "queries"]
+    return {move: expected_traffic(input_builder, method, config, move) for move in moves}
+
+
+def total(sends: dict[str, float]) -> float:
+    """Bytes of all kinds."""
+    return sum(sends.values())
+
+
+def announcement(
+    input_builder: StepInputBuilder,
+    method: Method[Any],
+    config: StageOptions,
+    sends: dict[Move, dict[str, float]],
+) -> str:
+    """One line: what travels, its expected bytes (of `forecast`), and the expected memory, per rank."""
+    held = expected_memory(input_builder, method, config)
+    holds = f"memory per rank {human(total(held))} ({_listed(held)})"
+    if not sends:
+        return f"one rank, nothing travels; {holds}"
+    why = "chosen" if config.move == "auto" else "as configured"
+    other: Move = "rows" if input_builder.move == "queries" else "queries"
+    what = {"queries": "queries travel", "rows": "candidate rows travel", "nothing": "candidates from the own shard"}
+    here = sends[input_builder.move]
+    return (
+        f"{what[input_builder.move]} ({why}; with {other} it would be {human(total(sends[other]))}): "
+        f"{human(total(here))} per step and rank ({_listed(here)}); {holds}"
+    )
 
 
 def _listed(parts: dict[str, float]) -> str:

@@ -23,7 +23,7 @@ from distkgd.distributed.optim.dense import Dense, DenseOptimizer
 from distkgd.distributed.optim.rows import RowOptimizer
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
-from distkgd.methods import Method
+from distkgd.methods import Method, Phase
 
 if TYPE_CHECKING:
     from distkgd.tracking.tracker import StageTracking
@@ -94,19 +94,15 @@ class Job:
 
     def __post_init__(self) -> None:
         self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
-        method = self.method
-        for group, model in method.trained.items():
-            config = method.recipe(group, self.config.optimizer)
-            model.relation.requires_grad_(True)
-            seed = self.input_builder.sampler.seed
-            self.rows[group] = RowOptimizer(config.name, model.entity, lr=config.lr, offload=config.offload, seed=seed)
-            tensors = {"relation": model.relation}
-            self.dense[group] = self._dense(config.name, tensors, config.relation_lr or config.lr)
-        if method.evaluators:
-            for tensor in method.evaluators.values():
+        seed = self.input_builder.sampler.seed
+        for name, group in self.method.groups.items():
+            config, model, lr = group.recipe(self.config.optimizer), group.model, None
+            for tensor in group.replicated.values():
                 tensor.requires_grad_(True)
-            name = self.config.optimizer.name
-            self.dense["evaluators"] = self._dense(name, method.evaluators, method.evaluator_lr)
+            if model is not None:
+                lr, offload = config.relation_lr, config.offload
+                self.rows[name] = RowOptimizer(config.name, model.entity, lr=config.lr, offload=offload, seed=seed)
+            self.dense[name] = self._dense(config.name, group.replicated, lr or config.lr)
         self.prefetcher = Prefetcher(self.input_builder, self.config.accumulate)
         self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
 
@@ -122,21 +118,22 @@ class Job:
         return ({"weight": optimizer.table.weight} if group == first else {}) | optimizer.state
 
     @property
+    def phase(self) -> Phase:
+        """The method's present phase."""
+        return self.method.phase(self.config.epochs)
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of this stage's checkpoints."""
         return self.folder / "checkpoint"
 
 
-def last_epoch(job: Job) -> int:
-    """The epoch after which the stage ends at the latest, as of the method's present phase."""
-    return job.method.last_epoch(job.config.epochs)
-
-
 def schedule_scale(job: Job, progress: Progress) -> float:
     """Factor on the learning rate at this step; the schedule of a method of several phases spans each of them."""
     schedule = job.config.schedule
-    begin, end = job.method.phase(job.config.epochs)
-    share = min(1.0, (progress.step / job.input_builder.sampler.steps_per_epoch - begin) / (end - begin))
+    phase = job.phase
+    epochs = progress.step / job.input_builder.sampler.steps_per_epoch - phase.begin
+    share = min(1.0, epochs / (phase.end - phase.begin))
     match schedule.name:
         case "linear":
             return 1.0 + (schedule.final - 1.0) * share
@@ -162,7 +159,8 @@ def best_step(path: Path) -> int:
 def write(job: Job, progress: Progress) -> None:
     """Start a checkpoint of everything the loop needs; the best step and the newest ones are kept."""
     wait_for_checkpoint(job)  # first, because publishing this one may remove the one that is registered now
-    state = State({}, {}, {"digest": job.digest, "progress": vars(progress), "method": job.method.state()})
+    kept = job.method.state()
+    state = State({}, {}, {"digest": job.digest, "progress": vars(progress), "method": dict(kept.values)})
     state.meta["optimizer_steps"] = {group: one.steps for group, one in job.dense.items()}
     for group, optimizer in job.rows.items():
         table = optimizer.table
@@ -172,9 +170,8 @@ def write(job: Job, progress: Progress) -> None:
         for name, tensor in dense.tensors.items():
             state.tensors[f"{group}.{name}"] = tensor.detach()
             state.tensors |= {f"{group}.{name}.{k}": v for k, v in kinds.get(name, {}).items()}
-    rows, tensors = job.method.extra_state()
-    state.rows |= {f"method.{k}": v for k, v in rows.items()}
-    state.tensors |= {f"method.{k}": v for k, v in tensors.items()}
+    state.rows |= {f"method.{k}": v for k, v in kept.rows.items()}
+    state.tensors |= {f"method.{k}": v for k, v in kept.tensors.items()}
     protect = [progress.best_step] if progress.best_step >= 0 else []
     job.writer.save(progress.step, state, protect=protect)
 
@@ -202,11 +199,11 @@ def restore(job: Job) -> Progress:
         )
     for group in job.dense:
         load_group(job, group, path)
-    rows, tensors = job.method.extra_state()
-    for key, kept in rows.items():
-        kept.tensor.copy_(load_rows(path, f"method.{key}", kept.lo, kept.lo + len(kept.tensor)))
-    stored = load_tensors(path) if tensors else {}
-    for key, tensor in tensors.items():
+    kept = job.method.state()
+    for key, rows in kept.rows.items():
+        rows.tensor.copy_(load_rows(path, f"method.{key}", rows.lo, rows.lo + len(rows.tensor)))
+    stored = load_tensors(path) if kept.tensors else {}
+    for key, tensor in kept.tensors.items():
         tensor.copy_(stored[f"method.{key}"])
     job.method.restore(meta["method"])
     progress = Progress(**meta["progress"])

@@ -13,11 +13,12 @@ from distkgd.config.stage import ScheduleConfig
 from distkgd.distributed.optim.dense import begin_reducing
 from distkgd.distributed.optim.rows import clip_factor
 from distkgd.errors import DivergedError, ModelError, Stopped
+from distkgd.methods.base import trained_models
 from distkgd.models.model import Model, broken_row_of, overflows
+from distkgd.training.communication import announcement, forecast
 from distkgd.training.job import (
     Job,
     Progress,
-    last_epoch,
     load_group,
     restore,
     schedule_scale,
@@ -46,12 +47,12 @@ def train_stage(job: Job) -> Progress:
     with (
         MetricsLog(job, progress) as log,
         listen_for_stop() as stop,
-        job.display.bar(job.name, last_epoch(job) * per_epoch) as bar,
+        job.display.bar(job.name, job.phase.last * per_epoch) as bar,
         job.writer,
     ):
         if job.early is not None:
             unwanted = not job.early.follow(progress, stop)
-        while progress.epoch < last_epoch(job) and not progress.done and not unwanted:
+        while progress.epoch < job.phase.last and not progress.done and not unwanted:
             started = time.monotonic()
             terms, stopping = train_step(job, progress, stop.signal_number)
             progress.step += 1
@@ -71,7 +72,7 @@ def train_stage(job: Job) -> Progress:
                 break
         job.prefetcher.drop()
         if not finished_before:
-            progress.done = progress.done or progress.epoch >= last_epoch(job)
+            progress.done = progress.done or progress.epoch >= job.phase.last
             progress.seconds = time.monotonic() - begun
             if progress.step % per_epoch:
                 check_model(job, progress)  # `end_epoch` has seen the others
@@ -128,8 +129,8 @@ def apply(
     if limit:
         found = agree()
     clip = clip_factor(rows, [t for one in dense for t in one.tensors.values()], limit, job.ranks)
-    scale = schedule_scale(job, progress)
-    rates = {group: scale * job.method.lr_scale(group) for group in groups}
+    scale, scales = schedule_scale(job, progress), job.phase.lr_scale
+    rates = {group: scale * scales.get(group, 1.0) for group in groups}
     for group in groups:
         if group in job.rows:
             job.rows[group].step(rates[group], clip)
@@ -148,7 +149,7 @@ def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> bo
     """
     check_model(job, progress)
     config, epoch = job.config, progress.epoch
-    phase_end = job.method.phase(config.epochs)[1]
+    phase_end = job.phase.end
     due = bool(config.validate_every) and (epoch % config.validate_every == 0 or epoch == phase_end)
     improved = False
     if due and job.validate is not None:
@@ -166,10 +167,12 @@ def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> bo
         if progress.best_step >= 0 and not improved:
             # The phase starts from the best student so far, as the authors' code does.
             load_group(job, "student", job.checkpoints / step_name(progress.best_step))
-    elif plateau and phase_end == last_epoch(job):
+        if sends := forecast(job.input_builder, job.method, config):
+            job.display.line(f"{job.name}: {announcement(job.input_builder, job.method, config, sends)}")
+    elif plateau and phase_end == job.phase.last:
         progress.done = True  # patience ends the last phase, never a stage that has another one ahead
     # The loop itself writes after the last epoch.
-    ends = progress.done or epoch >= last_epoch(job)
+    ends = progress.done or epoch >= job.phase.last
     if not ends and (improved or (config.checkpoint_every and epoch % config.checkpoint_every == 0)):
         progress.seconds = time.monotonic() - begun
         write(job, progress)
@@ -196,7 +199,7 @@ def check_finite(values: Mapping[str, float], job: Job, progress: Progress) -> N
 
 def check_rows(job: Job, progress: Progress) -> None:
     """DivergedError on all ranks when a table in training holds NaN or an infinity: nothing of it is ranked or kept."""
-    for group, model in job.method.trained.items():
+    for group, model in trained_models(job.method).items():
         if (broken := broken_row_of(model)) is not None:
             whose = "" if group == "student" else f"{group}'s "
             raise DivergedError(f"Stage {job.name}, step {progress.step}: {whose}{job.told(broken)}. {_remedy(job)}")
@@ -217,7 +220,7 @@ def check_model(job: Job, progress: Progress) -> None:
 
 def _remedy(job: Job) -> str:
     """What to change after a divergence; ModelError where a teacher is broken. All ranks call it."""
-    learning = [model for model, learns in job.method.speakers() if learns]
+    learning = trained_models(job.method, job.phase.frozen).values()
     fixed = [teacher for teacher in job.method.teachers if all(teacher is not model for model in learning)]
     for teacher in fixed:
         if (broken := broken_row_of(teacher)) is not None:

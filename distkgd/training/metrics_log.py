@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from distkgd.common.energy import Meter
 from distkgd.common.paths import naming
-from distkgd.training.job import Job, Progress, last_epoch, schedule_scale
+from distkgd.training.job import Job, Progress, schedule_scale
 
 LOGS_PER_EPOCH = 5
 
@@ -63,11 +65,11 @@ class MetricsLog:
         means["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
         self._sent = sent
         means["lr_scale"] = schedule_scale(self._job, progress)
-        for name, tensor in self._job.method.logged_tensors.items():
-            if tensor.dim() > 1:
-                continue  # a table is too long for a log
-            means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(tensor.detach().tolist())}
-        means |= self._job.method.logged_scalars(progress.step)
+        for name, value in self._job.method.logged(progress.step).items():
+            if not isinstance(value, Tensor):
+                means[name] = value
+            elif value.dim() == 1:  # a table is too long for a log
+                means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(value.detach().tolist())}
         self._write(means)
         progress.log_sums, progress.log_count = {}, 0
         self._timed, self._since = 0, now
@@ -78,7 +80,7 @@ class MetricsLog:
         self._write({f"valid/{name}": value for name, value in found.items()})
         speed = progress.step * self._job.config.batch_size / max(progress.train_seconds, 1e-9)
         mark = " *" if improved else ""
-        epochs = last_epoch(self._job)
+        epochs = self._job.phase.last
         self._job.display.line(
             f"{self._job.name}: epoch {progress.epoch}/{epochs}  loss {self._loss:.4g}  "
             f"valid MRR {found['mrr']:.4f}{mark}  {speed:,.0f} triples/s"

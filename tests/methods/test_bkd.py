@@ -11,7 +11,7 @@ from torch import Tensor
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions import candidate_layout, loss_requests, query_blocks
 from distkgd.errors import ConfigError
-from distkgd.methods import TaskLossConfig
+from distkgd.methods import TaskLoss
 from distkgd.methods.bkd import Bkd, BkdConfig
 from distkgd.methods.losses import scores as losses
 from distkgd.pipeline.config import parse_config
@@ -25,10 +25,10 @@ GRAPH = toy_graph(entities=15, relations=3, triples=130)
 STEP = 1
 
 
-def settings(**more: Any) -> TaskLossConfig:
+def settings(**more: Any) -> TaskLoss:
     plain = dict(loss="softmax", temperature=1.0, margin=1.0, label_smoothing=0.0, regulariser="none", weight=0.0)
     plain |= dict(relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False)
-    return TaskLossConfig(**(plain | more))
+    return TaskLoss(**(plain | more))
 
 
 def naive_kl(p: Tensor, q: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from distkgd.config.stage import LossConfig
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, UnsupportedError
-from distkgd.methods import TaskLossConfig, Update
+from distkgd.methods import TaskLoss, Update
 from distkgd.methods.dualde import DualDE, DualdeConfig, StageTwoConfig
 from distkgd.methods.losses.scores import hard_loss
 from distkgd.models.model import View
@@ -58,7 +58,7 @@ class Setting:
         settings |= dict(weight=0.0, relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False) | (hard or {})
         two = StageTwoConfig(start=3, epochs=4, lr_scale=0.5, teacher_lr_scale=0.25)
         chosen = DualdeConfig(**({"stage_two": two, "stage_one": stage == 1} | options))
-        self.method = DualDE(self.student, TaskLossConfig(**settings), [self.teacher], chosen)
+        self.method = DualDE(self.student, TaskLoss(**settings), [self.teacher], chosen)
         with torch.no_grad():
             self.method.alpha.copy_(torch.tensor(ALPHA, dtype=torch.float64))
             self.method.beta.copy_(torch.tensor(BETA, dtype=torch.float64))

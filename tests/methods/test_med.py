@@ -12,7 +12,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions import candidate_layout, query_blocks
 from distkgd.errors import ConfigError
 from distkgd.kernels import nested, nested_products
-from distkgd.methods import TaskLossConfig
+from distkgd.methods import TaskLoss
 from distkgd.methods.med import Med, MedConfig
 from distkgd.pipeline.config import parse_config
 from distkgd.scorers import SCORERS, build_scorer
@@ -38,10 +38,10 @@ EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES)
 EVERY_REGIME = pytest.mark.parametrize("regime", REGIMES)
 
 
-def settings(**more: Any) -> TaskLossConfig:
+def settings(**more: Any) -> TaskLoss:
     plain = dict(loss="softmax", temperature=TEMPERATURE, margin=1.0, label_smoothing=0.0, regulariser="none")
     plain |= dict(weight=0.0, relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False)
-    return TaskLossConfig(**(plain | more))
+    return TaskLoss(**(plain | more))
 
 
 def options(**more: Any) -> MedConfig:

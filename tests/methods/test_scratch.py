@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.methods import NoSettings, TaskLossConfig
+from distkgd.methods import MethodSettings, TaskLoss
 from distkgd.methods.scratch import Scratch
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
@@ -18,10 +18,10 @@ GRAPH = toy_graph(entities=15, relations=3, triples=130)
 STEP = 1
 
 
-def settings(**more: Any) -> TaskLossConfig:
+def settings(**more: Any) -> TaskLoss:
     plain = dict(loss="bce", temperature=1.0, margin=1.0, label_smoothing=0.0, regulariser="none", weight=0.0)
     plain |= dict(relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False)
-    return TaskLossConfig(**(plain | more))
+    return TaskLoss(**(plain | more))
 
 
 @pytest.mark.parametrize("regulariser", ["none", "n2"])
@@ -29,7 +29,7 @@ def test_the_only_update_is_the_students_on_the_hard_loss_and_the_regulariser(re
     model = toy_model(GRAPH)
     naive = NaiveModel(model)
     input_builder = toy_inputs(GRAPH, kind="batch", filtered=True)
-    method = Scratch(model, settings(regulariser=regulariser, weight=0.1), [], NoSettings())
+    method = Scratch(model, settings(regulariser=regulariser, weight=0.1), [], MethodSettings())
     (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
     hard, penalty = [], []
     for query in spelled_out(input_builder, STEP):
@@ -54,7 +54,7 @@ def test_each_option_of_the_view_changes_the_loss(option: str) -> None:
     inputs = input_builder.inputs(*input_builder.parts(STEP, 1))
     values = []
     for more in ({}, {option: True if option == "bf16" else 0.4}):
-        (update,) = Scratch(toy_model(GRAPH), settings(**more), [], NoSettings()).updates(inputs)
+        (update,) = Scratch(toy_model(GRAPH), settings(**more), [], MethodSettings()).updates(inputs)
         values.append(float(update.terms["hard"].detach()))
     assert values[0] != values[1]
     assert values[0] == pytest.approx(values[1], rel=0.5)
@@ -62,16 +62,16 @@ def test_each_option_of_the_view_changes_the_loss(option: str) -> None:
 
 def test_dropout_keeps_the_mean_of_a_row_and_changes_with_the_step() -> None:
     input_builder = toy_inputs(GRAPH, kind="all", batch_size=90)
-    method = Scratch(toy_model(GRAPH, dim=64), settings(dropout=0.25), [], NoSettings())
+    method = Scratch(toy_model(GRAPH, dim=64), settings(dropout=0.25), [], MethodSettings())
     masks = []
     for step in (0, 1):
-        view = method.view(method.student, input_builder.inputs(*input_builder.parts(step, 1)), grad=True)
+        view = method.task.view(method.student, input_builder.inputs(*input_builder.parts(step, 1)), grad=True)
         factor = view.negatives.queries.reshape(180, 32, 2).square().sum(-1).sqrt()
         masks.append((factor == 0).double())
     # Both parts of a complex coordinate vanish together by chance only.
     assert masks[0].mean() == pytest.approx(0.25**2, abs=0.02)
     assert not torch.equal(*masks)
-    silent = method.view(method.student, input_builder.inputs(*input_builder.parts(0, 1)), grad=False)
+    silent = method.task.view(method.student, input_builder.inputs(*input_builder.parts(0, 1)), grad=False)
     assert (silent.negatives.queries != 0).all()
 
 

@@ -9,7 +9,6 @@ means N(q) and the answer. A batch loss is the mean over the global batch's quer
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -36,55 +35,6 @@ def batch_sum(shares: Sequence[Tensor], inputs: StepInputs) -> list[Tensor]:
     """
     ranks = inputs.layout.ranks
     return list(ranks.gather(torch.stack(list(shares)).unsqueeze(0), [1] * ranks.world, "totals").sum(0).unbind())
-
-
-@dataclass(frozen=True)
-class Travel:
-    """What one query costs on the wire beside the models' own queries.
-
-    columns: partial sums that go home and take a gradient, constant_columns: such that take none.
-    per_query: numbers that travel with the query and take a gradient, constants: such that take none.
-    widths: numbers of further fields' queries, (how many, whether they take a gradient).
-    totals: numbers of the whole batch (`batch_sum`), however many queries it has.
-    shared: numbers that every rank tells every other once for all its queries.
-    Per step: dense, numbers summed over ranks beside the gradients of one update; updates, steps beside the first.
-    """
-
-    columns: int = 0
-    per_query: int = 0
-    widths: tuple[tuple[int, bool], ...] = ()
-    constants: int = 0
-    totals: int = 0
-    constant_columns: int = 0
-    shared: int = 0
-    dense: int = 0
-    updates: int = 0
-
-    def __add__(self, other: "Travel") -> "Travel":
-        return Travel(
-            self.columns + other.columns,
-            self.per_query + other.per_query,
-            self.widths + other.widths,
-            self.constants + other.constants,
-            self.totals + other.totals,
-            self.constant_columns + other.constant_columns,
-            self.shared + other.shared,
-            self.dense + other.dense,
-            self.updates + other.updates,
-        )
-
-
-KL_TRAVEL = Travel(columns=3)
-# Two log-sum-exps come home and go out again, the frozen teacher's without a gradient; then one sum.
-JS_TRAVEL = Travel(columns=3, per_query=1, constants=1)
-
-
-def hard_travel(name: str, *, label_smoothing: float = 0.0) -> Travel:
-    """Of `hard_loss`: at most 2 sums, 4 with label smoothing."""
-    columns = {"softmax": 1, "bce": 1, "softplus": 2, "self_adversarial": 2, "margin": 2}[name]
-    if label_smoothing:
-        columns += 2
-    return Travel(columns, 1 if name == "margin" else 0)
 
 
 def hard_loss(
@@ -252,11 +202,6 @@ def divergence(name: str, student: View, teacher: View, temperature: float = 1.0
             return js_divergence(student, teacher, temperature)
         case _:
             raise AssertionError(name)
-
-
-def divergence_travel(name: str) -> Travel:
-    """Of `divergence`, both passes together."""
-    return JS_TRAVEL if name == "js" else KL_TRAVEL
 
 
 def huber(difference: Tensor, delta: float = 1.0) -> Tensor:

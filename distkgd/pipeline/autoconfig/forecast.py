@@ -12,7 +12,7 @@ from distkgd.models.model import Model, new_model
 from distkgd.pipeline.stage_job import Run, build_job, fresh_model, stage_seed, validation
 from distkgd.pipeline.stages import Stage, shape_of_teacher
 from distkgd.tracking.tracker import NoTracking
-from distkgd.training.communication import expected_memory, shape_of
+from distkgd.training.communication import expected_memory
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 
@@ -106,7 +106,7 @@ def _forecast(run: Run, stage: Stage, of_plan: dict[str, Stage]) -> Forecast:
     teachers = [_untrained(run, name, of_plan) for name in stage.teachers]
     job = build_job(run, stage, "forecast", NoTracking().stage("", {}, {}), teachers)
     steps = config.epochs * job.input_builder.sampler.steps_per_epoch
-    held = sum(expected_memory(job.input_builder, shape_of(job.input_builder, job.method, config)).values())
+    held = sum(expected_memory(job.input_builder, job.method, config).values())
     few = replace(run, graph=replace(graph, valid=graph.valid[:RANKED]))
     per_step = _per_step(job, run.ranks)
     per_triple = 0.0
