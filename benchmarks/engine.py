@@ -1,10 +1,10 @@
 """What the sharded engine costs; results in benchmarks/results/, with the machine and versions.
 
 python benchmarks/engine.py memory     # peak memory of a 1-vs-all KL step at 0.25, 1 and 2.5 M entities
-python benchmarks/engine.py traffic    # bytes at the collectives beside the cost model: every loss and move
+python benchmarks/engine.py traffic    # bytes at the collectives beside the rehearsal's: every loss and move
 python benchmarks/engine.py speed      # 2 ranks of one thread beside 1 process of two threads
 python benchmarks/engine.py scale      # 10 M entities on 2 ranks; 2.5 M entities 1-vs-all with distillation
-python benchmarks/engine.py project    # the cost model's table for machines that were not measured
+python benchmarks/engine.py project    # a table for machines that were not measured
 """
 
 import json
@@ -21,14 +21,14 @@ from typing import Any
 import typer
 from foundation import ROOT, save
 
+from benchmarks.projection import choose, projected
+from benchmarks.projection import traffic as traffic_of
 from benchmarks.side_by_side.jobs import bare_job, random_triples
 from benchmarks.side_by_side.machine import status_bytes
-from distkgd.distributed.cost import Shape, Speaker, choose
 from distkgd.distributed.cost import memory as memory_of
-from distkgd.distributed.cost import traffic as traffic_of
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.kernels.memory import keep_freed_memory
-from distkgd.training.communication import expected_memory, shape_of
+from distkgd.training.communication import expected_memory, expected_traffic
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 
@@ -76,12 +76,14 @@ def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
         seconds.append(time.monotonic() - started)
     sent = {kind: n / case["steps"] for kind, n in ranks.traffic.items()}
     job.prefetcher.drop()
-    shapes = [
-        shape_of(job.input_builder, job.method, job.config, step) for step in range(warm, warm + case["steps"] + 1)
+    inputs, steps = job.input_builder, range(warm, warm + case["steps"] + 1)
+    expected = [
+        expected_traffic(inputs, job.method, job.config, inputs.move, step) for step in steps if ranks.world > 1
     ]
-    expected = [traffic_of(shape, job.input_builder.move) for shape in shapes]
-    model = {kind: statistics.mean(e[kind] for e in expected[:-1]) for kind in expected[0]}
-    model["ids"] = statistics.mean(e["ids"] for e in expected[1:])  # they travel a step ahead
+    model = {}
+    if expected:
+        model = {kind: statistics.mean(e[kind] for e in expected[:-1]) for kind in expected[0]}
+        model["ids"] = statistics.mean(e["ids"] for e in expected[1:])  # they travel a step ahead
     return {
         "seconds": seconds[warm:],
         "triples_per_second": job.config.batch_size / statistics.median(seconds[warm:]),
@@ -89,7 +91,7 @@ def measure_case(case: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
         "peak_before_steps": ready,
         "sent": sent,
         "model": model,
-        "memory": expected_memory(job.input_builder, shapes[0]),
+        "memory": expected_memory(inputs, job.method, job.config),
     }
 
 
@@ -142,7 +144,7 @@ HARD = ("softmax", "bce", "softplus", "self_adversarial", "margin")
 
 @app.command()
 def traffic(worlds: str = "2,3", entities: int = 20_000) -> None:
-    """Payload at the collectives beside the cost model: every loss and move; 256 triples, 64 numbers, teacher 128."""
+    """Payload at the collectives beside the rehearsal's: every loss and move; 256 triples, 64 numbers, teacher 128."""
     losses = {name: ({}, name) for name in HARD} | DISTIL
     names, cases = [], []
     for regime, negatives in REGIMES.items():
@@ -264,46 +266,20 @@ def scale() -> None:
         save("scale", {"rows": rows})
 
 
-def projected(entities: int, world: int, kind: str, dim: int) -> Shape:
-    """A step of 1024 triples per GPU on machines that were not measured; every id distinct, an upper bound."""
-    triples = 1024
-    speakers = [Speaker(dim, dim, learns=True, row_bytes=4, state_numbers=1)]
-    anchors = 2.0 * triples * (world - 1) / world
-    drawn = triples / 64 * 256 * (world - 1) / world if kind == "chunk" else entities * (world - 1) / world
-    if kind == "all":
-        speakers.append(Speaker(256, 256, learns=False, row_bytes=4, state_numbers=0))
-    return Shape(
-        world=world,
-        entities=entities,
-        queries=2.0 * triples,
-        candidates=256 if kind == "chunk" else entities,
-        anchors=anchors,
-        with_candidates=anchors + drawn,
-        touched=anchors + drawn,
-        speakers=speakers,
-        columns=2 if kind == "chunk" else 4,
-        per_query=0,
-        widths=(),
-        dense=2 * 1000 * dim,
-        terms=4,
-        number_bytes=4,
-    )
-
-
 @app.command()
 def project() -> None:
-    """What the cost model says of machines that were not measured: a markdown table."""
+    """What machines that were not measured would hold and send: a markdown table."""
     print("| entities | GPUs | step (1024 triples per GPU) | tables + state + gradients per GPU | sent per GPU |")
     print("|---|---|---|---|---|")
     kinds = [("chunk", 256, "ComplEx 256, 256 negatives per 64 triples"), ("all", 32, "1-vs-all KL, 256 to 32")]
     for entities in (100_000_000, 1_000_000_000):
         for world in (8, 64):
             for kind, dim, what in kinds:
-                shape = projected(entities, world, kind, dim)
-                move = choose(shape)
-                held = memory_of(shape, move, lambda numbers: min(numbers, 1 << 26))
+                step = projected(entities, world, kind, dim)
+                move = choose(step)
+                held = memory_of(step.shape, move, lambda numbers: min(numbers, 1 << 26))
                 kept = held["tables"] + held["state"] + held["gradients"]
-                sent = sum(traffic_of(shape, move).values())
+                sent = sum(traffic_of(step, move).values())
                 cells = f"{kept / 1e9:.1f} GB | {sent / 1e6:.0f} MB ({move} travel)"
                 print(f"| {entities // 1_000_000:,} M | {world} | {what} | {cells} |")
 

@@ -26,6 +26,7 @@ from distkgd.distributed.reductions.loss_requests import LossRequest, reduce, re
 from distkgd.distributed.reductions.partials import Count, LogSumExp, Partial, SoftmaxMean, Sum
 from distkgd.distributed.tables import ShardedTable, plan_route
 from distkgd.evaluation.ranking import ranks_of
+from distkgd.methods import Setup
 from distkgd.models.model import Model, new_model
 from distkgd.scorers import build_scorer
 
@@ -44,12 +45,17 @@ def toy_inputs(
     filtered: bool = False,
     labels: bool = False,
 ) -> StepInputBuilder:
-    """Scenes of the whole batch on one rank."""
+    """Inputs of the whole batch on one rank."""
     sampler = Sampler(graph.train, graph.num_entities, graph.num_relations, batch_size=batch_size, sides=sides, seed=3)
     known = KnownAnswers(graph.train, graph.num_entities)
     return StepInputBuilder(
         sampler, known, Ranks(), kind=kind, num=num, chunk=chunk, filtered=filtered, label_shares=labels
     )
+
+
+def toy_setup(graph: Graph) -> Setup:
+    """Of a stage whose method asks for nothing of it."""
+    return Setup(1, 1, lambda dim, _name: toy_model(graph, dim=dim), toy_inputs(graph, kind="all"))
 
 
 def toy_model(

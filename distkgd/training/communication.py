@@ -10,7 +10,7 @@ number; the kinds are those of `Ranks.traffic`. R grows with the candidates only
     control   2 (W - 1) / W 8                           the rows' norm, if gradients are clipped
 """
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +95,18 @@ def expected_traffic(
     """Bytes by kind that a rank hands to collectives in `step` when `move` travels, in the method's present phase."""
     needs, ranks = count_needs(input_builder, step, config.accumulate), input_builder.ranks
     once, ring = rehearse(input_builder, method, config, move), 2.0 * (ranks.world - 1) / ranks.world
-    found: Counter[str] = Counter({kind: each * needs.queries for kind, each in once.per_query.items()})
-    found.update({kind: each * needs.parts for kind, each in once.per_part.items()})
+    found: dict[str, float] = defaultdict(float)
+    for kind, each in once.per_query.items():
+        found[kind] += each * needs.queries
+    for kind, each in once.per_part.items():
+        found[kind] += each * needs.parts
     found["rows"] += once.per_row * needs.rows(move)
     counts = 0 if input_builder.sampler.balanced is not None else (ranks.world - 1) * needs.parts
     found["ids"] += ID_BYTES * (needs.rows(move) + counts)
     for one in once.further:
         more = count_needs(one, step, 1)
-        found.update({kind: each * more.queries for kind, each in once.further_queries.items()})
+        for kind, each in once.further_queries.items():
+            found[kind] += each * more.queries
         found["rows"] += once.further_row * more.rows(move)
         found["ids"] += ID_BYTES * (more.rows(move) + ranks.world - 1)
     groups, number_bytes = method.groups, method.student.relation.element_size()

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from distkgd.common.energy import Meter
 from distkgd.common.paths import naming
 from distkgd.training.job import Job, Progress, schedule_scale
@@ -66,7 +64,7 @@ class MetricsLog:
         self._sent = sent
         means["lr_scale"] = schedule_scale(self._job, progress)
         for name, value in self._job.method.logged(progress.step).items():
-            if not isinstance(value, Tensor):
+            if isinstance(value, float):
                 means[name] = value
             elif value.dim() == 1:  # a table is too long for a log
                 means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(value.detach().tolist())}

@@ -153,7 +153,7 @@ class _SmallInputs(StepInputBuilder):
         self.made: list[_Made] = []
         self.chunk, self.filtered = 1, False
         self.num = min(of.num, NEGATIVES if self.grouped else NEGATIVES * ranks.world)
-        triples = size * max(TRIPLES, of.together)
+        triples = size * -(-TRIPLES // of.together) * of.together
         # Enough that no two of a rank's triples share a row, and more in the larger miniature.
         entities = ranks.world * NEGATIVES * triples
         sampler = _SmallSampler(of.sampler, triples * ranks.world, entities, relations, ranks.world)

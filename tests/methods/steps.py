@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions import candidate_layout
+from distkgd.methods.base import trained_models
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 from tests.jobs import Asked, NaiveModel, spelled_out
@@ -49,7 +50,7 @@ def one_step(ranks: Ranks, config: dict[str, Any], step: int, at_once: int | Non
     with patch.object(candidate_layout, "numbers_at_once", limit):
         losses = train_step(job, Progress(step=step), 0)[0]
     job.prefetcher.drop()
-    lr = {"evaluators": job.method.evaluator_lr}
+    lr = {"evaluators": getattr(job.method.settings, "evaluator_lr", 1.0)}
     moved = {name: (before[name] - now) / lr.get(name.split(".")[0], 1.0) for name, now in learned(job).items()}
     return {"losses": losses, "gradients": moved}
 
@@ -77,10 +78,11 @@ class Naive:
 def naive_of(config: dict[str, Any], step: int) -> Naive:
     """The naive side of `one_step`."""
     job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
-    models = {group: NaiveModel(model) for group, model in job.method.trained.items()}
-    group_of = {id(model): group for group, model in job.method.trained.items()}
+    models = {group: NaiveModel(model) for group, model in trained_models(job.method).items()}
+    group_of = {id(model): group for group, model in trained_models(job.method).items()}
     teachers = [models[group_of[id(t)]] if id(t) in group_of else NaiveModel(t) for t in job.method.teachers]
-    evaluators = {k: t.detach().clone().requires_grad_() for k, t in job.method.evaluators.items()}
+    groups = job.method.groups.values()
+    evaluators = {k: t.detach().clone().requires_grad_() for group in groups for k, t in group.tensors.items()}
     return Naive(job, step, models, teachers, evaluators, spelled_out(job.input_builder, step))
 
 

@@ -17,7 +17,7 @@ from distkgd.methods.losses import scores as losses
 from distkgd.pipeline.config import parse_config
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
-from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model
+from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 
@@ -66,7 +66,7 @@ def test_the_student_learns_the_teachers_softened_distribution_beside_the_labels
     naive, naive_teacher = NaiveModel(student), NaiveModel(teacher)
     input_builder = toy_inputs(GRAPH, kind=kind, filtered=True)
     options = {"weight": weight, "hard_weight": hard_weight, "temperature": temperature, "divergence": divergence}
-    method = Bkd(student, settings(), [teacher], BkdConfig(**options))
+    method = Bkd(student, settings(), [teacher], BkdConfig(**options), toy_setup(GRAPH))
     (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
     expected = naive_terms(naive, naive_teacher, spelled_out(input_builder, STEP), options)
     assert update.groups == {"student"} and update.terms.keys() == expected.keys()
@@ -162,7 +162,7 @@ def test_the_hard_loss_costs_no_pass_of_its_own(divergence: str, passes: int, ha
         patch.object(losses, "reduce_over_candidates", wraps=loss_requests.reduce_over_candidates) as first,
     ):
         list(
-            Bkd(student, settings(), [teacher], BkdConfig(**options)).updates(
+            Bkd(student, settings(), [teacher], BkdConfig(**options), toy_setup(GRAPH)).updates(
                 input_builder.inputs(*input_builder.parts(STEP, 1))
             )
         )
@@ -180,7 +180,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(divergence:
     model = toy_model(GRAPH)
     input_builder = toy_inputs(GRAPH, kind="all")
     options = BkdConfig(hard_weight=0.0, temperature=2.0, divergence=divergence)
-    method = Bkd(model, settings(), [model], options)
+    method = Bkd(model, settings(), [model], options, toy_setup(GRAPH))
     (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
     assert abs(float(update.terms["soft"].detach())) < 1e-12
 
@@ -189,7 +189,7 @@ def test_the_teacher_rests_bit_for_bit_while_the_student_learns(tmp_path: Any) -
     student = {"dim": 6, "batch_size": 16, "method": "bkd", "negatives": {"kind": "all"}}
     job = toy_job({"student": student}, Ranks(), tmp_path, GRAPH)
     method = job.method
-    assert isinstance(method, Bkd) and set(method.trained) == {"student"}
+    assert isinstance(method, Bkd) and set(method.groups) == {"student"}
     tables = [method.teachers[0].entity.weight, method.teachers[0].relation, method.student.entity.weight]
     before = [x.detach().clone() for x in tables]
     losses = [train_step(job, Progress(step=step), 0)[0]["soft"] for step in range(30)]

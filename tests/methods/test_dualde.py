@@ -30,6 +30,7 @@ from tests.jobs import (
     spelled_out,
     toy_inputs,
     toy_model,
+    toy_setup,
 )
 from tests.toys import toy_graph, toy_job
 
@@ -58,11 +59,11 @@ class Setting:
         settings |= dict(weight=0.0, relation_weight=None, dropout=0.0, relation_dropout=0.0, bf16=False) | (hard or {})
         two = StageTwoConfig(start=3, epochs=4, lr_scale=0.5, teacher_lr_scale=0.25)
         chosen = DualdeConfig(**({"stage_two": two, "stage_one": stage == 1} | options))
-        self.method = DualDE(self.student, TaskLoss(**settings), [self.teacher], chosen)
+        self.method = DualDE(self.student, TaskLoss(**settings), [self.teacher], chosen, toy_setup(GRAPH))
         with torch.no_grad():
             self.method.alpha.copy_(torch.tensor(ALPHA, dtype=torch.float64))
             self.method.beta.copy_(torch.tensor(BETA, dtype=torch.float64))
-        for tensor in self.method.evaluators.values():
+        for tensor in (self.method.alpha, self.method.beta):
             tensor.requires_grad_(True)
         self.loss = loss
         self.input_builder: StepInputBuilder = toy_inputs(GRAPH, **REGIMES[regime])
@@ -612,9 +613,9 @@ def test_the_groups_of_an_update_are_those_that_learn() -> None:
     assert Setting().update().groups == {"student", "evaluators"}
     assert Setting(stage=2).update().groups == {"student", "evaluators", "teacher"}
     assert Setting(evaluation=False).update().groups == {"student"}
-    assert Setting(evaluation=False).method.evaluators == {}
-    assert set(Setting().method.trained) == {"student", "teacher"}
-    assert set(Setting(stage_two=None).method.trained) == {"student"}
+    assert set(Setting(evaluation=False).method.groups) == {"student", "teacher"}
+    assert set(Setting().method.groups) == {"student", "teacher", "evaluators"}
+    assert set(Setting(stage_two=None).method.groups) == {"student", "evaluators"}
 
 
 def switched_at(start: int | str | None, plateau_at: int | None = None) -> list[int]:
@@ -643,14 +644,15 @@ def test_a_second_stage_that_starts_at_epoch_0_starts_there_or_is_refused(tmp_pa
 
 def test_the_second_stage_lasts_its_epochs_from_where_it_began() -> None:
     method = Setting().method
-    assert (method.stage, method.last_epoch(6)) == (1, 7)
-    assert [method.lr_scale(group) for group in ("student", "teacher", "evaluators")] == [1.0, 1.0, 1.0]
+    assert (method.stage, method.phase(6).last) == (1, 7)
+    assert (method.phase(6).lr_scale, method.phase(6).frozen) == ({}, {"teacher"})
     assert not method.advance(2, 6, False) and method.stage == 1
     assert method.advance(3, 6, False)
-    assert (method.stage, method.last_epoch(6)) == (2, 7)
-    assert [method.lr_scale(group) for group in ("student", "teacher", "evaluators")] == [0.5, 0.25, 0.5]
-    assert Setting(stage_two=None).method.last_epoch(6) == 6
-    assert Setting(stage=2).method.last_epoch(6) == 4
+    assert (method.stage, method.phase(6).last) == (2, 7)
+    assert method.phase(6).lr_scale == {"student": 0.5, "teacher": 0.25, "evaluators": 0.5}
+    assert method.phase(6).frozen == frozenset()
+    assert Setting(stage_two=None).method.phase(6).last == 6
+    assert Setting(stage=2).method.phase(6).last == 4
 
 
 def through_both_stages(folder: Any, curve: list[float], **more: Any) -> tuple[list[int], list[dict[str, Any]]]:
@@ -710,8 +712,8 @@ def test_patience_that_runs_out_before_stage_two_does_not_end_the_training(tmp_p
 def test_a_restored_method_is_in_the_stage_it_was_saved_in() -> None:
     saved, fresh = Setting().method, Setting().method
     saved.advance(3, 6, False)
-    fresh.restore(saved.state())
-    assert (fresh.stage, fresh.last_epoch(6)) == (saved.stage, saved.last_epoch(6)) == (2, 7)
+    fresh.restore(saved.state().values)
+    assert (fresh.stage, fresh.phase(6).last) == (saved.stage, saved.phase(6).last) == (2, 7)
 
 
 def test_evaluators_start_at_the_alpha_and_beta_of_the_config(tmp_path: Any) -> None:

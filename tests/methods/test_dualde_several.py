@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE
+from distkgd.methods.base import trained_models
 from distkgd.methods.dualde import DualDE, _opposite
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
@@ -112,18 +113,18 @@ def test_listwise_the_divergences_from_the_teachers_are_averaged(stage: int, reg
 def test_teachers_rest_in_stage_one_and_all_of_them_learn_in_stage_two(tmp_path: Any) -> None:
     job = toy_job(config_of({"stage_two": {"start": 1}}, "triple", "softplus"), Ranks(), tmp_path, GRAPH)
     method = job.method
-    assert isinstance(method, DualDE) and set(method.trained) == {"student", "teacher", "teacher_2"}
+    assert isinstance(method, DualDE) and set(trained_models(method)) == {"student", "teacher", "teacher_2"}
     assert method.alpha.shape == (6,)
 
     def rows() -> list[Tensor]:
-        return [model.entity.weight.clone() for model in method.trained.values()]
+        return [model.entity.weight.clone() for model in trained_models(method).values()]
 
     start = rows()
     train_step(job, Progress(), 0)
     one = rows()
     assert [torch.equal(a, b) for a, b in zip(start, one, strict=True)] == [False, True, True]
     assert method.advance(1, 4, False)
-    assert [method.lr_scale(group) for group in ("teacher", "teacher_2")] == [0.1, 0.1]
+    assert [method.phase(4).lr_scale[group] for group in ("teacher", "teacher_2")] == [0.1, 0.1]
     train_step(job, Progress(step=1), 0)
     assert not any(torch.equal(a, b) for a, b in zip(one, rows(), strict=True))
 

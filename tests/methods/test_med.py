@@ -18,7 +18,7 @@ from distkgd.pipeline.config import parse_config
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
-from tests.jobs import Asked, NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model
+from tests.jobs import Asked, NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
 from tests.methods.test_losses import naive_penalty
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
@@ -150,7 +150,7 @@ def compare(
         model.scorer = build_scorer(scorer, how.dims[-1], 3.0, norm)
     naive = NaiveModel(model)
     input_builder = toy_inputs(GRAPH, **REGIMES[regime])
-    method = Med(model, settings(loss=loss), [], how)
+    method = Med(model, settings(loss=loss), [], how, toy_setup(GRAPH))
     with torch.no_grad():
         method.u.copy_(torch.tensor(U, dtype=torch.float64))
     method.u.requires_grad_(True)
@@ -227,7 +227,7 @@ def test_every_sub_model_has_its_own_regulariser(name: str, small: float, sharpn
         options(small_regulariser=small, sharpness=sharpness),
         toy_inputs(GRAPH, kind="batch"),
     )
-    method = Med(model, settings(regulariser=name, weight=0.3), [], how)
+    method = Med(model, settings(regulariser=name, weight=0.3), [], how, toy_setup(GRAPH))
     (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
     queries, naive = spelled_out(input_builder, STEP), NaiveModel(model)
     models = [Cropped(naive, dim) for dim in how.dims]

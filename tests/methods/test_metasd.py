@@ -140,7 +140,7 @@ def quiz_loss(
     """Eq. 5 as a function of T's tables; theta_S and the mask stay as they are."""
     method = method_of(job)
     like = NaiveModel(method.student)
-    queries, quiz = spelled_out(job.input_builder, 0), spelled_out(method.further_inputs()[0].input_builder, 0)
+    queries, quiz = spelled_out(job.input_builder, 0), spelled_out(method.quiz_inputs(), 0)
     theta = [(x.detach() * m).requires_grad_() for x, m in zip(frozen, (mask.entity, mask.relation), strict=True)]
     small, source = Naive(like, theta[0], theta[1], factor), Naive(like, *tables)
     kl, back = divergences(small, source, queries, how["temperature"])
@@ -409,7 +409,7 @@ def test_the_quiz_set_is_drawn_by_seed_and_held_out_of_the_pass(quiz_set: str) -
     drawn = []
     for seed in (0, 0, 1):
         job = job_of(config_of(distill={"quiz_set": quiz_set}) | {"seed": seed})
-        (quiz,) = (one.input_builder for one in method_of(job).further_inputs())
+        quiz = method_of(job).quiz_inputs()
         assert quiz.sampler.batch_size == 6
         per_pass = (len(TRIPLES) - -(-len(TRIPLES) // 5)) // 8
         held, trained = triples_of(quiz, per_pass), triples_of(job.input_builder, per_pass)
@@ -423,7 +423,7 @@ def test_the_quiz_set_is_drawn_by_seed_and_held_out_of_the_pass(quiz_set: str) -
 def test_a_fixed_quiz_set_is_never_trained_on_and_one_drawn_anew_loses_no_triple() -> None:
     for quiz_set in ("fixed", "anew"):
         job = job_of(config_of(distill={"quiz_set": quiz_set}))
-        (quiz,) = (one.input_builder for one in method_of(job).further_inputs())
+        quiz = method_of(job).quiz_inputs()
         held, trained = triples_of(quiz, 90), triples_of(job.input_builder, 90)  # six passes
         share = -(-len(TRIPLES) // 5)
         if quiz_set == "fixed":
@@ -435,7 +435,7 @@ def test_a_fixed_quiz_set_is_never_trained_on_and_one_drawn_anew_loses_no_triple
 def test_without_meta_all_triples_are_trained_on() -> None:
     job = job_of(config_of(distill={"meta": False}))
     assert len(triples_of(job.input_builder, 30)) == len(GRAPH.train)
-    assert method_of(job).further_inputs() == [] and set(job.rows) == {"student"}
+    assert set(job.rows) == {"student"}
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

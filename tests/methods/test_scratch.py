@@ -10,7 +10,7 @@ from distkgd.methods import MethodSettings, TaskLoss
 from distkgd.methods.scratch import Scratch
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
-from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model
+from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job, train_some
 
@@ -29,7 +29,7 @@ def test_the_only_update_is_the_students_on_the_hard_loss_and_the_regulariser(re
     model = toy_model(GRAPH)
     naive = NaiveModel(model)
     input_builder = toy_inputs(GRAPH, kind="batch", filtered=True)
-    method = Scratch(model, settings(regulariser=regulariser, weight=0.1), [], MethodSettings())
+    method = Scratch(model, settings(regulariser=regulariser, weight=0.1), [], MethodSettings(), toy_setup(GRAPH))
     (update,) = method.updates(input_builder.inputs(*input_builder.parts(STEP, 1)))
     hard, penalty = [], []
     for query in spelled_out(input_builder, STEP):
@@ -54,7 +54,7 @@ def test_each_option_of_the_view_changes_the_loss(option: str) -> None:
     inputs = input_builder.inputs(*input_builder.parts(STEP, 1))
     values = []
     for more in ({}, {option: True if option == "bf16" else 0.4}):
-        (update,) = Scratch(toy_model(GRAPH), settings(**more), [], MethodSettings()).updates(inputs)
+        (update,) = Scratch(toy_model(GRAPH), settings(**more), [], MethodSettings(), toy_setup(GRAPH)).updates(inputs)
         values.append(float(update.terms["hard"].detach()))
     assert values[0] != values[1]
     assert values[0] == pytest.approx(values[1], rel=0.5)
@@ -62,7 +62,7 @@ def test_each_option_of_the_view_changes_the_loss(option: str) -> None:
 
 def test_dropout_keeps_the_mean_of_a_row_and_changes_with_the_step() -> None:
     input_builder = toy_inputs(GRAPH, kind="all", batch_size=90)
-    method = Scratch(toy_model(GRAPH, dim=64), settings(dropout=0.25), [], MethodSettings())
+    method = Scratch(toy_model(GRAPH, dim=64), settings(dropout=0.25), [], MethodSettings(), toy_setup(GRAPH))
     masks = []
     for step in (0, 1):
         view = method.task.view(method.student, input_builder.inputs(*input_builder.parts(step, 1)), grad=True)

@@ -26,7 +26,7 @@ from distkgd.data.filters import KnownAnswers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError
 from distkgd.evaluation.ranking import metrics, ranks_of
-from distkgd.methods import NoSettings
+from distkgd.methods import MethodSettings
 from distkgd.models.model_folder import load_model
 from distkgd.pipeline import plan
 from distkgd.pipeline.config import RunConfig, load_config, parse_config, resolved
@@ -90,7 +90,7 @@ def test_every_teacher_comes_before_its_student(tree: dict[str, Any], stages: li
 
 def test_the_baseline_is_the_student_without_its_teacher() -> None:
     *_, student, direct = build_plan(parsed({**TAUGHT, "baseline": True}))
-    assert direct.config == student.config.model_copy(update={"method": "scratch", "distill": NoSettings()})
+    assert direct.config == student.config.model_copy(update={"method": "scratch", "distill": MethodSettings()})
 
 
 def test_a_baseline_mapping_changes_keys_of_the_student() -> None:

@@ -9,7 +9,7 @@ from distkgd.pipeline.autoconfig.forecast import duration, forecast, format_fore
 from distkgd.pipeline.plan import run_plan
 from distkgd.pipeline.stage_job import build_job
 from distkgd.pipeline.stages import build_plan
-from distkgd.training.communication import expected_memory, shape_of
+from distkgd.training.communication import expected_memory
 from tests.toys import toy_graph, toy_run, toy_teacher
 
 PLAN = {
@@ -47,9 +47,7 @@ def test_memory_is_that_of_the_cost_model(tmp_path: Path) -> None:
     teacher = toy_teacher(run, 64)
     for one, stage in zip(found, stages, strict=True):
         job = build_job(run, stage, "", run.tracking.stage("", {}, {}), [teacher] if stage.teachers else [])
-        assert one.bytes == sum(
-            expected_memory(job.input_builder, shape_of(job.input_builder, job.method, stage.config)).values()
-        )
+        assert one.bytes == sum(expected_memory(job.input_builder, job.method, stage.config).values())
 
 
 def test_too_little_memory_is_said(tmp_path: Path) -> None:
