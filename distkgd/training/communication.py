@@ -95,7 +95,7 @@ def expected_traffic(
     """Bytes by kind that a rank hands to collectives in `step` when `move` travels, in the method's present phase."""
     needs, ranks = count_needs(input_builder, step, config.accumulate), input_builder.ranks
     once, ring = rehearse(input_builder, method, config, move), 2.0 * (ranks.world - 1) / ranks.world
-    found: dict[str, float] = defaultdict(float)
+    found: dict[str, float] = defaultdict(float, {"ids": 0.0, "rows": 0.0, "dense": 0.0})  # in the order of the line
     for kind, each in once.per_query.items():
         found[kind] += each * needs.queries
     for kind, each in once.per_part.items():

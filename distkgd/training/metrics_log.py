@@ -64,7 +64,7 @@ class MetricsLog:
         self._sent = sent
         means["lr_scale"] = schedule_scale(self._job, progress)
         for name, value in self._job.method.logged(progress.step).items():
-            if isinstance(value, float):
+            if isinstance(value, float | int):
                 means[name] = value
             elif value.dim() == 1:  # a table is too long for a log
                 means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(value.detach().tolist())}
