@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from distkgd.common.energy import Meter
 from distkgd.common.paths import naming
 from distkgd.training.job import Job, Progress, schedule_scale
@@ -63,11 +65,11 @@ class MetricsLog:
         means["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
         self._sent = sent
         means["lr_scale"] = schedule_scale(self._job, progress)
-        for name, value in self._job.method.logged(progress.step).items():
-            if isinstance(value, float | int):
-                means[name] = value
-            elif value.dim() == 1:  # a table is too long for a log
-                means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(value.detach().tolist())}
+        for name, shown in self._job.method.logged(progress.step).items():
+            if not isinstance(shown, Tensor):
+                means[name] = shown
+            elif shown.dim() == 1:  # a table is too long for a log
+                means |= {f"evaluator/{name}_{i + 1}": float(x) for i, x in enumerate(shown.detach().tolist())}
         self._write(means)
         progress.log_sums, progress.log_count = {}, 0
         self._timed, self._since = 0, now

@@ -51,12 +51,17 @@ class Rehearsal:
 def rehearse(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions, move: Move) -> Rehearsal:
     """Of a step of `method` in its present phase when `move` travels; the same on all ranks, and nothing changes."""
     first, second = (_Miniature(input_builder, method, config, move, size) for size in (1, 2))
-    more_queries, more_rows = second.queries - first.queries, second.rows - first.rows
-    per_row = (second.sent["rows"] - first.sent["rows"]) / more_rows if more_rows else 0.0
+    more_queries = second.queries - first.queries
     per_query = {kind: (second.sent[kind] - first.sent[kind]) / more_queries for kind in second.sent}
     fixed = {kind: first.sent[kind] - per_query[kind] * first.queries for kind in second.sent}
     further = [one for one in first.made if one.of is not input_builder]
     queries, rows = sum(one.queries for one in further), sum(one.rows for one in further)
+    if second.rows > first.rows:
+        per_row = (second.sent["rows"] - first.sent["rows"]) / (second.rows - first.rows)
+        further_row = (first.sent["rows"] - per_row * first.rows) / rows if rows else 0.0
+    else:
+        # Every row that there is: as many, then, for further inputs.
+        per_row = further_row = first.sent["rows"] / (first.rows + rows)
     # Sums over ranks in the middle of a step are those of relation tables, and those have more rows.
     fixed["dense"] = fixed.get("dense", 0.0) * method.student.num_relations / first.relations
     travelling = ("queries", "partials")
@@ -66,7 +71,7 @@ def rehearse(input_builder: StepInputBuilder, method: Method[Any], config: Stage
         per_part={kind: value for kind, value in fixed.items() if kind not in ("ids", "rows", *travelling)},
         further=[one.of for one in further],
         further_queries={kind: fixed.get(kind, 0.0) / queries for kind in travelling} if queries else {},
-        further_row=(first.sent["rows"] - per_row * first.rows) / rows if rows else 0.0,
+        further_row=further_row,
         updates=first.updates,
     )
 
@@ -154,8 +159,8 @@ class _SmallInputs(StepInputBuilder):
         self.chunk, self.filtered = 1, False
         self.num = min(of.num, NEGATIVES if self.grouped else NEGATIVES * ranks.world)
         triples = size * -(-TRIPLES // of.together) * of.together
-        # Enough that no two of a rank's triples share a row, and more in the larger miniature.
-        entities = ranks.world * NEGATIVES * triples
+        # In both miniatures alike, and enough that no two of a rank's triples share a row.
+        entities = ranks.world * NEGATIVES * (triples // size)
         sampler = _SmallSampler(of.sampler, triples * ranks.world, entities, relations, ranks.world)
         self.sampler = sampler
         self.known = KnownAnswers(sampler.batch(0).triples, entities)
