@@ -15,7 +15,7 @@ from distkgd.distributed.reductions import candidate_layout
 from distkgd.methods import METHODS
 from distkgd.training.communication import choose_communication, count_needs, expected_traffic
 from distkgd.training.job import Job, Progress
-from distkgd.training.loop import train_step
+from distkgd.training.loop import train_stage, train_step
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job
 
@@ -185,6 +185,31 @@ def test_a_rehearsal_is_the_same_on_all_ranks_and_changes_nothing() -> None:
     for i, one in enumerate(first):
         assert all(one["same"]), cases[i]
         assert all(other[i] == one for other in others), cases[i]
+
+
+def in_both_phases(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """What DualDE is expected to send before and after its change of stage, and begun in stage two; what is said."""
+    graph, options = toy_graph(entities=300, triples=2000), {"stage_two": {"start": 1, "epochs": 1}}
+    sent = []
+    for more in (options, options | {"stage_one": False}):
+        job = toy_job(config_of("dualde", more, "softplus", "chunk", "queries"), ranks, folder / "sent", graph)
+        sent += [expected_traffic(job.input_builder, job.method, job.config, "queries")]
+        if job.method.advance(1, 2, False):
+            sent += [expected_traffic(job.input_builder, job.method, job.config, "queries")]
+    job = toy_job(config_of("dualde", options, "softplus", "chunk", "queries", epochs=2), ranks, folder, graph)
+    said: list[str] = []
+    with patch.object(job.display, "line", said.append):
+        train_stage(job)
+    return {"sent": sent, "said": said}
+
+
+def test_a_new_phase_is_rehearsed_and_announced_anew(tmp_path: Path) -> None:
+    first, second = run_on_ranks(2, in_both_phases, folder=tmp_path)
+    before, after, begun_there = first["sent"]
+    assert after == begun_there and after["queries"] > before["queries"] and after["dense"] > before["dense"]
+    place = next(i for i, line in enumerate(first["said"]) if "next phase" in line)
+    announced = first["said"][place + 1]
+    assert announced.startswith("student: queries travel (as configured; ") and announced in second["said"]
 
 
 def test_every_method_is_counted() -> None:

@@ -199,7 +199,7 @@ def test_dualde_stopped_around_its_change_of_stage_restores_the_best_rows_all_th
     per_epoch = job.input_builder.sampler.steps_per_epoch
     best = loop.step_name(2 * per_epoch)
     assert loads == [("student", best), ("student", best)], "once for stage two, once for the model"
-    assert job.method.state() == {"stage": 2, "stage_two_since": 4}
+    assert job.method.state().values == {"stage": 2, "stage_two_since": 4}
     assert progress.step == 6 * per_epoch
 
     stop = 4 * per_epoch + offset
