@@ -69,7 +69,7 @@ def main(
         found, store = register_finished(models, "untrained", None, run_folder=folder, uri=uri)
         measured = measure(models, [f"models:/untrained/{version}" for version in found.versions], store, seconds)
     write_atomic(json_, json.dumps(measured | {"entities": entities}, indent=2) + "\n")
-    print("\n".join(sentences({"serving": measured})))
+    print("\n".join(sentences(measured)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.kernels.memory import keep_freed_memory
 from distkgd.reporting.report import table
+from distkgd.reporting.run_report import RunReport
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a disk, and no file is named
 
@@ -39,7 +40,7 @@ def terminal() -> Display:
     return Display(alone or os.environ.get("RANK", "0") == "0")
 
 
-def show(report: Mapping[str, Any], folder: Path, display: Display) -> None:
+def show(report: RunReport, folder: Path, display: Display) -> None:
     """Print the table of a finished plan, and where its page lies."""
     Console(width=None if sys.stdout.isatty() else 110).print(table(report))
     page = folder / "report.html"

@@ -25,7 +25,7 @@ from distkgd.reporting.endpoints import sentences
 from distkgd.reporting.html import keep_measured
 from distkgd.tracking.mlflow_runs import register_finished
 from distkgd.tracking.mlflow_text import redact
-from distkgd.tracking.serving.entries import better_direct, champion_limit, entries_at
+from distkgd.tracking.serving.entries import entries_at
 from distkgd.tracking.serving.speed import measure
 
 SERVE = "MLFLOW_TRACKING_URI={} mlflow models serve -m 'models:/{}@champion' --env-manager local"
@@ -43,16 +43,16 @@ def main(
     def body(ranks: Ranks, display: Display) -> None:
         if ranks.world > 1:
             raise UnsupportedError(f"models are registered by one process, not by {ranks.world}; leave out torchrun.")
-        entries, folder, default = entries_at(run)
-        called = name or default
-        limit = champion_limit(folder, champion_max_mb)
+        entries, finished = entries_at(run)
+        called, folder = name or finished.name, finished.folder
+        limit = finished.champion_limit(champion_max_mb)
         found, store = register_finished(entries, called, limit, run_folder=folder, uri=uri)
-        for line in [*found.lines, *better_direct(folder, entries), SERVE.format(redact(store), called)]:
+        for line in [*found.lines, *finished.better_direct(entries), SERVE.format(redact(store), called)]:
             display.line(line)
         if speed:
             refuse_owned(folder)  # before minutes of measuring
             measured = measure(entries, [f"models:/{called}/{version}" for version in found.versions], store)
-            display.line("\n".join(sentences({"serving": measured})))
+            display.line("\n".join(sentences(measured)))
             for note in keep_measured(folder, measured):
                 display.warn(note)
 

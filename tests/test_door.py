@@ -39,7 +39,7 @@ from distkgd.pipeline.autoconfig.rules import batch_size
 from distkgd.pipeline.config import load_config
 from distkgd.pipeline.sweep.config import load_sweep
 from distkgd.reporting.html import remake
-from distkgd.tracking.serving.entries import entries_at, entries_of_run
+from distkgd.tracking.serving.entries import entries_at, read_run
 from tests.launches import ROOT, program, small_data
 
 STAGE = {"dim": 4, "batch_size": 20, "epochs": 1, "validate_every": 1}
@@ -274,7 +274,7 @@ def test_every_function_that_takes_a_path_takes_text(place: Path, tmp_path: Path
     import_model(f"plain:{place}/arrays", out.format("imported"), Given(), one)
     assert evaluate_model(stage, one, split="test", source=None)["split"] == "test"
     assert remake(run)[0] == place / "run/report.html"
-    assert entries_at(run)[0] == entries_of_run(run)
+    assert entries_at(run)[0] == read_run(run).entries()
     assert load_config(str(place / "plan.yaml")) == load_config(place / "plan.yaml")
     assert load_sweep(str(ROOT / SWEEP)) == load_sweep(ROOT / SWEEP)
     assert load_graph(str(place / "data")).sha256 == load_graph(place / "data").sha256

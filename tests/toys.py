@@ -14,7 +14,7 @@ from distkgd.methods import METHODS
 from distkgd.models.model import Model, new_model
 from distkgd.pipeline.config import RunConfig, parse_config
 from distkgd.pipeline.stage_job import Run, build_job
-from distkgd.pipeline.stages import Stage
+from distkgd.pipeline.stages import Stage, build_plan
 from distkgd.scorers import build_scorer
 from distkgd.tracking.mlflow_runs import open_tracking
 from distkgd.training.job import Job, Progress
@@ -39,7 +39,8 @@ def toy_run(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     everything = torch.cat([graph.train, graph.valid, graph.test])
     tracking = open_tracking(run_folder=folder, name="toy", uri=None, enabled=False, active=False)
     answers = (KnownAnswers(t, graph.num_entities) for t in (graph.train, everything))
-    return Run(parsed, graph, ranks, folder, tracking, Display(False), *answers)
+    plan = {stage.name: stage for stage in build_plan(parsed)}
+    return Run(parsed, graph, ranks, folder, tracking, Display(False), *answers, plan)
 
 
 def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex", seed: int = 77) -> Model:

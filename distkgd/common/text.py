@@ -3,8 +3,8 @@
 NONE = "–"
 
 
-def count_text(value: int | None) -> str:
-    return NONE if value is None else f"{value:,}"
+def count_text(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.0f}"
 
 
 def fixed(value: float | None, digits: int = 3) -> str:

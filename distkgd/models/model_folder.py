@@ -183,19 +183,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_result(stage: AnyPath) -> dict[str, Any] | None:
-    """result.json in the folder of a stage, None where the stage is not finished; ModelError where it is damaged."""
-    path = Path(stage) / "result.json"
-    if not path.is_file():
-        return None
-    row = read_json(path)
-    if missing := [key for key in ("name", "dim", "bytes", "digest") if key not in row]:
-        raise ModelError(
-            f"{path} lacks {', '.join(missing)}; remove {path.parent} and train it again: launch/distill.py --resume."
-        )
-    return row
-
-
 def bytes_on_disk(folder: AnyPath) -> int:
     """Bytes of the table files of a model folder: what a student costs."""
     folder = Path(folder)

@@ -1,9 +1,7 @@
 """Where the models of a run are."""
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distkgd.models.importers import is_foreign
 from distkgd.models.remote import is_remote
@@ -25,11 +23,6 @@ RESULT = "result.json"  # of a finished stage
 def stage_folder(run_folder: Path, name: str) -> Path:
     """Where a stage keeps everything."""
     return run_folder / "stages" / name
-
-
-def folder_of(run_folder: Path, row: Mapping[str, Any]) -> Path:
-    """Where the model of a report's row is: its stage's folder, or where a teacher was brought to."""
-    return run_folder / str(row["folder"]) if "folder" in row else stage_folder(run_folder, str(row["name"]))
 
 
 def teacher_folder(run_folder: Path, name: str) -> Path:

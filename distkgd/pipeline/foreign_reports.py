@@ -1,6 +1,6 @@
 """Teachers that a run did not train itself: ranked like all others, and asked whether they have seen what is held out.
 
-A row of the report for each, kept beside the teacher's import in the run folder and in the result of the stage that it
+A result for each, kept beside the teacher's import in the run folder and in the result of the stage that it
 teaches, so that a resumed run, or another machine, need not rank it again.
 """
 
@@ -11,36 +11,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distkgd.common.files import write_atomic
 from distkgd.common.text import fixed
 from distkgd.data import Graph, load_graph
 from distkgd.data.triples import words_of
 from distkgd.distributed.node_sharing import on_first
-from distkgd.errors import DistkgdError
-from distkgd.evaluation.breakdowns import in_parts
+from distkgd.errors import DistkgdError, ModelError
 from distkgd.evaluation.ranking import protocol
 from distkgd.models.importers.writing import held_out_among
 from distkgd.models.model import Model
 from distkgd.models.model_folder import bytes_on_disk, find_model, read_config, sha256_of, sparse_bytes
-from distkgd.models.run_paths import RESULT, imported_folder, teacher_folder
+from distkgd.models.run_paths import imported_folder, teacher_folder
+from distkgd.models.stage_result import StageResult, read_result
 from distkgd.pipeline.config import RunConfig, StageConfig
 from distkgd.pipeline.stage_job import Run
 from distkgd.pipeline.stages import Stage
-from distkgd.reporting.report import is_direct, mrr_of, teacher_of
-
-Row = dict[str, Any]
+from distkgd.reporting.run_report import RunReport
 
 
-def rank_brought(run: Run, stage: Stage, teachers: Sequence[Model]) -> list[Row]:
-    """The rows of those teachers of a stage that are no stages of this plan. All ranks call it.
+def rank_brought(run: Run, stage: Stage, teachers: Sequence[Model]) -> tuple[StageResult, ...]:
+    """The results of those teachers of a stage that are no stages of this plan. All ranks call it.
 
     Nothing of a trial of a sweep, whose table has no place for them.
     """
     sources = named_sources(run.config)
     if run.watch is not None:
-        return []
+        return ()
     pairs = zip(stage.teachers, teachers, strict=True)
-    return [brought_row(run, source, model) for source, model in pairs if source in sources]
+    return tuple(brought_result(run, source, model) for source, model in pairs if source in sources)
 
 
 def named_sources(config: RunConfig) -> dict[str, str]:
@@ -49,10 +46,10 @@ def named_sources(config: RunConfig) -> dict[str, str]:
     return {str(one): name for name, one in given if one is not None and not isinstance(one, StageConfig)}
 
 
-def brought_row(run: Run, source: str, model: Model) -> Row:
-    """The row of a teacher from elsewhere, `model`: as it was kept, or ranked now. All ranks call it."""
+def brought_result(run: Run, source: str, model: Model) -> StageResult:
+    """The result of a teacher from elsewhere, `model`: as it was kept, or ranked now. All ranks call it."""
     folder = find_model(teacher_folder(run.folder, source))
-    path = imported_folder(run.folder, source) / RESULT
+    place = imported_folder(run.folder, source)
     ranked: dict[str, Any] = {
         "model": sha256_of(folder / "config.json"),
         "data": run.graph.identity,
@@ -60,51 +57,43 @@ def brought_row(run: Run, source: str, model: Model) -> Row:
     }
     ranked |= {"dtype": run.config.dtype, "protocol": protocol(run.config.ties, run.config.filter)}
     digest = hashlib.sha256(json.dumps(ranked, sort_keys=True).encode()).hexdigest()
-    kept = run.ranks.gather_objects(_kept(path) if run.ranks.first else None)[0]
-    if kept is not None and kept.get("digest") == digest:
-        return {key: value for key, value in kept.items() if key != "digest"}
+    kept: StageResult | None = run.ranks.gather_objects(_kept(place) if run.ranks.first else None)[0]
+    if kept is not None and kept.digest == digest:
+        return kept
     warnings: list[str] = []
     on_first(run.ranks, lambda: warnings.extend(seen_held_out(folder, run.graph)))
     warnings = run.ranks.gather_objects(warnings)[0]
     name = named_sources(run.config)[source]
     for text in warnings:
         run.display.warn(f"{name}: {text}")
-    found = {split: run.evaluate(model, split) for split in run.splits}
-    last = run.shown_split
-    row: Row = {
-        "name": name,
-        "method": "brought",
-        "source": source,
+    result = StageResult(
+        name=name,
+        method="brought",
+        source=source,
         # As the run folder sees it, so that the folder can be moved.
-        "folder": str(folder.relative_to(run.folder) if folder.is_relative_to(run.folder) else folder.resolve()),
-        "scorer": model.scorer.name,
-        "dim": model.scorer.dim,
-        "biases": model.scorer.biases,
-        "bytes": bytes_on_disk(folder),
-        "sparse_bytes": sparse_bytes(model),
-        "num_parameters": model.num_parameters,
-        "teachers": [],
-        **{split: found[split][0] for split in run.splits},
-        f"{last}_by": in_parts(found[last][1], getattr(run.graph, last), run.graph),
-        "warnings": warnings,
-    }
-    on_first(run.ranks, partial(_keep, path, {**row, "digest": digest}))
-    scores = ", ".join(f"{split} MRR {fixed(mrr_of(row, split))}" for split in run.splits)
+        folder=str(folder.relative_to(run.folder) if folder.is_relative_to(run.folder) else folder.resolve()),
+        scorer=model.scorer.name,
+        dim=model.scorer.dim,
+        biases=model.scorer.biases,
+        bytes=bytes_on_disk(folder),
+        sparse_bytes=sparse_bytes(model),
+        num_parameters=model.num_parameters,
+        teachers=(),
+        warnings=tuple(warnings),
+        digest=digest,
+        **run.final_figures(model),
+    )
+    on_first(run.ranks, partial(result.write, place))
+    scores = ", ".join(f"{split} MRR {fixed(result.mrr(split))}" for split in run.splits)
     run.display.line(f"{name}: brought from {source}, {scores}")
-    return row
+    return result
 
 
-def _kept(path: Path) -> Row | None:
+def _kept(place: Path) -> StageResult | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # it can be made again
+        return read_result(place)
+    except ModelError:  # it can be made again
         return None
-    return found if isinstance(found, dict) else None
-
-
-def _keep(path: Path, row: Row) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(row, indent=2) + "\n")
 
 
 def seen_held_out(folder: Path, graph: Graph) -> list[str]:
@@ -135,32 +124,29 @@ def _told(seen: Mapping[str, int]) -> list[str]:
     return [f"it was trained on {' and '.join(parts)} triples: its figures there are no measure"] if parts else []
 
 
-def with_brought(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The rows of a run's stages, before them those of the teachers that came from elsewhere, by their names."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        for one in row.get("brought", []):
-            found.setdefault(one["source"], one)
+def with_brought(results: Sequence[StageResult]) -> list[StageResult]:
+    """Those of a run's stages, before them those of the teachers that came from elsewhere, by their names."""
+    found: dict[str | None, StageResult] = {}
+    for result in results:
+        for one in result.brought:
+            found.setdefault(one.source, one)
     own = []
-    for row in rows:
-        teachers = [found[name]["name"] if name in found else name for name in row.get("teachers", [])]
-        own.append({key: value for key, value in row.items() if key != "brought"} | {"teachers": teachers})
+    for result in results:
+        teachers = tuple(found[name].name if name in found else name for name in result.teachers)
+        own.append(result.model_copy(update={"teachers": teachers}))
     return [*found.values(), *own]
 
 
-def warnings_of(rows: Sequence[Row]) -> list[str]:
+def warnings_of(report: RunReport) -> list[str]:
     """What a reader must know of the teachers: what they have seen, and which are worse than a model taught by none."""
-    said = [f"Warning: {row['name']}: {text}." for row in rows for text in row.get("warnings", [])]
-    direct = max((row for row in rows if is_direct(row) and mrr_of(row, "valid")), key=_valid, default=None)
-    heads = [teacher_of(row, rows) for row in rows if not is_direct(row)]
-    for head in {str(one["name"]): one for one in heads if one is not None}.values():
-        if direct is not None and mrr_of(head, "valid") is not None and _valid(head) < _valid(direct):
+    said = [f"Warning: {stage.name}: {text}." for stage in report.stages for text in stage.warnings]
+    directs = [(mrr, stage.name) for stage in report.stages if stage.is_direct and (mrr := stage.mrr("valid"))]
+    heads = [report.teacher_of(stage) for stage in report.stages if not stage.is_direct]
+    best, direct = max(directs, default=(0.0, ""))
+    for name, mrr in {head.name: head.mrr("valid") for head in heads if head is not None}.items():
+        if mrr is not None and mrr < best:
             said.append(
-                f"Warning: {head['name']} (valid MRR {fixed(_valid(head))}) is worse than {direct['name']} "
-                f"({fixed(_valid(direct))}), which no one has taught; what it teaches is worth little."
+                f"Warning: {name} (valid MRR {fixed(mrr)}) is worse than {direct} ({fixed(best)}), which no one has "
+                "taught; what it teaches is worth little."
             )
     return said
-
-
-def _valid(row: Mapping[str, Any]) -> float:
-    return mrr_of(row, "valid") or 0.0

@@ -7,10 +7,9 @@ rows so far. Stages that run one after the other never meet an unfinished teache
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,8 +19,9 @@ from distkgd.distributed.checkpoint.tables import on_every_rank
 from distkgd.errors import CheckpointError
 from distkgd.models.model import Model
 from distkgd.models.run_paths import RESULT, stage_folder
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.stage_job import Run, fresh_model, load_teacher, stage_seed
-from distkgd.pipeline.stages import Stage, build_plan
+from distkgd.pipeline.stages import Stage
 from distkgd.training.job import Progress, best_step, step_name
 
 WAIT_SECONDS = 60.0
@@ -43,8 +43,7 @@ def open_early(run: Run, stage: Stage) -> "EarlyTeacher | None":
     """The unfinished teacher of a stage that may begin on it; None where the teacher is finished. All ranks call it."""
     if not stage.overlap:
         return None
-    own = {one.name: one for one in build_plan(run.config)}
-    teacher = own.get(stage.teachers[0])
+    teacher = run.plan.get(stage.teachers[0])
     if teacher is None or run.ranks.gather_objects(is_finished(run.folder, teacher.name))[0]:
         return None
     return EarlyTeacher(run, stage, teacher)
@@ -124,10 +123,10 @@ def best_so_far(run: Run, stage: Stage) -> Model:
     raise CheckpointError(f"{folder} holds no checkpoint that {stage.name}'s student could begin on.")
 
 
-def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def early_starts(stages: Sequence[StageResult]) -> list[str]:
     """What the report says of students that could have begun early."""
     return [
-        f"{row['name']}: {row['early_steps']} of {row['steps']} steps on its teacher's best rows so far."
-        for row in rows
-        if "early_steps" in row
+        f"{stage.name}: {stage.early_steps} of {stage.steps} steps on its teacher's best rows so far."
+        for stage in stages
+        if stage.early_steps is not None
     ]

@@ -1,8 +1,8 @@
 """From a stage to a job: what all stages of a run share, and everything that one of them is trained with."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from distkgd.data.filters import KnownAnswers
 from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
+from distkgd.evaluation.breakdowns import in_parts
 from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
 from distkgd.methods import Method, Setup, build_method
 from distkgd.models.init_from_teacher import init_from_teacher
 from distkgd.models.model import Model, new_model
 from distkgd.models.model_folder import load_model, same_vocabulary, told
 from distkgd.models.run_paths import stage_folder, teacher_folder
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.config import RunConfig, StageConfig
 from distkgd.pipeline.stages import Stage
 from distkgd.pipeline.storage import Storage
@@ -33,7 +35,7 @@ from distkgd.training.job import Job, Watch
 
 @dataclass
 class Run:
-    """All that the stages of one run share."""
+    """All that the stages of one run share. plan: the stages by name; results: of those that are finished by now."""
 
     config: RunConfig
     graph: Graph
@@ -43,8 +45,10 @@ class Run:
     display: Display
     train_answers: KnownAnswers
     all_answers: KnownAnswers
+    plan: Mapping[str, Stage]
     watch: Watch | None = None
     storage: Storage | None = None
+    results: dict[str, StageResult] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,6 +68,13 @@ class Run:
     def stage_folder(self, name: str) -> Path:
         """Where a stage keeps everything."""
         return stage_folder(self.folder, name)
+
+    def final_figures(self, model: Model) -> dict[str, Any]:
+        """What a `StageResult` tells of a model's quality: metrics on all `splits`, and on `shown_split` in parts."""
+        found = {split: self.evaluate(model, split) for split in self.splits}
+        last = self.shown_split
+        parts = in_parts(found[last][1], getattr(self.graph, last), self.graph)
+        return {split: figures for split, (figures, _) in found.items()} | {f"{last}_by": parts}
 
     def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:
         """Metrics and ranks of a model on "valid" or "test"."""

@@ -102,8 +102,7 @@ def check_plan(
     """
     shapes: dict[str, list[Shape]] = {}
     for stage in stages:
-        check_stage(stage, graph, world)
-        shapes[stage.name] = [shape_of(one) for one in stage.configs]
+        shapes[stage.name] = check_stage(stage, graph, world)
         for name in stage.teachers:
             if name not in shapes:
                 shapes[name] = [shape_of_teacher(name, config.trust_pickle, folder)]
@@ -137,21 +136,15 @@ def shape_of_teacher(source: str, trust_pickle: bool, folder: Path | None = None
     return Shape(*(read_remote_shape(source) if is_remote(source) else read_shape(Path(source))))
 
 
-def shape_of(config: StageConfig) -> Shape:
-    """Of the model that a stage makes."""
-    return Shape(build_scorer(config.scorer, config.dim, config.margin, config.norm), config.reciprocal)
+def check_stage(stage: Stage, graph: Graph, world: int = 1) -> list[Shape]:
+    """The models that a stage may make; ConfigError or UnsupportedError, naming it, if it cannot work on this data."""
+    return [check_config(stage.name, config, graph, world) for config in stage.configs]
 
 
-def check_stage(stage: Stage, graph: Graph, world: int = 1) -> None:
-    """Refuse a stage that cannot work on this data: ConfigError or UnsupportedError, naming the stage."""
-    for config in stage.configs:
-        check_config(stage.name, config, graph, world)
-
-
-def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> None:
+def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> Shape:
     """`check_stage` of one config."""
     try:
-        scorer = shape_of(config).scorer
+        scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
         check_reciprocal(scorer, config.reciprocal)
     except DistkgdError as error:
         raise type(error)(f"{name}: {error}") from None
@@ -169,6 +162,7 @@ def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> No
         check_unvalidated(name, config, graph)
     if config.balanced:
         check_balanced(name, config, world)
+    return Shape(scorer, config.reciprocal)
 
 
 def check_unvalidated(name: str, config: StageConfig, graph: Graph) -> None:

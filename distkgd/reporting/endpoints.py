@@ -2,23 +2,14 @@
 it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from distkgd.models.model_folder import read_json
 
 MEASURED = "serving.json"  # in a run folder
 
 
-def with_measured(report: Mapping[str, Any], run_folder: Path) -> Mapping[str, Any]:
-    """`report`, with what the run folder holds of its endpoints as "serving"."""
-    path = run_folder / MEASURED
-    return {**report, "serving": read_json(path)} if path.is_file() else report
-
-
-def sentences(report: Mapping[str, Any]) -> list[str]:
+def sentences(measured: Mapping[str, Any]) -> list[str]:
     """One: how quickly each model answers over HTTP; none where that was not measured."""
-    rows = report.get("serving", {}).get("rows")
+    rows = measured.get("rows")
     if not rows:
         return []
     told = "; ".join(

@@ -128,7 +128,7 @@ def distilled(data: str, out: Path) -> tuple[Path, dict[str, Any]]:
         "report": {"queries": 4},
     }
     report = run_plan(parse_config(tree, "t"), load_graph(data), Ranks(), out, resume=False, display=Display(False))
-    return out / "stages/student", report
+    return out / "stages/student", report.to_json()
 
 
 @pytest.mark.parametrize("data", ["own", "./own", "deep/../own", "kinship"])

@@ -14,9 +14,10 @@ from distkgd.distributed.checkpoint.reader import latest, load_rows, read_meta
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.models.model_folder import load_model
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline import overlap
 from distkgd.pipeline.config import parse_config
-from distkgd.pipeline.plan import finished_row, run_stage
+from distkgd.pipeline.plan import finished_result, run_stage
 from distkgd.pipeline.stage_job import Run
 from distkgd.pipeline.stages import Stage, build_plan
 from distkgd.reporting.report import markdown
@@ -41,7 +42,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlap, "WAIT_SECONDS", 0.0)
 
 
-def at_epoch(run: Run, stage: Stage, epoch: int, then: Callable[[], Any] | None = None) -> dict[str, Any]:
+def at_epoch(run: Run, stage: Stage, epoch: int, then: Callable[[], Any] | None = None) -> StageResult:
     """Train a stage; `then` is called in the middle of it, None ends it there with a checkpoint."""
 
     def watch(name: str, at: int, best: float) -> bool:
@@ -87,11 +88,11 @@ def test_a_student_begins_on_the_best_rows_steps_aside_at_its_share_and_ends_on_
     with trained_stages() as trained:
         row = run_stage(run, STUDENT)
     assert torch.equal(trained.call_args.args[0].method.teachers[0].entity.weight, rows_of(run, "teacher"))
-    assert row["early_steps"] * 2 == row["steps"] == progress["step"] * 2
-    assert finished_row(run.config, run.graph.identity, tmp_path, STUDENT) == row
+    assert row.early_steps is not None and row.early_steps * 2 == row.steps == progress["step"] * 2
+    assert finished_result(run.config, run.graph.identity, tmp_path, STUDENT, run.plan) == row
 
 
-def changed_over(ranks: Ranks, folder: str) -> tuple[dict[str, Any], bool]:
+def changed_over(ranks: Ranks, folder: str) -> tuple[StageResult, bool]:
     """A student's row, whose teacher is finished during its second epoch, and whether that is who taught it then."""
     run = toy_run(TREE, ranks, Path(folder))
     with pytest.raises(Stopped):
@@ -104,10 +105,10 @@ def changed_over(ranks: Ranks, folder: str) -> tuple[dict[str, Any], bool]:
 
 def test_a_student_goes_on_with_its_teacher_as_soon_as_that_is_finished_on_any_number_of_ranks(tmp_path: Path) -> None:
     one, changed = changed_over(Ranks(), str(tmp_path / "1"))
-    assert changed and one["early_steps"] * 3 == one["steps"]
+    assert changed and one.early_steps is not None and one.early_steps * 3 == one.steps
     for two, changed in run_on_ranks(2, changed_over, folder=str(tmp_path / "2")):
-        assert changed and two["early_steps"] == one["early_steps"]
-        assert two["valid"]["mrr"] == pytest.approx(one["valid"]["mrr"], abs=0.02)
+        assert changed and two.early_steps == one.early_steps
+        assert two.mrr("valid") == pytest.approx(one.mrr("valid"), abs=0.02)
 
 
 def test_an_early_student_that_is_started_again_is_where_it_would_have_been(tmp_path: Path) -> None:

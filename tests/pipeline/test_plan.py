@@ -30,9 +30,10 @@ from distkgd.methods import MethodSettings
 from distkgd.models.model_folder import load_model
 from distkgd.pipeline import plan
 from distkgd.pipeline.config import RunConfig, load_config, parse_config, resolved
-from distkgd.pipeline.plan import flatten_metrics, run_plan
+from distkgd.pipeline.plan import run_plan
 from distkgd.pipeline.stages import build_plan
 from distkgd.reporting.report import rows
+from distkgd.reporting.run_report import read_report
 from tests.launches import small_data
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph
@@ -618,11 +619,11 @@ def test_an_empty_split_has_no_figures_in_any_report_nor_in_what_mlflow_is_told(
         folder = tmp_path / tree["student"]["method"]
         run_plan(parsed(tree), graph, Ranks(), folder, resume=False, display=Display(True))
         run_plan(parsed(tree), graph, Ranks(), folder, resume=True, display=Display(True))
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        for stage, cells in zip(report["stages"], rows(report), strict=True):
-            known = flatten_metrics(stage)
+        report = read_report(folder)
+        for stage, cells in zip(report.stages, rows(report), strict=True):
+            known = stage.final_metrics()
             for split, column in (("valid", 5), ("test", 6)):
-                figures = [stage[split], *stage.get("curve", {}).get(split, {}).values()]
+                figures = [stage.metrics(split), *stage.curve.get(split, {}).values()]
                 assert all((one["mrr"] is None) == (split in empty) for one in figures)
                 assert (cells[column] == "–") == (split in empty) == (f"final/{split}/mrr" not in known)
         for name in ("report.json", "report.md", "report.html"):

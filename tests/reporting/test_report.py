@@ -1,16 +1,20 @@
 """The report: figures checked against numbers worked out by hand."""
 
-import copy
 import io
 import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from distkgd.common.files import write_atomic
-from distkgd.errors import StorageError
+from distkgd.errors import ModelError, StorageError
+from distkgd.models.run_paths import RESULT
+from distkgd.models.stage_result import read_result
 from distkgd.reporting.report import HEADER, markdown, notes, rows, table, write_report
+from distkgd.reporting.run_report import read_report
+from tests.records import RUN, report_of
 
 
 def _split(mrr: float) -> dict[str, float]:
@@ -63,13 +67,13 @@ def _report() -> dict:
 
 
 def _cell(report: dict, stage: str, column: str) -> str:
-    row = next(row for row in rows(report) if row[0] == stage)
+    row = next(row for row in rows(report_of(report)) if row[0] == stage)
     return row[HEADER.index(column)]
 
 
 def _drawn(report: dict, width: int = 100) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(table(report))
+    Console(file=out, width=width, color_system=None).print(table(report_of(report)))
     return out.getvalue()
 
 
@@ -99,7 +103,9 @@ def test_a_chain_is_measured_against_its_head_like_the_direct_model_beside_it():
     assert _cell(report, "assistant", "smaller") == "4.0×"
     assert _cell(report, "student", "smaller") == _cell(report, "direct", "smaller") == "8.0×"
     assert _cell(report, "student", "retained") == "90.1%"
-    assert not any(note.startswith("assistant") for note in notes(report))  # nothing of its dim, nothing owed
+    assert not any(
+        note.startswith("assistant") for note in notes(report_of(report))
+    )  # nothing of its dim, nothing owed
 
 
 def test_the_first_of_several_teachers_is_the_one_measured_against():
@@ -117,38 +123,38 @@ def test_a_teacher_that_is_no_stage_of_this_plan_gives_no_share():
 
 
 def test_each_student_stands_beside_the_direct_model_of_its_dim_in_a_sentence():
-    assert "student − direct: +0.021 valid MRR, +0.018 test MRR." in notes(_report())
+    assert "student − direct: +0.021 valid MRR, +0.018 test MRR." in notes(report_of(_report()))
 
 
 def test_a_loss_against_the_direct_model_is_told_with_a_minus_and_a_tie_with_plus_zero():
     report = _report()
     report["stages"][1]["valid"]["mrr"] = 0.400
     report["stages"][1]["test"]["mrr"] = 0.4099
-    assert "student − direct: −0.010 valid MRR, +0.000 test MRR." in notes(report)
+    assert "student − direct: −0.010 valid MRR, +0.000 test MRR." in notes(report_of(report))
 
 
 def test_biases_stand_beside_the_dim():
     report = _report()
     report["stages"][1]["biases"] = 1
     report["stages"][2]["biases"] = 0
-    assert [row[HEADER.index("dim")] for row in rows(report)] == ["256", "32+1", "32"]
+    assert [row[HEADER.index("dim")] for row in rows(report_of(report))] == ["256", "32+1", "32"]
 
 
 def test_a_student_without_a_direct_model_of_its_dim_is_said_to_lack_one():
     report = _report()
     report["stages"][2]["dim"] = 64
-    assert any(note.startswith("student: no directly trained model of dim 32") for note in notes(report))
+    assert any(note.startswith("student: no directly trained model of dim 32") for note in notes(report_of(report)))
 
 
 def test_several_direct_models_are_matched_by_dim():
     report = _report()
     report["stages"][2]["name"] = "direct-32"
     report["stages"].append(_stage("direct-64", "direct", 64, 10_485_760, [], 0.3, 0.3))
-    assert "student − direct-32: +0.021 valid MRR, +0.018 test MRR." in notes(report)
+    assert "student − direct-32: +0.021 valid MRR, +0.018 test MRR." in notes(report_of(report))
 
 
 def test_the_protocol_and_the_data_stand_below_the_table():
-    protocol, data = notes(_report())[:2]
+    protocol, data = notes(report_of(_report()))[:2]
     assert protocol == (
         "Protocol: filter: filtered, candidates: all, ties: realistic, directions: both, unseen: kept; "
         "world: 2, device: cpu; H@k are test figures."
@@ -161,11 +167,11 @@ def test_the_protocol_and_the_data_stand_below_the_table():
 
 def test_markdown_and_terminal_show_the_same_cells_and_sentences():
     report = _report()
-    text, drawn = markdown(report), _drawn(report, width=300)
-    for row in rows(report):
+    text, drawn = markdown(report_of(report)), _drawn(report, width=300)
+    for row in rows(report_of(report)):
         assert "| " + " | ".join(row) + " |" in text
         assert " ".join(row).split() in [line.split() for line in drawn.splitlines()]
-    for note in notes(report):
+    for note in notes(report_of(report)):
         assert note in text
         assert " ".join(note.split()) in " ".join(drawn.split())
 
@@ -180,7 +186,7 @@ def test_the_terminal_table_fits_100_columns_and_loses_no_figure_there():
     drawn = _drawn(report)
     assert max(len(line.rstrip()) for line in drawn.splitlines()) <= 100
     assert "…" not in drawn
-    for row in rows(report):
+    for row in rows(report_of(report)):
         for cell in row[3:]:
             assert cell in drawn
 
@@ -191,14 +197,14 @@ def test_names_with_markup_characters_are_shown_as_they_are():
     report["stages"][1]["method"] = "[red]"
     assert "a[b]|c" in _drawn(report)
     assert "[red]" in _drawn(report)
-    assert "| a[b]\\|c |" in markdown(report)
+    assert "| a[b]\\|c |" in markdown(report_of(report))
 
 
 def test_a_stage_without_figures_yet_shows_dashes():
     report = _report()
     report["stages"] = [{"name": "student", "method": "dualde", "teachers": ["teacher"], "dim": 32}]
-    assert rows(report) == [["student", "dualde", "–", "32", *["–"] * 9]]
-    assert "student" in markdown(report)
+    assert rows(report_of(report)) == [["student", "dualde", "complex", "32", "9 B", *["–"] * 8]]
+    assert "student" in markdown(report_of(report))
 
 
 @pytest.mark.parametrize(
@@ -220,25 +226,37 @@ def test_sizes_are_told_in_decimal_units(size, text):
 
 
 def test_write_report_keeps_every_key_and_leaves_no_temporary_file(tmp_path: Path):
-    report = _report() | {"extra": {"nested": [1, 2, "drei · 3"]}}
+    report = RUN | _report() | {"extra": {"nested": [1, 2, "drei · 3"]}}
     report["stages"][1]["triples_per_second"] = 5000.5
-    before = copy.deepcopy(report)
-    write_report(tmp_path / "run", report)
-    assert report == before
+    report["stages"][2] |= {"joules": None, "of_a_method": [0.5], "curve": {"valid": {"8": _split(0.3)}}}
+    write_report(tmp_path / "run", report_of(report))
     text = (tmp_path / "run" / "report.json").read_text(encoding="utf-8")
     assert json.loads(text) == report
-    assert text.startswith('{\n  "data": {\n')
+    assert text.startswith('{\n  "name": "toy",\n  "data": {\n')
     assert "drei · 3" in text
-    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == markdown(report)
+    assert read_report(tmp_path / "run") == report_of(report)
+    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == markdown(report_of(report))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.json", "report.md"]
 
 
-def test_a_report_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path):
-    write_report(tmp_path, _report())
-    with pytest.raises(TypeError, match="plain values"):
-        write_report(tmp_path, _report() | {"extra": object()})
-    assert json.loads((tmp_path / "report.json").read_text()) == _report()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+def test_a_result_is_read_as_it_was_written_and_a_damaged_one_is_named(tmp_path: Path):
+    brought = report_of({"stages": [{"name": "teacher", "source": "elsewhere"}]}).stages
+    (row,) = report_of({"stages": [{"curve": {"valid": {8: {"mrr": 0.5}}}, "teachers": ["elsewhere"]}]}).stages
+    result = row.model_copy(update={"brought": brought, "digest": "d"})
+    result.write(tmp_path)
+    assert read_result(tmp_path) == result
+    assert not {"brought", "digest"} & result.to_json().keys()  # which are for result.json alone
+    whole = json.loads((tmp_path / RESULT).read_text(encoding="utf-8"))
+    for key, value in (("dim", "many"), ("digest", None), ("teachers", None)):
+        (tmp_path / RESULT).write_text(json.dumps(whole | {key: value}), encoding="utf-8")
+        with pytest.raises(ModelError, match=rf"result\.json is damaged \({key}: .*train it again"):
+            read_result(tmp_path)
+
+
+def test_a_result_cannot_be_changed():
+    (row,) = report_of({"stages": [{}]}).stages
+    with pytest.raises(ValidationError, match="frozen"):
+        row.dim = 9
 
 
 @pytest.mark.parametrize("moment", ["write", "rename"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from distkgd.common.text import fixed
 from distkgd.models.export.source import Source
-from distkgd.models.model_folder import read_result
+from distkgd.models.stage_result import read_result
 
 MEASURES = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10")
 
@@ -57,7 +57,7 @@ def _metrics(source: Source) -> list[str]:
         return []
     lines = [f"| split | {' | '.join(MEASURES)} |", "|---" * (1 + len(MEASURES)) + "|"]
     for split in ("valid", "test"):
-        if split in row:
-            figures = " | ".join(fixed(row[split][one], 4) for one in MEASURES)
+        if found := row.metrics(split):
+            figures = " | ".join(fixed(found[one], 4) for one in MEASURES)
             lines.append(f"| {split} | {figures} |")
     return [*lines, ""]

@@ -6,8 +6,7 @@ One croppable model (method med) gives the MRR of every crop, on validation for 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,38 +21,19 @@ from distkgd.models.export import export_model
 from distkgd.models.model import Model
 from distkgd.models.model_folder import bytes_on_disk
 from distkgd.models.run_paths import stage_folder
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.autoconfig.request import Budget
 from distkgd.pipeline.config import StageConfig, alone, resized
-from distkgd.pipeline.plan import Row, run_stage, valid_mrr
+from distkgd.pipeline.plan import Addition, run_stage, valid_mrr
 from distkgd.pipeline.stage_job import Run, fresh_model, load_teacher, stage_seed
 from distkgd.pipeline.stages import Stage
-from distkgd.reporting.report import mrr_of, told_better
-from distkgd.scorers import SCORERS, build_scorer
+from distkgd.reporting.report import told_better
+from distkgd.reporting.run_report import Figures, Verdict
+from distkgd.scorers import build_scorer
 
 ANSWERS = 10
 QUERIES, WARM_QUERIES = 30, 5
 OTHER_BYTES = 4096  # config.json, the model card and the headers of the tables: at most
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Of one size of student. bytes: of its export. ms: median of single queries. valid, test: MRR.
-
-    retained: share of the teacher's valid MRR. The last three are None before there is a trained model.
-    """
-
-    dim: int
-    bytes: int
-    ms: float
-    valid: float | None = None
-    test: float | None = None
-    retained: float | None = None
-
-    def __str__(self) -> str:
-        kept = "" if self.retained is None else f", {100 * self.retained:.1f}% of the teacher's valid MRR"
-        mrr = "" if self.valid is None else f" (valid MRR {self.valid:.4f}"
-        mrr += "" if self.valid is None else ")" if self.test is None else f", test {self.test:.4f})"
-        return f"{self.dim} numbers per entity: {self.bytes / 1e6:.2f} MB, {self.ms:.2f} ms per query{kept}{mrr}"
 
 
 def pick(found: Sequence[Figures], budget: Budget) -> Figures | None:
@@ -122,22 +102,21 @@ def query_ms(model: Model, graph: Graph) -> float:
     return float(model.entity.ranks.gather_objects(ms)[0])
 
 
-def judge_student(run: Run, rows: list[Row], *, budget: Budget) -> tuple[list[Row], dict[str, Any]]:
+def judge_student(run: Run, results: list[StageResult], *, budget: Budget) -> Addition:
     """Whether the student of a plan of teacher, student and direct meets the budget. All ranks call it."""
-    student, teacher = next(row for row in rows if row["name"] == "student"), run.config.teacher
+    student, teacher = run.results["student"], run.config.teacher
     found = measured(load_teacher(run, "student"), run.graph)
     whole = None if teacher is None else valid_mrr(run, teacher if isinstance(teacher, str) else "teacher")
-    judged = _with_mrr(found, {split: student[split]["mrr"] for split in run.splits}, whole)
+    judged = _with_mrr(found, {split: student.mrr(split) for split in run.splits}, whole)
     met = judged if fits(judged, budget) else None
-    direct = next((row for row in rows if row["name"] == "direct" and row["dim"] == judged.dim), None)
-    return [], _verdict(budget, met, [judged], f"student: {judged}", direct)
+    direct = next((one for one in results if one.name == "direct" and one.dim == judged.dim), None)
+    return _verdict(budget, met, [judged], f"student: {judged}", direct)
 
 
-def select_for_budget(run: Run, rows: list[Row], *, budget: Budget) -> tuple[list[Row], dict[str, Any]]:
+def select_for_budget(run: Run, results: list[StageResult], *, budget: Budget) -> Addition:
     """Choose the crop, export it as the stage student_DIM, and train the direct model of its dim. All ranks call it."""
-    row = next(row for row in rows if row["name"] == "student")
-    # JSON has made texts of the dims of a stage that was finished before.
-    curve = {split: {int(dim): one for dim, one in of.items()} for split, of in row["curve"].items()}
+    student = run.results["student"]
+    curve = student.curve
     model, largest = load_teacher(run, "student"), max(curve["valid"])
     found = [
         _with_mrr(
@@ -149,9 +128,8 @@ def select_for_budget(run: Run, rows: list[Row], *, budget: Budget) -> tuple[lis
     ]
     chosen = pick(found, budget)
     if chosen is None:
-        return [], _verdict(budget, None, found, f"best was {nearest(found, budget)}")
-    name = f"student_{chosen.dim}"
-    folder = stage_folder(run.folder, name)
+        return _verdict(budget, None, found, f"best was {nearest(found, budget)}")
+    folder = stage_folder(run.folder, f"student_{chosen.dim}")
 
     def write() -> None:
         if not (folder / "model").exists():
@@ -159,42 +137,40 @@ def select_for_budget(run: Run, rows: list[Row], *, budget: Budget) -> tuple[lis
             export_model(stage_folder(run.folder, "student"), folder / "model", "safetensors", Ranks(), chosen.dim)
 
     on_first(run.ranks, write)
-    direct = alone(resized(run.config.student, chosen.dim, {"method": "scratch"}, "direct"))
-    rows = [_crop_row(row, chosen.dim, curve, folder), run_stage(run, Stage("direct", direct, ()))]
+    figures: dict[str, Any] = {split: of_dim[chosen.dim] for split, of_dim in curve.items()}
+    crop = StageResult(
+        name=folder.name,
+        method="crop",
+        scorer=student.scorer,
+        dim=chosen.dim,
+        biases=student.biases,
+        bytes=bytes_on_disk(folder),
+        teachers=("student",),
+        **figures,
+    )
+    config = alone(resized(run.config.student, chosen.dim, {"method": "scratch"}, "direct"))
+    direct = run_stage(run, Stage("direct", config, ()))
     where = f"the first of {largest} numbers, exported to {folder}: {chosen}"
-    return rows, _verdict(budget, chosen, found, where, rows[-1])
+    return _verdict(budget, chosen, found, where, direct)._replace(results=(crop, direct))
 
 
-def _crop_row(row: Row, dim: int, curve: Mapping[str, Mapping[int, Any]], folder: Path) -> Row:
-    scorer = SCORERS[row["scorer"]](dim)
-    return {
-        "name": folder.name,
-        "method": "crop",
-        "scorer": row["scorer"],
-        "dim": dim,
-        "biases": scorer.biases,
-        "bytes": bytes_on_disk(folder),
-        "teachers": ["student"],
-        **{split: found[dim] for split, found in curve.items()},
-    }
-
-
-def _with_mrr(found: Figures, mrr: Mapping[str, float], whole: float | None) -> Figures:
-    retained = mrr["valid"] / whole if whole else None
-    return Figures(found.dim, found.bytes, found.ms, mrr["valid"], mrr.get("test"), retained)
+def _with_mrr(found: Figures, mrr: Mapping[str, float | None], whole: float | None) -> Figures:
+    valid = mrr["valid"]
+    retained = valid / whole if valid is not None and whole else None
+    return Figures(found.dim, found.bytes, found.ms, valid, mrr.get("test"), retained)
 
 
 def _verdict(
-    budget: Budget, met: Figures | None, found: Sequence[Figures], sentence: str, direct: Row | None = None
-) -> dict[str, Any]:
+    budget: Budget, met: Figures | None, found: Sequence[Figures], sentence: str, direct: StageResult | None = None
+) -> Addition:
     word = "not reachable" if met is None else "met"
-    about = {"wanted": asdict(budget), "met": met is not None, "chosen": None if met is None else met.dim}
-    figures = [asdict(one) for one in found]
+    chosen = None if met is None else met.dim
+    verdict = Verdict(wanted=asdict(budget), met=met is not None, chosen=chosen, sizes=tuple(found))
     remarks = [f"Budget ({budget}): {word}; {sentence}."]
     if met is not None and direct is not None:
-        better = told_better(mrr_of(direct, "valid"), met.valid, "the chosen student")
+        better = told_better(direct.mrr("valid"), met.valid, "the chosen student")
         remarks += [better] if better else []
-    return {"budget": about | {"sizes": figures}, "remarks": remarks}
+    return Addition(remarks=remarks, budget=verdict)
 
 
 def _name_bytes(vocabulary: Vocabulary) -> int:

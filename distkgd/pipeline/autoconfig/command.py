@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +20,17 @@ from distkgd.distributed.checkpoint.tables import atomic_folder
 from distkgd.distributed.node_sharing import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.autoconfig import rules
 from distkgd.pipeline.autoconfig.budget import judge_student, out_of_reach, select_for_budget, smallest_dim
 from distkgd.pipeline.autoconfig.forecast import forecast, format_forecast, free_memory, held_memory
 from distkgd.pipeline.autoconfig.request import DistillRequest
 from distkgd.pipeline.config import RunConfig, alone, load_tree, parse_config, resized
-from distkgd.pipeline.plan import Row, checked_plan, open_run, run_plan
+from distkgd.pipeline.plan import Addition, checked_plan, open_run, run_plan
 from distkgd.pipeline.run_folder import refuse_existing
 from distkgd.pipeline.stage_job import Run
-from distkgd.pipeline.stages import Stage
+from distkgd.pipeline.stages import Stage, build_plan
+from distkgd.reporting.run_report import RunReport
 from distkgd.tracking.tracker import NoTracking
 
 NOT_REACHABLE = 3  # exit code: the budget cannot be met
@@ -39,7 +41,7 @@ class Outcome(NamedTuple):
     """report: None where no training could have met the budget, and nothing was written. code: of the process."""
 
     folder: Path
-    report: dict[str, Any] | None
+    report: RunReport | None
     code: int
 
 
@@ -83,7 +85,7 @@ def run_own(
     tree["data"] = request.data if written is None else str(folder / "data" / name)
     tree, croppable = _chosen(request, graph, tree)
     config = parse_config(tree, str(request.config or "the chosen config"))
-    stages = checked_plan(config, graph, ranks.world)
+    stages = checked_plan(config, build_plan(config), graph, ranks.world, folder)
     _check_budget(request, config, graph, croppable)
     if not (resume and (folder / "plan.yaml").exists()):
         reason = _announce(request, config, graph, ranks, folder, display, stages, croppable)
@@ -99,7 +101,7 @@ def run_own(
     further = partial(_further, request=request, croppable=croppable, notes=notes)
     run = partial(run_plan, config, graph, ranks, folder, resume=resume, display=display)
     report = run(stages=stages, write=write, further=further)
-    met = report.get("budget", {"met": True})["met"]
+    met = report.budget is None or report.budget.met
     return Outcome(folder, report, 0 if met else NOT_REACHABLE)
 
 
@@ -198,7 +200,7 @@ def _announce(
     sizes = f"{graph.num_entities:,} entities, {graph.num_relations:,} relations"
     held = ", ".join(f"{len(getattr(graph, split)):,} {split}" for split in ("train", "valid", "test"))
     display.line(f"{graph.name}: {sizes}; triples: {held}")
-    run = open_run(config, graph, ranks, folder, NoTracking(), display)
+    run = open_run(config, stages, graph, ranks, folder, NoTracking(), display)
     if request.budget:
         reason = out_of_reach(run, config.student, smallest_dim(config.student), request.budget)
         if reason is not None:
@@ -216,13 +218,12 @@ def _announce(
 
 
 def _further(
-    run: Run, rows: list[Row], *, request: DistillRequest, croppable: bool, notes: list[str]
-) -> tuple[list[Row], dict[str, Any]]:
+    run: Run, results: list[StageResult], *, request: DistillRequest, croppable: bool, notes: list[str]
+) -> Addition:
     """Judge the budget, and remark what is odd about the data."""
-    judge: Callable[..., tuple[list[Row], dict[str, Any]]] = select_for_budget if croppable else judge_student
-    more, keys = judge(run, rows, budget=request.budget) if request.budget else ([], {})
-    remarks = [*keys.get("remarks", []), *(f"Data: {note}." for note in notes)]
-    return more, keys | ({"remarks": remarks} if remarks else {})
+    judge = select_for_budget if croppable else judge_student
+    added = judge(run, results, budget=request.budget) if request.budget else Addition()
+    return added._replace(remarks=[*added.remarks, *(f"Data: {note}." for note in notes)])
 
 
 def _write_config(tree: dict[str, Any], path: Path, request: DistillRequest) -> None:

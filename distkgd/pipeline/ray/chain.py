@@ -7,7 +7,6 @@ The run folder holds all that is known: whoever dies, the next one reads there w
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import Any
 
 from distkgd.data import anchored, load_graph
 from distkgd.distributed.ownership import owned
@@ -16,13 +15,14 @@ from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.pipeline.autoconfig.rules import fitted
 from distkgd.pipeline.config import parse_config, resolved
 from distkgd.pipeline.foreign_teachers import bring_teachers
-from distkgd.pipeline.plan import REPORTS, checked_plan, closing, make_report, tags_of, write_reports
+from distkgd.pipeline.plan import REPORTS, checked_plan, closing, leave_reports, make_report, tags_of
 from distkgd.pipeline.ray.session import import_ray
 from distkgd.pipeline.ray.stage_scheduler import Request, StageScheduler
 from distkgd.pipeline.ray.worker_group import Slot, dissolve
-from distkgd.pipeline.registration import register_run
 from distkgd.pipeline.run_folder import prepare_folder
+from distkgd.pipeline.stages import build_plan
 from distkgd.pipeline.storage import download_run, find_run
+from distkgd.reporting.run_report import RunReport
 from distkgd.tracking.mlflow_runs import open_tracking
 
 
@@ -30,7 +30,7 @@ from distkgd.tracking.mlflow_runs import open_tracking
 class Answer:
     """How the plan ended: with a report, by a signal, or (text) why it did not come to its end."""
 
-    report: Mapping[str, Any] | None = None
+    report: RunReport | None = None
     text: str = ""
     signal_number: int = 0
 
@@ -67,7 +67,7 @@ class Coordinator:
         except DistkgdError as error:
             return Answer(text=str(error))
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> RunReport:
         request, options = self._request, self._request.options
         dissolve(import_ray(), request.launcher)
         config, folder = parse_config(request.config, "the plan"), request.folder
@@ -75,7 +75,7 @@ class Coordinator:
         config, changes = fitted(config, len(graph.train), request.free)
         request = replace(request, config=resolved(config))
         self._news += [f"warning: {warning}" for warning in (*graph.warnings, *changes)]
-        stages = checked_plan(config, graph, world=1, folder=folder)
+        stages = checked_plan(config, build_plan(config), graph, world=1, folder=folder)
         device = pick(config.device, import_ray().cluster_resources(), request.grows)
         if config.device == "auto" and device == "cpu" and request.grows:
             self._news.append("device auto: the cluster has no GPU now, so CPUs train; device=cuda would wait for one")
@@ -98,12 +98,10 @@ class Coordinator:
                 storage.keep_ids()
             with closing(tracking, folder, REPORTS):
                 walk = StageScheduler(request, config, graph, stages, device, slot, self._stop, self._news.append)
-                rows = walk.run(lambda: self._signal_number)
-                report = make_report(config, graph, rows, walk.timeline.worlds(), device)
-                said = [*report.get("remarks", []), walk.timeline.sentence()]
-                report |= {"timeline": walk.timeline.events, "remarks": said}
-                write_reports(config, graph, folder, report)
-                register_run(config, folder, tracking, self._news.append)
+                results, timeline = walk.run(lambda: self._signal_number), walk.timeline
+                report = make_report(config, graph, results, timeline.worlds(), device, timeline=timeline.events)
+                report = report.model_copy(update={"remarks": (*report.remarks, timeline.sentence())})
+                leave_reports(config, stages, graph, folder, report, tracking, self._news.append)
         return report
 
 

@@ -18,6 +18,7 @@ from distkgd.pipeline.ray.session import ray_session
 from distkgd.pipeline.ray.stage_scheduler import Options, Request
 from distkgd.pipeline.ray.worker import Surroundings
 from distkgd.pipeline.ray.worker_group import told
+from distkgd.reporting.run_report import RunReport
 from distkgd.tracking.mlflow_store import resolve_uri
 
 POLL_SECONDS = 0.5
@@ -38,7 +39,7 @@ def run_chain(
     options: Options,
     display: Display,
     free: frozenset[str] = frozenset(),
-) -> dict[str, Any]:
+) -> RunReport:
     """The report of a plan whose stages are gangs of actors, on the cluster at `address` or on this machine.
 
     free: stages whose batches become smaller where the data does not fill them.
@@ -64,7 +65,7 @@ def run_chain(
         raise Stopped(answer.signal_number, "with a checkpoint of every stage that was running")
     if answer.report is None:
         raise ChainError(answer.text)
-    return dict(answer.report)
+    return answer.report
 
 
 def cpus_of_this_machine(options: Options) -> int:

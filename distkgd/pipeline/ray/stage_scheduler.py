@@ -1,6 +1,6 @@
 """The stages of a plan on their way: which begin, on how many workers, and what becomes of each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -11,16 +11,16 @@ from typing import Any
 from distkgd.common.text import fixed
 from distkgd.data import Graph
 from distkgd.errors import DistkgdError, Stopped
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.config import RunConfig
 from distkgd.pipeline.overlap import has_rows
-from distkgd.pipeline.plan import finished_row
+from distkgd.pipeline.plan import finished_result
 from distkgd.pipeline.ray.schedule import ASIDE, Timeline, allot, early, ready
 from distkgd.pipeline.ray.session import import_ray
 from distkgd.pipeline.ray.worker import Place, Surroundings, Work
 from distkgd.pipeline.ray.worker_group import Slot, WorkerGroup
 from distkgd.pipeline.stages import Stage, check_stage
 from distkgd.pipeline.storage import open_storage
-from distkgd.reporting.report import mrr_of
 
 POLL_SECONDS = 0.2
 
@@ -97,43 +97,44 @@ class StageScheduler:
         self._too_small = -1  # the cluster's slots when there was no room for a whole gang
         self.timeline = Timeline(request.folder)
 
-    def run(self, signal_number: Callable[[], int]) -> list[dict[str, Any]]:
-        """The rows of all stages, in the order of the plan. signal_number: -> what asked to stop."""
-        rows: dict[str, dict[str, Any]] = {}
-        running: dict[Future[dict[str, Any] | None], str] = {}
+    def run(self, signal_number: Callable[[], int]) -> list[StageResult]:
+        """The results of all stages, in the order of the plan. signal_number: -> what asked to stop."""
+        results: dict[str, StageResult] = {}
+        running: dict[Future[StageResult | None], str] = {}
+        plan = {stage.name: stage for stage in self._stages}
         with ThreadPoolExecutor(len(self._stages)) as threads:
             try:
-                while len(rows) < len(self._stages):
+                while len(results) < len(self._stages):
                     if self._stop.is_set():
                         raise Stopped(signal_number(), "between two stages")
-                    for stage, size in self._next(rows, list(running.values())):
-                        row = finished_row(self._config, self._graph.identity, self._request.folder, stage)
-                        if row is not None:
-                            mrr = fixed(mrr_of(row, "valid"), 4)
-                            self._say(f"{stage.name}: finished before, valid MRR {mrr}")
-                            rows[stage.name] = row
+                    for stage, size in self._next(results, list(running.values())):
+                        sha256, folder = self._graph.identity, self._request.folder
+                        result = finished_result(self._config, sha256, folder, stage, plan)
+                        if result is not None:
+                            self._say(f"{stage.name}: finished before, valid MRR {fixed(result.mrr('valid'), 4)}")
+                            results[stage.name] = result
                             continue
                         self._taken[stage.name] = size
                         running[threads.submit(self._train, stage, size, signal_number)] = stage.name
                     for future in wait(running, POLL_SECONDS, FIRST_COMPLETED)[0]:
                         name = running.pop(future)
                         del self._taken[name]
-                        row = future.result()
-                        if row is None:
+                        result = future.result()
+                        if result is None:
                             self._aside.add(name)
                         else:
-                            rows[name] = row
+                            results[name] = result
             except BaseException:
                 self._stop.set()  # the others write a checkpoint and end
                 raise
-        return [rows[stage.name] for stage in self._stages]
+        return [results[stage.name] for stage in self._stages]
 
-    def _next(self, rows: Mapping[str, Any], running: list[str]) -> list[tuple[Stage, int]]:
+    def _next(self, finished: Collection[str], running: list[str]) -> list[tuple[Stage, int]]:
         """Stages that begin now, and on how many workers."""
-        stages = ready(self._stages, rows, [*rows, *running])
+        stages = ready(self._stages, finished, [*finished, *running])
         if not stages:
             begun = [*running, *self._aside]
-            stages = early(self._stages, rows, begun, partial(has_rows, self._request.folder))
+            stages = early(self._stages, finished, begun, partial(has_rows, self._request.folder))
         total, wanted = self._slots_and_wanted()
         sizes = allot(len(stages), max(0, total - sum(self._taken.values())), wanted, not running)
         if self._storage is not None:
@@ -161,15 +162,15 @@ class StageScheduler:
                 return world
         raise error or AssertionError(f"{stage.name} on {size} workers")
 
-    def _train(self, stage: Stage, size: int, signal_number: Callable[[], int]) -> dict[str, Any] | None:
-        """A stage's row, after as many attempts as it takes; StageError after too many.
+    def _train(self, stage: Stage, size: int, signal_number: Callable[[], int]) -> StageResult | None:
+        """A stage's result, after as many attempts as it takes; StageError after too many.
 
         None where it has stepped aside, with a checkpoint, until its teacher is finished.
         """
         options, request = self._request.options, self._request
         threads = self._config.threads or max(1, options.cpus)
         folder, sha256 = request.folder, self._graph.identity
-        work = Work(request.config, stage.name, folder, request.uri, sha256, self._device, threads)
+        work = Work(request.config, self._stages, stage.name, folder, request.uri, sha256, self._device, threads)
         gang = WorkerGroup(
             self._ray,
             request.launcher,
@@ -187,10 +188,10 @@ class StageScheduler:
             text = f"{ASIDE}: until its teacher is finished" if aside else f"{outcome.kind}: {outcome.text}"
             for event in events:
                 self.timeline.end(event, "done" if outcome.kind == "done" else text)
-            if outcome.kind == "done" and outcome.row is not None:
+            if outcome.kind == "done" and outcome.result is not None:
                 if self._storage is not None:
                     self._storage.download_stage(stage.name)  # the run folder gets it, wherever it was trained
-                return dict(outcome.row)
+                return outcome.result
             if self._stop.is_set():
                 raise Stopped(signal_number(), f"in stage {stage.name}")
             if aside:

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,11 +25,12 @@ from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import CheckpointError, ConfigError, DataError, DistkgdError, Stopped, StorageError
 from distkgd.kernels.memory import keep_freed_memory
 from distkgd.models.run_paths import stage_folder
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.config import RunConfig, parse_config
 from distkgd.pipeline.foreign_teachers import bring_teachers
 from distkgd.pipeline.plan import open_run, run_stage
 from distkgd.pipeline.ray.session import import_ray
-from distkgd.pipeline.stages import Stage, build_plan, check_stage
+from distkgd.pipeline.stages import Stage, check_stage
 from distkgd.pipeline.storage import open_storage
 from distkgd.tracking.mlflow_runs import open_tracking
 
@@ -53,10 +54,12 @@ class Place:
 class Work:
     """What all workers of a stage are told.
 
-    config: the resolved run. folder: of the run. uri: MLflow's store. sha256: of the data that the plan was checked on.
+    config: the resolved run. plan: its stages, of which `stage` is one. folder: of the run. uri: MLflow's store.
+    sha256: of the data that the plan was checked on.
     """
 
     config: Mapping[str, Any]
+    plan: Sequence[Stage]
     stage: str
     folder: Path
     uri: str | None
@@ -87,12 +90,12 @@ class Outcome:
 
     kind: done; stopped by a signal, checkpoint written; refused: it would end so again; failed: it may not; died: the
         rank's process, or its node, is gone.
-    row: the stage's row of the report. text: why.
+    result: the stage's. text: why.
     """
 
     kind: Literal["done", "stopped", "refused", "failed", "died"]
     text: str = ""
-    row: Mapping[str, Any] | None = None
+    result: StageResult | None = None
 
 
 class StageWorker:
@@ -122,7 +125,7 @@ class StageWorker:
     def train(self, work: Work, rank: int, world: int, first: Place) -> Outcome:
         """This rank's part of the stage; `first` is where rank 0 is. Errors are told, not raised."""
         try:
-            return Outcome("done", row=train_rank(work, rank, world, first))
+            return Outcome("done", result=train_rank(work, rank, world, first))
         except Stopped as stopped:
             return Outcome("stopped", str(stopped))
         except (RendezvousError, CheckpointError, StorageError, BusyError) as error:
@@ -135,8 +138,8 @@ class StageWorker:
             return Outcome("failed", f"{type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})")
 
 
-def train_rank(work: Work, rank: int, world: int, first: Place) -> dict[str, Any] | None:
-    """Join the others, run the stage, leave; the stage's row on rank 0, None on the others."""
+def train_rank(work: Work, rank: int, world: int, first: Place) -> StageResult | None:
+    """Join the others, run the stage, leave; the stage's result on rank 0, None on the others."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -153,7 +156,7 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> dict[str, Any
             f"{socket.gethostname()} does not see the run folder {folder}; give --out a path on a disk that all nodes "
             "share, or set storage to a URI that they reach."
         )
-    stages = {stage.name: stage for stage in build_plan(config)}
+    stages = {stage.name: stage for stage in work.plan}
     stage = stages[work.stage]
     ranks = join_ranks(work.device)
     on_first(ranks, partial(provide, config, folder, stage, stages))
@@ -172,10 +175,10 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> dict[str, Any
             active=ranks.first,
         )
         tracking.attach(graph.summary())
-        run = open_run(config, graph, ranks, folder, tracking, Display(ranks.first))
-        row = run_stage(run, stage)
+        run = open_run(config, work.plan, graph, ranks, folder, tracking, Display(ranks.first))
+        result = run_stage(run, stage)
         leave_ranks(ranks)
-    return row if rank == 0 else None
+    return result if rank == 0 else None
 
 
 def folder_of(work: Work, config: RunConfig) -> Path:

@@ -216,7 +216,7 @@ def judged(ended: Mapping[int, Outcome], places: Sequence[Place]) -> Outcome:
                 text = (
                     one.text if kind == "refused" else f"rank {rank} (process {place.pid} on {place.host}): {one.text}"
                 )
-                return replace(one, text=text, row=None)
+                return replace(one, text=text, result=None)
     missing = sorted(set(range(len(places))) - set(ended))
     return Outcome("failed", f"ranks {missing} were given up: they did not end when the others had")
 

@@ -21,8 +21,8 @@ from distkgd.common.text import NONE
 from distkgd.pipeline.sweep.chart import draw
 from distkgd.pipeline.sweep.config import SweepConfig
 from distkgd.pipeline.sweep.trials import DIRECT, Trial
-from distkgd.pipeline.sweep.worker import Record, scored_row
-from distkgd.reporting.report import mrr_of
+from distkgd.pipeline.sweep.worker import Record
+from distkgd.reporting.run_report import read_report
 
 SPLITS = ("valid", "test")
 METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10")
@@ -71,9 +71,9 @@ def _result(trial: Trial, out: Path) -> dict[str, Any]:
         "ends": record.ends,
     }
     if record.status == "finished":
-        row = scored_row(trial, out)
-        whole = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        result["seconds"] = sum(stage["seconds"] for stage in whole["stages"])
+        stages = {stage.name: stage for stage in read_report(folder).stages}
+        row = stages[trial.stage].to_json()
+        result["seconds"] = sum(stage.seconds or 0.0 for stage in stages.values())
         result |= {key: row[key] for key in ("method", "scorer", "dim", "bytes", *SPLITS, "curve") if key in row}
         if (folder / "test.json").exists():
             result["test"] = json.loads((folder / "test.json").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def _row(results: Sequence[Result]) -> dict[str, Any]:
     if done:
         row |= {key: done[0][key] for key in ("method", "scorer", "dim", "bytes")}
         row["seconds"] = mean(one["seconds"] for one in done)
-        for split in (split for split in SPLITS if all(mrr_of(one, split) is not None for one in done)):
+        for split in (split for split in SPLITS if all(one.get(split, {}).get("mrr") is not None for one in done)):
             row[split] = {metric: _summary({one["seed"]: one[split][metric] for one in done}) for metric in METRICS}
         if all("curve" in one for one in done):
             row["curve"] = _mean_curve([one["curve"] for one in done], [split for split in SPLITS if split in row])

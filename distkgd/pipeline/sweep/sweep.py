@@ -37,7 +37,7 @@ from distkgd.pipeline.sweep.report import make_report, write_files
 from distkgd.pipeline.sweep.search import Arm, budgets, note_draw, read_draws, search_arms
 from distkgd.pipeline.sweep.tracking import Children
 from distkgd.pipeline.sweep.trials import Trial, table_trials
-from distkgd.pipeline.sweep.worker import Call, Record, rank_test, scored_row, train_teacher
+from distkgd.pipeline.sweep.worker import Call, Record, rank_test, scored_result, train_teacher
 from distkgd.tracking.mlflow_runs import open_tracking
 from distkgd.tracking.tracker import Tracking
 
@@ -195,7 +195,7 @@ class _Driver:
             if not finished:
                 raise DistkgdError(f"No trial of arm {arm.name} has finished; see {self._call.out / 'trials'}.")
             tried += done
-            best.append(max(finished, key=lambda trial: scored_row(trial, self._call.out)["valid"]["mrr"]))
+            best.append(max(finished, key=lambda trial: scored_result(trial, self._call.out).mrr("valid") or 0.0))
         winners = [at_seed(trial, seed) for trial in best for seed in sweep.seeds]
         self._run(winners)
         unranked = [trial for trial in winners if self._record(trial).status == "finished"]

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 from distkgd.common.files import write_atomic
-from distkgd.pipeline.plan import flatten_metrics
 from distkgd.pipeline.sweep.trials import Trial
-from distkgd.pipeline.sweep.worker import Record, scored_row
+from distkgd.pipeline.sweep.worker import Record, scored_result
 from distkgd.tracking.tracker import StageTracking, Status, Tracking
 
 STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
@@ -53,7 +52,7 @@ class Children:
         for line in curves.read_text(encoding="utf-8").splitlines() if curves.exists() else ():
             row = json.loads(line)
             child.log({name: value for name, value in row.items() if name not in ("step", "epoch")}, row["step"])
-        found = flatten_metrics(scored_row(trial, self._out)) if record.status == "finished" else {}
+        found = scored_result(trial, self._out).final_metrics() if record.status == "finished" else {}
         child.finish(STATUS[record.status], None, found)
         if record.status != "failed":  # which may be tried again
             self._closed.append(key)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,9 +25,10 @@ from distkgd.distributed.ranks import Ranks, join_ranks
 from distkgd.errors import ConfigError, DistkgdError, DivergedError, Stopped
 from distkgd.evaluation.model_metrics import evaluate_model
 from distkgd.kernels.memory import keep_freed_memory
-from distkgd.pipeline.plan import run_plan
+from distkgd.models.stage_result import StageResult
+from distkgd.pipeline.plan import checked_plan, run_plan
 from distkgd.pipeline.sweep.trials import Trial
-from distkgd.reporting.report import mrr_of
+from distkgd.reporting.run_report import REPORT, read_report
 from distkgd.training.job import Watch
 
 TEACHER_SECONDS = 24 * 3600.0  # another trial may be training the teacher
@@ -115,6 +115,7 @@ def run_trial(trial: Trial, call: Call, report: Report) -> None:
         curve = record.curve if record.attempt != call.attempt else []
         record.attempt = call.attempt
         record.write(folder)
+        made: StageResult | None = None
         if not all(report(mrr, epoch) for epoch, mrr in curve):
             return
         if not record.is_over(call.stops):
@@ -122,7 +123,7 @@ def run_trial(trial: Trial, call: Call, report: Report) -> None:
             try:
                 for teacher in trial.teachers().values():
                     train_teacher(teacher, call, TEACHER_SECONDS)
-                _train(trial, call, _watcher(trial, record, folder, report))
+                made = _train(trial, call, _watcher(trial, record, folder, report))
                 record.end(folder, "finished")
             except Stopped:
                 return  # whoever has stopped it knows why
@@ -132,8 +133,10 @@ def run_trial(trial: Trial, call: Call, report: Report) -> None:
                 record.end(folder, "failed", str(error))
         if record.status != "finished":
             report(0.0, record.epoch + 1)
-        elif not record.curve and (mrr := mrr_of(scored_row(trial, call.out), "valid")) is not None:
-            report(mrr, trial.scored.epochs)
+        elif not record.curve:
+            mrr = (made or scored_result(trial, call.out)).mrr("valid")
+            if mrr is not None:
+                report(mrr, trial.scored.epochs)
 
 
 def train_teacher(trial: Trial, call: Call, wait: float = SECONDS) -> None:
@@ -142,10 +145,10 @@ def train_teacher(trial: Trial, call: Call, wait: float = SECONDS) -> None:
     Raises ConfigError when that takes longer than `wait` seconds.
     """
     folder = trial.folder(call.out)
-    if (folder / "report.json").exists():
+    if (folder / REPORT).exists():
         return
     with held(folder / "claim", wait):
-        if (folder / "report.json").exists():
+        if (folder / REPORT).exists():
             return
         record = Record.read(folder)
         record.begin(folder)
@@ -164,7 +167,7 @@ def _watcher(trial: Trial, record: Record, folder: Path, report: Report) -> Watc
     return watch
 
 
-def _train(trial: Trial, call: Call, watch: Watch) -> None:
+def _train(trial: Trial, call: Call, watch: Watch) -> StageResult:
     keep_freed_memory()
     torch.set_num_threads(trial.config.threads or call.threads)
     config = trial.with_teachers(call.out)
@@ -172,15 +175,15 @@ def _train(trial: Trial, call: Call, watch: Watch) -> None:
     if graph.identity != trial.data:
         raise ConfigError(f"The data {config.data} is not what it was when the sweep began, or not on every machine.")
     ranks, folder = call.ranks(config.device), trial.folder(call.out)
-    plan, silent = trial.plan(config), Display(False)
-    run_plan(config, graph, ranks, folder, resume=True, display=silent, stages=plan, watch=watch)
+    plan, silent = checked_plan(config, trial.plan(config), graph, ranks.world, folder), Display(False)
+    report = run_plan(config, graph, ranks, folder, resume=True, display=silent, stages=plan, watch=watch)
+    return next(stage for stage in report.stages if stage.name == trial.stage)
 
 
-def scored_row(trial: Trial, out: Path) -> dict[str, Any]:
-    """The row of a finished trial's report that is about its scored stage."""
-    report = json.loads((trial.folder(out) / "report.json").read_text(encoding="utf-8"))
-    row: dict[str, Any] = next(row for row in report["stages"] if row["name"] == trial.stage)
-    return row
+def scored_result(trial: Trial, out: Path) -> StageResult:
+    """Of the stage that a finished trial is about, as the process that trained it has left it."""
+    stages = {stage.name: stage for stage in read_report(trial.folder(out)).stages}
+    return stages[trial.stage]
 
 
 def rank_test(trial: Trial, call: Call) -> None:

@@ -23,7 +23,7 @@ from distkgd.models.export.source import Source, open_source
 from distkgd.models.model_folder import find_model, sha256_of
 from distkgd.reporting.html.ask import Asked, ask
 from distkgd.reporting.html.pairs import Pair, Speaker
-from distkgd.reporting.report import last_split
+from distkgd.reporting.run_report import RunReport
 
 FILE = "examples.json"
 FORMAT = "distkgd-examples/1"
@@ -36,9 +36,7 @@ PER_RELATION = 2  # examples of a kind, while there are others
 TRIPLES_AT_ONCE = 1 << 20
 
 
-def examples(
-    folder: Path, report: Mapping[str, Any], load: Callable[[], Graph], pair: Pair, queries: int
-) -> dict[str, Any]:
+def examples(folder: Path, report: RunReport, load: Callable[[], Graph], pair: Pair, queries: int) -> dict[str, Any]:
     """The content of `examples.json` of a run folder: as it is there, or asked now.
 
     load: the run's graph, wanted only if the file is not there or is of other models. queries: how many are asked, of
@@ -46,12 +44,12 @@ def examples(
 
     Raises ModelError or DataError where the models cannot be asked.
     """
-    split = last_split(report["stages"])
+    split = report.shown_split
     speakers = {"teacher": pair.teacher, "student": pair.student}
     about: dict[str, Any] = {
         "format": FORMAT,
-        "data": report["data"]["sha256"],
-        "protocol": dict(report["protocol"]),
+        "data": report.data.sha256,
+        "protocol": report.protocol,
         "split": split,
         "models": {role: _identity(speaker) for role, speaker in speakers.items()},
         "seed": SEED,

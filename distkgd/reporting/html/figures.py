@@ -8,10 +8,11 @@ from typing import Any
 
 from distkgd.common.text import fixed, size_text
 from distkgd.models.run_paths import stage_folder
+from distkgd.models.stage_result import Parts, StageResult
 from distkgd.reporting.html.charts import Bar, Dot, Run, bars, drawn, lines, matrix, scatter, sizes, timeline
 from distkgd.reporting.html.curves import Curves, Points, read_curves
-from distkgd.reporting.html.pairs import Pair, Stage, student_of
-from distkgd.reporting.report import is_direct, last_split, mrr_of
+from distkgd.reporting.html.pairs import Pair
+from distkgd.reporting.run_report import RunReport
 
 RELATIONS = 12  # shown as bars; the table beside them has more
 IN_TABLE = 200
@@ -39,25 +40,15 @@ class Section:
     missing: list[str] = field(default_factory=list)
 
 
-def role_of(stage: Stage, stages: Sequence[Stage]) -> str:
-    """teacher, assistant (is taught, and teaches), student or direct."""
-    if is_direct(stage):
-        return "direct"
-    teaches = any(stage["name"] in other["teachers"] for other in stages)
-    if not teaches:
-        return "student"
-    return "assistant" if stage["teachers"] else "teacher"
-
-
-def size_section(report: Mapping[str, Any]) -> Section:
+def size_section(report: RunReport) -> Section:
     """MRR against bytes, with every crop."""
-    stages, split = report["stages"], last_split(report["stages"])
+    split, stages = report.shown_split, report.stages
     dots = [
-        Dot(stage["name"], role_of(stage, stages), float(stage["bytes"]), float(stage[split]["mrr"]))
+        Dot(stage.name, report.role_of(stage), float(stage.bytes), mrr)
         for stage in stages
-        if stage.get("bytes") and mrr_of(stage, split) is not None
+        if (mrr := stage.mrr(split)) is not None
     ]
-    crops = {stage["name"]: line for stage in stages if len(line := _crops(stage, role_of(stage, stages), split)) > 1}
+    crops = {stage.name: line for stage in stages if len(line := _crops(stage, report.role_of(stage), split)) > 1}
     section = Section("size", "Size and quality")
     if not dots:
         section.missing.append(f"No model of this run has bytes and {split} MRR.")
@@ -72,31 +63,31 @@ def size_section(report: Mapping[str, Any]) -> Section:
         caption += " The small marks are crops: the first numbers of every entity, as many as are written below."
     chart = drawn(partial(sizes, dots, crops, split), full=True)
     section.figures.append(Figure("What the bytes buy", chart, caption, ("model", "bytes", f"{split} MRR"), rows, True))
-    lost = [stage["name"] for stage in stages if stage.get("curve") and stage["name"] not in crops]
+    lost = [stage.name for stage in stages if stage.curve and stage.name not in crops]
     if lost:
         section.missing.append(f"The bytes of the crops of {', '.join(lost)} are not in this run's report.json.")
     return section
 
 
-def _crops(stage: Stage, role: str, split: str) -> list[Dot]:
-    # JSON has made texts of the dims of a stage that was finished before.
-    size = {int(dim): found for dim, found in (stage.get("crop_bytes") or {}).items()}
-    curve = {int(dim): found for dim, found in (stage.get("curve") or {}).get(split, {}).items()}
-    shown = [dim for dim in sorted(curve) if dim in size and curve[dim]["mrr"] is not None]
-    return [Dot(str(dim), role, float(size[dim]), float(curve[dim]["mrr"])) for dim in shown]
+def _crops(stage: StageResult, role: str, split: str) -> list[Dot]:
+    size, curve = stage.crop_bytes, sorted(stage.curve.get(split, {}).items())
+    return [
+        Dot(str(dim), role, float(size[dim]), mrr)
+        for dim, found in curve
+        if dim in size and (mrr := found["mrr"]) is not None
+    ]
 
 
-def training_section(report: Mapping[str, Any], folder: Path) -> Section:
+def training_section(report: RunReport, folder: Path) -> Section:
     """Learning curves of all stages, then what only some methods have."""
-    stages = report["stages"]
     section = Section("training", "Training")
     runs = []
-    for stage in stages:
-        curves = read_curves(stage_folder(folder, stage["name"]) / "metrics.jsonl", stage["name"])
+    for stage in report.stages:
+        curves = read_curves(stage_folder(folder, stage.name) / "metrics.jsonl", stage.name)
         best = None
-        if curves.valid and stage.get("best_step", -1) >= 0:
-            best = max(curves.valid, key=lambda point: (point[0] == stage["best_step"], point[1]))
-        runs.append(Run(role_of(stage, stages), curves, best))
+        if curves.valid and stage.best_step >= 0:
+            best = max(curves.valid, key=lambda point: (point[0] == stage.best_step, point[1]))
+        runs.append(Run(report.role_of(stage), curves, best))
     learned = [run for run in runs if run.curves.valid]
     if learned:
         chart = drawn(partial(timeline, learned, _valid, "valid MRR"), full=True)
@@ -113,7 +104,7 @@ def training_section(report: Mapping[str, Any], folder: Path) -> Section:
             "Sum of the loss terms, averaged over a fifth of an epoch. Losses of different methods do not compare."
         )
         section.figures.append(Figure("Training loss", chart, caption, full=True))
-    for stage, run in zip(stages, runs, strict=True):
+    for stage, run in zip(report.stages, runs, strict=True):
         section.figures += method_figures(stage, run.curves)
     return section
 
@@ -126,9 +117,9 @@ def _loss(curves: Curves) -> Points:
     return curves.loss
 
 
-def method_figures(stage: Stage, curves: Curves) -> list[Figure]:
+def method_figures(stage: StageResult, curves: Curves) -> list[Figure]:
     """Soft-label weights, lambda, w1 to w3, the mask: what the stage's method has."""
-    name, kind = stage["name"], stage.get("method")
+    name, kind = stage.name, stage.method
     found: list[Figure] = []
 
     def chart(title: str, series: Mapping[str, Points], what: str, caption: str) -> None:
@@ -196,30 +187,26 @@ def _few(dims: Sequence[int], most: int = 6) -> list[int]:
     return [dims[round(i * (len(dims) - 1) / (most - 1))] for i in range(most)]
 
 
-def parts_section(report: Mapping[str, Any], pair: Pair | None) -> Section:
+def parts_section(report: RunReport, pair: Pair | None) -> Section:
     """Where the student is good and where it is not: relations, the long tail, directions, categories."""
-    stages = report["stages"]
-    split = last_split(stages)
-    chosen: dict[str, Stage] = {}
-    if pair is not None and pair.stages[0] is not None and pair.stages[0]["name"] != pair.stages[1]["name"]:
-        chosen["teacher"] = pair.stages[0]
-    student = student_of(stages)
-    if chosen.get("teacher") is student:
-        del chosen["teacher"]
-    chosen["student"] = student
-    direct = next((stage for stage in stages if is_direct(stage) and stage.get("dim") == student.get("dim")), None)
+    split, student = report.shown_split, report.student
+    chosen = {"student": student}
+    teacher = None if pair is None else pair.stages[0]
+    if teacher is not None and teacher != student:
+        chosen = {"teacher": teacher} | chosen
+    direct = report.direct_of(student)
     if direct is not None:
         chosen["direct"] = direct
-    found = {role: stage[f"{split}_by"] for role, stage in chosen.items() if stage.get(f"{split}_by")}
-    names = {role: str(chosen[role]["name"]) for role in found}
+    found = {role: parts for role, stage in chosen.items() if (parts := stage.parts(split))}
+    names = {role: chosen[role].name for role in found}
     section = Section("parts", "Where it is kept and where it is lost")
-    if "student" not in found or mrr_of(student, split) is None:
+    if "student" not in found or student.mrr(split) is None:
         section.missing.append("This run's report.json has no results by relation.")
         return section
     legend = ", ".join(
         f"{shape} {names[role]}" for role, shape in zip(found, ("broad bar", "slim bar", "tick"), strict=False)
     )
-    counted = sorted(found["student"]["relation"].items(), key=lambda item: (-item[1]["num_triples"], item[0]))
+    counted = sorted(found["student"]["relation"].items(), key=lambda item: (-(item[1]["num_triples"] or 0), item[0]))
     relations = _rows(found, "relation", [name for name, _ in counted], "num_triples")
     few = f" The {RELATIONS} of {len(relations)} with the most triples." if len(relations) > RELATIONS else ""
     caption = f"{split.capitalize()} MRR by relation ({legend}); beside the name, its {split} triples.{few}"
@@ -248,7 +235,7 @@ def _sign(key: str) -> str:
 
 
 def _rows(
-    found: Mapping[str, Any], part: str, keys: Iterable[str] | None, count: str, name: Callable[[str], str] = str
+    found: Mapping[str, Parts], part: str, keys: Iterable[str] | None, count: str, name: Callable[[str], str] = str
 ) -> list[Bar]:
     rows = []
     for key in found["student"].get(part, {}) if keys is None else keys:
@@ -256,7 +243,7 @@ def _rows(
         number = cells["student"].get(count)
         if number == 0:
             continue
-        values = {role: float(cell["mrr"]) for role, cell in cells.items() if cell["mrr"] is not None}
+        values = {role: mrr for role, cell in cells.items() if (mrr := cell["mrr"]) is not None}
         rows.append(Bar(name(key), "" if number is None else f"{number:,.0f}", values))
     return rows
 

@@ -15,25 +15,17 @@ from markupsafe import Markup
 
 from distkgd.common.files import write_atomic
 from distkgd.common.paths import AnyPath
-from distkgd.common.text import NONE, fixed, seconds_text
+from distkgd.common.text import NONE, count_text, fixed, seconds_text
 from distkgd.config.tree import read_yaml
 from distkgd.data import Graph, load_graph
 from distkgd.distributed.ownership import owned
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.models.model_folder import find_model, read_json
-from distkgd.models.run_paths import folder_of
 from distkgd.reporting.endpoints import MEASURED, sentences
 from distkgd.reporting.html.examples import examples
-from distkgd.reporting.html.figures import (
-    Section,
-    answer_figures,
-    parts_section,
-    role_of,
-    size_section,
-    training_section,
-)
-from distkgd.reporting.html.pairs import Pair, pair_of, student_of
+from distkgd.reporting.html.figures import Section, answer_figures, parts_section, size_section, training_section
+from distkgd.reporting.html.pairs import Pair, pair_of
 from distkgd.reporting.report import (
     HEADER,
     NUM_TEXT_COLUMNS,
@@ -41,20 +33,17 @@ from distkgd.reporting.report import (
     comparisons,
     data_line,
     difference,
-    is_direct,
-    last_split,
-    mrr_of,
     protocol_line,
     rows,
-    trained,
     write_report,
 )
+from distkgd.reporting.run_report import REPORT, RunReport, read_report
 
 FILE = "report.html"
 QUERIES = 200
 
 
-def write_html(folder: Path, report: Mapping[str, Any], load: Callable[[], Graph], queries: int = QUERIES) -> list[str]:
+def write_html(folder: Path, report: RunReport, load: Callable[[], Graph], queries: int = QUERIES) -> list[str]:
     """Write `report.html` into a run folder, and `examples.json` if models have to be asked for it.
 
     load: the run's graph, wanted only for that. queries: asked of the last split, of large tables fewer; 0: none.
@@ -73,42 +62,43 @@ def remake(folder: AnyPath, data: str | None = None, queries: int | None = None)
 
     Raises ConfigError where there is no finished run, or a launch is at work in it.
     """
-    folder = Path(folder)
+    folder, notes = Path(folder), list[str]()
     read_run(folder)
-    notes: list[str] = []
     with owned(folder, Ranks(), notes.append):
-        notes += _remade(folder, data, queries)
+        report, config = read_run(folder)
+        notes += _remade(folder, report, config, data, queries)
     return folder / FILE, notes
 
 
 def keep_measured(folder: Path, measured: Mapping[str, Any]) -> list[str]:
     """Put what was measured of a run's endpoints into its reports, if it has any: what could not be shown."""
-    if not (folder / "report.json").is_file():
+    if not (folder / REPORT).is_file():
         return []
     notes: list[str] = []
     with owned(folder, Ranks(), notes.append):
+        report, config = read_run(folder)
         write_atomic(folder / MEASURED, json.dumps(measured, indent=2) + "\n")
-        write_report(folder, read_json(folder / "report.json"))
-        notes += _remade(folder)
+        report = report.model_copy(update={"serving": dict(measured)})
+        write_report(folder, report)
+        notes += _remade(folder, report, config)
     return notes
 
 
-def _remade(folder: Path, data: str | None = None, queries: int | None = None) -> list[str]:
-    report, config = read_run(folder)
+def _remade(
+    folder: Path, report: RunReport, config: Mapping[str, Any], data: str | None = None, queries: int | None = None
+) -> list[str]:
     given = (config.get("report") or {}).get("queries", QUERIES)  # runs of before have none
     load = partial(load_graph, str(config["data"]) if data is None else data)
     return write_html(folder, report, load, int(given) if queries is None else queries)
 
 
-def read_run(folder: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(folder: AnyPath) -> tuple[RunReport, dict[str, Any]]:
     """report.json of a finished run, and its config, `data` found from anywhere; ConfigError where there is none."""
     folder = Path(folder)
     try:
-        report, plan = read_json(folder / "report.json"), read_yaml(folder / "plan.yaml")
+        report, plan = read_report(folder), read_yaml(folder / "plan.yaml")
         config = plan["config"] | {"data": plan.get("source", plan["config"]["data"])}  # runs of before have no source
-        for stage in report["stages"]:
-            _ = stage["name"], stage["teachers"]
-        _ = report["stages"][0], report["data"]["sha256"], report["protocol"]["ties"], config["data"]
+        _ = report.protocol["ties"], report.protocol["filter"]
     except (DistkgdError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{folder} is no folder of a finished run: report.json or plan.yaml is missing or damaged ({error}); "
@@ -117,9 +107,7 @@ def read_run(folder: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
     return report, config
 
 
-def render(
-    folder: Path, report: Mapping[str, Any], load: Callable[[], Graph], queries: int = QUERIES
-) -> tuple[str, list[str]]:
+def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: int = QUERIES) -> tuple[str, list[str]]:
     """The page of a run, and what could not be shown; see `write_html`."""
     pair = pair_of(report, folder)
     asked, missing = _asked(folder, report, load, pair, queries)
@@ -137,22 +125,21 @@ def render(
     environment.filters["markup"] = Markup  # of our own charts, which escape what they write
     environment.filters["fixed"] = fixed
     environment.filters["rank"] = _rank
-    stages = report["stages"]
     page = environment.get_template("page.html.j2").render(
         report=report,
-        split=last_split(stages),
+        split=report.shown_split,
         lead=_lead(report),
         keys=_keys(report),
         header=HEADER,
         text_columns=NUM_TEXT_COLUMNS,
-        table=[(role_of(stage, stages), row) for stage, row in zip(stages, rows(report), strict=True)],
-        remarks=[*comparisons(stages), *choices(stages), *sentences(report), *report.get("remarks", [])],
+        table=[(report.role_of(stage), row) for stage, row in zip(report.stages, rows(report), strict=True)],
+        remarks=[*comparisons(report), *choices(report.stages), *sentences(report.serving), *report.remarks],
         sections=sections,
         answers=answers,
         asked=asked,
         pair=pair,
         protocol=protocol_line(report),
-        data=data_line(report["data"]),
+        data=data_line(report),
         took=_took(report),
         facts=_facts(report),
         hashes=_hashes(folder, report),
@@ -162,11 +149,11 @@ def render(
 
 
 def _asked(
-    folder: Path, report: Mapping[str, Any], load: Callable[[], Graph], pair: Pair | None, queries: int
+    folder: Path, report: RunReport, load: Callable[[], Graph], pair: Pair | None, queries: int
 ) -> tuple[dict[str, Any] | None, list[str]]:
     if pair is None:
         return None, ["This run has one model, and nothing to hold beside it."]
-    if mrr_of(pair.stages[1], last_split(report["stages"])) is None:
+    if pair.stages[1].mrr(report.shown_split) is None:
         return None, ["This run's data has neither test nor valid triples to ask for."]
     if not queries:
         return None, ["No questions were asked for this page (report.queries: 0)."]
@@ -176,61 +163,54 @@ def _asked(
         return None, [f"The models could not be asked: {str(error).rstrip('.')}."]
 
 
-def _lead(report: Mapping[str, Any]) -> str:
-    student = student_of(report["stages"])
-    size = f"{student['dim']} numbers per entity"
-    data = report["data"]["name"]
-    if student["teachers"]:
-        pupils = "distilled" if student["method"] != "iterde" else "distilled step by step"
-        return f"{student['scorer']}, {pupils} to {size} by {student['method']}, on {data}."
-    return f"{student['scorer']} of {size}, trained by {student['method']}, on {data}."
+def _lead(report: RunReport) -> str:
+    student, data = report.student, report.data.name
+    size = f"{student.dim} numbers per entity"
+    if student.teachers:
+        pupils = "distilled" if student.method != "iterde" else "distilled step by step"
+        return f"{student.scorer}, {pupils} to {size} by {student.method}, on {data}."
+    return f"{student.scorer} of {size}, trained by {student.method}, on {data}."
 
 
-def _keys(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _keys(report: RunReport) -> list[tuple[str, str]]:
     """(figure, what it is) of the student: at most four."""
-    stages = report["stages"]
-    split = last_split(stages)
-    student = student_of(stages)
-    texts = dict(zip(HEADER, rows(report)[stages.index(student)], strict=True))
-    found = [(fixed(mrr_of(student, split)), f"{split} MRR of {student['name']}")]
+    split, student = report.shown_split, report.student
+    texts = dict(zip(HEADER, rows(report)[report.stages.index(student)], strict=True))
+    found = [(fixed(student.mrr(split)), f"{split} MRR of {student.name}")]
     if texts["retained"] != NONE:
         found.append((texts["retained"], "of the teacher's test MRR kept"))
     if texts["smaller"] != NONE:
         found.append((texts["smaller"], "smaller than the teacher, on disk"))
     # A crop of a model is held beside the direct model of its own dim.
-    crops = {int(dim): {split: found} for dim, found in (student.get("curve") or {}).get(split, {}).items()}
-    for direct in (stage for stage in stages if is_direct(stage)):
-        if direct["dim"] == student["dim"]:
-            words = f"{split} MRR over {direct['name']}, equally small and trained without a teacher"
-            found.append((difference(student, direct, split).split()[0], words))
-        elif direct["dim"] in crops:
-            words = f"{split} MRR of the first {direct['dim']} numbers over {direct['name']}, trained at that size"
-            found.append((difference(crops[direct["dim"]], direct, split).split()[0], words))
+    crops = {dim: metrics["mrr"] for dim, metrics in student.curve.get(split, {}).items()}
+    for direct in (stage for stage in report.stages if stage.is_direct):
+        if direct.dim == student.dim:
+            words = f"{split} MRR over {direct.name}, equally small and trained without a teacher"
+            found.append((difference(student.mrr(split), direct.mrr(split), split).split()[0], words))
+        elif direct.dim in crops:
+            words = f"{split} MRR of the first {direct.dim} numbers over {direct.name}, trained at that size"
+            found.append((difference(crops[direct.dim], direct.mrr(split), split).split()[0], words))
     return found[:4]
 
 
-def _took(report: Mapping[str, Any]) -> list[list[str]]:
+def _took(report: RunReport) -> list[list[str]]:
     """Rows: stage, wall-clock seconds, those in training steps, steps, triples per second, energy."""
-    found = []
-    for stage in trained(report["stages"]):
-        joules = stage.get("joules")
-        found.append(
-            [
-                str(stage["name"]),
-                seconds_text(stage.get("seconds")),
-                seconds_text(stage.get("train_seconds")),
-                f"{stage['steps']:,}" if "steps" in stage else NONE,
-                f"{stage['triples_per_second']:,.0f}" if "triples_per_second" in stage else NONE,
-                "not known" if joules is None else f"{joules / 1000:,.2f} kJ",
-            ]
-        )
-    return found
+    return [
+        [
+            stage.name,
+            seconds_text(stage.seconds),
+            seconds_text(stage.train_seconds),
+            count_text(stage.steps),
+            count_text(stage.triples_per_second),
+            "not known" if stage.joules is None else f"{stage.joules / 1000:,.2f} kJ",
+        ]
+        for stage in report.trained
+    ]
 
 
-def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    machine = report.get("machine") or {}
-    seconds = [stage["seconds"] for stage in report["stages"] if stage.get("seconds") is not None]
-    joules = [stage.get("joules") for stage in trained(report["stages"])]
+def _facts(report: RunReport) -> list[tuple[str, str]]:
+    machine = report.machine
+    joules = [stage.joules for stage in report.trained]
     known = [one for one in joules if one is not None]
     energy = "not known (the machine shows no energy counters)"
     if known and len(known) == len(joules):
@@ -238,27 +218,27 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     elif known:
         energy = "known of some stages only"
     return [
-        ("seed", str(report.get("seed", NONE))),
-        ("processes", str(report.get("world", NONE))),
-        ("device", str(report.get("device", NONE))),
+        ("seed", str(report.seed)),
+        ("processes", str(report.world)),
+        ("device", report.device),
         ("processor", f"{machine.get('cpu', 'not known')}, {machine.get('cores', '?')} cores"),
         ("versions", f"Python {machine.get('python', '?')}, torch {machine.get('torch', '?')}"),
         ("commit of the code", str(machine.get("commit", "not known"))),
-        ("wall-clock, all stages", f"{seconds_text(sum(seconds))} s"),
+        ("wall-clock, all stages", f"{seconds_text(sum(stage.seconds or 0.0 for stage in report.stages))} s"),
         ("energy, all stages", energy),
     ]
 
 
-def _hashes(folder: Path, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _hashes(folder: Path, report: RunReport) -> list[tuple[str, str]]:
     """(what, sha256) of the data and of every model's table files."""
-    found = [(f"data {report['data']['name']}", str(report["data"].get("sha256", "not known")))]
-    for stage in report["stages"]:
+    found = [(f"data {report.data.name}", report.data.sha256)]
+    for stage in report.stages:
         try:
-            config = read_json(find_model(folder_of(folder, stage)) / "config.json")
+            config = read_json(find_model(stage.folder_in(folder)) / "config.json")
         except DistkgdError:
-            found.append((str(stage["name"]), "the model is no longer in the run folder"))
+            found.append((stage.name, "the model is no longer in the run folder"))
             continue
-        found += [(f"{stage['name']} / {file}", str(digest)) for file, digest in config.get("sha256", {}).items()]
+        found += [(f"{stage.name} / {file}", str(digest)) for file, digest in config.get("sha256", {}).items()]
     return found
 
 

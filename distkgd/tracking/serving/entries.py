@@ -4,13 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distkgd.common.paths import AnyPath
 from distkgd.config.tree import read_yaml
 from distkgd.errors import ConfigError, ModelError
-from distkgd.models.model_folder import bytes_on_disk, find_model, read_config, read_json, read_result, sha256_of
-from distkgd.reporting.report import mrr_of, told_better
+from distkgd.models.model_folder import bytes_on_disk, find_model, read_config, sha256_of
+from distkgd.models.stage_result import StageResult, read_result
+from distkgd.reporting.report import told_better
+from distkgd.reporting.run_report import REPORT, Verdict, read_report
 
 Role = Literal["teacher", "student", "direct"]
 NAME = re.compile(r"[\w.\- ]+")  # of a registered model
@@ -75,129 +77,132 @@ def roles_of(stages: Sequence[tuple[str, Sequence[str]]]) -> dict[str, Role]:
     return {name: found[name] for name in teachers if name in found}
 
 
-def entries_at(path: AnyPath) -> tuple[list[Entry], Path, str]:
-    """(entries, the run's folder, a name for them) of a run, a stage or a model; ModelError where there is none.
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the registry is told of a run.
 
-    Of a model that is in no run the folder is the one that holds the model.
+    name: of the registered model, unless it is given another. roles: as `roles_of` has them. results: by name; of the
+    stages that are finished, and of a crop that a budget has chosen. data_sha256: the graph's identity. protocol: of
+    its figures.
+    """
+
+    folder: Path
+    name: str
+    roles: Mapping[str, Role]
+    results: Mapping[str, StageResult]
+    budget: Verdict | None
+    data_sha256: str
+    protocol: str
+
+    def entries(self) -> list[Entry]:
+        """Of the stages that are finished; ModelError where none is.
+
+        Where a budget has chosen a crop, that is the student, and the model that it was cut from a teacher.
+        """
+        roles, sizes = self.roles, dict[int, int]()
+        chosen = None
+        if self.budget is not None and self.budget.met:
+            chosen, crop = "student", self.results.get(f"student_{self.budget.chosen}")
+            if crop is not None and crop.method == "crop":
+                chosen, roles = crop.name, {crop.name: "student", "student": "teacher"}
+                sizes = {one.dim: one.bytes for one in self.budget.sizes}
+        several = sum(role == "teacher" for role in roles.values()) > 1
+        found = []
+        for name, role in roles.items():
+            result = self.results.get(name)
+            if result is None:
+                continue
+            alias = (f"teacher-{name}" if several else "teacher") if role == "teacher" else f"{role}-{result.dim}"
+            entry = self.entry(result, role, alias)
+            found.append(replace(entry, num_bytes=sizes.get(result.dim, result.bytes), chosen=name == chosen))
+        if not found:
+            raise ModelError(f"{self.folder} has no finished stage; train it to its end: launch/distill.py --resume.")
+        return found
+
+    def entry(self, result: StageResult, role: Role, alias: str) -> Entry:
+        """Of one stage."""
+        folder, mrr = self.folder / "stages" / result.name, result.mrr("valid")
+        known = self.data_sha256, self.protocol
+        return Entry(result.name, role, alias, folder, result.dim, result.bytes, mrr, *known)
+
+    def champion_limit(self, given: float | None) -> float | None:
+        """MB that a champion may have: as `given`, else what a budget asked for that no model of the run has met."""
+        if given is None and self.budget is not None and not self.budget.met:
+            return self.budget.wanted["max_mb"]
+        return given
+
+    def better_direct(self, entries: Sequence[Entry]) -> list[str]:
+        """A line where the directly trained model of the student's size is better. entries: of what is registered."""
+        direct = self.results.get("direct")
+        student = next((entry for entry in entries if entry.role == "student"), None)
+        if student is None or direct is None or direct.dim != student.dim:
+            return []
+        told = told_better(direct.mrr("valid"), student.valid_mrr, student.stage)
+        if told is not None and all(entry.role != "direct" for entry in entries):
+            told += f" launch/register.py {self.folder / 'stages' / 'direct'} registers it."
+        return [told] if told else []
+
+
+def read_run(folder: AnyPath) -> FinishedRun:
+    """Of a run's folder, finished or not; ModelError where it is none, or damaged."""
+    folder = Path(folder)
+    path = folder / "plan.yaml"
+    try:
+        plan = read_yaml(path)
+        teachers = {str(stage["name"]): stage["teachers"] for stage in plan["stages"]}
+        roles = roles_of(list(teachers.items()))
+        config, sha256 = plan["config"], str(plan["data_sha256"])
+        called = config["mlflow"].get("registered_as") or registered_name(config["name"])
+        protocol = f"{config['filter']}, {config['ties']}"
+    except (ConfigError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is missing or damaged ({error!r}); give the folder of a run.") from None
+    report = read_report(folder) if (folder / REPORT).is_file() else None
+    results = {} if report is None else {stage.name: stage for stage in report.stages if stage.method == "crop"}
+    for name in (*teachers, "direct"):  # which a budget adds to its plan
+        if (result := read_result(folder / "stages" / name)) is not None:
+            results[name] = result
+    return FinishedRun(folder, called, roles, results, None if report is None else report.budget, sha256, protocol)
+
+
+def entries_at(path: AnyPath) -> tuple[list[Entry], FinishedRun]:
+    """Of a run, a stage or a model, and its run; ModelError where there is none.
+
+    A model that is in no run is a run of its own, whose folder is the one that holds the model.
     """
     path = Path(path)
     if (path / "plan.yaml").is_file():
-        entries, run = entries_of_run(path), path
-    else:
-        entries = [entry_of_model(path)]
-        run = _run_of(find_model(path))
-    if not (run / "plan.yaml").is_file():
-        return entries, run, registered_name(find_model(path).name)
-    config = read_yaml(run / "plan.yaml")["config"]
-    return entries, run, config["mlflow"].get("registered_as") or registered_name(config["name"])
+        run = read_run(path)
+        return run.entries(), run
+    model = find_model(path)
+    inside = model.resolve()
+    folder = inside.parents[2] if inside.name == "model" and inside.parents[1].name == "stages" else inside.parent
+    if not (folder / "plan.yaml").is_file():
+        return [entry_of_model(model)], FinishedRun(folder, registered_name(model.name), {}, {}, None, "", "")
+    run = read_run(folder)
+    result = run.results.get(inside.parent.name)
+    if result is None:
+        return [entry_of_model(model)], run
+    entry = next((entry for entry in run.entries() if entry.stage == result.name), None)
+    if entry is None:  # a stage that is not registered with its run
+        role = role_of(result.name)
+        entry = run.entry(result, role, "teacher" if role == "teacher" else f"{role}-{result.dim}")
+    return [replace(entry, chosen=False)], run
 
 
-def entries_of_run(run_folder: AnyPath) -> list[Entry]:
-    """Of a run's finished stages; ModelError where there is no run or none of them is finished.
-
-    Where a budget has chosen a crop, that is the student, and the model that it was cut from a teacher.
-    """
-    run_folder = Path(run_folder)
-    roles, data, protocol = _plan(run_folder)
-    budget = budget_of(run_folder) or {}
-    judged: dict[int, int] = {}
-    chosen = "student" if budget.get("met") else None
-    crop = f"student_{budget.get('chosen')}"
-    if chosen and (_row(run_folder, crop) or {}).get("method") == "crop":
-        chosen, roles = crop, {crop: "student", "student": "teacher"}
-        judged = {one["dim"]: one["bytes"] for one in budget["sizes"]}
-    several = sum(role == "teacher" for role in roles.values()) > 1
-    entries = []
-    for name, role in roles.items():
-        row = _row(run_folder, name)
-        if row is None:
-            continue
-        alias = (f"teacher-{name}" if several else "teacher") if role == "teacher" else f"{role}-{row['dim']}"
-        folder, mrr = run_folder / "stages" / name, mrr_of(row, "valid")
-        size = judged.get(row["dim"], row["bytes"])
-        entries.append(Entry(name, role, alias, folder, row["dim"], size, mrr, data, protocol, name == chosen))
-    if not entries:
-        raise ModelError(f"{run_folder} has no finished stage; train it to its end: launch/distill.py --resume.")
-    return entries
-
-
-def champion_limit(run_folder: Path, given: float | None) -> float | None:
-    """MB that a champion may have: as `given`, else what a budget asked for that no model of the run has met."""
-    budget = budget_of(run_folder)
-    return budget["wanted"]["max_mb"] if given is None and budget is not None and not budget["met"] else given
-
-
-def entry_of_model(folder: AnyPath) -> Entry:
+def entry_of_model(folder: Path) -> Entry:
     """Of a model folder by itself: a student, unless its config.json says that it was a teacher or the direct model.
 
-    Its valid MRR is not known, unless it lies in the folder of its stage, in a run.
+    Its valid MRR is not known.
     """
-    folder = Path(folder)
-    model = find_model(folder)
-    run = _run_of(model)
-    row = _row(run, model.parent.name) if (run / "plan.yaml").is_file() else None
-    if row is not None:
-        found = [entry for entry in entries_of_run(run) if entry.stage == model.parent.name]
-        if found:
-            return replace(found[0], chosen=False)
-    config = read_config(model)
+    config = read_config(folder)
     name = str(config.get("stage", "student"))
-    role: Role = "teacher" if name == "teacher" else "direct" if name == "direct" else "student"
-    dim = int(config["scorer"]["dim"])
+    role, dim = role_of(name), int(config["scorer"]["dim"])
     alias = "teacher" if role == "teacher" else f"{role}-{dim}"
-    if row is not None:  # a stage that is not registered with its run
-        _, sha256, protocol = _plan(run)
-        return Entry(name, role, alias, folder, dim, row["bytes"], mrr_of(row, "valid"), sha256, protocol)
     data = config.get("data")
     sha256 = str(data.get("sha256", "")) if isinstance(data, Mapping) else ""
-    return Entry(name, role, alias, model, dim, bytes_on_disk(model), None, sha256, "")
+    return Entry(name, role, alias, folder, dim, bytes_on_disk(folder), None, sha256, "")
 
 
-def better_direct(run_folder: Path, entries: Sequence[Entry]) -> list[str]:
-    """A line where the directly trained model of the student's size is better. entries: of what is registered."""
-    row = _row(run_folder, "direct")
-    student = next((entry for entry in entries if entry.role == "student"), None)
-    if student is None or row is None or row["dim"] != student.dim:
-        return []
-    told = told_better(mrr_of(row, "valid"), student.valid_mrr, student.stage)
-    if told is not None and all(entry.role != "direct" for entry in entries):
-        told += f" launch/register.py {run_folder / 'stages' / 'direct'} registers it."
-    return [told] if told else []
-
-
-def budget_of(run_folder: Path) -> dict[str, Any] | None:
-    """What a finished run's report says of its budget, None where it had none."""
-    return _report(run_folder).get("budget")
-
-
-def _plan(run_folder: Path) -> tuple[dict[str, Role], str, str]:
-    """Roles of the stages that are registered, sha256 of the data, and the protocol."""
-    path = run_folder / "plan.yaml"
-    try:
-        plan = read_yaml(path)
-        roles = roles_of([(stage["name"], stage["teachers"]) for stage in plan["stages"]])
-        config = plan["config"]
-        return roles, str(plan["data_sha256"]), f"{config['filter']}, {config['ties']}"
-    except (ConfigError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is missing or damaged ({error!r}); give the folder of a run.") from None
-
-
-def _run_of(model: Path) -> Path:
-    """The folder of the run whose stage made a model; of a model elsewhere, the folder above it."""
-    model = model.resolve()
-    inside = model.name == "model" and model.parent.parent.name == "stages"
-    return model.parent.parent.parent if inside else model.parent
-
-
-def _row(run_folder: Path, name: str) -> dict[str, Any] | None:
-    """A finished stage's result, or what the report says of a crop; None of a stage that is not finished."""
-    row = read_result(run_folder / "stages" / name)
-    if row is not None:
-        return row
-    rows = _report(run_folder).get("stages", [])
-    return next((row for row in rows if row["name"] == name and row["method"] == "crop"), None)
-
-
-def _report(run_folder: Path) -> dict[str, Any]:
-    path = run_folder / "report.json"
-    return read_json(path) if path.is_file() else {}
+def role_of(stage: str) -> Role:
+    """Of a stage by itself."""
+    return "teacher" if stage == "teacher" else "direct" if stage == "direct" else "student"

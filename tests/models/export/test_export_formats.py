@@ -25,6 +25,7 @@ from distkgd.models.model import Model, new_model
 from distkgd.models.model_folder import bytes_on_disk, load_model, save_model
 from distkgd.scorers import SCORERS, build_scorer
 from launch.export import main
+from tests.records import STAGE
 from tests.toys import toy_graph
 
 ENTITIES, RELATIONS, DIM = 60, 5, 8
@@ -295,7 +296,7 @@ def test_a_crop_that_cannot_be_is_refused(dim: int, graph: Graph, tmp_path: Path
 def test_the_card_says_what_the_model_is_and_nothing_of_a_teacher(graph: Graph, tmp_path: Path) -> None:
     stage_of(tmp_path, graph, "rote")
     figures = {"mrr": 0.4321, "hits_at_1": 0.1, "hits_at_3": 0.2, "hits_at_10": 0.3, "mean_rank": 7.0}
-    row = {"name": "student", "dim": 8, "bytes": 1, "digest": "", "teachers": ["the/teacher"]}
+    row = STAGE | {"teachers": ["the/teacher"]}
     (tmp_path / "result.json").write_text(json.dumps(row | {"valid": figures, "test": figures}))
     export_model(tmp_path, tmp_path / "out", "safetensors", Ranks())
     card = (tmp_path / "out/README.md").read_text()

@@ -529,9 +529,8 @@ def run_taught(ranks: Ranks, source: str, data: str, out: str, resume: bool = Fa
 
     student = {"scorer": "complex", "dim": 4, "method": "bkd", "epochs": 1, "batch_size": 32}
     config = {"data": data, "teacher": source, "student": student, "mlflow": {"enabled": False}}
-    return run_plan(
-        parse_config(config, "test"), load_graph(data), ranks, Path(out), resume=resume, display=Display(False)
-    )
+    parsed, graph = parse_config(config, "test"), load_graph(data)
+    return run_plan(parsed, graph, ranks, Path(out), resume=resume, display=Display(False)).to_json()
 
 
 @pytest.mark.parametrize("world", [1, 2])

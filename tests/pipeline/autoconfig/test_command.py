@@ -1,6 +1,5 @@
 """One command on a small file of triples: split, forecast, trained, judged; and that nothing is left of what fails."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from distkgd.errors import ConfigError
 from distkgd.models.model_folder import load_model
 from distkgd.pipeline.autoconfig import NOT_REACHABLE, Budget, Outcome, request_of, run_config, run_own
 from distkgd.pipeline.config import load_config
+from distkgd.reporting.run_report import RunReport, read_report
 from tests.own_graphs import own_triples, write_tsv
 from tests.test_launch import assert_one_line_error, launch
 
@@ -46,9 +46,9 @@ def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def figures(report: dict[str, Any] | None) -> dict[str, tuple[float, float]]:
+def figures(report: RunReport | None) -> dict[str, tuple[float | None, float | None]]:
     assert report is not None
-    return {row["name"]: (row["valid"]["mrr"], row["test"]["mrr"]) for row in report["stages"]}
+    return {stage.name: (stage.mrr("valid"), stage.mrr("test")) for stage in report.stages}
 
 
 def test_the_plan_and_what_it_takes_are_said_before_anything_is_trained(
@@ -64,7 +64,7 @@ def test_the_plan_and_what_it_takes_are_said_before_anything_is_trained(
         assert f"{stage}: done in" in after
     assert "in all about" in before and "leakage" in before and "'back'" in before
     assert outcome.report is not None
-    assert any("leakage" in remark for remark in outcome.report["remarks"])
+    assert any("leakage" in remark for remark in outcome.report.remarks)
     assert list(figures(outcome.report)) == ["teacher", "student", "direct"]
 
 
@@ -79,7 +79,7 @@ def test_the_run_folder_holds_the_split_and_the_config_of_its_run(file: Path, fi
     assert tree["teacher"]["dim"] == 16 and tree["student"]["dim"] == 8 and tree["student"]["method"] == "bkd"
     config = load_config(finished / "config.yaml")
     again = run_config(config, Ranks(), Display(False), tmp_path / "again")
-    assert figures(again.report) == figures(json.loads((finished / "report.json").read_text(encoding="utf-8")))
+    assert figures(again.report) == figures(read_report(finished))
 
 
 def test_a_finished_command_is_resumed_without_training_and_refused_without_resume(
@@ -87,7 +87,7 @@ def test_a_finished_command_is_resumed_without_training_and_refused_without_resu
 ) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         go(file, finished, QUICK_TO, to=8)
-    report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
+    report = read_report(finished)
     assert figures(go(file, finished, QUICK_TO, to=8, resume=True).report) == figures(report)
     assert capsys.readouterr().err.count("finished before") == 3
     by_config = run_config(load_config(finished / "config.yaml"), Ranks(), Display(False), finished, resume=True)
@@ -101,31 +101,29 @@ def test_a_finished_command_is_resumed_without_training_and_refused_without_resu
 def test_another_method_does_not_inherit_the_options_of_the_chosen_one(file: Path, tmp_path: Path) -> None:
     outcome = go(file, tmp_path / "run", [*QUICK_TO, "student.method=dualde", "student.epochs=1"], to=8)
     assert outcome.code == 0 and outcome.report is not None
-    (row,) = [row for row in outcome.report["stages"] if row["name"] == "student"]
-    assert row["method"] == "dualde"
+    assert outcome.report.student.method == "dualde"
 
 
 def test_a_folder_is_not_split_again(finished: Path, tmp_path: Path) -> None:
     outcome = go(finished / "data" / "my_graph", tmp_path / "run", QUICK_TO, to=8)
     assert not (tmp_path / "run" / "data").exists()
-    assert figures(outcome.report) == figures(json.loads((finished / "report.json").read_text(encoding="utf-8")))
+    assert figures(outcome.report) == figures(read_report(finished))
 
 
 def test_a_budget_is_met_by_a_crop_that_stands_beside_a_direct_model(file: Path, tmp_path: Path) -> None:
     outcome = go(file, tmp_path / "run", QUICK_CROPS, budget=Budget(max_mb=1, max_ms=1000, min_retained=0.01))
     report = outcome.report
-    assert outcome.code == 0 and report is not None
-    assert report["budget"]["chosen"] == 4 and [one["dim"] for one in report["budget"]["sizes"]] == [4, 8, 12, 16]
+    assert outcome.code == 0 and report is not None and report.budget is not None
+    assert report.budget.chosen == 4 and [one.dim for one in report.budget.sizes] == [4, 8, 12, 16]
     assert list(figures(report)) == ["student", "student_4", "direct"]
-    crop, direct = report["stages"][1:]
-    curve = report["stages"][0]["curve"]
-    assert crop["valid"] == {int(dim): one for dim, one in curve["valid"].items()}[4]
-    assert crop["dim"] == direct["dim"] == 4
-    assert any("met; the first of 16 numbers" in remark for remark in report["remarks"])
+    student, crop, direct = report.stages
+    assert crop.valid == student.curve["valid"][4]
+    assert crop.dim == direct.dim == 4
+    assert any("met; the first of 16 numbers" in remark for remark in report.remarks)
     exported = sum(
         path.stat().st_size for path in (tmp_path / "run" / "stages" / "student_4").rglob("*") if path.is_file()
     )
-    said = report["budget"]["sizes"][0]["bytes"]
+    said = report.budget.sizes[0].bytes
     assert said - 4096 < exported <= said
     done = launch(
         tmp_path, "predict", "run/stages/student_4", "--relation", "r00", "--head", own_triples(1500, 150, 6)[0][0]
@@ -140,8 +138,12 @@ def test_a_budget_is_met_by_a_crop_that_stands_beside_a_direct_model(file: Path,
 def test_a_budget_out_of_reach_is_said_with_the_best_and_a_code_of_its_own(file: Path, tmp_path: Path) -> None:
     outcome = go(file, tmp_path / "run", QUICK_CROPS, budget=Budget(max_mb=0.009, min_retained=0.999))
     assert outcome.code == NOT_REACHABLE == 3 and outcome.report is not None
-    assert outcome.report["budget"]["met"] is False and list(figures(outcome.report)) == ["student"]
-    (remark,) = [remark for remark in outcome.report["remarks"] if remark.startswith("Budget")]
+    assert (
+        outcome.report.budget is not None
+        and not outcome.report.budget.met
+        and list(figures(outcome.report)) == ["student"]
+    )
+    (remark,) = [remark for remark in outcome.report.remarks if remark.startswith("Budget")]
     assert "not reachable; best was" in remark and "at least 99.9%" in remark
     assert not (tmp_path / "run" / "stages" / "direct").exists()
 
@@ -160,7 +162,7 @@ def test_a_student_of_a_given_size_is_held_to_the_budget(file: Path, tmp_path: P
     worse = [*QUICK_TO, "student.optimizer.lr=0.0001", "student.distill.weight=0"]
     failed = go(file, tmp_path / "failed", worse, to=8, budget=Budget(max_mb=1, min_retained=1.0))
     assert (met.code, failed.code) == (0, NOT_REACHABLE)
-    assert met.report is not None and any("Budget" in remark and "met" in remark for remark in met.report["remarks"])
+    assert met.report is not None and any("Budget" in remark and "met" in remark for remark in met.report.remarks)
     assert list(figures(failed.report)) == ["teacher", "student", "direct"]
 
 
@@ -217,7 +219,7 @@ def test_a_folder_in_another_order_of_columns_is_trained_on_as_it_was_said(tmp_p
     request = request_of(tmp_path / "small.yaml", QUICK[:3], str(tmp_path / "my[1]"), columns="head,tail,relation")
     assert request is not None
     outcome = run_own(request, Ranks(), Display(False), tmp_path / "run[1]")
-    assert outcome.report is not None and outcome.report["data"]["num_relations"] == 3
+    assert outcome.report is not None and outcome.report.data.num_relations == 3
     loaded = load_model(
         tmp_path / "run[1]" / "stages" / "student", Ranks()
     )  # names and labels are read from paths that look like patterns
@@ -228,7 +230,7 @@ def test_a_folder_in_another_order_of_columns_is_trained_on_as_it_was_said(tmp_p
 def test_two_ranks_split_and_train_the_same(file: Path, finished: Path, tmp_path: Path) -> None:
     done = launch(tmp_path, "distill", *QUICK_TO, "--data", file, "--to", "8", "--out", "run", world=2)
     assert done.returncode == 0, done.stderr
-    one, two = (json.loads((run / "report.json").read_text(encoding="utf-8")) for run in (finished, tmp_path / "run"))
+    one, two = (read_report(run) for run in (finished, tmp_path / "run"))
     assert one["data"] == two["data"] and two["world"] == 2
     for name, pair in figures(one).items():
         assert figures(two)[name] == pytest.approx(pair, abs=5e-3)

@@ -35,9 +35,9 @@ def test_time_is_about_what_training_takes_and_nothing_is_written(tmp_path: Path
     assert not (tmp_path / "run").exists()
     assert [one.stage.name for one in found] == ["teacher", "student", "direct"]
     report = run_plan(run.config, run.graph, Ranks(), tmp_path / "run", resume=False, display=run.display)
-    for one, row in zip(found, report["stages"], strict=True):
-        assert one.steps == row["steps"]
-        assert row["seconds"] / 4 < one.seconds < 4 * row["seconds"] + 1
+    for one, row in zip(found, report.stages, strict=True):
+        assert one.steps == row.steps
+        assert row.seconds is not None and row.seconds / 4 < one.seconds < 4 * row.seconds + 1
 
 
 def test_memory_is_that_of_the_cost_model(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def chained(
     """The report of a plan run on the Ray that this process is connected to."""
     options = Options(workers, 1, retries, wait)
     config = parse_config(tree, "test")
-    return run_chain(config, folder, resume=resume, address=None, options=options, display=Display(False))
+    report = run_chain(config, folder, resume=resume, address=None, options=options, display=Display(False))
+    return report.to_json()
 
 
 def shipped(path: str, *overrides: str) -> dict[str, Any]:

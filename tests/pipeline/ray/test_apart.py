@@ -75,6 +75,6 @@ def test_a_student_fetches_its_teachers_and_goes_on_on_another_node_when_its_own
     assert "student: resumed at step" in said, said
     config = parse_config(tree, "test")
     whole = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "whole", resume=False, display=Display(False))
-    for mine, theirs in zip(report["stages"], whole["stages"], strict=True):
-        assert mine["test"] == pytest.approx(theirs["test"], abs=1e-6), mine["name"]
+    for mine, theirs in zip(report["stages"], whole.stages, strict=True):
+        assert mine["test"] == pytest.approx(theirs.test, abs=1e-6), mine["name"]
     assert len(list((tmp_path / "run/stages").glob("*/model/config.json"))) == 3

@@ -44,7 +44,8 @@ def overlap(report: dict[str, Any], one: str, other: str) -> bool:
 def test_a_chain_of_gangs_has_the_figures_of_one_process_group(tree: dict[str, Any], tmp_path: Path) -> None:
     tree = merge(tree, {"chain": {"dims": [16, 8]}})
     config = parse_config(tree, "test")
-    alone = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "alone", resume=False, display=Display(False))
+    whole = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "alone", resume=False, display=Display(False))
+    alone = whole.to_json()
     report = chained(tree, tmp_path / "run")
     assert [stage["name"] for stage in report["stages"]] == ["teacher", "student", "direct"]
     for mine, theirs in zip(report["stages"], alone["stages"], strict=True):
@@ -70,7 +71,8 @@ def test_a_teacher_that_was_brought_is_ranked_on_ray_as_in_one_process_group(
     path = str(tmp_path / "first/stages/student")
     brought = {**{key: one for key, one in tree.items() if key != "chain"}, "teacher": path, "baseline": False}
     config = parse_config(brought, "test")
-    alone = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "alone", resume=False, display=Display(False))
+    whole = run_plan(config, load_graph(config.data), Ranks(), tmp_path / "alone", resume=False, display=Display(False))
+    alone = whole.to_json()
     report = chained(brought, tmp_path / "run")
     assert [stage["name"] for stage in report["stages"]] == ["teacher", "student"]
     assert report["stages"][0] == alone["stages"][0] and report["stages"][0]["source"] == path

@@ -116,7 +116,7 @@ def test_a_table_trains_its_teacher_once_as_distill_would_and_a_resumed_one_only
 
     config = parse_config({**PLAN, "data": str(data)}, "test")
     alone = run_plan(config, load_graph(str(data)), Ranks(), tmp_path / "alone", resume=False, display=Display(False))
-    expected = {stage["name"]: stage["test"]["mrr"] for stage in alone["stages"]}
+    expected = {stage.name: stage.mrr("test") for stage in alone.stages}
     assert report["rows"][0]["test"]["mrr"]["mean"] == expected["student"]
     assert report["rows"][1]["test"]["mrr"]["mean"] == expected["direct"]
 

@@ -24,6 +24,7 @@ from distkgd.reporting.html import remake, render
 from distkgd.reporting.html.examples import PER_RELATION, SEED
 from distkgd.reporting.report import rows
 from tests.launches import call
+from tests.records import report_of
 from tests.reporting.html.pages import STAGE, TAUGHT, Node, cells, nasty_graph, ran, read
 
 GRAPH = nasty_graph()
@@ -73,7 +74,7 @@ def titles(page: Node) -> list[str]:
 
 def test_the_result_table_is_that_of_the_markdown(page: Node, report: dict[str, Any]) -> None:
     (section,) = page.find("section", id="result")
-    assert cells(section.find("table")[0]) == rows(report)
+    assert cells(section.find("table")[0]) == rows(report_of(report))
     texts = [p.text for p in section.find("p")]
     assert any(text.startswith("student − direct:") for text in texts)
 
@@ -81,7 +82,7 @@ def test_the_result_table_is_that_of_the_markdown(page: Node, report: dict[str, 
 def test_the_figures_at_the_top_are_those_of_the_student(page: Node, report: dict[str, Any]) -> None:
     (keys,) = page.find("dl", class_="keys")
     said = dict(zip((dt.text for dt in keys.find("dt")), (dd.text for dd in keys.find("dd")), strict=True))
-    texts = rows(report)[1]
+    texts = rows(report_of(report))[1]
     assert said["test MRR of student"] == texts[6]
     assert said["of the teacher's test MRR kept"] == texts[10]
     assert said["smaller than the teacher, on disk"] == texts[11]
@@ -179,16 +180,16 @@ def test_few_examples_are_of_the_same_relation_while_there_are_others() -> None:
 def test_the_same_run_gives_the_same_page_without_asking_again(folder: Path, report: dict[str, Any]) -> None:
     before = (folder / "report.html").read_text(encoding="utf-8")
     with mock.patch.object(examples_module, "ask", side_effect=AssertionError):
-        assert render(folder, report, loaded) == (before, [])
+        assert render(folder, report_of(report), loaded) == (before, [])
     with pytest.raises(AssertionError), mock.patch.object(examples_module, "ask", side_effect=AssertionError):
-        render(folder, report, loaded, queries=50)
+        render(folder, report_of(report), loaded, queries=50)
 
 
 def test_fewer_queries_are_asked_of_large_tables(
     copy: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examples_module, "NUMBERS", 50 * GRAPH.num_entities * 18)
-    render(copy, report, loaded, queries=60)
+    render(copy, report_of(report), loaded, queries=60)
     assert json.loads((copy / "examples.json").read_text(encoding="utf-8"))["queries"] == 50
 
 
@@ -274,7 +275,7 @@ def test_every_kind_of_run_has_a_page(kind: str, tmp_path: Path) -> None:
     assert expected <= set(titles(page))
     said = " ".join(p.text for p in page.find("p", class_="missing"))
     assert all(words in said for words in missing)
-    assert cells(page.find("section", id="result")[0].find("table")[0]) == rows(report)
+    assert cells(page.find("section", id="result")[0].find("table")[0]) == rows(report_of(report))
     assert ("Scores" in titles(page)) == (tmp_path / "examples.json").exists()
 
 
@@ -302,7 +303,7 @@ def test_a_run_of_before_has_a_page_with_what_there_is(copy: Path, report: dict[
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         kept = [{k: v for k, v in row.items() if not k.startswith(("phase", "soft_weight"))} for row in lines]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept) + '{"step": 1', encoding="utf-8")
-    page = read(render(copy, old, loaded)[0])
+    page = read(render(copy, report_of(old), loaded)[0])
     assert "Soft-label weights of student" not in titles(page) and "Learning curves" in titles(page)
     assert "not known" in page.find("dl", class_="facts")[0].text
 
@@ -310,27 +311,27 @@ def test_a_run_of_before_has_a_page_with_what_there_is(copy: Path, report: dict[
 def test_what_is_gone_is_told_and_the_rest_stays(copy: Path, report: dict[str, Any]) -> None:
     (copy / "examples.json").unlink()
     shutil.rmtree(copy / "stages" / "teacher" / "model")
-    text, missing = render(copy, report, loaded)
+    text, missing = render(copy, report_of(report), loaded)
     page = read(text)
     assert len(missing) == 1 and "could not be asked" in missing[0] and "teacher" in missing[0]
     assert "Scores" not in titles(page) and "By relation" in titles(page)
     assert "no longer in the run folder" in page.find("section", id="measured")[0].text
     shutil.rmtree(copy / "stages")
     (copy / "plan.yaml").unlink()
-    _, missing = render(copy, report, loaded)
+    _, missing = render(copy, report_of(report), loaded)
     assert any("no learning curves" in sentence for sentence in missing)
 
 
 def test_other_data_than_the_run_had_are_not_asked_about(copy: Path, report: dict[str, Any]) -> None:
     (copy / "examples.json").unlink()
-    _, missing = render(copy, {**report, "data": {**report["data"], "sha256": "f" * 64}}, loaded)
+    _, missing = render(copy, report_of({**report, "data": {**report["data"], "sha256": "f" * 64}}), loaded)
     assert "sha256 differs" in missing[0]
 
 
 def test_a_password_in_the_plan_is_not_on_the_page(copy: Path, report: dict[str, Any]) -> None:
     with (copy / "plan.yaml").open("a", encoding="utf-8") as file:
         file.write("# postgresql://me:secret@host/db\n")
-    text, _ = render(copy, report, loaded)
+    text, _ = render(copy, report_of(report), loaded)
     assert "secret" not in text and "me:***@host" in text
 
 

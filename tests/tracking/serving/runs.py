@@ -23,4 +23,4 @@ TREE = {
 def run_toy(folder: Path, resume: bool = False, ranks: Ranks | None = None, **changes: Any) -> dict[str, Any]:
     """The report of the run in `folder`; `changes` go over its config."""
     config = parse_config(merge(TREE, changes), "test")
-    return run_plan(config, toy_graph(), ranks or Ranks(), folder, resume=resume, display=Display(False))
+    return run_plan(config, toy_graph(), ranks or Ranks(), folder, resume=resume, display=Display(False)).to_json()

@@ -11,10 +11,8 @@ import psutil
 import pytest
 
 import distkgd
-from distkgd.reporting.endpoints import MEASURED
-from distkgd.reporting.html import remake
-from distkgd.reporting.report import write_report
-from distkgd.tracking.serving.entries import entries_of_run
+from distkgd.reporting.html import keep_measured
+from distkgd.tracking.serving.entries import read_run
 from distkgd.tracking.serving.server import HOST, ServerError, ask, connect, serving
 from distkgd.tracking.serving.speed import measure
 from tests.tracking.serving.runs import run_toy
@@ -144,16 +142,14 @@ def test_it_listens_on_this_machine_alone(port: int) -> None:
 
 def test_what_is_measured_of_the_endpoints_is_in_the_report(place: Path) -> None:
     run, store = place / "run", f"sqlite:///{place / 'mlflow.db'}"
-    student = [entry for entry in entries_of_run(run) if entry.role == "student"]
+    student = [entry for entry in read_run(run).entries() if entry.role == "student"]
     measured = measure(student, ["models:/toy@student-6"], store, seconds=1.0)
     (row,) = measured["rows"]
     assert row["stage"] == "student" and row["dim"] == 6 and row["bytes"] == student[0].num_bytes
     assert 0 < row["p50_ms"] <= row["p99_ms"] < 5000 and row["per_second"] > 1 and row["requests"] > 5
     assert measured["machine"]["cores"] >= 1
     shutil.copytree(run, place / "copy")
-    (place / "copy" / MEASURED).write_text(json.dumps(measured))
-    write_report(place / "copy", json.loads((run / "report.json").read_text()))
-    remake(place / "copy", queries=0)
+    keep_measured(place / "copy", measured)
     for name in ("report.md", "report.html"):
         assert f"student p50 {row['p50_ms']:.1f} ms" in (place / "copy" / name).read_text()
     assert json.loads((place / "copy/report.json").read_text())["serving"] == measured

@@ -20,7 +20,7 @@ from distkgd.models.export import export_model
 from distkgd.pipeline.autoconfig import Budget, request_of, run_own
 from distkgd.tracking.mlflow_store import EXPERIMENT
 from distkgd.tracking.serving import entries, registry
-from distkgd.tracking.serving.entries import champion_limit, entries_at, entries_of_run, registered_name, roles_of
+from distkgd.tracking.serving.entries import entries_at, read_run, registered_name, roles_of
 from distkgd.tracking.serving.registry import champion, register
 from launch.register import main
 from tests.own_graphs import own_triples, write_tsv
@@ -151,7 +151,7 @@ def test_a_call_that_was_killed_anywhere_is_made_good_without_a_second_version(
     moment: str, after: bool, run: Path, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, experiment = connected(uri, tmp_path)
-    models = entries_of_run(run)[1:]
+    models = read_run(run).entries()[1:]
     calls = Counter[str]()
 
     def dying(*arguments: Any, **options: Any) -> Any:
@@ -182,7 +182,7 @@ def test_a_model_that_was_trained_again_is_a_new_version_and_takes_the_alias(
     client, experiment = connected(uri, tmp_path)
     run_toy(tmp_path / "again", seed=1)
     for folder in (run, tmp_path / "again"):
-        register(client, experiment, "toy", entries_of_run(folder), max_mb=None, runs={})
+        register(client, experiment, "toy", read_run(folder).entries(), max_mb=None, runs={})
     assert len(versions(uri)) == 6 and aliases(uri)["student-6"] == "5"
 
 
@@ -216,7 +216,7 @@ def test_the_champion_is_the_best_that_fits(
 def test_a_budget_moves_the_alias_and_one_that_nothing_meets_leaves_it(
     run: Path, uri: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = {entry.stage: entry for entry in entries_of_run(run)}
+    rows = {entry.stage: entry for entry in read_run(run).entries()}
     assert rows["teacher"].num_bytes > rows["student"].num_bytes
     # Two epochs on a random graph make no teacher better.
     tags = entries.Entry.tags
@@ -237,12 +237,12 @@ def test_a_budget_moves_the_alias_and_one_that_nothing_meets_leaves_it(
 
 def test_models_of_other_data_do_not_compete(run: Path, uri: str, tmp_path: Path) -> None:
     client, experiment = connected(uri, tmp_path)
-    register(client, experiment, "toy", entries_of_run(run), max_mb=None, runs={})
+    register(client, experiment, "toy", read_run(run).entries(), max_mb=None, runs={})
     for one in versions(uri):
         client.set_model_version_tag("toy", one.version, "data_sha256", "another")
         client.set_model_version_tag("toy", one.version, "valid_mrr", "1.0")
     run_toy(tmp_path / "again", seed=1)
-    register(client, experiment, "toy", entries_of_run(tmp_path / "again"), max_mb=None, runs={})
+    register(client, experiment, "toy", read_run(tmp_path / "again").entries(), max_mb=None, runs={})
     assert aliases(uri)["champion"] in ("5", "6")
 
 
@@ -303,7 +303,7 @@ def test_what_cannot_be_registered_is_said_in_one_line(
     for damage in ("{", "stages: []\n"):
         (tmp_path / "run/plan.yaml").write_text(damage)
         with pytest.raises(DistkgdError, match=r"plan\.yaml"):
-            entries_of_run(tmp_path / "run")
+            read_run(tmp_path / "run").entries()
     assert (ConfigError, ModelError) and registered_name("runs/a:b") == "runs-a-b" and registered_name("/") == "-"
 
 
@@ -319,19 +319,19 @@ def test_the_student_that_a_budget_chose_is_registered_is_the_champion_and_is_fo
     request = request_of(None, [*quick, crops], str(file), budget=Budget(max_mb=0.012))
     assert request is not None
     outcome = run_own(request, Ranks(), Display(True), run)
-    assert outcome.report is not None and outcome.report["budget"]["met"]
-    dim, rows = outcome.report["budget"]["chosen"], {row["name"]: row for row in outcome.report["stages"]}
+    assert outcome.report is not None and outcome.report.budget is not None
+    dim, rows = outcome.report.budget.chosen, {stage.name: stage for stage in outcome.report.stages}
     assert aliases(uri, name) == {f"student-{dim}": "1", "teacher": "2", "champion": "1"}
     chosen, whole = versions(uri, name)
-    assert (chosen.tags["stage"], chosen.tags["role"]) == (f"student_{dim}", "student") and dim < 16
+    assert (chosen.tags["stage"], chosen.tags["role"]) == (f"student_{dim}", "student") and dim is not None and dim < 16
     assert (whole.tags["stage"], whole.tags["role"]) == ("student", "teacher")
-    assert float(chosen.tags["valid_mrr"]) == rows[f"student_{dim}"]["valid"]["mrr"]
+    assert float(chosen.tags["valid_mrr"]) == rows[f"student_{dim}"].mrr("valid")
     assert int(chosen.tags["bytes"]) <= 12_000 < int(whole.tags["bytes"])
     assert [entry.alias for entry in entries_at(run / f"stages/student_{dim}")[0]] == [f"student-{dim}"]
 
     better, mrr = "The directly trained model of that size is the better one", float(chosen.tags["valid_mrr"])
-    said = any(better in remark for remark in outcome.report["remarks"])
-    assert said == (rows["direct"]["valid"]["mrr"] > mrr) and capsys.readouterr().err.count(better) == said
+    said = any(better in remark for remark in outcome.report.remarks)
+    assert said == ((rows["direct"].mrr("valid") or 0.0) > mrr) and capsys.readouterr().err.count(better) == said
     path = run / "stages/direct/result.json"
     kept = json.loads(path.read_text(encoding="utf-8"))
     for gain in (-0.05, 0.05):

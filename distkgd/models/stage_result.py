@@ -1,0 +1,151 @@
+"""What a finished stage tells: made once when it ends, kept as its result.json, and a row of the run's report.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distkgd.common.files import write_atomic
+from distkgd.common.metrics import Metrics, known_figures
+from distkgd.common.paths import AnyPath
+from distkgd.errors import ModelError
+from distkgd.models.model_folder import read_json
+from distkgd.models.run_paths import RESULT, stage_folder
+
+Parts = dict[str, dict[str, Metrics]]  # kind of part (direction, relation, …) -> part -> its metrics
+
+
+class Record(BaseModel):
+    """Base of what is kept as JSON: immutable; keys that this version does not know are kept, and shown nowhere.
+
+    Such keys are of another version's file, or of a method's own report.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; what was not given has no key."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Chosen(Record):
+    """How the config of a stage with a choice was settled (DualDE sec. 4.1.3).
+
+    between: the two stages or models -> valid MRR. middle: their mean. candidates: stage -> valid MRR. winner: the
+    candidate nearest to the middle. dim: of its config.
+    """
+
+    between: dict[str, float]
+    middle: float
+    candidates: dict[str, float]
+    winner: str
+    dim: int
+
+
+class StageResult(Record):
+    """A trained stage; a teacher that was brought from elsewhere (`source`); or a crop that a budget has chosen.
+
+    method: "brought" and "crop" of the last two. source, folder: of a brought teacher, where it came from (path, URI or
+        LIBRARY:PATH), and its model as the run folder sees it; None of what the run has made itself.
+    dim: numbers per entity; biases: beside them. bytes: of the table files; sparse_bytes: exported as `sparse`.
+    teachers: names of stages, or paths of models. seconds: of the stage; train_seconds: of its steps; joules: None
+        where the machine has no counter. best_step: whose rows were kept, -1 where nothing was validated.
+    valid, test: metrics by name (None: the split has no triples); None where the split was not ranked.
+    valid_by, test_by: metrics in parts, of the last split that has triples. curve: split -> dim of a crop -> metrics.
+    crop_bytes: dim -> bytes. early_steps: taken on an unfinished teacher. warnings: what speaks against its figures.
+    brought: its teachers from elsewhere. digest: sha256 of what determined it. Both stand in result.json alone.
+    """
+
+    name: str
+    method: str
+    source: str | None = None
+    folder: str | None = None
+    scorer: str
+    dim: int
+    biases: int = 0
+    bytes: int
+    sparse_bytes: int | None = None
+    num_parameters: int | None = None
+    teachers: tuple[str, ...]
+    seconds: float | None = None
+    joules: float | None = None
+    train_seconds: float | None = None
+    steps: int | None = None
+    triples_per_second: float | None = None
+    best_step: int = -1
+    valid: Metrics | None = None
+    test: Metrics | None = None
+    valid_by: Parts | None = None
+    test_by: Parts | None = None
+    chosen: Chosen | None = None
+    early_steps: int | None = None
+    curve: dict[str, dict[int, Metrics]] = Field(default={})
+    crop_bytes: dict[int, int] = Field(default={})
+    warnings: tuple[str, ...] = ()
+    brought: tuple["StageResult", ...] = Field(default=(), exclude=True)
+    digest: str | None = Field(default=None, exclude=True)
+
+    @property
+    def is_direct(self) -> bool:
+        """Is this a model of a student's dim, trained without a teacher? Told by its name: direct, direct-64, and
+        assistant_64, a candidate that was only trained to be measured."""
+        return self.name == "direct" or self.name.startswith(("direct-", "direct_", "assistant_"))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run has trained it: not a teacher that came from elsewhere."""
+        return self.source is None
+
+    def metrics(self, split: str) -> Metrics:
+        """On "valid" or "test"; none where it was not ranked there."""
+        return (self.valid if split == "valid" else self.test) or {}
+
+    def mrr(self, split: str) -> float | None:
+        """On "valid" or "test"; None where it was not ranked there, or there was nothing to rank."""
+        return self.metrics(split).get("mrr")
+
+    def parts(self, split: str) -> Parts:
+        """The metrics on "valid" or "test" in parts; none where there are none."""
+        return (self.valid_by if split == "valid" else self.test_by) or {}
+
+    def final_metrics(self) -> dict[str, float]:
+        """valid and test metrics by flat names, as a tracker has them; of an empty split none."""
+        found = {split: known_figures(self.metrics(split)) for split in ("valid", "test")}
+        return {f"final/{split}/{name}": value for split in found for name, value in found[split].items()}
+
+    def folder_in(self, run_folder: Path) -> Path:
+        """Where its model is: its stage's folder, or where a teacher was brought to."""
+        return stage_folder(run_folder, self.name) if self.folder is None else run_folder / self.folder
+
+    def write(self, folder: Path) -> None:
+        """As result.json, whole or not at all."""
+        brought = [one.to_json() for one in self.brought]
+        content = self.to_json() | ({"brought": brought} if brought else {}) | {"digest": self.digest}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / RESULT, json.dumps(content, indent=2) + "\n")
+
+
+def read_result(folder: AnyPath) -> StageResult | None:
+    """Of result.json in the folder of a stage, None where the stage is not finished; ModelError where it is damaged."""
+    path = Path(folder) / RESULT
+    if not path.is_file():
+        return None
+    try:
+        found = StageResult.model_validate(read_json(path))
+        if found.digest is None:
+            raise ValueError("digest: Field required")
+    except ValueError as error:
+        raise ModelError(
+            f"{path} is damaged ({what_is_wrong(error)}); remove {path.parent} and train it again: "
+            "launch/distill.py --resume."
+        ) from None
+    return found
+
+
+def what_is_wrong(error: ValueError) -> str:
+    """The first thing that a record was refused for, in a line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

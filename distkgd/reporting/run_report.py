@@ -1,0 +1,158 @@
+"""What a finished plan tells: report.json, and the questions that its table, its page and the registry ask of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from distkgd.common.files import write_atomic
+from distkgd.common.paths import AnyPath
+from distkgd.errors import ModelError
+from distkgd.models.model_folder import read_json
+from distkgd.models.stage_result import Record, StageResult, what_is_wrong
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one size of student. bytes: of its export. ms: median of single queries. valid, test: MRR.
+
+    retained: share of the teacher's valid MRR. The last three are None before there is a trained model.
+    """
+
+    dim: int
+    bytes: int
+    ms: float
+    valid: float | None = None
+    test: float | None = None
+    retained: float | None = None
+
+    def __str__(self) -> str:
+        kept = "" if self.retained is None else f", {100 * self.retained:.1f}% of the teacher's valid MRR"
+        mrr = "" if self.valid is None else f" (valid MRR {self.valid:.4f}"
+        mrr += "" if self.valid is None else ")" if self.test is None else f", test {self.test:.4f})"
+        return f"{self.dim} numbers per entity: {self.bytes / 1e6:.2f} MB, {self.ms:.2f} ms per query{kept}{mrr}"
+
+
+class Verdict(Record):
+    """What became of a budget. wanted: its limits by name (max_mb, max_ms, min_retained), None: anything.
+
+    chosen: the dim that meets it, None where none does. sizes: all that there were to choose from.
+    """
+
+    wanted: dict[str, float | None]
+    met: bool
+    chosen: int | None
+    sizes: tuple[Figures, ...]
+
+
+class Data(Record):
+    """The graph of a run, as `Graph.summary` has it. num_train and the like: triples."""
+
+    name: str
+    sha256: str
+    num_entities: int
+    num_relations: int
+    num_train: int
+    num_valid: int
+    num_test: int
+
+
+class RunReport(Record):
+    """A finished plan. protocol: what its metrics mean, in words.
+
+    world: of how many ranks, or the least and the most ("1–2"). stages: brought teachers first, then as planned.
+    remarks: sentences for the reader. timeline: attempts at stages on Ray (`distkgd.pipeline.ray.schedule`). serving:
+    what was measured of the models' endpoints (`distkgd.tracking.serving.speed`).
+    """
+
+    name: str
+    data: Data
+    protocol: dict[str, str | float]
+    seed: int
+    world: int | str
+    device: str
+    machine: dict[str, Any] = Field(default={})
+    stages: tuple[StageResult, ...] = Field(min_length=1)
+    remarks: tuple[str, ...] = ()
+    budget: Verdict | None = None
+    timeline: list[dict[str, Any]] = Field(default=[])
+    serving: dict[str, Any] = Field(default={})
+
+    @property
+    def shown_split(self) -> str:
+        """The split whose figures are shown: test where it was read and has triples."""
+        return "test" if any(stage.mrr("test") is not None for stage in self.stages) else "valid"
+
+    @property
+    def trained(self) -> list[StageResult]:
+        """What the run has trained itself."""
+        return [stage for stage in self.stages if stage.is_trained]
+
+    @property
+    def teaching(self) -> set[str]:
+        """The names of those that teach others."""
+        return {name for stage in self.stages for name in stage.teachers}
+
+    @property
+    def student(self) -> StageResult:
+        """The stage that the run is about: the last that is no baseline and teaches nobody."""
+        ends = [stage for stage in self.stages if not stage.is_direct and stage.name not in self.teaching]
+        return (ends or self.stages)[-1]
+
+    def stage(self, name: str) -> StageResult | None:
+        """By its name."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def direct_of(self, stage: StageResult) -> StageResult | None:
+        """The directly trained model of a stage's dim."""
+        return next((other for other in self.stages if other.is_direct and other.dim == stage.dim), None)
+
+    def role_of(self, stage: StageResult) -> str:
+        """teacher, assistant (is taught, and teaches), student or direct."""
+        if stage.is_direct:
+            return "direct"
+        if stage.name not in self.teaching:
+            return "student"
+        return "assistant" if stage.teachers else "teacher"
+
+    def head_of(self, stage: StageResult) -> str | None:
+        """The name or path at which a stage's teaching begins: in a chain not the assistant, its first teacher's first
+        teacher, and so on; None of a stage that is not taught."""
+        seen, head, names = {stage.name}, None, stage.teachers
+        while names and names[0] not in seen:
+            head = names[0]
+            seen.add(head)
+            teacher = self.stage(head)
+            names = () if teacher is None else teacher.teachers
+        return head
+
+    def teacher_of(self, stage: StageResult) -> StageResult | None:
+        """The model a stage is measured against; None for the teacher itself and for one that is not here.
+
+        It is the head of its chain: otherwise the shares of a chain's student and of the direct model beside it would
+        have different denominators.
+        """
+        if stage.is_direct:
+            taught = next((other for other in self.stages if other.teachers and not other.is_direct), None)
+            return None if taught is None else self.teacher_of(taught)
+        head = self.head_of(stage)
+        return None if head is None else self.stage(head)
+
+    def write(self, run_folder: Path) -> None:
+        """As report.json, whole or not at all."""
+        run_folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(run_folder / REPORT, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_report(run_folder: AnyPath) -> RunReport:
+    """Of report.json in a run's folder; ModelError where it is missing or damaged."""
+    path = Path(run_folder) / REPORT
+    try:
+        report = RunReport.model_validate(read_json(path))
+    except ValueError as error:
+        raise ModelError(f"{path} is missing or damaged ({what_is_wrong(error)}).") from None
+    return report
