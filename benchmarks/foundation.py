@@ -27,7 +27,7 @@ from distkgd.data.filters import KnownAnswers, both_sides
 from distkgd.data.split import split_file
 from distkgd.evaluation.ranking import metrics
 from distkgd.kernels.build import library
-from distkgd.reporting.report import trained
+from distkgd.reporting.run_report import RunReport, read_report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,18 +35,17 @@ KEPT = ("name", "method", "scorer", "dim", "bytes", "seconds", "steps", "triples
 app = typer.Typer(help=__doc__)
 
 
-def distill(folder: Path, *arguments: str) -> dict[str, Any]:
-    """report.json of one launch into `folder`."""
+def distill(folder: Path, *arguments: str) -> RunReport:
+    """The report of one launch into `folder`."""
     command = [sys.executable, str(ROOT / "launch" / "distill.py"), *arguments, "--out", str(folder), "--resume"]
     subprocess.run(command, check=True, cwd=ROOT)
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return report
+    return read_report(folder)
 
 
-def brief(report: dict[str, Any]) -> dict[str, Any]:
+def brief(report: RunReport) -> dict[str, Any]:
     """A report without its breakdowns."""
-    stages = [{key: stage[key] for key in KEPT} for stage in trained(report["stages"])]
-    return {"data": report["data"], "protocol": report["protocol"], "seed": report["seed"], "stages": stages}
+    stages = [{key: value for key, value in stage.to_json().items() if key in KEPT} for stage in report.trained]
+    return {"data": report.data.to_json(), "protocol": report.protocol, "seed": report.seed, "stages": stages}
 
 
 def save(name: str, content: dict[str, Any]) -> None:

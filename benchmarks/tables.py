@@ -43,9 +43,9 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DivergedError
 from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
 from distkgd.models.model_folder import load_model
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.config import RunConfig, parse_config
 from distkgd.pipeline.plan import run_plan
-from distkgd.reporting.report import trained
 
 DIRECT = "direct"
 Tree = dict[str, Any]
@@ -288,7 +288,8 @@ def train(tree: Tree, folder: str) -> Tree:
     if not len(graph.valid):
         raise SystemExit(f"{graph.name} has no valid triples to choose trials by.")
     report = run_plan(config, graph, Ranks(), Path(folder), resume=True, display=Display(False))
-    return {"stages": [row(stage) for stage in in_order(trained(report["stages"]))]}
+    stages = sorted(report.trained, key=lambda stage: stage.name == "student")  # last, whatever was trained beside it
+    return {"stages": [row(stage) for stage in stages]}
 
 
 def config_of(tree: Tree) -> RunConfig:
@@ -309,22 +310,14 @@ def ranked_on_test(tree: Tree, folder: str, dims: list[int]) -> tuple[Tree, Tree
     return found, {dim: metrics(ranks) for dim, ranks in crops.items()}
 
 
-def in_order(stages: list[Tree]) -> list[Tree]:
-    """The student last, whatever was trained beside it."""
-    return sorted(stages, key=lambda stage: stage["name"] == "student")
-
-
-def row(stage: Tree) -> Tree:
+def row(stage: StageResult) -> Tree:
     """What a table needs of a stage."""
-    found = {
-        name: stage[name] for name in ("name", "method", "scorer", "dim", "bytes", "sparse_bytes", "train_seconds")
-    }
-    return (
-        found | figures("valid", stage["valid"]) | {name: stage[name] for name in ("curve", "chosen") if name in stage}
-    )
+    kept = ("name", "method", "scorer", "dim", "bytes", "sparse_bytes", "train_seconds", "curve", "chosen")
+    found = {name: value for name, value in stage.to_json().items() if name in kept}
+    return found | figures("valid", stage.metrics("valid"))
 
 
-def figures(split: str, found: Mapping[str, float]) -> Tree:
+def figures(split: str, found: Mapping[str, float | None]) -> Tree:
     """Those of a split that a table shows."""
     return {f"{split}_{name}": found[name] for name in ("mrr", "hits_at_1", "hits_at_10")}
 

@@ -20,6 +20,7 @@ from distkgd.config.tree import merge
 from distkgd.data import Graph, load_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DivergedError
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.config import parse_config
 from distkgd.pipeline.plan import run_plan
 
@@ -62,8 +63,8 @@ def run_all(tuning: dict[str, Any], names: list[str], name: str, folder: Path, r
             taught = stage["method"] != "scratch"
             try:
                 at = folder / f"{arm}_{number}"
-                row = run_trial(base, stage, teacher if taught else None, graph, at, ranks, display)
-                found = {"valid_mrr": row["valid"]["mrr"], "seconds": row["seconds"]}
+                result = run_trial(base, stage, teacher if taught else None, graph, at, ranks, display)
+                found = {"valid_mrr": result.mrr("valid"), "seconds": result.seconds}
             except DivergedError as error:
                 found = {"valid_mrr": 0.0, "diverged": str(error)}
             results[arm].append({"overrides": overrides, **found})
@@ -86,16 +87,15 @@ def run_trial(
     folder: Path,
     ranks: Ranks,
     display: Display,
-) -> dict[str, Any]:
-    """The report row of one trial."""
+) -> StageResult:
+    """The result of one trial."""
     config = {"name": folder.name, "data": base["data"], "student": stage, "teacher": teacher, "test": False}
     parsed = parse_config({**config, "mlflow": {"enabled": False}}, folder.name)
     try:
         report = run_plan(parsed, graph, ranks, folder, resume=True, display=display)
     except ConfigError as error:
         raise ConfigError(f"{error} (the tuning plan changed under a finished trial)") from None
-    row: dict[str, Any] = report["stages"][-1]
-    return row
+    return report.stages[-1]
 
 
 def write(name: str, tuning: dict[str, Any], graph: Graph, results: dict[str, list[dict[str, Any]]]) -> None:

@@ -18,6 +18,7 @@ from distkgd.pipeline.plan import run_plan
 from distkgd.reporting.report import markdown
 from tests.launches import small_data
 from tests.pipeline.test_stages import parsed
+from tests.records import report_of
 from tests.toys import toy_graph
 
 BUCKETS = {"0": (0, 0), "1-2": (1, 2), "3-9": (3, 9), "10-99": (10, 99), "100+": (100, 10**9)}
@@ -115,7 +116,7 @@ def test_the_report_and_a_later_evaluation_find_the_same(finished: Path) -> None
 
 def test_one_line_of_the_report_tells_the_long_tail(finished: Path) -> None:
     report: dict[str, Any] = json.loads((finished / "run/report.json").read_text(encoding="utf-8"))
-    (line,) = [line for line in markdown(report).splitlines() if line.startswith("Long tail")]
+    (line,) = [line for line in markdown(report_of(report)).splitlines() if line.startswith("Long tail")]
     student, direct = (stage["test_by"] for stage in report["stages"])
     rare = [f"{part['relation_frequency']['<1000']['mrr']:.3f}" for part in (student, direct)]
     triples = report["data"]["num_test"]

@@ -22,6 +22,7 @@ from tests.launches import small_data
 from tests.pipeline.test_plan import files_of, ran, run_on_data, trained_stages
 from tests.pipeline.test_stages import Several, several
 from tests.ranks import run_on_ranks
+from tests.records import report_of
 from tests.toys import toy_graph
 
 STAGE: dict[str, Any] = {"batch_size": 100, "epochs": 2, "validate_every": 1, "optimizer": {"lr": 0.3}}
@@ -179,11 +180,11 @@ def test_the_assistant_is_the_one_nearest_to_halfway(changed: dict[str, float], 
     assert (chosen["dim"], chosen["winner"]) == (dim, f"assistant_{dim}")
     assert chosen["middle"] == pytest.approx((chosen["between"]["teacher"] + chosen["between"]["direct"]) / 2)
     assert entity_rows(tmp_path, "assistant").shape[1] == dim
-    (line,) = [line for line in markdown(report).splitlines() if line.startswith("assistant: dim")]
+    (line,) = [line for line in markdown(report_of(report)).splitlines() if line.startswith("assistant: dim")]
     assert (
         f"dim {dim} of assistant_{dim}" in line and f"the middle of teacher {chosen['between']['teacher']:.3f}" in line
     )
-    assert f"assistant − assistant_{dim}:" in markdown(report)
+    assert f"assistant − assistant_{dim}:" in markdown(report_of(report))
 
 
 def test_of_equally_near_candidates_the_first_is_taken(tmp_path: Path) -> None:
