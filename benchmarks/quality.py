@@ -34,8 +34,8 @@ def run_arm(arm: dict[str, Any], out: Path) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, "name": name, "data": arm["data"], "seed": arm["seed"], "student": stage}
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    (stage,) = distill(out / name, str(path)).stages
-    found = stage.to_json()
+    (result,) = distill(out / name, str(path)).stages
+    found = result.to_json()
     kept = {key: found[key] for key in ("seconds", "steps", "triples_per_second", "valid")}
     return {**arm, "negatives": REGIMES[arm["regime"]], **kept}
 

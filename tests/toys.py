@@ -39,8 +39,7 @@ def toy_run(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     everything = torch.cat([graph.train, graph.valid, graph.test])
     tracking = open_tracking(run_folder=folder, name="toy", uri=None, enabled=False, active=False)
     answers = (KnownAnswers(t, graph.num_entities) for t in (graph.train, everything))
-    plan = {stage.name: stage for stage in build_plan(parsed)}
-    return Run(parsed, graph, ranks, folder, tracking, Display(False), *answers, plan)
+    return Run(parsed, graph, folder, build_plan(parsed), ranks, tracking, Display(False), *answers)
 
 
 def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex", seed: int = 77) -> Model:

@@ -19,7 +19,7 @@ from distkgd.errors import DistkgdError, ModelError
 from distkgd.evaluation.ranking import protocol
 from distkgd.models.importers.writing import held_out_among
 from distkgd.models.model import Model
-from distkgd.models.model_folder import bytes_on_disk, find_model, read_config, sha256_of, sparse_bytes
+from distkgd.models.model_folder import find_model, read_config, sha256_of
 from distkgd.models.run_paths import imported_folder, teacher_folder
 from distkgd.models.stage_result import StageResult, read_result
 from distkgd.pipeline.config import RunConfig, StageConfig
@@ -72,16 +72,10 @@ def brought_result(run: Run, source: str, model: Model) -> StageResult:
         source=source,
         # As the run folder sees it, so that the folder can be moved.
         folder=str(folder.relative_to(run.folder) if folder.is_relative_to(run.folder) else folder.resolve()),
-        scorer=model.scorer.name,
-        dim=model.scorer.dim,
-        biases=model.scorer.biases,
-        bytes=bytes_on_disk(folder),
-        sparse_bytes=sparse_bytes(model),
-        num_parameters=model.num_parameters,
         teachers=(),
         warnings=tuple(warnings),
         digest=digest,
-        **run.final_figures(model),
+        **run.measured(model, folder),
     )
     on_first(run.ranks, partial(result.write, place))
     scores = ", ".join(f"{split} MRR {fixed(result.mrr(split))}" for split in run.splits)

@@ -6,30 +6,28 @@ of the run's data set.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from distkgd.data import Graph
+from distkgd.data import anchored
 from distkgd.distributed.node_sharing import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.models.importers import Given, import_model, is_foreign
 from distkgd.models.remote import fetch_model
 from distkgd.models.run_paths import imported_folder, is_brought
-from distkgd.pipeline.stages import Stage
+from distkgd.pipeline.stages import Plan, Stage
 
 
-def bring_teachers(
-    stages: Sequence[Stage], graph: Graph, folder: Path, ranks: Ranks, *, data: str, trust: bool
-) -> list[str]:
-    """Bring every foreign or remote teacher of `stages` that `folder` lacks, and say what came; all ranks call it."""
-    said = []
+def bring_teachers(plan: Plan, stages: Sequence[Stage], ranks: Ranks) -> list[str]:
+    """Bring every foreign or remote teacher of some stages of a plan that its folder lacks, and say what came; all
+    ranks call it."""
+    said, data, given = [], anchored(plan.config.data), Given(trust_pickle=plan.config.trust_pickle)
     for source in dict.fromkeys(name for stage in stages for name in stage.teachers if is_brought(name)):
-        out = imported_folder(folder, source) / "model"
+        out = imported_folder(plan.folder, source) / "model"
         if any(ranks.gather_objects(out.exists())):
             continue
         if not is_foreign(source):
             on_first(ranks, partial(fetch_model, source, out))
             said.append(f"{source}: fetched")
             continue
-        model, notes = import_model(source, out, Given(trust_pickle=trust), ranks, graph, data)
+        model, notes = import_model(source, out, given, ranks, plan.graph, data)
         said.append(f"{source}: {model.scorer}, {'; '.join(notes)}")
     return said

@@ -43,7 +43,7 @@ def open_early(run: Run, stage: Stage) -> "EarlyTeacher | None":
     """The unfinished teacher of a stage that may begin on it; None where the teacher is finished. All ranks call it."""
     if not stage.overlap:
         return None
-    teacher = run.plan.get(stage.teachers[0])
+    teacher = run.stage(stage.teachers[0])
     if teacher is None or run.ranks.gather_objects(is_finished(run.folder, teacher.name))[0]:
         return None
     return EarlyTeacher(run, stage, teacher)

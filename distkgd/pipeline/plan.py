@@ -31,7 +31,7 @@ from distkgd.distributed.ownership import owned
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluation.ranking import protocol
-from distkgd.models.model_folder import bytes_on_disk, crop_bytes, find_model, read_json, save_model, sparse_bytes
+from distkgd.models.model_folder import crop_bytes, find_model, read_json, save_model
 from distkgd.models.run_paths import stage_folder, teacher_folder
 from distkgd.models.stage_result import Chosen, StageResult, read_result
 from distkgd.pipeline.config import RunConfig, resolved
@@ -41,7 +41,7 @@ from distkgd.pipeline.overlap import early_starts, open_early
 from distkgd.pipeline.registration import register_run, registered_stages
 from distkgd.pipeline.run_folder import prepare_folder
 from distkgd.pipeline.stage_job import Run, build_job, dtype_of, load_teacher
-from distkgd.pipeline.stages import Stage, build_plan, check_plan
+from distkgd.pipeline.stages import Plan, Stage, build_plan, check_plan
 from distkgd.pipeline.storage import download_run, find_run, open_storage, upload_stage
 from distkgd.reporting.endpoints import MEASURED
 from distkgd.reporting.html import write_html
@@ -72,97 +72,101 @@ def run_plan(
     *,
     resume: bool,
     display: Display,
-    stages: list[Stage] | None = None,
+    stages: Sequence[Stage] | None = None,
     watch: Watch | None = None,
     write: Callable[[], None] = lambda: None,
     further: Callable[[Run, list[StageResult]], Addition] = lambda _run, _results: Addition(),
 ) -> RunReport:
     """Train every unfinished stage, write the report, and return it.
 
-    stages: as `checked_plan` has them, in place of those of `config`'s own plan. watch: see `Job`. write: puts more
+    stages: of a `checked_plan`, in place of those of `config`'s own. watch: see `Job`. write: puts more
         into the run folder than plan.yaml, on the first rank. further: what follows from the results of the stages.
     Raises ConfigError when `folder` already holds a run and resume is off, or another launch is at work in it.
     """
     folder = Path(folder)
-    stages = checked_plan(config, build_plan(config), graph, ranks.world, folder) if stages is None else stages
+    plan = checked_plan(config, graph, folder, ranks.world) if stages is None else Plan(config, graph, folder, stages)
     if config.mlflow.enabled:
         resolve_uri(config.mlflow.uri, folder)  # refused before anything is written
-    with owned(folder, ranks, display.line) as agents:
-        storage = find_run(config, folder, ranks, resume)
-        prepare_folder(config, stages, graph, folder, ranks, resume, agents, write)
-        download_run(storage, [stage.name for stage in stages], ranks)
-        source, trust = anchored(config.data), config.trust_pickle
-        for line in bring_teachers(stages, graph, folder, ranks, data=source, trust=trust):
-            display.line(line)
-        if any(stage.overlap for stage in stages):
-            display.line(
-                "chain.overlap: every teacher is finished before its student begins; launch/chain.py overlaps them"
-            )
-        track = config.mlflow
-        tracking = open_tracking(
-            run_folder=folder, name=config.name, uri=track.uri, enabled=track.enabled, active=ranks.first
-        )
-        run = open_run(config, stages, graph, ranks, folder, tracking, display, watch)
-        tracking.start(resolved(config), tags_of(config, ranks.world, str(ranks.device)), graph.summary())
-        with closing(tracking, folder, REPORTS):
-            results = [run_stage(run, stage) for stage in stages]
-            added = further(run, results)
-            keys = {} if added.budget is None else {"budget": added.budget}
-            results += added.results
-            report = make_report(config, graph, results, ranks.world, str(ranks.device), added.remarks, **keys)
-            # Asking the models of a large run may take longer than the other ranks would wait in a collective.
-            on_first(ranks, partial(leave_reports, config, stages, graph, folder, report, tracking, display.line))
+    tags, say = tags_of(config, ranks.world, str(ranks.device)), display.line
+    with (
+        owned(folder, ranks, say) as agents,
+        opened(plan, ranks, resume, agents, tags, say, config.mlflow.uri, write) as tracking,
+    ):
+        if any(stage.overlap for stage in plan.stages):
+            say("chain.overlap: every teacher is finished before its student begins; launch/chain.py overlaps them")
+        run = open_run(plan, ranks, tracking, display, watch)
+        results = [run_stage(run, stage) for stage in plan.stages]
+        added = further(run, results)
+        keys = {} if added.budget is None else {"budget": added.budget}
+        results += added.results
+        report = make_report(plan, results, ranks.world, str(ranks.device), added.remarks, **keys)
+        # Asking the models of a large run may take longer than the other ranks would wait in a collective.
+        on_first(ranks, partial(leave_reports, plan, report, tracking, say))
     return report
 
 
-def leave_reports(
-    config: RunConfig,
-    stages: Sequence[Stage],
-    graph: Graph,
-    folder: Path,
-    report: RunReport,
-    tracking: Tracking,
+@contextmanager
+def opened(
+    plan: Plan,
+    ranks: Ranks,
+    resume: bool,
+    agents: Sequence[str],
+    tags: Mapping[str, str],
     say: Callable[[str], None],
-) -> None:
+    uri: str | None,
+    write: Callable[[], None] = lambda: None,
+) -> Iterator[Tracking]:
+    """A run's folder made or taken up, its teachers brought, and its tracking, closed as the block ends.
+
+    agents: as `owned` has them. uri: of MLflow's store. write: as `run_plan` has it. All ranks call it.
+    """
+    config, folder = plan.config, plan.folder
+    storage = find_run(config, folder, ranks, resume)
+    prepare_folder(plan, ranks, resume, agents, write)
+    download_run(storage, [stage.name for stage in plan.stages], ranks)
+    for line in bring_teachers(plan, plan.stages, ranks):
+        say(line)
+    enabled, active = config.mlflow.enabled, ranks.first
+    tracking = open_tracking(run_folder=folder, name=config.name, uri=uri, enabled=enabled, active=active)
+    tracking.start(resolved(config), tags, plan.graph.summary())
+    with closing(tracking, folder, REPORTS):
+        yield tracking
+
+
+def leave_reports(plan: Plan, report: RunReport, tracking: Tracking, say: Callable[[str], None]) -> None:
     """All that a finished plan leaves of `REPORTS`, and its models in the registry if its config asks for that."""
+    folder, wanted = plan.folder, plan.config.report
     if (folder / MEASURED).is_file():
         report = report.model_copy(update={"serving": read_json(folder / MEASURED)})
     write_report(folder, report)
-    if config.report.html:
-        write_html(folder, report, lambda: graph, config.report.queries)
-    register_run(config, stages, graph, folder, report, tracking, say)
+    if wanted.html:
+        write_html(folder, report, lambda: plan.graph, wanted.queries)
+    register_run(plan, report, tracking, say)
 
 
 def checked_plan(
-    config: RunConfig, stages: list[Stage], graph: Graph, world: int, folder: Path | None = None
-) -> list[Stage]:
-    """The stages of a run; ConfigError, UnsupportedError or ModelError for what could not work on this data.
+    config: RunConfig, graph: Graph, folder: Path, world: int, stages: Sequence[Stage] | None = None
+) -> Plan:
+    """The plan of a run; ConfigError, UnsupportedError or ModelError for what could not work on this data.
 
-    folder: of the run, where teachers may have been imported before.
+    folder: of the run, where teachers may have been imported before. stages: in place of those of `config`'s own plan.
     """
+    stages = build_plan(config) if stages is None else stages
     check_plan(config, stages, graph, world, folder)
     if config.engine.name == "deepspeed":
         tensors = {"relation": torch.empty(0, dtype=dtype_of(config))}
         for one in (one for stage in stages for one in stage.configs):
             check_supported(one.optimizer.name, config.engine.zero, tensors)
-    return stages
+    return Plan(config, graph, folder, stages)
 
 
-def open_run(
-    config: RunConfig,
-    stages: Sequence[Stage],
-    graph: Graph,
-    ranks: Ranks,
-    folder: Path,
-    tracking: Tracking,
-    display: Display,
-    watch: Watch | None = None,
-) -> Run:
+def open_run(plan: Plan, ranks: Ranks, tracking: Tracking, display: Display, watch: Watch | None = None) -> Run:
     """What stages of a plan share in one process group. All ranks call it."""
+    graph, storage = plan.graph, open_storage(plan.config, plan.folder)
     train = shared_answers(ranks, [graph.train], graph.num_entities)
     everything = shared_answers(ranks, [graph.train, graph.valid, graph.test], graph.num_entities)
-    plan, storage = {stage.name: stage for stage in stages}, open_storage(config, folder)
-    return Run(config, graph, ranks, folder, tracking, display, train, everything, plan, watch, storage)
+    shared = ranks, tracking, display, train, everything, watch, storage
+    return Run(plan.config, graph, plan.folder, plan.stages, *shared)
 
 
 def tags_of(config: RunConfig, world: int | str, device: str) -> dict[str, str]:
@@ -189,7 +193,7 @@ def closing(tracking: Tracking, folder: Path, names: Sequence[str]) -> Iterator[
 def run_stage(run: Run, stage: Stage) -> StageResult:
     """One stage's result; trains it unless it is finished."""
     stage, chosen = settled(run, stage)
-    result = finished_result(run.config, run.graph.identity, run.folder, stage, run.plan)
+    result = finished_result(run, stage)
     if result is not None:
         upload_stage(run.storage, stage.name, run.ranks)
         run.display.line(f"{stage.name}: finished before, valid MRR {fixed(result.mrr('valid'), 4)}")
@@ -203,7 +207,7 @@ def run_stage(run: Run, stage: Stage) -> StageResult:
 
 def _train(run: Run, stage: Stage, chosen: Chosen | None) -> StageResult:
     folder = run.stage_folder(stage.name)
-    digest = stage_digest(run.config, run.graph.identity, run.folder, stage, run.plan)
+    digest = stage_digest(run, stage)
     tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
     status: Status = "FAILED"
     metrics: dict[str, float] = {}
@@ -222,25 +226,23 @@ def _train(run: Run, stage: Stage, chosen: Chosen | None) -> StageResult:
         if run.storage is not None:
             run.storage.wait()
         # What is registered is not stored twice.
-        sent = status == "FINISHED" and stage.name not in registered_stages(run.config, run.plan.values())
+        sent = status == "FINISHED" and stage.name not in registered_stages(run)
         tracking.finish(status, folder / "model" if sent else None, metrics)
     return result
 
 
-def finished_result(
-    config: RunConfig, sha256: str, folder: Path, stage: Stage, plan: Mapping[str, Stage]
-) -> StageResult | None:
+def finished_result(plan: Plan, stage: Stage) -> StageResult | None:
     """The result of a stage that is finished in the run folder, None of one that is not.
 
-    sha256: the data's `identity`. Raises ConfigError when the stage was made by another config, data set or teacher.
+    Raises ConfigError when the stage was made by another config, data set or teacher.
     """
-    made = stage_folder(folder, stage.name)
+    made = stage_folder(plan.folder, stage.name)
     result = read_result(made)
     if result is None:
         return None
     if stage.choice is not None and result.chosen is not None:
         stage = replace(stage, config=stage.choice.configs[result.chosen.winner], choice=None)
-    if result.digest != stage_digest(config, sha256, folder, stage, plan):
+    if result.digest != stage_digest(plan, stage):
         raise ConfigError(f"{made} was made by another config, data set or teacher; use another --out.")
     return result
 
@@ -283,21 +285,15 @@ def finish_stage(
     about = {"data": run.graph.summary(), "source": anchored(run.config.data), "commit": git_sha()}
     about |= {"stage": stage.name, "method": config.method}
     save_model(folder / "model", student, run.graph, about)
-    size, found = bytes_on_disk(folder), run.final_figures(student)
+    found = run.measured(student, folder)
     found |= job.method.report(partial(run.curve, student), run.splits)
     if "curve" in found:
-        found["crop_bytes"] = crop_bytes(student, list(next(iter(found["curve"].values()))), size)
+        found["crop_bytes"] = crop_bytes(student, list(next(iter(found["curve"].values()))), found["bytes"])
     found |= {} if chosen is None else {"chosen": chosen}
     found |= {"early_steps": progress.early_steps} if stage.overlap else {}
     return StageResult(
         name=stage.name,
         method=config.method,
-        scorer=config.scorer,
-        dim=student.scorer.dim,
-        biases=student.scorer.biases,
-        bytes=size,
-        sparse_bytes=sparse_bytes(student),
-        num_parameters=student.num_parameters,
         teachers=stage.teachers,
         seconds=progress.seconds,
         joules=progress.joules,
@@ -312,8 +308,7 @@ def finish_stage(
 
 
 def make_report(
-    config: RunConfig,
-    graph: Graph,
+    plan: Plan,
     results: Sequence[StageResult],
     world: int | str,
     device: str,
@@ -321,6 +316,7 @@ def make_report(
     **further: Any,
 ) -> RunReport:
     """What a finished plan tells. remarks: said before all others. further: fields of `RunReport`."""
+    config, graph = plan.config, plan.graph
     report = RunReport(
         name=config.name,
         data=Data.model_validate(graph.summary()),
@@ -337,24 +333,23 @@ def make_report(
     return report.model_copy(update={"remarks": said}) if said else report
 
 
-def stage_digest(config: RunConfig, data_sha256: str, run_folder: Path, stage: Stage, plan: Mapping[str, Stage]) -> str:
+def stage_digest(plan: Plan, stage: Stage) -> str:
     """sha256 of what determines a stage's result: its config, seed, dtype, data, and the teachers' files.
 
-    plan: by name. A teacher in it that may still be in training has no files yet: what determines its own result stands
-    for them.
+    A teacher that may still be in training has no files yet: what determines its own result stands for them.
     """
     teachers = {}
     for name in stage.teachers:
-        if stage.overlap and name in plan:
-            teachers[name] = stage_digest(config, data_sha256, run_folder, plan[name], plan)
+        if stage.overlap and (teacher := plan.stage(name)) is not None:
+            teachers[name] = stage_digest(plan, teacher)
             continue
-        folder = find_model(teacher_folder(run_folder, name))
+        folder = find_model(teacher_folder(plan.folder, name))
         teachers[name] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     content = {
         "stage": stage.config.model_dump(mode="json") | ({"overlap": stage.overlap} if stage.overlap else {}),
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "data": data_sha256,
+        "seed": plan.config.seed,
+        "dtype": plan.config.dtype,
+        "data": plan.graph.identity,
         "teachers": teachers,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -10,14 +10,14 @@ import yaml
 from distkgd.common.files import write_atomic
 from distkgd.common.paths import check_folder
 from distkgd.config.tree import read_yaml
-from distkgd.data import Graph, anchored
+from distkgd.data import anchored
 from distkgd.distributed.node_sharing import on_first
 from distkgd.distributed.ownership import refuse_owned
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.rendezvous import launch_agent, same_launch
 from distkgd.errors import ConfigError
-from distkgd.pipeline.config import RunConfig, resolved
-from distkgd.pipeline.stages import Stage
+from distkgd.pipeline.config import resolved
+from distkgd.pipeline.stages import Plan, Stage
 
 HOLDS_A_RUN = "{folder} already holds a run; add --resume to go on with it, or choose another --out."
 FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow", "report", "storage"})
@@ -25,10 +25,7 @@ VERSION = 2  # of what a run folder holds; runs of before have none
 
 
 def prepare_folder(
-    config: RunConfig,
-    stages: list[Stage],
-    graph: Graph,
-    folder: Path,
+    run: Plan,
     ranks: Ranks,
     resume: bool,
     agents: Sequence[str],
@@ -39,15 +36,15 @@ def prepare_folder(
     A folder that this very launch has made needs no `resume`: the ranks were started anew. agents: as `owned` has them.
     write: what the first rank puts there besides, before plan.yaml.
     """
-    path, launch = folder / "plan.yaml", folder / "launch.json"
+    path, launch = run.folder / "plan.yaml", run.folder / "launch.json"
     exists, known = ranks.gather_objects((path.exists(), same_launch(launch, agents)))[0]
     if exists and not resume and not known:
-        raise ConfigError(HOLDS_A_RUN.format(folder=folder))
+        raise ConfigError(HOLDS_A_RUN.format(folder=run.folder))
     plan = {
         "version": VERSION,
-        "config": resolved(config),
-        "data_sha256": graph.identity,
-        "stages": [described(stage) for stage in stages],
+        "config": resolved(run.config),
+        "data_sha256": run.graph.identity,
+        "stages": [described(stage) for stage in run.stages],
     }
     if exists:
         refuse_other_plan(path, plan)
@@ -57,7 +54,7 @@ def prepare_folder(
         if agents:
             write_atomic(launch, json.dumps({"agents": list(agents)}, indent=2) + "\n")
         if not exists:
-            text = yaml.safe_dump(plan | {"source": anchored(config.data)}, sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(plan | {"source": anchored(run.config.data)}, sort_keys=False, allow_unicode=True)
             write_atomic(path, text)
 
     on_first(ranks, put)

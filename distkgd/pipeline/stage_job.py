@@ -1,7 +1,7 @@
 """From a stage to a job: what all stages of a run share, and everything that one of them is trained with."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ import torch
 
 from distkgd.common.console import Display
 from distkgd.common.metrics import Metrics, known_figures
-from distkgd.data import Graph
 from distkgd.data.filters import KnownAnswers
 from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.step_inputs import StepInputBuilder
@@ -21,11 +20,11 @@ from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
 from distkgd.methods import Method, Setup, build_method
 from distkgd.models.init_from_teacher import init_from_teacher
 from distkgd.models.model import Model, new_model
-from distkgd.models.model_folder import load_model, same_vocabulary, told
+from distkgd.models.model_folder import bytes_on_disk, load_model, same_vocabulary, sparse_bytes, told
 from distkgd.models.run_paths import stage_folder, teacher_folder
 from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.config import RunConfig, StageConfig
-from distkgd.pipeline.stages import Stage
+from distkgd.pipeline.stages import Plan, Stage
 from distkgd.pipeline.storage import Storage
 from distkgd.scorers import build_scorer
 from distkgd.tracking.tracker import StageTracking, Tracking
@@ -33,19 +32,15 @@ from distkgd.training.communication import choose_communication
 from distkgd.training.job import Job, Watch
 
 
-@dataclass
-class Run:
-    """All that the stages of one run share. plan: the stages by name; results: of those that are finished by now."""
+@dataclass(frozen=True)
+class Run(Plan):
+    """A plan in one process group, and all that its stages share. results: of those that are finished by now."""
 
-    config: RunConfig
-    graph: Graph
     ranks: Ranks
-    folder: Path
     tracking: Tracking
     display: Display
     train_answers: KnownAnswers
     all_answers: KnownAnswers
-    plan: Mapping[str, Stage]
     watch: Watch | None = None
     storage: Storage | None = None
     results: dict[str, StageResult] = field(default_factory=dict)
@@ -69,12 +64,15 @@ class Run:
         """Where a stage keeps everything."""
         return stage_folder(self.folder, name)
 
-    def final_figures(self, model: Model) -> dict[str, Any]:
-        """What a `StageResult` tells of a model's quality: metrics on all `splits`, and on `shown_split` in parts."""
+    def measured(self, model: Model, folder: Path) -> dict[str, Any]:
+        """What a `StageResult` tells of a finished model: sizes, metrics on all `splits`, on `shown_split` in parts."""
+        sizes = {"scorer": model.scorer.name, "dim": model.scorer.dim, "biases": model.scorer.biases}
+        sizes |= {"bytes": bytes_on_disk(folder), "sparse_bytes": sparse_bytes(model)}
+        sizes |= {"num_parameters": model.num_parameters}
         found = {split: self.evaluate(model, split) for split in self.splits}
         last = self.shown_split
         parts = in_parts(found[last][1], getattr(self.graph, last), self.graph)
-        return {split: figures for split, (figures, _) in found.items()} | {f"{last}_by": parts}
+        return sizes | {split: figures for split, (figures, _) in found.items()} | {f"{last}_by": parts}
 
     def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:
         """Metrics and ranks of a model on "valid" or "test"."""

@@ -55,6 +55,20 @@ class Stage:
         return self.teachers if choice is None else (*self.teachers, *choice.configs, *choice.between)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a command runs, built once and handed on. folder: of the run. stages: every teacher comes first."""
+
+    config: RunConfig
+    graph: Graph
+    folder: Path
+    stages: Sequence[Stage]
+
+    def stage(self, name: str) -> Stage | None:
+        """By its name; None of a model from elsewhere."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
 def build_plan(config: RunConfig) -> list[Stage]:
     """The stages of a run, in an order in which every teacher comes first."""
     given = config.all_teachers()

@@ -85,7 +85,7 @@ def test_it_is_ranked_once_in_a_run_even_where_its_student_has_to_begin_again(
 ) -> None:
     first = taught_by(elsewhere, graph, tmp_path / "run")
     (tmp_path / "run/stages/student/result.json").unlink()
-    with mock.patch.object(foreign_reports, "bytes_on_disk", side_effect=AssertionError("made again")):
+    with mock.patch.object(foreign_reports, "seen_held_out", side_effect=AssertionError("made again")):
         again = taught_by(elsewhere, graph, tmp_path / "run", resume=True)
         assert again["stages"][0] == first["stages"][0]
         assert taught_by(elsewhere, graph, tmp_path / "run", resume=True)["stages"] == again["stages"]

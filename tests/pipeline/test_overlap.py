@@ -90,7 +90,7 @@ def test_a_student_begins_on_the_best_rows_steps_aside_at_its_share_and_ends_on_
         row = run_stage(run, STUDENT)
     assert torch.equal(trained.call_args.args[0].method.teachers[0].entity.weight, rows_of(run, "teacher"))
     assert row.early_steps is not None and row.early_steps * 2 == row.steps == progress["step"] * 2
-    assert finished_result(run.config, run.graph.identity, tmp_path, STUDENT, run.plan) == row
+    assert finished_result(run, STUDENT) == row
 
 
 def changed_over(ranks: Ranks, folder: str) -> tuple[StageResult, bool]:

@@ -29,7 +29,7 @@ from distkgd.pipeline.config import RunConfig, alone, load_tree, parse_config, r
 from distkgd.pipeline.plan import Addition, checked_plan, open_run, run_plan
 from distkgd.pipeline.run_folder import refuse_existing
 from distkgd.pipeline.stage_job import Run
-from distkgd.pipeline.stages import Stage, build_plan
+from distkgd.pipeline.stages import Plan, Stage
 from distkgd.reporting.run_report import RunReport
 from distkgd.tracking.tracker import NoTracking
 
@@ -85,10 +85,10 @@ def run_own(
     tree["data"] = request.data if written is None else str(folder / "data" / name)
     tree, croppable = _chosen(request, graph, tree)
     config = parse_config(tree, str(request.config or "the chosen config"))
-    stages = checked_plan(config, build_plan(config), graph, ranks.world, folder)
+    plan = checked_plan(config, graph, folder, ranks.world)
     _check_budget(request, config, graph, croppable)
     if not (resume and (folder / "plan.yaml").exists()):
-        reason = _announce(request, config, graph, ranks, folder, display, stages, croppable)
+        reason = _announce(request, plan, ranks, display, croppable)
         if reason is not None:
             display.error(reason)
             return Outcome(folder, None, NOT_REACHABLE)
@@ -100,7 +100,7 @@ def run_own(
 
     further = partial(_further, request=request, croppable=croppable, notes=notes)
     run = partial(run_plan, config, graph, ranks, folder, resume=resume, display=display)
-    report = run(stages=stages, write=write, further=further)
+    report = run(stages=plan.stages, write=write, further=further)
     met = report.budget is None or report.budget.met
     return Outcome(folder, report, 0 if met else NOT_REACHABLE)
 
@@ -186,21 +186,13 @@ def _check_budget(request: DistillRequest, config: RunConfig, graph: Graph, crop
         raise ConfigError("--min-retained compares with the teacher, and there is none; leave teacher alone.")
 
 
-def _announce(
-    request: DistillRequest,
-    config: RunConfig,
-    graph: Graph,
-    ranks: Ranks,
-    folder: Path,
-    display: Display,
-    stages: list[Stage],
-    croppable: bool,
-) -> str | None:
+def _announce(request: DistillRequest, plan: Plan, ranks: Ranks, display: Display, croppable: bool) -> str | None:
     """Say what will be done, in what memory and time; the reason why nothing can be, if the budget excludes it."""
+    config, graph, stages, folder = plan.config, plan.graph, plan.stages, plan.folder
     sizes = f"{graph.num_entities:,} entities, {graph.num_relations:,} relations"
     held = ", ".join(f"{len(getattr(graph, split)):,} {split}" for split in ("train", "valid", "test"))
     display.line(f"{graph.name}: {sizes}; triples: {held}")
-    run = open_run(config, stages, graph, ranks, folder, NoTracking(), display)
+    run = open_run(plan, ranks, NoTracking(), display)
     if request.budget:
         reason = out_of_reach(run, config.student, smallest_dim(config.student), request.budget)
         if reason is not None:

@@ -8,22 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from threading import Event
 
-from distkgd.data import anchored, load_graph
+from distkgd.data import load_graph
 from distkgd.distributed.ownership import owned
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.pipeline.autoconfig.rules import fitted
 from distkgd.pipeline.config import parse_config, resolved
-from distkgd.pipeline.foreign_teachers import bring_teachers
-from distkgd.pipeline.plan import REPORTS, checked_plan, closing, leave_reports, make_report, tags_of
+from distkgd.pipeline.plan import checked_plan, leave_reports, make_report, opened, tags_of
 from distkgd.pipeline.ray.session import import_ray
 from distkgd.pipeline.ray.stage_scheduler import Request, StageScheduler
 from distkgd.pipeline.ray.worker_group import Slot, dissolve
-from distkgd.pipeline.run_folder import prepare_folder
-from distkgd.pipeline.stages import build_plan
-from distkgd.pipeline.storage import download_run, find_run
 from distkgd.reporting.run_report import RunReport
-from distkgd.tracking.mlflow_runs import open_tracking
 
 
 @dataclass(frozen=True)
@@ -75,33 +70,24 @@ class Coordinator:
         config, changes = fitted(config, len(graph.train), request.free)
         request = replace(request, config=resolved(config))
         self._news += [f"warning: {warning}" for warning in (*graph.warnings, *changes)]
-        stages = checked_plan(config, build_plan(config), graph, world=1, folder=folder)
+        plan = checked_plan(config, graph, folder, world=1)
         device = pick(config.device, import_ray().cluster_resources(), request.grows)
         if config.device == "auto" and device == "cpu" and request.grows:
             self._news.append("device auto: the cluster has no GPU now, so CPUs train; device=cuda would wait for one")
         slot = Slot(options.cpus, 1.0 if device == "cuda" else 0.0)
-        with owned(folder, Ranks(), self._news.append, request.launcher) as agents:
-            # A coordinator that was started again on another node has not this launch's folder, but its storage.
-            again = config.storage and import_ray().get_runtime_context().was_current_actor_reconstructed
-            resume = request.resume or bool(again)
-            storage = find_run(config, folder, Ranks(), resume)
-            prepare_folder(config, stages, graph, folder, Ranks(), resume, agents)
-            download_run(storage, [stage.name for stage in stages], Ranks())
-            source, trust = anchored(config.data), config.trust_pickle
-            self._news += bring_teachers(stages, graph, folder, Ranks(), data=source, trust=trust)
-            tracking = open_tracking(
-                run_folder=folder, name=config.name, uri=request.uri, enabled=config.mlflow.enabled, active=True
-            )
-            tags = tags_of(config, options.workers or "shared", device) | {"launcher": "ray"}
-            tracking.start(resolved(config), tags, graph.summary())
-            if storage is not None:
-                storage.keep_ids()
-            with closing(tracking, folder, REPORTS):
-                walk = StageScheduler(request, config, graph, stages, device, slot, self._stop, self._news.append)
-                results, timeline = walk.run(lambda: self._signal_number), walk.timeline
-                report = make_report(config, graph, results, timeline.worlds(), device, timeline=timeline.events)
-                report = report.model_copy(update={"remarks": (*report.remarks, timeline.sentence())})
-                leave_reports(config, stages, graph, folder, report, tracking, self._news.append)
+        tags, say = tags_of(config, options.workers or "shared", device) | {"launcher": "ray"}, self._news.append
+        # A coordinator that was started again on another node has not this launch's folder, but its storage.
+        again = config.storage and import_ray().get_runtime_context().was_current_actor_reconstructed
+        resume = request.resume or bool(again)
+        with (
+            owned(folder, Ranks(), say, request.launcher) as agents,
+            opened(plan, Ranks(), resume, agents, tags, say, request.uri) as tracking,
+        ):
+            walk = StageScheduler(request, plan, device, slot, self._stop, say)
+            results, timeline = walk.run(lambda: self._signal_number), walk.timeline
+            report = make_report(plan, results, timeline.worlds(), device, timeline=timeline.events)
+            report = report.model_copy(update={"remarks": (*report.remarks, timeline.sentence())})
+            leave_reports(plan, report, tracking, say)
         return report
 
 

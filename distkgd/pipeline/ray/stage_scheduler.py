@@ -9,17 +9,15 @@ from threading import Event, Lock
 from typing import Any
 
 from distkgd.common.text import fixed
-from distkgd.data import Graph
 from distkgd.errors import DistkgdError, Stopped
 from distkgd.models.stage_result import StageResult
-from distkgd.pipeline.config import RunConfig
 from distkgd.pipeline.overlap import has_rows
 from distkgd.pipeline.plan import finished_result
 from distkgd.pipeline.ray.schedule import ASIDE, Timeline, allot, early, ready
 from distkgd.pipeline.ray.session import import_ray
 from distkgd.pipeline.ray.worker import Place, Surroundings, Work
 from distkgd.pipeline.ray.worker_group import Slot, WorkerGroup
-from distkgd.pipeline.stages import Stage, check_stage
+from distkgd.pipeline.stages import Plan, Stage, check_stage
 from distkgd.pipeline.storage import open_storage
 
 POLL_SECONDS = 0.2
@@ -73,18 +71,15 @@ class StageScheduler:
     def __init__(
         self,
         request: Request,
-        config: RunConfig,
-        graph: Graph,
-        stages: list[Stage],
+        plan: Plan,
         device: str,
         slot: Slot,
         stop: Event,
         say: Callable[[str], None],
     ) -> None:
         self._request = request
-        self._config = config
-        self._graph = graph
-        self._stages = stages
+        self._plan = plan
+        self._stages = plan.stages
         self._device = device
         self._slot = slot
         self._stop = stop
@@ -92,7 +87,7 @@ class StageScheduler:
         self._ray = import_ray()
         self._lock = Lock()
         self._taken: dict[str, int] = {}  # workers of the stages that are running
-        self._storage = open_storage(config, request.folder)
+        self._storage = open_storage(plan.config, plan.folder)
         self._aside: set[str] = set()  # stages that do not begin again before their teachers are finished
         self._too_small = -1  # the cluster's slots when there was no room for a whole gang
         self.timeline = Timeline(request.folder)
@@ -101,15 +96,15 @@ class StageScheduler:
         """The results of all stages, in the order of the plan. signal_number: -> what asked to stop."""
         results: dict[str, StageResult] = {}
         running: dict[Future[StageResult | None], str] = {}
-        plan = {stage.name: stage for stage in self._stages}
+        if self._storage is not None:
+            self._storage.keep_ids()
         with ThreadPoolExecutor(len(self._stages)) as threads:
             try:
                 while len(results) < len(self._stages):
                     if self._stop.is_set():
                         raise Stopped(signal_number(), "between two stages")
                     for stage, size in self._next(results, list(running.values())):
-                        sha256, folder = self._graph.identity, self._request.folder
-                        result = finished_result(self._config, sha256, folder, stage, plan)
+                        result = finished_result(self._plan, stage)
                         if result is not None:
                             self._say(f"{stage.name}: finished before, valid MRR {fixed(result.mrr('valid'), 4)}")
                             results[stage.name] = result
@@ -155,7 +150,7 @@ class StageScheduler:
         error: DistkgdError | None = None
         for world in range(size, 0, -1):
             try:
-                check_stage(stage, self._graph, world)
+                check_stage(stage, self._plan.graph, world)
             except DistkgdError as wrong:
                 error = error or wrong
             else:
@@ -168,8 +163,8 @@ class StageScheduler:
         None where it has stepped aside, with a checkpoint, until its teacher is finished.
         """
         options, request = self._request.options, self._request
-        threads = self._config.threads or max(1, options.cpus)
-        folder, sha256 = request.folder, self._graph.identity
+        threads = self._plan.config.threads or max(1, options.cpus)
+        folder, sha256 = request.folder, self._plan.graph.identity
         work = Work(request.config, self._stages, stage.name, folder, request.uri, sha256, self._device, threads)
         gang = WorkerGroup(
             self._ray,

@@ -17,7 +17,7 @@ import torch
 from distkgd.common.console import Display
 from distkgd.common.locks import BusyError, held
 from distkgd.common.stop_signal import ask_to_stop
-from distkgd.data import anchored, load_graph
+from distkgd.data import load_graph
 from distkgd.data.sharing import shared_graph
 from distkgd.distributed.node_sharing import on_first
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
@@ -30,7 +30,7 @@ from distkgd.pipeline.config import RunConfig, parse_config
 from distkgd.pipeline.foreign_teachers import bring_teachers
 from distkgd.pipeline.plan import open_run, run_stage
 from distkgd.pipeline.ray.session import import_ray
-from distkgd.pipeline.stages import Stage, check_stage
+from distkgd.pipeline.stages import Plan, Stage, check_stage
 from distkgd.pipeline.storage import open_storage
 from distkgd.tracking.mlflow_runs import open_tracking
 
@@ -54,12 +54,12 @@ class Place:
 class Work:
     """What all workers of a stage are told.
 
-    config: the resolved run. plan: its stages, of which `stage` is one. folder: of the run. uri: MLflow's store.
+    config: the resolved run. stages: of the plan, of which `stage` is one. folder: of the run. uri: MLflow's store.
     sha256: of the data that the plan was checked on.
     """
 
     config: Mapping[str, Any]
-    plan: Sequence[Stage]
+    stages: Sequence[Stage]
     stage: str
     folder: Path
     uri: str | None
@@ -156,7 +156,7 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> StageResult |
             f"{socket.gethostname()} does not see the run folder {folder}; give --out a path on a disk that all nodes "
             "share, or set storage to a URI that they reach."
         )
-    stages = {stage.name: stage for stage in work.plan}
+    stages = {stage.name: stage for stage in work.stages}
     stage = stages[work.stage]
     ranks = join_ranks(work.device)
     on_first(ranks, partial(provide, config, folder, stage, stages))
@@ -165,8 +165,9 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> StageResult |
         if graph.identity != work.sha256:
             raise DataError(f"{socket.gethostname()} has other data at {config.data} than the coordinator has.")
         check_stage(stage, graph, world)
+        plan = Plan(config, graph, folder, work.stages)
         if config.storage:
-            bring_teachers([stage], graph, folder, ranks, data=anchored(config.data), trust=config.trust_pickle)
+            bring_teachers(plan, [stage], ranks)
         tracking = open_tracking(
             run_folder=folder,
             name=config.name,
@@ -175,7 +176,7 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> StageResult |
             active=ranks.first,
         )
         tracking.attach(graph.summary())
-        run = open_run(config, work.plan, graph, ranks, folder, tracking, Display(ranks.first))
+        run = open_run(plan, ranks, tracking, Display(ranks.first))
         result = run_stage(run, stage)
         leave_ranks(ranks)
     return result if rank == 0 else None

@@ -175,8 +175,8 @@ def _train(trial: Trial, call: Call, watch: Watch) -> StageResult:
     if graph.identity != trial.data:
         raise ConfigError(f"The data {config.data} is not what it was when the sweep began, or not on every machine.")
     ranks, folder = call.ranks(config.device), trial.folder(call.out)
-    plan, silent = checked_plan(config, trial.plan(config), graph, ranks.world, folder), Display(False)
-    report = run_plan(config, graph, ranks, folder, resume=True, display=silent, stages=plan, watch=watch)
+    stages = checked_plan(config, graph, folder, ranks.world, trial.plan(config)).stages
+    report = run_plan(config, graph, ranks, folder, resume=True, display=Display(False), stages=stages, watch=watch)
     return next(stage for stage in report.stages if stage.name == trial.stage)
 
 
