@@ -19,7 +19,7 @@ from distkgd.data import Graph, Vocabulary
 from distkgd.distributed.ranks import Ranks
 from distkgd.models.model import new_model
 from distkgd.models.model_folder import bytes_on_disk, save_model
-from distkgd.reporting.endpoints import sentences
+from distkgd.reporting.report import served
 from distkgd.scorers import build_scorer
 from distkgd.tracking.mlflow_runs import register_finished
 from distkgd.tracking.serving.entries import Entry
@@ -69,7 +69,7 @@ def main(
         found, store = register_finished(models, "untrained", None, run_folder=folder, uri=uri)
         measured = measure(models, [f"models:/untrained/{version}" for version in found.versions], store, seconds)
     write_atomic(json_, json.dumps(measured | {"entities": entities}, indent=2) + "\n")
-    print("\n".join(sentences(measured)))
+    print("\n".join(served(measured)))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from distkgd.common.console import Display
 from distkgd.distributed.ownership import refuse_owned
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
-from distkgd.reporting.endpoints import sentences
 from distkgd.reporting.html import keep_measured
+from distkgd.reporting.report import served
 from distkgd.tracking.mlflow_runs import register_finished
 from distkgd.tracking.mlflow_text import redact
 from distkgd.tracking.serving.entries import entries_at
@@ -52,7 +52,7 @@ def main(
         if speed:
             refuse_owned(folder)  # before minutes of measuring
             measured = measure(entries, [f"models:/{called}/{version}" for version in found.versions], store)
-            display.line("\n".join(sentences(measured)))
+            display.line("\n".join(served(measured)))
             for note in keep_measured(folder, measured):
                 display.warn(note)
 

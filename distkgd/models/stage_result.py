@@ -92,11 +92,6 @@ class StageResult(Record):
         assistant_64, a candidate that was only trained to be measured."""
         return self.name == "direct" or self.name.startswith(("direct-", "direct_", "assistant_"))
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether the run has trained it: not a teacher that came from elsewhere."""
-        return self.source is None
-
     def metrics(self, split: str) -> Metrics:
         """On "valid" or "test"; none where it was not ranked there."""
         return (self.valid if split == "valid" else self.test) or {}

@@ -43,10 +43,9 @@ from distkgd.pipeline.run_folder import prepare_folder
 from distkgd.pipeline.stage_job import Run, build_job, dtype_of, load_teacher
 from distkgd.pipeline.stages import Plan, Stage, build_plan, check_plan
 from distkgd.pipeline.storage import download_run, find_run, open_storage, upload_stage
-from distkgd.reporting.endpoints import MEASURED
 from distkgd.reporting.html import write_html
 from distkgd.reporting.report import write_report
-from distkgd.reporting.run_report import Data, RunReport, Verdict
+from distkgd.reporting.run_report import MEASURED, Data, RunReport, Verdict
 from distkgd.tracking.mlflow_runs import open_tracking
 from distkgd.tracking.mlflow_store import resolve_uri
 from distkgd.tracking.tracker import Status, Tracking

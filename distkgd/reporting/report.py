@@ -4,8 +4,9 @@ The Markdown and the terminal table are two renderings of one list of rows (`row
 sentences (`notes`), so that they cannot disagree. Nothing here computes a metric: the report holds them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -14,7 +15,6 @@ from rich.text import Text
 from distkgd.common.files import write_atomic
 from distkgd.common.text import NONE, count_text, fixed, seconds_text, size_text
 from distkgd.models.stage_result import StageResult
-from distkgd.reporting.endpoints import sentences
 from distkgd.reporting.run_report import RunReport
 
 HEADER = (
@@ -80,7 +80,7 @@ def notes(report: RunReport) -> list[str]:
         *comparisons(report),
         *choices(report.stages),
         *_long_tail(report),
-        *sentences(report.serving),
+        *served(report.serving),
         *report.remarks,
     ]
 
@@ -184,6 +184,18 @@ def _long_tail(report: RunReport) -> list[str]:
         f"Long tail, {split} MRR: relations of {rare} training triples ({count_text(row['num_triples'])} triples) "
         f"{', '.join(rares)}. By training triples that hold the answer: {told}."
     ]
+
+
+def served(measured: Mapping[str, Any]) -> list[str]:
+    """How quickly each model answers over HTTP; nothing where that was not measured."""
+    rows = measured.get("rows")
+    if not rows:
+        return []
+    told = "; ".join(
+        f"{row['stage']} p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms, {row['per_second']:.0f} requests/s"
+        for row in rows
+    )
+    return [f"Served over HTTP (latency with 1 client, throughput with {rows[0]['clients']}): {told}."]
 
 
 def protocol_line(report: RunReport) -> str:

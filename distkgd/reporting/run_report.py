@@ -14,6 +14,7 @@ from distkgd.models.model_folder import read_json
 from distkgd.models.stage_result import Record, StageResult, what_is_wrong
 
 REPORT = "report.json"
+MEASURED = "serving.json"  # what was measured of the models' endpoints; beside it in the run folder
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class RunReport(Record):
 
     @property
     def trained(self) -> list[StageResult]:
-        """What the run has trained itself."""
-        return [stage for stage in self.stages if stage.is_trained]
+        """What the run has made itself: not the teachers that came from elsewhere."""
+        return [stage for stage in self.stages if stage.source is None]
 
     @property
     def teaching(self) -> set[str]:

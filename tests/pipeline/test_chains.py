@@ -16,6 +16,7 @@ from distkgd.errors import ConfigError, DistkgdError, ModelError
 from distkgd.methods import METHODS
 from distkgd.models import init_from_teacher
 from distkgd.models.model_folder import load_model
+from distkgd.models.stage_result import StageResult
 from distkgd.pipeline import plan, stage_job
 from distkgd.reporting.report import markdown
 from tests.launches import small_data
@@ -148,11 +149,11 @@ def with_mrrs(mrrs: dict[str, float]) -> Any:
     """Finished stages have these valid MRRs, whatever they learned."""
     real = plan.finish_stage
 
-    def finish(run: Any, stage: Any, student: Any, progress: Any) -> dict[str, Any]:
-        row = real(run, stage, student, progress)
-        if stage.name in mrrs:
-            row["valid"] = row["valid"] | {"mrr": mrrs[stage.name]}
-        return row
+    def finish(run: Any, stage: Any, *rest: Any) -> StageResult:
+        result = real(run, stage, *rest)
+        if stage.name not in mrrs:
+            return result
+        return result.model_copy(update={"valid": result.metrics("valid") | {"mrr": mrrs[stage.name]}})
 
     return mock.patch.object(plan, "finish_stage", finish)
 

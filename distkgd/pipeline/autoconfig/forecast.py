@@ -53,9 +53,8 @@ def forecast(run: Run, stages: Sequence[Stage]) -> list[Forecast]:
 
     All ranks call it.
     """
-    silent = replace(run, display=Display(False), tracking=NoTracking())
-    of_plan = {stage.name: stage for stage in stages}
-    return [_forecast(silent, stage, of_plan) for stage in stages]
+    silent = replace(run, stages=stages, display=Display(False), tracking=NoTracking())
+    return [_forecast(silent, stage) for stage in stages]
 
 
 def format_forecast(found: Sequence[Forecast], held: int, free: int | None) -> list[str]:
@@ -101,9 +100,9 @@ def held_memory() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
 
 
-def _forecast(run: Run, stage: Stage, of_plan: dict[str, Stage]) -> Forecast:
+def _forecast(run: Run, stage: Stage) -> Forecast:
     config, graph = stage.config, run.graph
-    teachers = [_untrained(run, name, of_plan) for name in stage.teachers]
+    teachers = [_untrained(run, name) for name in stage.teachers]
     job = build_job(run, stage, "forecast", NoTracking().stage("", {}, {}), teachers)
     steps = config.epochs * job.input_builder.sampler.steps_per_epoch
     held = sum(expected_memory(job.input_builder, job.method, config).values())
@@ -119,10 +118,10 @@ def _forecast(run: Run, stage: Stage, of_plan: dict[str, Stage]) -> Forecast:
     return Forecast(stage, steps, held, per_step * steps, per_triple * ranked)
 
 
-def _untrained(run: Run, name: str, of_plan: dict[str, Stage]) -> Model:
-    if name in of_plan:
-        config = of_plan[name].config
-        return fresh_model(run, config, config.dim, stage_seed(run.config.seed, name))
+def _untrained(run: Run, name: str) -> Model:
+    teacher = run.stage(name)
+    if teacher is not None:
+        return fresh_model(run, teacher.config, teacher.config.dim, stage_seed(run.config.seed, name))
     shape = shape_of_teacher(name, run.config.trust_pickle)
     sizes = run.graph.num_entities, run.graph.num_relations
     seed = stage_seed(run.config.seed, name)

@@ -22,7 +22,6 @@ from distkgd.distributed.ownership import owned
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.models.model_folder import find_model, read_json
-from distkgd.reporting.endpoints import MEASURED, sentences
 from distkgd.reporting.html.examples import examples
 from distkgd.reporting.html.figures import Section, answer_figures, parts_section, size_section, training_section
 from distkgd.reporting.html.pairs import Pair, pair_of
@@ -35,9 +34,10 @@ from distkgd.reporting.report import (
     difference,
     protocol_line,
     rows,
+    served,
     write_report,
 )
-from distkgd.reporting.run_report import REPORT, RunReport, read_report
+from distkgd.reporting.run_report import MEASURED, REPORT, RunReport, read_report
 
 FILE = "report.html"
 QUERIES = 200
@@ -133,7 +133,7 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
         header=HEADER,
         text_columns=NUM_TEXT_COLUMNS,
         table=[(report.role_of(stage), row) for stage, row in zip(report.stages, rows(report), strict=True)],
-        remarks=[*comparisons(report), *choices(report.stages), *sentences(report.serving), *report.remarks],
+        remarks=[*comparisons(report), *choices(report.stages), *served(report.serving), *report.remarks],
         sections=sections,
         answers=answers,
         asked=asked,

@@ -99,8 +99,7 @@ class FinishedRun:
 
         Where a budget has chosen a crop, that is the student, and the model that it was cut from a teacher.
         """
-        roles, sizes = self.roles, dict[int, int]()
-        chosen = None
+        roles, sizes, chosen = self.roles, dict[int, int](), None
         if self.budget is not None and self.budget.met:
             chosen, crop = "student", self.results.get(f"student_{self.budget.chosen}")
             if crop is not None and crop.method == "crop":
@@ -113,17 +112,12 @@ class FinishedRun:
             if result is None:
                 continue
             alias = (f"teacher-{name}" if several else "teacher") if role == "teacher" else f"{role}-{result.dim}"
-            entry = self.entry(result, role, alias)
-            found.append(replace(entry, num_bytes=sizes.get(result.dim, result.bytes), chosen=name == chosen))
+            folder, size = self.folder / "stages" / name, sizes.get(result.dim, result.bytes)
+            about = self.data_sha256, self.protocol, name == chosen
+            found.append(Entry(name, role, alias, folder, result.dim, size, result.mrr("valid"), *about))
         if not found:
             raise ModelError(f"{self.folder} has no finished stage; train it to its end: launch/distill.py --resume.")
         return found
-
-    def entry(self, result: StageResult, role: Role, alias: str) -> Entry:
-        """Of one stage."""
-        folder, mrr = self.folder / "stages" / result.name, result.mrr("valid")
-        known = self.data_sha256, self.protocol
-        return Entry(result.name, role, alias, folder, result.dim, result.bytes, mrr, *known)
 
     def champion_limit(self, given: float | None) -> float | None:
         """MB that a champion may have: as `given`, else what a budget asked for that no model of the run has met."""
@@ -179,14 +173,12 @@ def entries_at(path: AnyPath) -> tuple[list[Entry], FinishedRun]:
     if not (folder / "plan.yaml").is_file():
         return [entry_of_model(model)], FinishedRun(folder, registered_name(model.name), {}, {}, None, "", "")
     run = read_run(folder)
-    result = run.results.get(inside.parent.name)
+    entry, result = entry_of_model(model), run.results.get(inside.parent.name)
     if result is None:
-        return [entry_of_model(model)], run
-    entry = next((entry for entry in run.entries() if entry.stage == result.name), None)
-    if entry is None:  # a stage that is not registered with its run
-        role = role_of(result.name)
-        entry = run.entry(result, role, "teacher" if role == "teacher" else f"{role}-{result.dim}")
-    return [replace(entry, chosen=False)], run
+        return [entry], run
+    # A stage may not be registered with its run.
+    entry = replace(entry, valid_mrr=result.mrr("valid"), data_sha256=run.data_sha256, protocol=run.protocol)
+    return [next((replace(one, chosen=False) for one in run.entries() if one.stage == result.name), entry)], run
 
 
 def entry_of_model(folder: Path) -> Entry:
@@ -196,13 +188,9 @@ def entry_of_model(folder: Path) -> Entry:
     """
     config = read_config(folder)
     name = str(config.get("stage", "student"))
-    role, dim = role_of(name), int(config["scorer"]["dim"])
+    role: Role = "teacher" if name == "teacher" else "direct" if name == "direct" else "student"
+    dim = int(config["scorer"]["dim"])
     alias = "teacher" if role == "teacher" else f"{role}-{dim}"
     data = config.get("data")
     sha256 = str(data.get("sha256", "")) if isinstance(data, Mapping) else ""
     return Entry(name, role, alias, folder, dim, bytes_on_disk(folder), None, sha256, "")
-
-
-def role_of(stage: str) -> Role:
-    """Of a stage by itself."""
-    return "teacher" if stage == "teacher" else "direct" if stage == "direct" else "student"

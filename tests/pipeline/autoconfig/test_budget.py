@@ -9,6 +9,7 @@ from distkgd.models.export import export_model
 from distkgd.models.model_folder import save_model
 from distkgd.pipeline.autoconfig.budget import OTHER_BYTES, Figures, _verdict, export_bytes, nearest, pick, query_ms
 from distkgd.pipeline.autoconfig.request import Budget
+from tests.records import report_of
 from tests.toys import toy_graph, toy_run, toy_teacher
 
 SIZES = [
@@ -72,5 +73,6 @@ def test_a_query_of_more_candidates_takes_longer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("direct", "told"), [(0.41, True), (0.4, False), (None, False)])
 def test_a_verdict_says_where_the_direct_model_of_that_size_is_the_better_one(direct: float | None, told: bool) -> None:
-    found = _verdict(Budget(max_mb=4), SIZES[3], SIZES, "it", {"name": "direct", "valid": {"mrr": direct}})
-    assert any("directly trained model of that size is the better one" in one for one in found["remarks"]) == told
+    (beside,) = report_of({"stages": [{"name": "direct", "valid": {"mrr": direct}}]}).stages
+    found = _verdict(Budget(max_mb=4), SIZES[3], SIZES, "it", beside)
+    assert any("directly trained model of that size is the better one" in one for one in found.remarks) == told

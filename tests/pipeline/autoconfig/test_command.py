@@ -231,6 +231,6 @@ def test_two_ranks_split_and_train_the_same(file: Path, finished: Path, tmp_path
     done = launch(tmp_path, "distill", *QUICK_TO, "--data", file, "--to", "8", "--out", "run", world=2)
     assert done.returncode == 0, done.stderr
     one, two = (read_report(run) for run in (finished, tmp_path / "run"))
-    assert one["data"] == two["data"] and two["world"] == 2
+    assert one.data == two.data and two.world == 2
     for name, pair in figures(one).items():
         assert figures(two)[name] == pytest.approx(pair, abs=5e-3)
