@@ -13,15 +13,12 @@ from typing import Any, NoReturn
 
 import torch
 import typer
-from rich.console import Console
 
 from distkgd.common.console import Display
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
 from distkgd.distributed.rendezvous import RendezvousError
 from distkgd.errors import ConfigError, DistkgdError, Stopped
 from distkgd.kernels.memory import keep_freed_memory
-from distkgd.reporting.report import table
-from distkgd.reporting.run_report import RunReport
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a disk, and no file is named
 
@@ -38,13 +35,6 @@ def terminal() -> Display:
     """The terminal, silent on every rank but the first; works before the ranks have joined."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return Display(alone or os.environ.get("RANK", "0") == "0")
-
-
-def show(report: RunReport, folder: Path, display: Display) -> None:
-    """Print the table of a finished plan, and where its page lies."""
-    Console(width=None if sys.stdout.isatty() else 110).print(table(report))
-    page = folder / "report.html"
-    display.line(f"report: {page if page.exists() else folder / 'report.md'}")
 
 
 def run_main(main: Callable[..., None], arguments: Sequence[str] | None = None) -> int:

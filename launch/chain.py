@@ -16,10 +16,11 @@ from typing import Annotated
 
 import typer
 
-from distkgd.cli import run_main, show, split_arguments, terminal
+from distkgd.cli import run_main, split_arguments, terminal
 from distkgd.pipeline.config import free_batches, load_config
 from distkgd.pipeline.ray.driver import run_chain
 from distkgd.pipeline.ray.stage_scheduler import Options
+from distkgd.reporting.report import show
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs/default.yaml"  # the demo
 

@@ -17,11 +17,12 @@ from typing import Annotated
 
 import typer
 
-from distkgd.cli import launch, run_main, show, split_arguments
+from distkgd.cli import launch, run_main, split_arguments
 from distkgd.common.console import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.pipeline.autoconfig import Budget, request_of, run_config, run_own
 from distkgd.pipeline.config import free_batches, load_config
+from distkgd.reporting.report import show
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs/default.yaml"  # the demo
 

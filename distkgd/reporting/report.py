@@ -4,14 +4,17 @@ The Markdown and the terminal table are two renderings of one list of rows (`row
 sentences (`notes`), so that they cannot disagree. Nothing here computes a metric: the report holds them.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from distkgd.common.console import Display
 from distkgd.common.files import write_atomic
 from distkgd.common.text import NONE, count_text, fixed, seconds_text, size_text
 from distkgd.models.stage_result import StageResult
@@ -64,6 +67,13 @@ def table(report: RunReport) -> Table:
     for row in rows(report):
         drawn.add_row(*[Text(cell) for cell in row])
     return drawn
+
+
+def show(report: RunReport, folder: Path, display: Display) -> None:
+    """Print the table of a finished plan, and where its page lies."""
+    Console(width=None if sys.stdout.isatty() else 110).print(table(report))
+    page = folder / "report.html"
+    display.line(f"report: {page if page.exists() else folder / 'report.md'}")
 
 
 def rows(report: RunReport) -> list[list[str]]:
