@@ -43,17 +43,9 @@ def main(
 ) -> None:
     """Run a plan and print its table."""
     path, overrides = split_arguments(arguments or [])
-    request = request_of(
-        path,
-        overrides,
-        data,
-        to=to,
-        budget=Budget(max_mb, max_ms_per_query, min_retained),
-        seed=split_seed,
-        allow_unseen=allow_unseen,
-        columns=columns,
-        literals=literals,
-    )
+    budget = Budget(max_mb, max_ms_per_query, min_retained)
+    split = {"seed": split_seed, "allow_unseen": allow_unseen, "columns": columns, "literals": literals}
+    request = request_of(path, overrides, data, to=to, budget=budget, **split)
     config = load_config(path or DEFAULT, overrides, data) if request is None else request.machine()
 
     def body(ranks: Ranks, display: Display) -> int:

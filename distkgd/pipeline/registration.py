@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from distkgd.pipeline.stages import Plan
 from distkgd.reporting.run_report import RunReport
-from distkgd.tracking.serving.entries import FinishedRun, Role, registered_name, roles_of
+from distkgd.tracking.serving.entries import RegisteredRun, Role, registered_name, roles_of
 from distkgd.tracking.tracker import Tracking
 
 
@@ -21,7 +21,7 @@ def register_run(plan: Plan, report: RunReport, tracking: Tracking, say: Callabl
         return
     name, protocol = config.mlflow.registered_as or registered_name(config.name), f"{config.filter}, {config.ties}"
     results = {result.name: result for result in report.stages}
-    run = FinishedRun(plan.folder, name, roles, results, report.budget, plan.graph.identity, protocol)
+    run = RegisteredRun(plan.folder, name, roles, results, report.budget, plan.graph.identity, protocol)
     entries = run.entries()
     lines = tracking.register(entries, name, run.champion_limit(config.mlflow.champion_max_mb))
     for line in [*lines, *(run.better_direct(entries) if lines else [])]:

@@ -78,7 +78,7 @@ def roles_of(stages: Sequence[tuple[str, Sequence[str]]]) -> dict[str, Role]:
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class RegisteredRun:
     """What the registry is told of a run.
 
     name: of the registered model, unless it is given another. roles: as `roles_of` has them. results: by name; of the
@@ -137,8 +137,8 @@ class FinishedRun:
         return [told] if told else []
 
 
-def read_run(folder: AnyPath) -> FinishedRun:
-    """Of a run's folder, finished or not; ModelError where it is none, or damaged."""
+def read_run(folder: AnyPath) -> RegisteredRun:
+    """Of a run's folder, whose plan need not have come to its end; ModelError where it is none, or damaged."""
     folder = Path(folder)
     path = folder / "plan.yaml"
     try:
@@ -155,10 +155,10 @@ def read_run(folder: AnyPath) -> FinishedRun:
     for name in (*teachers, "direct"):  # which a budget adds to its plan
         if (result := read_result(folder / "stages" / name)) is not None:
             results[name] = result
-    return FinishedRun(folder, called, roles, results, None if report is None else report.budget, sha256, protocol)
+    return RegisteredRun(folder, called, roles, results, None if report is None else report.budget, sha256, protocol)
 
 
-def entries_at(path: AnyPath) -> tuple[list[Entry], FinishedRun]:
+def entries_at(path: AnyPath) -> tuple[list[Entry], RegisteredRun]:
     """Of a run, a stage or a model, and its run; ModelError where there is none.
 
     A model that is in no run is a run of its own, whose folder is the one that holds the model.
@@ -171,7 +171,7 @@ def entries_at(path: AnyPath) -> tuple[list[Entry], FinishedRun]:
     inside = model.resolve()
     folder = inside.parents[2] if inside.name == "model" and inside.parents[1].name == "stages" else inside.parent
     if not (folder / "plan.yaml").is_file():
-        return [entry_of_model(model)], FinishedRun(folder, registered_name(model.name), {}, {}, None, "", "")
+        return [entry_of_model(model)], RegisteredRun(folder, registered_name(model.name), {}, {}, None, "", "")
     run = read_run(folder)
     entry, result = entry_of_model(model), run.results.get(inside.parent.name)
     if result is None:
