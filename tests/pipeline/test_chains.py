@@ -14,10 +14,11 @@ from distkgd.data import Graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError
 from distkgd.methods import METHODS
-from distkgd.models import init_from_teacher
+from distkgd.models import init_from_teacher, stage_result
 from distkgd.models.model_folder import load_model
 from distkgd.models.stage_result import StageResult
 from distkgd.pipeline import plan, stage_job
+from distkgd.reporting import run_report
 from distkgd.reporting.report import markdown
 from tests.launches import small_data
 from tests.pipeline.test_plan import files_of, ran, run_on_data, trained_stages
@@ -193,6 +194,14 @@ def test_of_equally_near_candidates_the_first_is_taken(tmp_path: Path) -> None:
     with with_mrrs(equal):
         report = ran(tmp_path, ASSISTED)
     assert report["stages"][5]["chosen"]["dim"] == 12
+
+
+def test_no_result_and_no_report_is_read_back_by_the_run_that_wrote_it(tmp_path: Path) -> None:
+    read = mock.Mock(side_effect=AssertionError("read back"))
+    with mock.patch.object(stage_result, "read_json", read), mock.patch.object(run_report, "read_json", read):
+        ran(tmp_path / "run", ASSISTED)  # whose assistant is chosen by the results of four others
+        with pytest.raises(AssertionError, match="read back"):
+            ran(tmp_path / "run", ASSISTED, resume=True)
 
 
 @pytest.mark.parametrize("stage", ["assistant_8", "assistant", "student"])
