@@ -67,7 +67,7 @@ def launched(*arguments: Any, **options: Any) -> int:
 
 
 def test_a_finished_plan_is_in_the_registry_and_answers_from_there(uri: str, tmp_path: Path) -> None:
-    with mock.patch.object(entries, "read_run", side_effect=AssertionError("read back")):
+    with patch.object(entries, "read_run", side_effect=AssertionError("read back")):
         report = run_toy(tmp_path / "run", mlflow={"enabled": True, "uri": uri})
     teacher, student, direct = versions(uri)
     found = aliases(uri)
