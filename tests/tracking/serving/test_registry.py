@@ -18,9 +18,10 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError
 from distkgd.models.export import export_model
 from distkgd.pipeline.autoconfig import Budget, request_of, run_own
+from distkgd.reporting.run_report import Verdict
 from distkgd.tracking.mlflow_store import EXPERIMENT
 from distkgd.tracking.serving import entries, registry
-from distkgd.tracking.serving.entries import entries_at, read_run, registered_name, roles_of
+from distkgd.tracking.serving.entries import RegisteredRun, entries_at, read_run, registered_name, roles_of
 from distkgd.tracking.serving.registry import champion, register
 from launch.register import main
 from tests.own_graphs import own_triples, write_tsv
@@ -345,12 +346,12 @@ def test_the_student_that_a_budget_chose_is_registered_is_the_champion_and_is_fo
     assert aliases(uri, name)["champion"] == "3"  # who is told so can have it
 
 
-def test_a_budget_that_no_model_has_met_limits_the_champion_unless_another_limit_is_given(tmp_path: Path) -> None:
-    budget = {"wanted": {"max_mb": 0.5}, "met": False}
-    (tmp_path / "report.json").write_text(json.dumps({"budget": budget}), encoding="utf-8")
-    assert (champion_limit(tmp_path, None), champion_limit(tmp_path, 2.0)) == (0.5, 2.0)
-    (tmp_path / "report.json").write_text(json.dumps({"budget": budget | {"met": True}}), encoding="utf-8")
-    assert champion_limit(tmp_path, None) is None
+def test_a_budget_that_no_model_has_met_limits_the_champion_unless_another_limit_is_given() -> None:
+    missed = Verdict(wanted={"max_mb": 0.5}, met=False, chosen=None, sizes=())
+    run = RegisteredRun(Path("run"), "run", {}, {}, missed, "0" * 64, "filtered, realistic")
+    assert (run.champion_limit(None), run.champion_limit(2.0)) == (0.5, 2.0)
+    met = dataclasses.replace(run, budget=missed.model_copy(update={"met": True, "chosen": 8}))
+    assert met.champion_limit(None) is None and dataclasses.replace(run, budget=None).champion_limit(None) is None
 
 
 def test_no_champion_is_chosen_on_an_empty_split(uri: str, tmp_path: Path) -> None:
