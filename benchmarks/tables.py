@@ -148,8 +148,9 @@ class Table:
         return tree
 
     def folder_of(self, tree: Tree) -> Path:
-        """Named by what is trained."""
-        return self.folder / hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+        """Named by what is trained; where its teachers lie does not matter."""
+        text = json.dumps(tree, sort_keys=True).replace(f"{self.folder}/", "")
+        return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def finish(self, plans: Mapping[str, Tree]) -> None:
         """Run what has no result, and note each result as it comes."""

@@ -49,6 +49,15 @@ def test_every_trial_is_a_plan(path: Path, tables: ModuleType) -> None:
             assert parsed.baseline is not False or parsed.assistant is None or len(parsed.assistant.dims) == 1
 
 
+def test_a_result_is_known_again_wherever_the_runs_lie(tables: ModuleType) -> None:
+    spec = yaml.safe_load((ROOT / "benchmarks/tables/codex-s.yaml").read_text(encoding="utf-8"))
+    one, other = (tables.Table(spec, "codex-s", list(spec["arms"]), Path(out), None) for out in ("runs/a", "/b"))
+    names = ("direct 0 0", "ta 1 2", "m-dualde 3 1")
+    plans = [(one.plans()[name], other.plans()[name]) for name in names]
+    assert [mine == theirs for mine, theirs in plans] == [True, False, False]
+    assert all(one.folder_of(mine).name == other.folder_of(theirs).name for mine, theirs in plans)
+
+
 def test_arms_draw_alike_what_they_share(tables: ModuleType) -> None:
     spec = yaml.safe_load((ROOT / "benchmarks/tables/umls_16.yaml").read_text(encoding="utf-8"))
     table = tables.Table(spec, "umls", list(spec["arms"]), Path("runs"), None)
