@@ -21,7 +21,7 @@ from distkgd.cli import run_main
 from distkgd.config.tree import merge
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCH_SECONDS = 120
+LAUNCH_SECONDS = 200
 
 SMALL: dict[str, Any] = {
     "device": "cpu",

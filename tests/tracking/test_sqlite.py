@@ -15,10 +15,10 @@ DATA = {"name": "toy", "sha256": "0" * 64, "num_entities": 1, "num_relations": 1
 WRITER = f"""
 import logging, sys
 from pathlib import Path
-from distkgd import tracking
+from distkgd.tracking import mlflow_runs
 logging.basicConfig(level="WARNING", stream=sys.stdout)
-tracking.FLUSH_POINTS = 4  # many small writes
-run = tracking.open_tracking(run_folder=Path(sys.argv[1]), name="plan", uri=sys.argv[2], enabled=True, active=True)
+mlflow_runs.FLUSH_POINTS = 4  # many small writes
+run = mlflow_runs.open_tracking(run_folder=Path(sys.argv[1]), name="plan", uri=sys.argv[2], enabled=True, active=True)
 run.attach({DATA!r})
 stage = run.stage(sys.argv[3], {{"dim": 8}}, {{}})
 for step in range({POINTS}):
