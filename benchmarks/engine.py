@@ -21,6 +21,8 @@ from typing import Any
 import typer
 from foundation import ROOT, save
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `benchmarks` is found
+
 from benchmarks.projection import choose, projected
 from benchmarks.projection import traffic as traffic_of
 from benchmarks.side_by_side.jobs import bare_job, random_triples

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import typer
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `benchmarks` is found
+
 from benchmarks.side_by_side.data import write_triples
 from benchmarks.side_by_side.machine import status_bytes
 from distkgd.common.provenance import machine

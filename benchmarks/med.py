@@ -19,6 +19,8 @@ import typer
 from foundation import ROOT, save
 from tables import key, spelled_out
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `benchmarks` is found
+
 from benchmarks.side_by_side.jobs import bare_job, random_triples
 from benchmarks.side_by_side.machine import status_bytes
 from distkgd.common.intervals import paired_interval

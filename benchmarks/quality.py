@@ -8,12 +8,15 @@ everything but `negatives` is equal. Results in benchmarks/results/quality.json;
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 from foundation import RESULTS, ROOT, distill, save
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `benchmarks` is found
 
 from benchmarks.side_by_side.tasks import FULL, REGIMES, SCORERS, stage_of
 

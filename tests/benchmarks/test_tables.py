@@ -4,7 +4,9 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -56,6 +58,13 @@ def test_a_result_is_known_again_wherever_the_runs_lie(tables: ModuleType) -> No
     plans = [(one.plans()[name], other.plans()[name]) for name in names]
     assert [mine == theirs for mine, theirs in plans] == [True, False, False]
     assert all(one.folder_of(mine).name == other.folder_of(theirs).name for mine, theirs in plans)
+
+
+def test_a_benchmark_is_a_program_that_runs_from_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/engine.py"), "--help"]
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_arms_draw_alike_what_they_share(tables: ModuleType) -> None:
