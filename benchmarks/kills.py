@@ -80,21 +80,25 @@ class Kill:
 # --- Runs in forked processes
 
 
-def graph(entities: int, relations: int, triples: int) -> Graph:
-    """Random triples: what is learnt from them does not matter here."""
+def random_rows(entities: int, relations: int, triples: int) -> torch.Tensor:
+    """Distinct random triples [n, 3]: what is learnt from them does not matter here. n: a few fewer than `triples`."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([entities, relations, entities])
     rows = torch.unique((torch.rand(triples, 3, generator=generator) * sizes).long(), dim=0)
-    rows = rows[torch.randperm(len(rows), generator=generator)]
-    names = (Vocabulary(pl.Series([f"{k}{i}" for i in range(n)])) for k, n in (("e", entities), ("r", relations)))
+    return rows[torch.randperm(len(rows), generator=generator)]
+
+
+def graph() -> Graph:
+    """Of random triples; made in a rank, for polars does not outlive a fork."""
+    rows = random_rows(ENTITIES, RELATIONS, TRIPLES)
+    names = (Vocabulary(pl.Series([f"{k}{i}" for i in range(n)])) for k, n in (("e", ENTITIES), ("r", RELATIONS)))
     return Graph("random", rows[40:], rows[:20], rows[20:40], *names, "0" * 64, ())
 
 
 def resume_plan(folder: Path) -> None:
     """The plan in `folder`, resumed if it was begun, as the rank that the environment names."""
     ranks = join_ranks("cpu")
-    data = graph(ENTITIES, RELATIONS, TRIPLES)
-    run_plan(parse_config(PLAN, "kills"), data, ranks, folder, resume=True, display=Display(ranks.first))
+    run_plan(parse_config(PLAN, "kills"), graph(), ranks, folder, resume=True, display=Display(ranks.first))
     leave_ranks(ranks)
 
 

@@ -68,10 +68,10 @@ class Trial:
 
 def write_data(folder: Path) -> None:
     """A file per split, which `distill` reads."""
-    data = kills.graph(ENTITIES, RELATIONS, TRIPLES)
+    rows = kills.random_rows(ENTITIES, RELATIONS, TRIPLES)
     folder.mkdir()
-    for split in ("train", "valid", "test"):
-        lines = (f"e{h}\tr{r}\te{t}\n" for h, r, t in getattr(data, split).tolist())
+    for split, part in (("valid", rows[:40]), ("test", rows[40:80]), ("train", rows[80:])):
+        lines = (f"e{h}\tr{r}\te{t}\n" for h, r, t in part.tolist())
         (folder / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
 
 
