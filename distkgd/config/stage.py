@@ -1,10 +1,12 @@
 """The config of one stage, but for what its method makes of it (`distkgd.pipeline.config`)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
-from distkgd.config.fields import Count, Factor, Frozen, Positive, Rate, Real, Share, Weight
+from distkgd.config.fields import Count, Factor, Frozen, Positive, Rate, Real, Share, Weight, no_flag
+
+Bits = Annotated[Literal[1, 2, 3, 4, 8, 16, 32], BeforeValidator(no_flag)]
 
 
 class NegativesConfig(Frozen):
@@ -100,6 +102,9 @@ class StageOptions(Frozen):
     scorer: the scoring function (`distkgd.scorers`). method: how it is trained (`distkgd.methods`); without a teacher
         scratch, dml, med or metasd. distill: the method's options.
     dim: real coordinates per entity; some scorers add a bias.
+    bits: of each number of an entity row that the student may use: 1, 2, 3, 4, 8, 16 (bfloat16) or 32. Below 32 it is
+        trained through the rounding, and saved packed (`distkgd.kernels.quantiser`). relation_bits: of the relations'
+        numbers. group: columns of an entity row that share a step; default: all of a row.
     margin, norm: constants of distance scorers; default: the scorer's.
     reciprocal: head queries are tail queries of an inverse relation (two relation rows each).
     init_scale: standard deviation or half-width of the initial entity rows; default: the scorer's.
@@ -124,6 +129,9 @@ class StageOptions(Frozen):
     dim: Positive = 32
     method: str = "scratch"
     distill: Any = None
+    bits: Bits = 32
+    relation_bits: Bits = 32
+    group: Positive | None = None
     margin: Real | None = None
     norm: Literal[1, 2] | None = None
     reciprocal: bool = True
@@ -154,6 +162,10 @@ class StageOptions(Frozen):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of {unit} (accumulate x chunk of triples)"
             )
+        if self.group is not None and self.bits > 8:
+            raise ValueError(f"group shares a step among columns, of which {self.bits} bits have none; set bits")
+        if self.bits < 32 and self.row_dtype != "full":
+            raise ValueError("bits below 32 are rounded from rows in full precision; drop row_dtype, or bits")
         if self.move == "nothing" and self.negatives.kind == "all":
             raise ValueError(
                 "move: nothing draws candidates from each rank's own shard; negatives.kind all has every one"

@@ -5,7 +5,7 @@ several tables on it. Teacher and student share one entity split, hence one rout
 into one leaf per table; after backward that leaf's gradient is exactly what the row optimiser needs.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.kernels.candidates import GatheredRows
+from distkgd.kernels.quantiser import Quantiser
 from distkgd.kernels.rows import add, take
 
 T = TypeVar("T")
+See = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,17 +120,15 @@ class OpenRows:
 
     leaf: [m, dim] the touched rows, in the precision of the computation; collects their gradient.
     shard: [rows, dim] the shard itself, collecting a gradient of its own, when every row is a candidate; else None.
-    mask: [rows, dim] bool, which numbers of the shard's rows are seen; the others are 0, and so is their gradient.
+    see: what a step sees of rows ([n, dim], their numbers in the shard [n] or None: all of it); None: the rows.
     """
 
-    def __init__(
-        self, leaf: Tensor, shard: Tensor | None, route: Route, ranks: Ranks, mask: Tensor | None = None
-    ) -> None:
+    def __init__(self, leaf: Tensor, shard: Tensor | None, route: Route, ranks: Ranks, see: See | None = None) -> None:
         self.leaf = leaf
         self.shard = shard
         self.route = route
-        self._seen = leaf if mask is None else leaf * mask[route.touched]
-        self._shard = shard if mask is None or shard is None else shard * mask
+        self._seen = leaf if see is None else see(leaf, route.touched)
+        self._shard = shard if see is None or shard is None else see(shard, None)
         asked = self._seen if route.requested is None else _rows(self._seen, route.requested)
         self._answer = ranks.exchange(asked, route.send, route.receive, "rows")
 
@@ -171,10 +171,18 @@ class ShardedTable:
 
     weight: [hi - lo, dim], without gradient; steps see it through `open`.
     dtype: of the computation; rows may be stored in bfloat16 and are widened where they are used.
+    quantiser: how rows are rounded for who sees them; the weight holds the master rows, which are trained.
     opened: what steps opened with a gradient since the optimiser last looked.
     """
 
-    def __init__(self, weight: Tensor, total: int, ranks: Ranks, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        total: int,
+        ranks: Ranks,
+        dtype: torch.dtype | None = None,
+        quantiser: Quantiser | None = None,
+    ) -> None:
         self.lo, self.hi = ranks.share(total)
         if len(weight) != self.hi - self.lo:
             raise AssertionError(f"shard has {len(weight)} rows, its range {self.lo}..{self.hi}")
@@ -183,13 +191,24 @@ class ShardedTable:
         self.dim = weight.shape[1]
         self.dtype = dtype or weight.dtype
         self.ranks = ranks
+        self.quantiser = quantiser
         self.opened: list[OpenRows] = []
 
     def open(self, route: Route, *, grad: bool, mask: Tensor | None = None) -> OpenRows:
-        """The rows of `route`, as far as `mask` ([rows, dim] bool) lets them be seen; with `grad` they collect one."""
+        """The rows of `route`, as far as `mask` ([rows, dim] bool) lets them be seen; with `grad` they collect one.
+
+        What the mask hides is 0, and so is its gradient.
+        """
+
+        def see(rows: Tensor, at: Tensor | None) -> Tensor:
+            if mask is not None:
+                rows = rows * (mask if at is None else mask[at])
+            return rows if self.quantiser is None else self.quantiser(rows)
+
         leaf = take(self.weight, route.touched).to(self.dtype).requires_grad_(grad)
         shard = self.weight.detach().requires_grad_(grad) if route.candidates is None else None
-        rows = OpenRows(leaf, shard, route, self.ranks, mask)
+        plain = mask is None and self.quantiser is None
+        rows = OpenRows(leaf, shard, route, self.ranks, None if plain else see)
         if grad:
             self.opened.append(rows)
         return rows

@@ -80,7 +80,7 @@ def top_k(
     """
     table, ranks = model.entity, model.entity.ranks
     opened = table.open(plan_route(queries.anchor, None, table.total, ranks), grad=False)
-    relation = F.embedding(model.relation_ids(queries), model.relation)
+    relation = F.embedding(model.relation_ids(queries), model.relations)
     projected = model.project(queries, opened.lookup([len(queries.anchor)])[0], relation)
     rows, k = opened.candidates(), min(k, table.total)
     scores = projected.new_empty(len(projected), 0)

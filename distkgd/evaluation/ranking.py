@@ -97,6 +97,7 @@ def _ranks_of(
     filter_: Filter,
 ) -> Tensor:
     # [P, n, 2], of P crops or of the one model.
+    model = model.rounded()
     others = known if filter_ == "filtered" else None
     route = plan_route(fixed_entities(model.entity.total, triples.device), None, model.entity.total, ranks)
     (fixed,) = model.entity.open(route, grad=False).lookup([len(route.inverse)])
@@ -130,7 +131,7 @@ def _ranks_at_once(
     n = len(mine.anchor)
     opened = model.entity.open(plan_route(torch.cat([mine.anchor, mine.answer]), None, total, ranks), grad=False)
     anchor, answer = opened.lookup([n, n])
-    relation = F.embedding(model.relation_ids(mine), model.relation)
+    relation = F.embedding(model.relation_ids(mine), model.relations)
     if crops is None:
         asked = model.project(mine, anchor, relation)
         own = model.answer_scores(mine, anchor, relation, answer).unsqueeze(0)

@@ -17,11 +17,13 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import PairScores
 from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
 from distkgd.kernels.candidates import Candidates
+from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.scorers import Init, Scorer
 from distkgd.scorers.base import check_reciprocal
 
 ScoreCandidates = Callable[[Tensor, Candidates], Tensor]
 
+_ROUNDED_ROWS = 1 << 13
 _INIT_NUMBERS = 1 << 17  # initialised at a time: a dozen temporaries of 8 bytes for each
 
 
@@ -31,6 +33,7 @@ class Model:
     relation: [num_relations or twice that, scorer.relation_size], replicated on every rank.
     reciprocal: head queries are tail queries of relation r + num_relations.
     mask: what of the tables its views see; None: all of it.
+    relation_quantiser: how the relations are rounded for who sees them; the entities' is their table's.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Model:
         num_relations: int,
         reciprocal: bool,
         mask: Mask | None = None,
+        relation_quantiser: Quantiser | None = None,
     ):
         check_reciprocal(scorer, reciprocal)
         self.scorer = scorer
@@ -49,6 +53,13 @@ class Model:
         self.num_relations = num_relations
         self.reciprocal = reciprocal
         self.mask = mask
+        self.relation_quantiser = relation_quantiser
+
+    @property
+    def relations(self) -> Tensor:
+        """[rows, relation_size] the relations as views see them."""
+        seen = self.relation if self.mask is None else self.relation * self.mask.relation
+        return seen if self.relation_quantiser is None else self.relation_quantiser(seen)
 
     @property
     def num_parameters(self) -> int:
@@ -67,6 +78,31 @@ class Model:
         relation = self.relation.detach()[:, columns].clone()
         return Model(scorer, entity, relation, self.num_relations, self.reciprocal)
 
+    def quantised(self, rounding: Rounding) -> "Model":
+        """A model on the same tables, whose rows are seen rounded; ConfigError where its scorer cannot be."""
+        table, how = self.entity, rounding.quantisers(self.scorer)
+        seen = ShardedTable(table.weight, table.total, table.ranks, table.dtype, how.get("entity"))
+        relation_quantiser = how.get("relation")
+        return Model(
+            self.scorer, seen, self.relation, self.num_relations, self.reciprocal, self.mask, relation_quantiser
+        )
+
+    @property
+    def quantisers(self) -> dict[str, Quantiser]:
+        """{"entity" or "relation": how that table is rounded}, of those that are."""
+        found = {"entity": self.entity.quantiser, "relation": self.relation_quantiser}
+        return {name: one for name, one in found.items() if one is not None}
+
+    @torch.no_grad()
+    def rounded(self) -> "Model":
+        """This model, or if its rows are seen rounded a model of its own that holds them so."""
+        table = self.entity
+        if table.quantiser is None and self.relation_quantiser is None:
+            return self
+        weight = table.weight if table.quantiser is None else _by_blocks(table.quantiser, table.weight)
+        entity = ShardedTable(weight, table.total, table.ranks, table.dtype)
+        return Model(self.scorer, entity, self.relations.detach(), self.num_relations, self.reciprocal)
+
     def project(self, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
         """[Q, query_size] of queries whose anchor rows are [Q, entity_size] and relation rows [Q, relation_size]."""
         return project(self.scorer, self.reciprocal, queries, anchor, relation)
@@ -83,6 +119,14 @@ class Model:
     def relation_ids(self, queries: Queries) -> Tensor:
         """[Q] int64: row of each query's relation."""
         return queries.relation + self.num_relations * queries.side if self.reciprocal else queries.relation
+
+
+def _by_blocks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    # [n, ...] of rows [n, width], a few at a time: what is made on the way is several times as large.
+    out = torch.empty_like(rows)
+    for piece, into in zip(rows.split(_ROUNDED_ROWS), out.split(_ROUNDED_ROWS), strict=True):
+        into.copy_(function(piece))
+    return out
 
 
 def broken_row_of(model: Model) -> Broken | None:
@@ -104,7 +148,7 @@ def overflows(model: Model, triples: Tensor) -> int:
     n = len(queries.anchor)
     route = plan_route(torch.cat([queries.anchor, queries.answer]), None, total, ranks)
     anchor, answer = model.entity.open(route, grad=False).lookup([n, n])
-    relation = F.embedding(model.relation_ids(queries), model.relation)
+    relation = F.embedding(model.relation_ids(queries), model.relations)
     scores = model.answer_scores(queries, anchor, relation, answer)
     bad = (~scores.isfinite()).reshape(-1, 2).any(1).sum().double().reshape(1)
     return int(ranks.all_reduce(bad))
@@ -201,7 +245,7 @@ class View:
             self.opened: OpenRows = model.entity.open(
                 inputs.route, grad=grad, mask=None if mask is None else mask.entity
             )
-            self.relations = model.relation if mask is None else model.relation * mask.relation
+            self.relations = model.relations
             shape = inputs.candidates
             candidates: Candidates
             if shape is not None and inputs.looked_up:

@@ -26,12 +26,15 @@ from distkgd.distributed.finite import Broken, broken_in_file
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
+from distkgd.kernels.quantiser import Quantiser
 from distkgd.models.formats.int8 import read_int8
+from distkgd.models.formats.packed import read_packed, unpacked, write_packed
 from distkgd.models.formats.sparse import read_sparse, smallest
 from distkgd.models.model import Model, broken_row_of
 from distkgd.scorers import Scorer, from_constants
 
 FORMAT = "distkgd-model/1"
+PACKED = "distkgd-packed/1"  # the same with one or both tables as `formats.packed` writes them
 SPARSE = "distkgd-sparse/1"  # the same with tables as `sparse_files` writes them
 INT8 = "distkgd-int8/1"  # the same with entities as `int8_files` writes them
 
@@ -56,24 +59,33 @@ def save_model(folder: AnyPath, model: Model, graph: Graph | LoadedModel, about:
     if (broken := broken_row_of(model)) is not None:
         raise ModelError(f"{folder} is not written: the model's {told(broken, graph.entities, graph.relations)}.")
     table = model.entity
+    lo, hi = ranks.share(len(model.relation))
+    tables = {
+        "entity": Rows(table.weight, table.lo, table.total),
+        "relation": Rows(model.relation.detach()[lo:hi], lo, len(model.relation)),
+    }
+    quantisers = model.quantisers
     with atomic_folder(folder, ranks) as part:
-        entity_files = write_table(part, "entity", Rows(table.weight, table.lo, table.total), ranks)
-        lo, hi = ranks.share(len(model.relation))
-        relation = model.relation.detach()[lo:hi]
-        relation_files = write_table(part, "relation", Rows(relation, lo, len(model.relation)), ranks)
-        files = [*entity_files, *relation_files]
+        of_tables: dict[str, list[str]] = {}
+        for name, rows in tables.items():
+            if name in quantisers:
+                of_tables |= write_packed(part, name, rows, quantisers[name], ranks)
+            else:
+                of_tables[name] = write_table(part, name, rows, ranks)
+        files = [file for of_table in of_tables.values() for file in of_table]
         # Each rank reads back its share; who holds the digests knows the model, rows and all.
         mine = {name: sha256_of(part / name) for name in files[ranks.rank :: ranks.world]}
         digests = {name: digest for found in ranks.gather_objects(mine) for name, digest in found.items()}
         if ranks.first:
             config = {
-                "format": FORMAT,
+                "format": PACKED if quantisers else FORMAT,
                 "scorer": model.scorer.constants(),
                 "num_entities": table.total,
                 "num_relations": model.num_relations,
                 "reciprocal": model.reciprocal,
                 "dtype": str(table.weight.dtype).removeprefix("torch."),
-                "files": {"entity": entity_files, "relation": relation_files},
+                **({"packed": {name: one.to_json() for name, one in quantisers.items()}} if quantisers else {}),
+                "files": of_tables,
                 "sha256": {name: digests[name] for name in files},
                 **about,
             }
@@ -100,6 +112,9 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
         if config["format"] == SPARSE:
             entity = read_sparse(folder / files["entity"][0], (num_entities, scorer.entity_size), lo, hi)
             relation = read_sparse(folder / files["relation"][0], (rows, scorer.relation_size), 0, rows)
+        elif config["format"] == PACKED:
+            entity = _read_rows(folder, config, "entity", scorer.entity_size, lo, hi)
+            relation = _read_rows(folder, config, "relation", scorer.relation_size, 0, rows)
         elif config["format"] == INT8:
             path = folder / files["entity"][0]
             entity = read_int8(path, num_entities, scorer.biases, scorer.dim, lo, hi)
@@ -120,15 +135,25 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
         )
     wanted = dtype or relation.dtype
     # Rows in bfloat16 stay as they are and are widened where they are used.
-    stored = entity.dtype if entity.dtype == torch.bfloat16 else wanted
+    stored = entity.dtype if entity.dtype == torch.bfloat16 and config["format"] == FORMAT else wanted
     table = ShardedTable(entity.to(ranks.device, stored), num_entities, ranks, wanted)
     model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
     if (broken := broken_row_of(model)) is not None:
-        ends = accumulate(rows_in(folder / file) for file in files[broken.tensor])
-        places = zip(files[broken.tensor], ends, strict=True)
-        path = folder / next(file for file, end in places if broken.row < end or file == files[broken.tensor][-1])
+        held = files.get(broken.tensor) or files[f"{broken.tensor}.step"]
+        ends = accumulate(rows_in(folder / file) for file in held)
+        path = folder / next(file for file, end in zip(held, ends, strict=True) if broken.row < end or file == held[-1])
         raise ModelError(_refusal(path, broken, entities, relations))
     return LoadedModel(model, entities, relations, config)
+
+
+def _read_rows(folder: Path, config: Mapping[str, Any], name: str, width: int, lo: int, hi: int) -> torch.Tensor:
+    # [hi - lo, width] of a folder of format PACKED.
+    about = config["packed"].get(name)
+    if about is None or about["bits"] == 16:
+        return read_table(folder, config["files"][name], name, lo, hi)
+    quantiser = Quantiser(**about)
+    packed = read_packed(folder, config["files"], name, quantiser, width, lo, hi)
+    return torch.cat([torch.empty(0, width), *unpacked(packed, quantiser)])
 
 
 def read_shape(folder: AnyPath) -> tuple[Scorer, bool]:
@@ -161,7 +186,7 @@ def read_config(folder: AnyPath) -> dict[str, Any]:
     """config.json of a model folder."""
     folder = Path(folder)
     config = read_json(folder / "config.json")
-    known = (FORMAT, SPARSE, INT8)
+    known = (FORMAT, PACKED, SPARSE, INT8)
     if config.get("format") not in known:
         given = config.get("format")
         raise ModelError(
@@ -200,6 +225,12 @@ def crop_bytes(model: Model, dims: Sequence[int], whole: int) -> dict[int, int]:
             whole - rows - (scorer.relation_size - crop.relation_size) * len(relation) * relation.element_size()
         )
     return found
+
+
+def row_bytes(model: Model) -> int:
+    """Bytes of an entity's row as the model is saved: codes, steps, biases."""
+    table = model.entity
+    return table.quantiser.row_bytes(table.dim) if table.quantiser else table.dim * table.weight.element_size()
 
 
 def sparse_bytes(model: Model) -> int:
@@ -244,9 +275,9 @@ def check_numbers(folder: Path) -> None:
     if config["format"] == SPARSE:
         load_model(folder, Ranks())
         return
-    for name in ("entity", "relation"):
-        start = 0
-        for file in config["files"][name]:
+    for key, files in config["files"].items():
+        name, start = key.partition(".")[0], 0
+        for file in files:
             if (found := broken_in_file(folder / file)) is not None:
                 entities = read_names(folder, "entities", "entity_labels", int(config["num_entities"]))
                 relations = read_names(folder, "relations", "relation_labels", int(config["num_relations"]))

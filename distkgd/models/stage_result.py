@@ -49,6 +49,7 @@ class StageResult(Record):
     method: "brought" and "crop" of the last two. source, folder: of a brought teacher, where it came from (path, URI or
         LIBRARY:PATH), and its model as the run folder sees it; None of what the run has made itself.
     dim: numbers per entity; biases: beside them. bytes: of the table files; sparse_bytes: exported as `sparse`.
+    row_bytes: of an entity's row. num_entities: whom the table files are shared by.
     teachers: names of stages, or paths of models. seconds: of the stage; train_seconds: of its steps; joules: None
         where the machine has no counter. best_step: whose rows were kept, -1 where nothing was validated.
     valid, test: metrics by name (None: the split has no triples); None where the split was not ranked.
@@ -66,6 +67,8 @@ class StageResult(Record):
     biases: int = 0
     bytes: int
     sparse_bytes: int | None = None
+    row_bytes: int | None = None
+    num_entities: int | None = None
     num_parameters: int | None = None
     teachers: tuple[str, ...]
     seconds: float | None = None
@@ -85,6 +88,11 @@ class StageResult(Record):
     warnings: tuple[str, ...] = ()
     brought: tuple["StageResult", ...] = Field(default=(), exclude=True)
     digest: str | None = Field(default=None, exclude=True)
+
+    @property
+    def bytes_per_entity(self) -> float | None:
+        """Of the table files, relations included; None in results of earlier versions."""
+        return self.bytes / self.num_entities if self.num_entities else None
 
     @property
     def is_direct(self) -> bool:

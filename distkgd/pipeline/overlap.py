@@ -20,7 +20,7 @@ from distkgd.errors import CheckpointError
 from distkgd.models.model import Model
 from distkgd.models.run_paths import RESULT, stage_folder
 from distkgd.models.stage_result import StageResult
-from distkgd.pipeline.stage_job import Run, fresh_model, load_teacher, stage_seed
+from distkgd.pipeline.stage_job import Run, load_teacher, stage_seed, student_model
 from distkgd.pipeline.stages import Stage
 from distkgd.training.job import Progress, best_step, step_name
 
@@ -101,7 +101,7 @@ def best_so_far(run: Run, stage: Stage) -> Model:
     Raises CheckpointError when there is none.
     """
     config, folder, ranks = stage.config, stage_folder(run.folder, stage.name) / "checkpoint", run.ranks
-    model = fresh_model(run, config, config.dim, stage_seed(run.config.seed, stage.name))
+    model = student_model(run, config, stage_seed(run.config.seed, stage.name))
     table = model.entity
 
     def read(path: Path) -> None:

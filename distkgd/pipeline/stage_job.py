@@ -17,10 +17,11 @@ from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
 from distkgd.evaluation.breakdowns import in_parts
 from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
+from distkgd.kernels.quantiser import Rounding
 from distkgd.methods import Method, Setup, build_method
 from distkgd.models.init_from_teacher import init_from_teacher
 from distkgd.models.model import Model, new_model
-from distkgd.models.model_folder import bytes_on_disk, load_model, same_vocabulary, sparse_bytes, told
+from distkgd.models.model_folder import bytes_on_disk, load_model, row_bytes, same_vocabulary, sparse_bytes, told
 from distkgd.models.run_paths import stage_folder, teacher_folder
 from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.config import RunConfig, StageConfig
@@ -67,7 +68,8 @@ class Run(Plan):
     def measured(self, model: Model, folder: Path) -> dict[str, Any]:
         """What a `StageResult` tells of a finished model: sizes, metrics on all `splits`, on `shown_split` in parts."""
         sizes = {"scorer": model.scorer.name, "dim": model.scorer.dim, "biases": model.scorer.biases}
-        sizes |= {"bytes": bytes_on_disk(folder), "sparse_bytes": sparse_bytes(model)}
+        sizes |= {"bytes": bytes_on_disk(folder), "sparse_bytes": None if model.quantisers else sparse_bytes(model)}
+        sizes |= {"row_bytes": row_bytes(model), "num_entities": model.entity.total}
         sizes |= {"num_parameters": model.num_parameters}
         found = {split: self.evaluate(model, split) for split in self.splits}
         last = self.shown_split
@@ -95,7 +97,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
     config, graph, ranks = stage.config, run.graph, run.ranks
     seed = stage_seed(run.config.seed, stage.name)
     input_builder = build_inputs(run, config, seed)
-    student = fresh_model(run, config, config.dim, seed)
+    student = student_model(run, config, seed)
     if config.start != "random":
         init_from_teacher(student, teachers[0], config.start)
     setup = Setup(
@@ -133,6 +135,11 @@ def validation(run: Run, method: Method[Any]) -> dict[str, float]:
         return {dim: known_figures(one) for dim, one in run.curve(method.output_model, dims, split).items()}
 
     return method.validate(lambda: known_figures(run.evaluate(method.output_model, "valid")[0]), curve)
+
+
+def student_model(run: Run, config: StageConfig, seed: int) -> Model:
+    """An untrained student of `config`, whose rows are seen with as many bits as it has."""
+    return fresh_model(run, config, config.dim, seed).quantised(Rounding.of(config))
 
 
 def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distkgd.data import Graph
 from distkgd.errors import ConfigError, DistkgdError, UnsupportedError
+from distkgd.kernels.quantiser import Rounding
 from distkgd.models.importers import Given, is_foreign, open_foreign
 from distkgd.models.init_from_teacher import Shape, check_start
 from distkgd.models.model_folder import read_shape
@@ -160,6 +161,7 @@ def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> Sh
     try:
         scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
         check_reciprocal(scorer, config.reciprocal)
+        Rounding.of(config).quantisers(scorer)
     except DistkgdError as error:
         raise type(error)(f"{name}: {error}") from None
     if config.bf16 and scorer.candidate_form != "dot":

@@ -3,7 +3,8 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distkgd.common.paths import AnyPath
-from distkgd.distributed.checkpoint.tables import TAGS
+from distkgd.distributed.checkpoint.tables import TAGS, copy_rows
 from distkgd.errors import ModelError
-from distkgd.models.model_folder import FORMAT, check_numbers, find_model, read_config
+from distkgd.kernels.quantiser import Packed, Quantiser, Rounding
+from distkgd.models.formats.packed import read_packed, unpacked
+from distkgd.models.model_folder import FORMAT, PACKED, check_files, check_numbers, find_model, read_config
 from distkgd.scorers import Scorer, from_constants
 
 PIECE_BYTES = 1 << 22
@@ -85,23 +88,70 @@ class Table:
                 rest = data[num * row_bytes :]
                 if num:
                     rows = torch.frombuffer(data, dtype=dtype, count=num * part.shape[1]).reshape(num, -1)
-                    yield rows if self.columns is None else rows[:, self.columns]
+                    yield self._columns(rows)
                 data = rest
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """[len(ids), columns]: rows by number, reading only those."""
+        wanted, place = ids.unique(return_inverse=True)
+        found = torch.empty(len(wanted), self.parts[0].shape[1], dtype=DTYPE_OF[self.tag])
+        start = 0
+        for part in self.parts:
+            here = ((wanted >= start) & (wanted < start + part.shape[0])).nonzero().flatten().tolist()
+            for i in here:
+                copy_rows(part.path, self.name, int(wanted[i]) - start, found[i : i + 1], ModelError)
+            start += part.shape[0]
+        return self._columns(found[place])
 
     def crop(self, columns: Tensor) -> "Table":
         """The same rows of some columns ([k] int64)."""
         return replace(self, shape=(self.shape[0], len(columns)), columns=columns)
 
+    def _columns(self, rows: Tensor) -> Tensor:
+        return rows if self.columns is None else rows[:, self.columns]
+
+
+@dataclass(frozen=True)
+class PackedTable(Table):
+    """A table of few bits, widened to float32 by whoever reads it; packed it is in memory."""
+
+    packed: Packed | None = None
+    quantiser: Quantiser | None = None
+
+    def pieces(self) -> Iterator[bytes]:
+        """All rows in order: little-endian, row after row."""
+        for rows in self.blocks():
+            yield rows.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def blocks(self) -> Iterator[Tensor]:
+        """[k, columns] all rows in order, a few megabytes at a time."""
+        assert self.packed is not None
+        for rows in self._unpacked(self.packed):
+            yield self._columns(rows)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """[len(ids), columns]: rows by number."""
+        assert self.packed is not None
+        return self._columns(torch.cat([*self._unpacked(self.packed.select(ids))]))
+
+    def _unpacked(self, packed: Packed) -> Iterator[Tensor]:
+        assert self.quantiser is not None
+        return unpacked(packed, self.quantiser)
+
 
 @dataclass(frozen=True)
 class Source:
-    """A model folder whose config.json and table headers agree."""
+    """A model folder whose config.json and table headers agree.
+
+    rounding: bits of the entities' and relations' numbers, and columns that share a step, where a format asks for them.
+    """
 
     folder: Path
     config: dict[str, Any]
     scorer: Scorer
     entity: Table
     relation: Table
+    rounding: Rounding = field(default_factory=partial(Rounding, 8))
 
     @property
     def tables(self) -> tuple[Table, Table]:
@@ -114,7 +164,7 @@ class Source:
         entity = self.entity.crop(torch.arange(scorer.entity_size))
         relation = self.relation.crop(self.scorer.crop_columns(dim))
         config = self.config | {"scorer": scorer.constants(), "crop_of": {"dim": self.scorer.dim}}
-        return Source(self.folder, config, scorer, entity, relation)
+        return replace(self, config=config, scorer=scorer, entity=entity, relation=relation)
 
 
 def open_source(folder: AnyPath) -> Source:
@@ -122,7 +172,7 @@ def open_source(folder: AnyPath) -> Source:
     folder = Path(folder)
     folder = find_model(folder)
     config = read_config(folder)
-    if config["format"] != FORMAT:
+    if config["format"] not in (FORMAT, PACKED):
         raise ModelError(f"{folder} is an export already ({config['format']}); export the model that it was made of.")
     try:
         scorer = from_constants(config["scorer"])
@@ -131,14 +181,34 @@ def open_source(folder: AnyPath) -> Source:
             "entity": (int(config["num_entities"]), scorer.entity_size),
             "relation": (num_relations, scorer.relation_size),
         }
-        files = {name: [(str(file), str(config["sha256"][file])) for file in config["files"][name]] for name in shapes}
+        files = {
+            name: [(str(file), str(config["sha256"][file])) for file in of_table]
+            for name, of_table in config["files"].items()
+        }
+        packed = {
+            name: Quantiser(**about) for name, about in config.get("packed", {}).items() if f"{name}.codes" in files
+        }
     except ModelError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
-    tables = [_open_table(folder, name, shapes[name], files[name]) for name in shapes]
+    tables = [
+        _open_packed(folder, config, name, shape, packed[name])
+        if name in packed
+        else _open_table(folder, name, shape, files.get(name, []))
+        for name, shape in shapes.items()
+    ]
     check_numbers(folder)
-    return Source(folder, config, scorer, *tables)
+    entity, relation = tables
+    return Source(folder, config, scorer, entity, relation)
+
+
+def _open_packed(
+    folder: Path, config: dict[str, Any], name: str, shape: tuple[int, int], quantiser: Quantiser
+) -> PackedTable:
+    check_files(folder)
+    packed = read_packed(folder, config["files"], name, quantiser, shape[1], 0, shape[0])
+    return PackedTable(name, "F32", shape, (), None, packed, quantiser)
 
 
 def _open_table(folder: Path, name: str, shape: tuple[int, int], files: list[tuple[str, str]]) -> Table:

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from distkgd.data.filters import KnownAnswers, Queries
-from distkgd.distributed.checkpoint.tables import copy_rows
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
-from distkgd.errors import ModelError
 from distkgd.evaluation.prediction import best
 from distkgd.evaluation.ranking import Ties, fixed_entities, rank_of_counts, spread_of, thresholds, unsound_last
-from distkgd.models.export.source import DTYPE_OF, Source, Table
+from distkgd.models.export.source import Source, Table
 from distkgd.models.model import Model
 
 SCORES_AT_ONCE = 1 << 22
@@ -44,13 +42,13 @@ def ask(source: Source, queries: Queries, other: Tensor, known: KnownAnswers | N
     dtype, config = relation.dtype, source.config
     rowless = ShardedTable(relation.new_empty(0, source.scorer.entity_size), 0, Ranks(), dtype)
     model = Model(source.scorer, rowless, relation, int(config["num_relations"]), bool(config["reciprocal"]))
-    anchor, answer, others = (rows_of(source.entity, ids).to(dtype) for ids in (queries.anchor, queries.answer, other))
+    anchor, answer, others = (source.entity.rows(ids).to(dtype) for ids in (queries.anchor, queries.answer, other))
     rows = relation[model.relation_ids(queries)]
     own = model.answer_scores(queries, anchor, rows, answer)
     beside = model.answer_scores(queries, anchor, rows, others)
     projected = model.project(queries, anchor, rows)
     total = source.entity.shape[0]
-    fixed = rows_of(source.entity, fixed_entities(total)).to(dtype)
+    fixed = source.entity.rows(fixed_entities(total)).to(dtype)
     spread = spread_of(source.scorer.score_candidates(projected, fixed))
     high, low = (limit.unsqueeze(1) for limit in thresholds(own, spread))
     q = torch.arange(len(own))
@@ -72,20 +70,6 @@ def ask(source: Source, queries: Queries, other: Tensor, known: KnownAnswers | N
         scores, ids = best(torch.cat([scores, z], 1), torch.cat([ids, numbers], 1), k)
     rank = unsound_last(rank_of_counts(total - at_most, total - below, ties), own, queries, total, known)
     return Asked(own, beside, rank, scores, ids)
-
-
-def rows_of(table: Table, ids: Tensor) -> Tensor:
-    """[len(ids), columns]: rows of a table by number, reading only those."""
-    wanted, place = ids.unique(return_inverse=True)
-    found = torch.empty(len(wanted), table.parts[0].shape[1], dtype=DTYPE_OF[table.tag])
-    start = 0
-    for part in table.parts:
-        here = ((wanted >= start) & (wanted < start + part.shape[0])).nonzero().flatten().tolist()
-        for i in here:
-            copy_rows(part.path, table.name, int(wanted[i]) - start, found[i : i + 1], ModelError)
-        start += part.shape[0]
-    rows = found[place]
-    return rows if table.columns is None else rows[:, table.columns]
 
 
 def _blocks(table: Table, queries: int) -> Iterator[tuple[int, Tensor]]:

@@ -1,0 +1,213 @@
+"""Rows of few bits: how they are rounded, how gradients pass the rounding, and what they are packed into.
+
+A number of b bits is one of 2^b levels that lie symmetrically about 0, half a step from it: its code less the middle of
+all codes, times the step. Each group of columns of a row has a step of its own, in bfloat16. It follows from the
+numbers: that of the least squared error, found by turns of rounding and fitting from the step that suits a normal
+distribution; from 8 bits on, the one that reaches the largest magnitude. So the master rows are all that is trained,
+and whoever holds a row can round it.
+
+In training the gradient passes straight through to the numbers inside of the levels' range, and stops at the others
+(Bengio et al. 2013; Esser et al. 2020 without a step to be learned). 16 bits are bfloat16, which needs no step. Biases
+stand before the coordinates and are always bfloat16.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from distkgd.config.stage import StageOptions
+from distkgd.errors import ConfigError
+
+BITS = (1, 2, 3, 4, 8, 16, 32)
+# Of a normal distribution, the steps of the least squared error as multiples of the mean magnitude.
+_NORMAL_STEP = {1: 2.0, 2: 1.2479, 3: 0.7344, 4: 0.4199}
+_FITS = 2  # turns of rounding and fitting
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of few bits. codes: [n, bytes] uint8, number i of a row in its bits i * b … (i + 1) * b - 1, lowest first.
+
+    step: [n, groups] bfloat16. bias: [n, biases] bfloat16. columns: numbers of a row beside its biases.
+    """
+
+    codes: Tensor
+    step: Tensor
+    bias: Tensor
+
+    columns: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of all rows."""
+        return self.codes.nbytes + self.step.nbytes + self.bias.nbytes
+
+    def select(self, rows: Tensor | slice) -> "Packed":
+        """Some of the rows."""
+        return Packed(self.codes[rows], self.step[rows], self.bias[rows], self.columns)
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """How rows [n, biases + columns] are rounded to `bits` (1, 2, 3, 4, 8) per number, or to bfloat16 (16).
+
+    group: columns that share a step, a divisor of their number; None: all of a row.
+    """
+
+    bits: int
+    group: int | None = None
+    biases: int = 0
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[n, biases + columns] what the rows are rounded to; gradients pass through to the rows."""
+        rounded: Tensor = _StraightThrough.apply(rows, self)  # type: ignore[no-untyped-call]
+        return rounded
+
+    def row_bytes(self, width: int) -> int:
+        """Of a packed row of so many numbers, biases among them."""
+        return 2 * width if self.bits == 16 else self.code_bytes(width) + 2 * self.groups(width) + 2 * self.biases
+
+    def code_bytes(self, width: int) -> int:
+        """Of the codes of a row of so many numbers, biases among them."""
+        return -(-(width - self.biases) * self.bits // 8)
+
+    def groups(self, width: int) -> int:
+        """How many steps a row of so many numbers has."""
+        return 1 if self.group is None else (width - self.biases) // self.group
+
+    def to_json(self) -> dict[str, int | None]:
+        """What makes it again."""
+        return asdict(self)
+
+    def round(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(rounded [n, biases + columns], bool [n, columns] which numbers lie inside of the levels' range)."""
+        if self.bits == 16:
+            return rows.bfloat16().to(rows.dtype), torch.ones_like(rows[:, self.biases :], dtype=torch.bool)
+        numbers = self._grouped(rows)
+        step = self._step(numbers)
+        levels = self._levels(numbers, step)
+        inside = numbers.abs() <= step * 2.0 ** (self.bits - 1)
+        rounded = (levels * step).flatten(1)
+        if self.biases:
+            rounded = torch.cat([rows[:, : self.biases].bfloat16().to(rows.dtype), rounded], 1)
+        return rounded, inside.flatten(1)
+
+    def pack(self, rows: Tensor) -> Packed:
+        """`round`ed rows [n, biases + columns] in as few bytes as they need; fewer than 16 bits."""
+        numbers = self._grouped(rows.detach())
+        step = self._step(numbers)
+        codes = (self._levels(numbers, step) + (2 ** (self.bits - 1) - 0.5)).to(torch.uint8)
+        return Packed(
+            pack_codes(codes.reshape(len(rows), -1), self.bits),
+            step.squeeze(-1).bfloat16(),
+            rows[:, : self.biases].detach().bfloat16(),
+            rows.shape[1] - self.biases,
+        )
+
+    def unpack(self, packed: Packed) -> Tensor:
+        """[n, biases + columns] float32."""
+        codes = unpack_codes(packed.codes, self.bits, packed.columns).float() - (2 ** (self.bits - 1) - 0.5)
+        groups = packed.step.shape[1]
+        numbers = codes.reshape(len(codes), groups, packed.columns // groups) * packed.step.float().unsqueeze(-1)
+        return torch.cat([packed.bias.float(), numbers.reshape(len(codes), -1)], 1)
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        # [n, groups, columns of a group]
+        columns = rows.shape[1] - self.biases
+        groups = self.groups(rows.shape[1])
+        return rows[:, self.biases :].reshape(len(rows), groups, columns // groups)
+
+    def _step(self, numbers: Tensor) -> Tensor:
+        # [n, groups, 1] exact in bfloat16; 0 of a group of zeros.
+        magnitude = numbers.abs()
+        if self.bits >= 8:
+            return _to_bfloat16(magnitude.amax(-1, keepdim=True) / (2 ** (self.bits - 1) - 0.5))
+        step = magnitude.mean(-1, keepdim=True) * _NORMAL_STEP[self.bits]
+        for _ in range(_FITS if self.bits > 1 else 0):  # of one bit the first is exact
+            levels = self._levels(magnitude, step)
+            step = (magnitude * levels).sum(-1, keepdim=True) / levels.square().sum(-1, keepdim=True)
+        return _to_bfloat16(step)
+
+    def _levels(self, numbers: Tensor, step: Tensor) -> Tensor:
+        # Half-integers; 0.5 of what has no step.
+        largest = 2 ** (self.bits - 1) - 0.5
+        levels = torch.where(step > 0, numbers / step, 0.0).floor_().add_(0.5)
+        return levels.clamp_(-largest, largest)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Bits of the entities' and of the relations' numbers; columns of an entity's row that share a step (None: all)."""
+
+    bits: int
+    relation_bits: int = 32
+    group: int | None = None
+
+    @classmethod
+    def of(cls, stage: StageOptions) -> "Rounding":
+        """A stage's student's."""
+        return cls(stage.bits, stage.relation_bits, stage.group)
+
+    def quantisers(self, scorer: "Widths") -> "dict[str, Quantiser]":
+        """{"entity" or "relation": its quantiser}, of those below 32 bits; ConfigError where the group does not fit."""
+        found = {}
+        if self.bits < 32:
+            found["entity"] = Quantiser(self.bits, self.group, scorer.biases)
+            if self.group is not None and scorer.dim % self.group:
+                raise ConfigError(
+                    f"group: {self.group} columns that share a step do not divide {scorer.dim}; use a divisor, or none."
+                )
+        if self.relation_bits < 32:
+            found["relation"] = Quantiser(self.relation_bits)
+        return found
+
+
+class Widths(Protocol):
+    """What of a scorer a rounding depends on."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def biases(self) -> int: ...
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, quantiser: Quantiser) -> Tensor:
+        rounded, inside = quantiser.round(rows)
+        ctx.save_for_backward(inside)
+        ctx.biases = quantiser.biases
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,), (inside,) = grads, ctx.saved_tensors
+        passed = grad.clone()
+        passed[:, ctx.biases :] *= inside
+        return passed, None
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """[n, ceil(columns * bits / 8)] uint8 of codes [n, columns] below 2^bits, lowest bits first."""
+    if bits == 8:
+        return codes
+    place = torch.arange(bits, dtype=torch.uint8)
+    ticks = (codes.unsqueeze(-1) >> place) & 1
+    ticks = torch.nn.functional.pad(ticks.flatten(1), (0, -codes.shape[1] * bits % 8))
+    weights = 2 ** torch.arange(8, dtype=torch.uint8)
+    return (ticks.reshape(len(codes), -1, 8) * weights).sum(-1, dtype=torch.uint8)
+
+
+def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """[n, columns] uint8: what `pack_codes` packed."""
+    if bits == 8:
+        return packed
+    ticks = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    ticks = ticks.flatten(1)[:, : columns * bits].reshape(len(packed), columns, bits)
+    return (ticks << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+
+
+def _to_bfloat16(step: Tensor) -> Tensor:
+    return step.bfloat16().to(step.dtype)
