@@ -1,6 +1,6 @@
 """Write a finished model, or a crop of it, in a format that other programs read.
 
-python launch/export.py RUN/stages/student OUT [--format safetensors] [--dim 32]
+python launch/export.py RUN/stages/student OUT [--format safetensors] [--dim 32] [--bits 4]
 """
 
 import os
@@ -18,26 +18,37 @@ import typer
 from distkgd.cli import launch, run_main
 from distkgd.common.console import Display
 from distkgd.distributed.ranks import Ranks
-from distkgd.evaluation.int8_cost import cost_of_int8
+from distkgd.evaluation.packing_cost import cost_of_packing
+from distkgd.kernels.quantiser import BITS, Rounding
 from distkgd.models.export import FORMATS, export_model
 
 
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of a finished stage or of its model.")],
     out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
-    format_: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.")] = "safetensors",
+    format_: Annotated[
+        str | None, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}; default: safetensors.")
+    ] = None,
     dim: Annotated[int | None, typer.Option(min=1, help="Keep the first so many numbers per entity.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help=f"Round the entities' numbers to so many: {', '.join(map(str, BITS))}.")
+    ] = None,
+    relation_bits: Annotated[int | None, typer.Option(help="Round the relations' numbers, likewise.")] = None,
+    group: Annotated[int | None, typer.Option(min=1, help="Columns of a row that share a step; default: all.")] = None,
 ) -> None:
-    """Write the tables, the names of their rows, and config.json."""
+    """Write the tables, the names of their rows, and config.json. With any option of bits, in format packed."""
+    rounds = (bits, relation_bits, group) != (None, None, None)
+    rounding = Rounding(bits or 32, relation_bits or 32, group) if rounds else None
+    kind = format_ or ("packed" if rounds else "safetensors")
 
     def body(ranks: Ranks, display: Display) -> None:
-        files = export_model(model, out, format_, ranks, dim)
+        files = export_model(model, out, kind, ranks, dim, rounding)
         size = sum(file.stat().st_size for file in files)
         tables = sum(file.stat().st_size for file in files if file.suffix not in (".tsv", ".json", ".md"))
         names = ", ".join(str(file.relative_to(out)) for file in files)
         display.line(f"written: {out} ({names}; {size / 1e6:,.1f} MB, tables {tables:,} bytes)")
-        if format_ == "int8":
-            display.line(cost_of_int8(model, out, ranks, dim))
+        if kind == "packed":
+            display.line(cost_of_packing(model, out, ranks, dim))
 
     launch(body, device="cpu")
 

@@ -145,6 +145,14 @@ class Rounding:
     relation_bits: int = 32
     group: int | None = None
 
+    def __post_init__(self) -> None:
+        """ConfigError unless there are such rows."""
+        for bits in (self.bits, self.relation_bits):
+            if bits not in BITS:
+                raise ConfigError(f"{bits} bits per number; allowed: {', '.join(map(str, BITS))}.")
+        if self.group is not None and self.bits > 8:
+            raise ConfigError(f"group: {self.group} columns share a step, and {self.bits} bits have none; give bits.")
+
     @classmethod
     def of(cls, stage: StageOptions) -> "Rounding":
         """A stage's student's."""

@@ -115,6 +115,8 @@ class MetasdConfig(MethodSettings):
             raise UnsupportedError(
                 f"metasd cannot cut its batch (accumulate: {stage.accumulate}): its virtual step needs all of it"
             )
+        if min(stage.bits, stage.relation_bits) < 32:
+            raise UnsupportedError("metasd prunes, and 0 is no level of few bits: set bits and relation_bits to 32")
         kind = SCORERS.get(stage.scorer)
         if self.prune.scope == "column" and kind is not None and kind.biases:
             raise UnsupportedError(

@@ -71,11 +71,11 @@ class Model:
 
         ConfigError or UnsupportedError where the scorer has no such crop.
         """
-        scorer = self.scorer.crop(dim)
+        scorer, whole = self.scorer.crop(dim), self.rounded()
         columns = self.scorer.crop_columns(dim).to(self.relation.device)
-        table = self.entity
+        table = whole.entity
         entity = ShardedTable(table.weight[:, : scorer.entity_size].clone(), table.total, table.ranks, table.dtype)
-        relation = self.relation.detach()[:, columns].clone()
+        relation = whole.relation.detach()[:, columns].clone()
         return Model(scorer, entity, relation, self.num_relations, self.reciprocal)
 
     def quantised(self, rounding: Rounding) -> "Model":

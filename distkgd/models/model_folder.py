@@ -36,7 +36,7 @@ from distkgd.scorers import Scorer, from_constants
 FORMAT = "distkgd-model/1"
 PACKED = "distkgd-packed/1"  # the same with one or both tables as `formats.packed` writes them
 SPARSE = "distkgd-sparse/1"  # the same with tables as `sparse_files` writes them
-INT8 = "distkgd-int8/1"  # the same with entities as `int8_files` writes them
+INT8 = "distkgd-int8/1"  # the same with entities as `formats.int8` reads them
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
             entity = read_sparse(folder / files["entity"][0], (num_entities, scorer.entity_size), lo, hi)
             relation = read_sparse(folder / files["relation"][0], (rows, scorer.relation_size), 0, rows)
         elif config["format"] == PACKED:
-            entity = _read_rows(folder, config, "entity", scorer.entity_size, lo, hi)
-            relation = _read_rows(folder, config, "relation", scorer.relation_size, 0, rows)
+            entity = _read_rows(folder, config, "entity", scorer.entity_size, lo, hi).float()
+            relation = _read_rows(folder, config, "relation", scorer.relation_size, 0, rows).float()
         elif config["format"] == INT8:
             path = folder / files["entity"][0]
             entity = read_int8(path, num_entities, scorer.biases, scorer.dim, lo, hi)

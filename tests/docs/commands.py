@@ -92,7 +92,7 @@ TABLE: dict[str, How] = {
     "python launch/predict.py *": Run(),
     "python launch/report.py *": Run(),
     "python launch/export.py runs/demo/stages/student exported --format numpy": Run("exported/entity.npy"),
-    "python launch/export.py runs/demo/stages/student exported_int8 *": Run("exported_int8/config.json"),
+    "python launch/export.py runs/demo/stages/student exported_packed *": Run("exported_packed/config.json"),
     "python launch/export.py runs/demo/stages/teacher cropped *": Run("cropped/entity.safetensors"),
     "python launch/export.py runs/my_triples_32/*": Run("exported_parquet/entity.parquet", needs="pyarrow"),
     "python launch/export.py runs/umls_med_complex/*": Run("med16/entity.safetensors"),

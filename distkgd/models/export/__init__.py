@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from distkgd.common.paths import AnyPath, check_folder
 from distkgd.distributed.checkpoint.tables import atomic_folder
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
+from distkgd.kernels.quantiser import Rounding
 from distkgd.models.export.faiss_format import write_faiss
-from distkgd.models.export.int8_format import write_int8_rows
 from distkgd.models.export.numpy_format import write_numpy
 from distkgd.models.export.onnx_format import write_onnx
+from distkgd.models.export.packed_format import write_packed_tables
 from distkgd.models.export.parquet_format import write_parquet
 from distkgd.models.export.pykeen_format import write_pykeen
 from distkgd.models.export.safetensors_format import write_safetensors
@@ -32,7 +34,7 @@ FORMATS: dict[str, Format] = {
     "safetensors": write_safetensors,
     "numpy": write_numpy,
     "sparse": write_sparse_tables,
-    "int8": write_int8_rows,
+    "packed": write_packed_tables,
     "parquet": write_parquet,
     "faiss": write_faiss,
     "onnx": write_onnx,
@@ -43,20 +45,32 @@ IN_MEMORY = ("onnx", "pykeen")
 __all__ = ["FORMATS", "IN_MEMORY", "check_files", "export_model"]
 
 
-def export_model(model: AnyPath, out: AnyPath, format_: str, ranks: Ranks, dim: int | None = None) -> list[Path]:
+def export_model(
+    model: AnyPath,
+    out: AnyPath,
+    format_: str,
+    ranks: Ranks,
+    dim: int | None = None,
+    rounding: Rounding | None = None,
+) -> list[Path]:
     """Write the model in `model` to the new folder `out`, which appears only when it is complete; returns its files.
 
     dim: write the crop to the first `dim` coordinates; ConfigError or UnsupportedError where there is none.
+    rounding: of format "packed"; default: 8 bits for entities, relations as they are.
     """
     model, out = Path(model), Path(out)
     if format_ not in FORMATS:
         raise ConfigError(f"format {format_!r} is not known; allowed: {', '.join(FORMATS)}.")
+    if rounding is not None and format_ != "packed":
+        raise ConfigError(f"bits and group are of format packed, not of {format_}; drop one of the two.")
     if ranks.world > 1:
         raise UnsupportedError(f"an export runs in one process, not in {ranks.world}; start it without torchrun.")
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists; name a folder that does not exist yet, or remove this one.")
     check_folder(out, "the folder")
     source = open_source(model) if dim is None else open_source(model).crop(dim)
+    if rounding is not None:
+        source = replace(source, rounding=rounding)
     with atomic_folder(out, ranks) as folder:
         for names, number in (("entities", "num_entities"), ("relations", "num_relations")):
             _copy_names(source.folder / f"{names}.tsv", folder, int(source.config[number]))
@@ -65,7 +79,7 @@ def export_model(model: AnyPath, out: AnyPath, format_: str, ranks: Ranks, dim: 
                 shutil.copyfile(source.folder / labels, folder / labels)
         changes = FORMATS[format_](source, folder)
         files = [file for of_table in changes["files"].values() for file in of_table]
-        config = source.config | changes | {"sha256": {file: sha256_of(folder / file) for file in files}}
+        config = source.plain_config | changes | {"sha256": {file: sha256_of(folder / file) for file in files}}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return sorted(path for path in out.rglob("*") if path.is_file())
 

@@ -6,13 +6,18 @@ from typing import Any
 
 from distkgd.distributed.checkpoint.tables import safetensors_header, write_bytes
 from distkgd.models.export.card import write_card
-from distkgd.models.export.source import Source
+from distkgd.models.export.source import Source, Table
 
 
 def write_safetensors(source: Source, folder: Path) -> dict[str, Any]:
     """Write entity.safetensors, relation.safetensors and README.md."""
     write_card(source, folder)
-    for table in source.tables:
-        header = safetensors_header({table.name: (table.tag, table.shape, table.size)})
-        write_bytes(folder / f"{table.name}.safetensors", chain([header], table.pieces()))
-    return {"files": {table.name: [f"{table.name}.safetensors"] for table in source.tables}}
+    return {"files": {name: files for table in source.tables for name, files in write_plain(table, folder).items()}}
+
+
+def write_plain(table: Table, folder: Path) -> dict[str, list[str]]:
+    """Write one table as it is; {its name: its files}."""
+    header = safetensors_header({table.name: (table.tag, table.shape, table.size)})
+    file = f"{table.name}.safetensors"
+    write_bytes(folder / file, chain([header], table.pieces()))
+    return {table.name: [file]}

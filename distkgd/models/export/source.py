@@ -158,6 +158,12 @@ class Source:
         """What every format writes."""
         return self.entity, self.relation
 
+    @property
+    def plain_config(self) -> dict[str, Any]:
+        """config.json of the model with its tables as they are read: what is packed is float32 by then."""
+        widened = {"format": FORMAT, "dtype": "float32"} if self.config["format"] == PACKED else {}
+        return {key: value for key, value in self.config.items() if key != "packed"} | widened
+
     def crop(self, dim: int) -> "Source":
         """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none."""
         scorer = self.scorer.crop(dim)

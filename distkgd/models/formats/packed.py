@@ -47,18 +47,18 @@ def stream_packed(
     folder: Path, name: str, blocks: Callable[[], Iterable[Tensor]], shape: tuple[int, int], quantiser: Quantiser
 ) -> dict[str, list[str]]:
     """`write_packed` of a table of `shape` given as blocks of rows, none of which stays in memory; a pass per part."""
-    example = quantiser.pack(torch.zeros(1, shape[1]))
+
+    def part_of(rows: Tensor, part: str) -> Tensor:
+        return rows.bfloat16() if quantiser.bits == 16 else getattr(packed_rows(rows.float(), quantiser), part)
+
     files = {}
-    for part in PARTS:
-        row = getattr(example, part)
+    for part in PARTS[: 1 if quantiser.bits == 16 else None]:
+        row = part_of(torch.zeros(1, shape[1]), part)
         if not row.shape[1]:
             continue
-        key = f"{name}.{part}"
+        key = name if quantiser.bits == 16 else f"{name}.{part}"
         layout = {key: (TAGS[row.dtype], [shape[0], row.shape[1]], shape[0] * row.nbytes)}
-        content = (
-            getattr(packed_rows(block.float(), quantiser), part).view(torch.uint8).numpy().tobytes()
-            for block in blocks()
-        )
+        content = (part_of(block, part).contiguous().view(torch.uint8).numpy().tobytes() for block in blocks())
         files[key] = [f"{key}.safetensors"]
         write_bytes(folder / files[key][0], chain([safetensors_header(layout)], content))
     return files

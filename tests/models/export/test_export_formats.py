@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from distkgd.data import Graph
 from distkgd.distributed.checkpoint.tables import write_tensors
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
-from distkgd.evaluation.int8_cost import cost_of_int8
+from distkgd.evaluation.packing_cost import cost_of_packing
 from distkgd.models.export import FORMATS, export_model, onnx_format
 from distkgd.models.export.faiss_format import WHY_NOT, open_searcher
-from distkgd.models.formats.int8 import quantised, read_int8, write_int8
+from distkgd.models.formats.int8 import read_int8
 from distkgd.models.model import Model, new_model
 from distkgd.models.model_folder import bytes_on_disk, load_model, save_model
 from distkgd.scorers import SCORERS, build_scorer
@@ -176,39 +175,28 @@ def test_a_parquet_table_has_ids_names_labels_and_directions(graph: Graph, tmp_p
     assert np.array(relation["embedding"].to_list(), dtype=np.float32).tolist() == model.relation.tolist()
 
 
-# -- int8 -------------------------------------------------------------------------------------------------------------
+# -- few bits ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("biases", [0, 1])
-def test_rows_in_eight_bits_are_within_half_a_step(biases: int, tmp_path: Path) -> None:
-    rows = torch.randn(50, biases + 6, generator=torch.Generator().manual_seed(0))
-    rows[3] = 0.0
-    rows[4, biases:] *= 1e-3
-    blocks: Callable[[], list[Tensor]] = lambda: [*rows.split(7)]  # noqa: E731
-    size = write_int8(tmp_path / "x", blocks, 50, biases, 6)
-    assert size == (tmp_path / "x").stat().st_size < 50 * (6 + 4 + 4 * biases) + 250
-    read = read_int8(tmp_path / "x", 50, biases, 6, 0, 50)
-    step = rows[:, biases:].abs().amax(1, keepdim=True) / 127
-    assert ((read - rows)[:, biases:].abs() <= step / 2 * 1.0001).all()
-    assert torch.equal(read[:, :biases], rows[:, :biases]) and torch.equal(read[3, biases:], torch.zeros(6))
-    assert torch.equal(read_int8(tmp_path / "x", 50, biases, 6, 9, 20), read[9:20])
-    assert quantised(rows[:, biases:])[1].abs().amax(1).tolist() == [0 if i == 3 else 127 for i in range(50)]
-
-
-def test_a_damaged_file_of_eight_bit_rows_is_refused_by_name(tmp_path: Path) -> None:
-    write_int8(tmp_path / "table", lambda: [torch.randn(9, 4)], 9, 0, 4)
-    for num, biases, dim in ((10, 0, 4), (9, 0, 6), (9, 1, 4)):
+def test_eight_bit_rows_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    tensors = {
+        "scale": torch.tensor([0.5, 0.0, 2.0]),
+        "bias": torch.tensor([[7.0], [8.0], [9.0]]),
+        "rows": torch.tensor([[127, -1], [0, 0], [3, -127]], dtype=torch.int8),
+    }
+    write_tensors(tmp_path / "table", tensors)
+    read = read_int8(tmp_path / "table", 3, 1, 2, 0, 3)
+    assert read.tolist() == [[7.0, 63.5, -0.5], [8.0, 0.0, 0.0], [9.0, 6.0, -254.0]]
+    assert torch.equal(read_int8(tmp_path / "table", 3, 1, 2, 1, 3), read[1:])
+    for num, biases, dim in ((4, 1, 2), (3, 1, 4), (3, 2, 2)):
         with pytest.raises(ModelError, match="table"):
             read_int8(tmp_path / "table", num, biases, dim, 0, 1)
     os.truncate(tmp_path / "table", (tmp_path / "table").stat().st_size - 1)
     with pytest.raises(ModelError, match="table: missing, truncated"):
-        read_int8(tmp_path / "table", 9, 0, 4, 0, 1)
-    write_tensors(tmp_path / "other", {"scale": torch.ones(9), "rows": torch.ones(9, 4)})
-    with pytest.raises(ModelError, match=r"'rows' is .* not"):
-        read_int8(tmp_path / "other", 9, 0, 4, 0, 1)
+        read_int8(tmp_path / "table", 3, 1, 2, 0, 1)
 
 
-def test_eight_bits_state_their_bytes_and_what_they_cost(
+def test_few_bits_state_their_bytes_and_what_they_cost(
     graph: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = stage_of(tmp_path, graph, "rote")
@@ -217,27 +205,28 @@ def test_eight_bits_state_their_bytes_and_what_they_cost(
         rows = (f"e{h:03d}\tr{r:03d}\te{t:03d}\n" for h, r, t in getattr(graph, split).tolist())
         (tmp_path / "data" / f"{split}.tsv").write_text("".join(rows))
     with pytest.raises(SystemExit):
-        main(tmp_path, tmp_path / "unknown", "int8", None)
+        main(tmp_path, tmp_path / "unknown", "packed", None)
     assert "loss of MRR not measured (No triple is marked" in " ".join(capsys.readouterr().err.split())
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace('"nowhere"', json.dumps(str(tmp_path / "data"))))
     with pytest.raises(SystemExit) as ended:
-        main(tmp_path, tmp_path / "out", "int8", None)
+        main(tmp_path, tmp_path / "out", None, None, bits=8)
     assert ended.value.code == 0
     size = bytes_on_disk(tmp_path / "out")
     before = model.entity.weight.nbytes + model.relation.nbytes
     said = " ".join(capsys.readouterr().err.split())
-    assert f"tables of {size:,} bytes instead of {before:,}; MRR of {len(graph.valid)} valid triples" in said
+    assert f"tables of {size:,} bytes ({size / ENTITIES:,.1f} per entity) instead of {before:,}; MRR of" in said
+    assert f"MRR of {len(graph.valid)} valid triples" in said
     small = load_model(tmp_path / "out", Ranks()).model
     heads, relations = some_questions()
     torch.testing.assert_close(
         tail_scores(small, heads, relations), tail_scores(model, heads, relations), atol=0.1, rtol=0.05
     )
-    line = cost_of_int8(tmp_path, tmp_path / "out", Ranks())
+    line = cost_of_packing(tmp_path, tmp_path / "out", Ranks())
     mrr = float(line.split("triples ")[1].split()[0])
     assert mrr == pytest.approx(float(line.split("before, ")[1].split()[0]), abs=0.05)
-    entity_bytes = (tmp_path / "out/entity.safetensors").stat().st_size
-    assert entity_bytes < ENTITIES * (DIM + 8) + 250
+    entity_bytes = sum(path.stat().st_size for path in (tmp_path / "out").glob("entity.*.safetensors"))
+    assert entity_bytes < ENTITIES * (DIM + 4) + 400
 
 
 # -- crops ------------------------------------------------------------------------------------------------------------
@@ -251,23 +240,23 @@ def test_a_crop_is_exported_as_the_crop_of_the_model(name: str, graph: Graph, tm
     found, wanted = distkgd.load(tmp_path / "out"), model.crop(4)
     assert torch.equal(found.entity_rows, wanted.entity.weight) and torch.equal(found.relation_rows, wanted.relation)
     assert found.scorer.constants() == wanted.scorer.constants() and found.config["crop_of"] == {"dim": DIM}
-    again = export_model(tmp_path / "out", tmp_path / "int8", "int8", Ranks(), dim=4)
-    assert load_model(tmp_path / "int8", Ranks()).model.scorer.dim == 4 and len(again) > 3
+    again = export_model(tmp_path / "out", tmp_path / "packed", "packed", Ranks(), dim=4)
+    assert load_model(tmp_path / "packed", Ranks()).model.scorer.dim == 4 and len(again) > 3
 
 
-@pytest.mark.parametrize("format_", ["numpy", "sparse", "int8", "parquet", "faiss", "onnx", "pykeen"])
+@pytest.mark.parametrize("format_", ["numpy", "sparse", "packed", "parquet", "faiss", "onnx", "pykeen"])
 def test_every_format_takes_a_crop(format_: str, graph: Graph, tmp_path: Path) -> None:
     needed = {"parquet": "pyarrow", "faiss": "faiss", "onnx": "onnxscript", "pykeen": "pykeen"}
     if format_ in needed:
         pytest.importorskip(needed[format_])
-    assert {*needed, "numpy", "sparse", "int8", "safetensors"} == FORMATS.keys()
+    assert {*needed, "numpy", "sparse", "packed", "safetensors"} == FORMATS.keys()
     model = stage_of(tmp_path, graph, "complex").crop(4)
     export_model(tmp_path, tmp_path / "out", format_, Ranks(), dim=4)
     out = tmp_path / "out"
     assert json.loads((out / "config.json").read_text())["scorer"] == {"name": "complex", "dim": 4}
     if format_ == "numpy":
         rows = torch.from_numpy(np.load(out / "entity.npy"))
-    elif format_ in ("sparse", "int8"):
+    elif format_ in ("sparse", "packed"):
         rows = load_model(out, Ranks()).model.entity.weight
     elif format_ == "parquet":
         rows = torch.tensor(pl.read_parquet(out / "entity.parquet")["embedding"].to_list())
@@ -279,7 +268,7 @@ def test_every_format_takes_a_crop(format_: str, graph: Graph, tmp_path: Path) -
         onnx = pytest.importorskip("onnx")
         tensors = {one.name: one for one in onnx.load(out / "model.onnx").graph.initializer}
         rows = torch.from_numpy(onnx.numpy_helper.to_array(tensors["entities"]).copy())
-    torch.testing.assert_close(rows, model.entity.weight, atol=0.02 if format_ == "int8" else 1e-7, rtol=0)
+    torch.testing.assert_close(rows, model.entity.weight, atol=0.02 if format_ == "packed" else 1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("dim", [9, 10, 3, 0])
@@ -318,9 +307,9 @@ def test_the_card_says_what_the_model_is_and_nothing_of_a_teacher(graph: Graph, 
 
 def test_an_export_of_an_export_that_is_no_plain_model_is_refused(graph: Graph, tmp_path: Path) -> None:
     stage_of(tmp_path, graph, "complex")
-    export_model(tmp_path, tmp_path / "int8", "int8", Ranks())
+    export_model(tmp_path, tmp_path / "packed", "packed", Ranks())
     with pytest.raises(ModelError, match="is an export already"):
-        export_model(tmp_path / "int8", tmp_path / "out", "numpy", Ranks())
+        export_model(tmp_path / "packed", tmp_path / "out", "numpy", Ranks())
 
 
 def test_a_format_whose_library_is_missing_says_how_to_get_it(

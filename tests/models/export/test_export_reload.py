@@ -26,7 +26,7 @@ from tests.toys import toy_graph
 
 ENTITIES, RELATIONS = 41, 5
 NEEDS = {"parquet": "pyarrow", "faiss": "faiss", "onnx": "onnxscript", "pykeen": "pykeen"}
-CLOSE = {"int8": 0.2, "onnx": 1e-4, "faiss": 1e-4, "pykeen": 1e-4}  # the others hold the very numbers
+CLOSE = {"packed": 0.2, "onnx": 1e-4, "faiss": 1e-4, "pykeen": 1e-4}  # the others hold the very numbers
 
 
 def by_formula(folder: Path, entity: Tensor, relation: Tensor, triples: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ READERS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "safetensors": from_model_folder,
     "numpy": from_numpy,
     "sparse": from_model_folder,
-    "int8": from_model_folder,
+    "packed": from_model_folder,
     "parquet": from_parquet,
     "faiss": from_faiss,
     "onnx": from_onnx,
@@ -170,7 +170,7 @@ def test_every_damaged_file_of_an_export_is_named(
 OWN: dict[str, Callable[[Path, Path], Any]] = {
     "safetensors": lambda out, again: distkgd.load(out),
     "sparse": lambda out, again: distkgd.load(out),
-    "int8": lambda out, again: distkgd.load(out),
+    "packed": lambda out, again: distkgd.load(out),
     "faiss": lambda out, again: open_searcher(out),
     "numpy": lambda out, again: import_model(f"plain:{out}", again, Given(), Ranks()),
     "pykeen": lambda out, again: import_model(f"pykeen:{out}", again, Given(), Ranks()),
@@ -178,7 +178,7 @@ OWN: dict[str, Callable[[Path, Path], Any]] = {
 
 
 # The content of a model folder is not checked again whenever it is read.
-UNSEEN = [(format_, "changed") for format_ in ("safetensors", "sparse", "int8")]
+UNSEEN = [(format_, "changed") for format_ in ("safetensors", "sparse", "packed")]
 
 
 @pytest.mark.parametrize(("format_", "damage"), [(f, d) for f in OWN for d in DAMAGES if (f, d) not in UNSEEN])

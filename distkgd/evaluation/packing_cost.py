@@ -1,4 +1,4 @@
-"""What 8-bit rows save in bytes and lose in MRR."""
+"""What rows of few bits save in bytes and lose in MRR."""
 
 import torch
 
@@ -13,7 +13,7 @@ from distkgd.models.model_folder import bytes_on_disk, load_model
 MEASURED = 1000  # valid triples
 
 
-def cost_of_int8(model: AnyPath, out: AnyPath, ranks: Ranks, dim: int | None = None) -> str:
+def cost_of_packing(model: AnyPath, out: AnyPath, ranks: Ranks, dim: int | None = None) -> str:
     """A line: what `out` saves of the model's bytes and loses of its valid MRR, both measured.
 
     dim: of the crop of `model` that `out` holds. At most 1000 valid triples are ranked, the same of both.
@@ -21,7 +21,8 @@ def cost_of_int8(model: AnyPath, out: AnyPath, ranks: Ranks, dim: int | None = N
     loaded, small = load_model(model, ranks), load_model(out, ranks)
     full = loaded.model if dim is None else loaded.model.crop(dim)
     before = full.entity.total * full.entity.dim * full.entity.weight.element_size() + full.relation.nbytes
-    said = f"8-bit rows: tables of {bytes_on_disk(out):,} bytes instead of {before:,}"
+    after = bytes_on_disk(out)
+    said = f"packed: tables of {after:,} bytes ({after / full.entity.total:,.1f} per entity) instead of {before:,}"
     graph, note = data_of(loaded, str(model), None)
     if graph is None or not len(graph.valid):
         return f"{said}; loss of MRR not measured ({note or f'{graph.name} has no valid triples'})"  # type: ignore[union-attr]

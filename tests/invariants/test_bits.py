@@ -1,0 +1,175 @@
+"""Students of few bits keep the invariants: ranks, parts, resume, files; and every method and scorer can teach them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distkgd.common.console import Display
+from distkgd.data.filters import KnownAnswers
+from distkgd.distributed.checkpoint.tables import write_tensors
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError, ModelError
+from distkgd.evaluation.ranking import ranks_of
+from distkgd.kernels.quantiser import Rounding
+from distkgd.methods import METHODS
+from distkgd.models.export import export_model
+from distkgd.models.export.source import open_source
+from distkgd.models.model_folder import bytes_on_disk, check_files, check_numbers, load_model, row_bytes, save_model
+from distkgd.models.stage_result import read_result
+from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.plan import run_plan
+from distkgd.scorers import SCORERS
+from tests.invariants.test_world_size import METHOD_OPTIONS, REGIMES, assert_same, merged, student
+from tests.ranks import run_on_ranks
+from tests.toys import toy_graph, toy_job, train_some
+
+TAUGHT = [method for method in METHODS if method != "metasd"]
+FEW = {"bits": 2, "relation_bits": 4}
+
+
+@pytest.mark.parametrize("method", TAUGHT)
+@pytest.mark.parametrize("regime", ["triple", "all"])
+def test_three_ranks_train_the_rows_of_few_bits_that_one_does(method: str, regime: str) -> None:
+    config = {"dtype": "float64", "student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime], **FEW)}
+    one = run_on_ranks(1, train_some, config=config, steps=8)
+    plain = {"dtype": "float64", "student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime])}
+    assert run_on_ranks(1, train_some, config=plain, steps=2)[0]["losses"][0] != one[0]["losses"][0]
+    many = run_on_ranks(3, train_some, config=config, steps=8)
+    assert_same(one, many, rows=1e-9, losses=1e-9)
+    for rank in many:
+        assert rank["valid"] == pytest.approx(one[0]["valid"], abs=1e-9)
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_every_scorer_has_rows_of_few_bits(scorer: str) -> None:
+    more = {"scorer": scorer, "reciprocal": SCORERS[scorer].tails_only, "bits": 1, "group": 4, "relation_bits": 8}
+    config = {"dtype": "float64", "student": student("scratch", {}, REGIMES["batch"], **more)}
+    one = run_on_ranks(1, train_some, config=config, steps=4)
+    assert_same(one, run_on_ranks(3, train_some, config=config, steps=4), rows=1e-9, losses=1e-9)
+
+
+def test_a_batch_in_four_parts_trains_the_same_rows_of_few_bits() -> None:
+    made = student("bkd", {}, REGIMES["chunk"], batch_size=48, **FEW)
+    one = run_on_ranks(1, train_some, config={"dtype": "float64", "student": made}, steps=6)
+    cut = run_on_ranks(1, train_some, config={"dtype": "float64", "student": made | {"accumulate": 4}}, steps=6)
+    assert_same([merged(one)], cut, rows=1e-9, losses=1e-9)
+
+
+def run_of(folder: Path, **more: Any) -> Path:
+    """A finished run of a teacher and a student of few bits."""
+    sizes = {"dim": 8, "batch_size": 100, "negatives": {"kind": "batch", "num": 8}, "epochs": 2, "validate_every": 1}
+    taught = sizes | {"method": "bkd", "start": "crop", "scorer": "rote"} | FEW | more
+    tree = {"data": "toy", "teacher": sizes | {"scorer": "rote"}, "student": taught, "report": {"html": False}}
+    config = parse_config(tree | {"mlflow": {"enabled": False}, "dtype": "float32"}, "test")
+    run_plan(config, toy_graph(), Ranks(), folder, resume=False, display=Display(False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(tmp_path_factory.mktemp("bits") / "run")
+
+
+def test_a_run_saves_the_rows_that_it_validated_and_counts_their_bytes(finished: Path) -> None:
+    graph, folder = toy_graph(), finished / "stages/student"
+    result, loaded = read_result(folder), load_model(folder, Ranks())
+    assert result is not None and result.bytes == bytes_on_disk(folder)
+    assert result.row_bytes == 2 + 2 + 2 == -(-8 * 2 // 8) + 4  # codes, a step, a bias
+    assert result.bytes_per_entity == result.bytes / graph.num_entities
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    rank = ranks_of(loaded.model, graph.test, known, Ranks())
+    assert float((1 / rank).mean()) == pytest.approx(result.mrr("test"), abs=1e-12)
+    assert loaded.config["packed"]["entity"]["bits"] == 2 and loaded.config["packed"]["relation"]["bits"] == 4
+    codes = loaded.model.entity.weight[:, 1:] / loaded.model.entity.weight[:, 1:].abs().amin(1, keepdim=True)
+    assert set(codes.abs().round(decimals=3).unique().tolist()) <= {1.0, 3.0}
+
+
+def test_an_export_of_packed_rows_widens_them_and_is_packed_no_second_time(finished: Path, tmp_path: Path) -> None:
+    packed, wide = finished / "stages/student", tmp_path / "wide"
+    export_model(packed, wide, "safetensors", Ranks())
+    mine, other = load_model(packed, Ranks()), load_model(wide, Ranks())
+    assert torch.equal(mine.model.entity.weight, other.model.entity.weight)
+    assert torch.equal(mine.model.relation, other.model.relation) and "packed" not in other.config
+    with pytest.raises(ModelError, match="packed already"):
+        export_model(packed, tmp_path / "again", "packed", Ranks(), rounding=Rounding(2))
+    assert not (tmp_path / "again").exists()
+    source, ids = open_source(packed), torch.tensor([7, 0, 7])
+    assert torch.equal(source.entity.rows(ids), mine.model.entity.weight[ids])
+    assert torch.equal(source.crop(4).entity.rows(ids), mine.model.crop(4).entity.weight[ids])
+
+
+def save_few_bits(ranks: Ranks, folder: str) -> dict[str, Any]:
+    config = {"student": student("scratch", {}, REGIMES["all"], scorer="rote", dim=8, **FEW)}
+    job = toy_job(config, ranks, Path(folder))
+    save_model(Path(folder) / "model", job.method.student, toy_graph(), {})
+    rounded = job.method.student.rounded()
+    return {"entity": rounded.entity.weight, "relation": rounded.relation, "bytes": row_bytes(job.method.student)}
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [(1, 3), (3, 1), (3, 2)])
+def test_files_of_one_world_size_are_read_by_another(wrote: int, reads: int, tmp_path: Path) -> None:
+    saved = run_on_ranks(wrote, save_few_bits, folder=str(tmp_path))
+    rows = torch.cat([rank["entity"] for rank in saved])
+    found = run_on_ranks(reads, loaded_rows, folder=str(tmp_path))
+    assert torch.equal(torch.cat([entity for entity, _ in found]), rows)
+    assert all(torch.equal(relation, saved[0]["relation"]) for _, relation in found)
+    check_files(tmp_path / "model")
+
+
+def loaded_rows(ranks: Ranks, folder: str) -> tuple[torch.Tensor, torch.Tensor]:
+    model = load_model(folder, ranks).model
+    return model.entity.weight, model.relation
+
+
+@pytest.mark.parametrize("part", ["entity.codes", "entity.step", "entity.bias", "relation.codes"])
+def test_damaged_files_are_named(part: str, tmp_path: Path) -> None:
+    save_few_bits(Ranks(), str(tmp_path))
+    (path,) = (tmp_path / "model").glob(f"{part}-*")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ModelError, match=path.name):
+        load_model(tmp_path, Ranks())
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ModelError, match=path.name):
+        check_files(tmp_path / "model")
+    path.unlink()
+    write_tensors(path, {part: torch.zeros(41 if part.startswith("entity") else 10, 99, dtype=torch.uint8)})
+    with pytest.raises(ModelError, match=path.name):
+        load_model(tmp_path, Ranks())
+
+
+def test_a_step_that_is_no_number_is_named(tmp_path: Path) -> None:
+    save_few_bits(Ranks(), str(tmp_path))
+    (path,) = (tmp_path / "model").glob("entity.step-*")
+    path.unlink()
+    step = torch.ones(41, 1, dtype=torch.bfloat16)
+    step[3] = torch.nan
+    write_tensors(path, {"entity.step": step})
+    for read in (lambda: load_model(tmp_path, Ranks()), lambda: check_numbers(tmp_path / "model")):
+        with pytest.raises(ModelError, match=rf"{path.name}: tensor 'entity', row 3 \(entity 'e003'\), holds nan"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"bits": 5}, "bits"),
+        ({"bits": True}, "a number is needed"),
+        ({"bits": 2, "group": 3}, "do not divide 8"),
+        ({"group": 4, "bits": 16}, "group shares a step"),
+        ({"bits": 2, "row_dtype": "bfloat16"}, "rounded from rows in full precision"),
+        ({"bits": 2, "method": "metasd", "start": "random"}, "0 is no level of few bits"),
+    ],
+)
+def test_what_few_bits_cannot_do_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_of(tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_says_what_it_was_packed_by(finished: Path) -> None:
+    config = json.loads((finished / "stages/student/model/config.json").read_text())
+    assert config["format"] == "distkgd-packed/1" and set(config["files"]) >= {"entity.codes", "relation.step"}
