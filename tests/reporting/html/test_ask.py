@@ -18,7 +18,7 @@ from distkgd.models.export.source import open_source
 from distkgd.models.model import Model, new_model
 from distkgd.models.model_folder import save_model, sha256_of
 from distkgd.reporting.html import ask as module
-from distkgd.reporting.html.ask import ask, rows_of
+from distkgd.reporting.html.ask import ask
 from distkgd.scorers import SCORERS, build_scorer
 from tests.toys import toy_graph
 
@@ -103,7 +103,7 @@ def test_a_crop_is_asked_like_the_model_it_makes(tmp_path: Path) -> None:
 def test_rows_are_read_by_number_in_any_order_and_more_than_once(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "distmult")
     ids = torch.tensor([40, 0, 17, 16, 17])
-    assert torch.equal(rows_of(open_source(tmp_path / "model").entity, ids), model.entity.weight[ids])
+    assert torch.equal(open_source(tmp_path / "model").entity.rows(ids), model.entity.weight[ids])
 
 
 def test_a_changed_table_is_named(tmp_path: Path) -> None:
