@@ -49,7 +49,8 @@ class StageResult(Record):
     method: "brought" and "crop" of the last two. source, folder: of a brought teacher, where it came from (path, URI or
         LIBRARY:PATH), and its model as the run folder sees it; None of what the run has made itself.
     dim: numbers per entity; biases: beside them. bytes: of the table files; sparse_bytes: exported as `sparse`.
-    row_bytes: of an entity's row. num_entities: whom the table files are shared by.
+    bits, relation_bits: of each number of entities and relations. row_bytes: of an entity's row. num_entities: whom
+    the table files are shared by.
     teachers: names of stages, or paths of models. seconds: of the stage; train_seconds: of its steps; joules: None
         where the machine has no counter. best_step: whose rows were kept, -1 where nothing was validated.
     valid, test: metrics by name (None: the split has no triples); None where the split was not ranked.
@@ -67,6 +68,8 @@ class StageResult(Record):
     biases: int = 0
     bytes: int
     sparse_bytes: int | None = None
+    bits: int = 32
+    relation_bits: int = 32
     row_bytes: int | None = None
     num_entities: int | None = None
     num_parameters: int | None = None

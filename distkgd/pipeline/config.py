@@ -176,10 +176,10 @@ class RunConfig(Frozen):
         top = self.teacher.dim if isinstance(self.teacher, StageConfig) else None
         if self.chain is not None:
             _check_overlap(self)
-            start, end = self.chain.dims[0], self.chain.dims[-1]
-            if end != self.student.dim:
-                raise ValueError(f"chain ends at {end} and student.dim is {self.student.dim}; leave student.dim out")
-            if top not in (start, None):
+            for key, end in list(self.chain.students(self.student.dim).values())[-1].items():
+                if end != (given := getattr(self.student, key)):
+                    raise ValueError(f"chain ends at {end} and student.{key} is {given}; leave student.{key} out")
+            if self.chain.dims and top not in (start := self.chain.dims[0], None):
                 raise ValueError(f"chain begins at {start} and teacher.dim is {top}; leave teacher.dim out")
         if self.assistant is not None:
             dims = self.assistant.dims
@@ -201,15 +201,21 @@ class RunConfig(Frozen):
                 )
         return self
 
-    def students(self) -> dict[int, StageConfig]:
-        """dim -> the student's config at that dim, for all dims below a chain's first or those of an assistant."""
+    def students(self) -> dict[str, StageConfig]:
+        """Name -> the student's config at a size, for all sizes below a chain's first or those of an assistant."""
         if self.chain is not None:
-            key, per_dim, dims = "chain", self.chain.per_dim, self.chain.dims[1:]
+            key, per_dim, sizes = "chain", self.chain.per_dim, self.chain.students(self.student.dim)
         elif self.assistant is not None:
-            key, per_dim, dims = "assistant", self.assistant.per_dim, self.assistant.dims
+            key, per_dim = "assistant", self.assistant.per_dim
+            sizes = {str(dim): {"dim": dim} for dim in self.assistant.dims}
         else:
             return {}
-        return {dim: resized(self.student, dim, per_dim.get(dim, {}), f"{key}.per_dim.{dim}") for dim in dims}
+        return {
+            name: resized(
+                self.student, size["dim"], size | per_dim.get(size["dim"], {}), f"{key}.per_dim.{size['dim']}"
+            )
+            for name, size in sizes.items()
+        }
 
     def all_teachers(self) -> dict[str, StageConfig | str | None]:
         """Name -> the stage, or the path, URI or LIBRARY:PATH, of each teacher."""
@@ -217,7 +223,7 @@ class RunConfig(Frozen):
 
     def first_teacher(self) -> StageConfig | str | None:
         """What `teacher` says, with what a chain says of its dim."""
-        if self.chain is None or not isinstance(self.teacher, StageConfig):
+        if self.chain is None or not self.chain.dims or not isinstance(self.teacher, StageConfig):
             return self.teacher
         dim = self.chain.dims[0]
         return resized(self.teacher, dim, self.chain.per_dim.get(dim, {}), f"chain.per_dim.{dim}")
@@ -330,10 +336,13 @@ def _fill_dims(plain: dict[str, Any]) -> Mapping[str, Any]:
     except ValidationError:
         return {}  # told with everything else
     plain.setdefault("student", {})
-    for key, dim in (("teacher", chain.dims[0]), ("student", chain.dims[-1])):
+    ends = {"teacher": {"dim": chain.dims[0]}, "student": {"dim": chain.dims[-1]}} if chain.dims else {"student": {}}
+    if chain.bits:
+        ends["student"]["bits"] = chain.bits[-1]
+    for key, size in ends.items():
         if isinstance(plain.get(key), Mapping):
-            plain[key] = {"dim": dim, **plain[key]}
-    return chain.per_dim.get(chain.dims[-1], {})
+            plain[key] = {**size, **plain[key]}
+    return chain.per_dim.get(chain.dims[-1], {}) if chain.dims else {}
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from distkgd.config.fields import Frozen, Positive, Share
+from distkgd.config.stage import Bits
 
 PerDim = dict[Positive, dict[str, Any]]
 
@@ -16,12 +17,15 @@ class ChainConfig(Frozen):
 
     dims: real numbers per entity, falling: the first is the teacher's, the last the student's. In their place may
         stand `from`, `to` and `ratio` (2): {from: 512, to: 32} is 512, 256, 128, 64, 32.
+    bits: of each number of the students, falling where dims do not: {bits: [8, 4, 2, 1]} are four students of
+        student.dim, each the next one's teacher. Beside dims, one for each of them but the first.
     per_dim: dim -> keys put over the config of the model of that dim, {64: {epochs: 3, optimizer: {lr: 0.2}}}.
     overlap: where stages run side by side (launch/chain.py), a student may spend this share of its epochs on its
         teacher's best rows so far, while the teacher is still in training; 0: it begins when the teacher is finished.
     """
 
-    dims: list[Positive] = Field(min_length=2)
+    dims: list[Positive] = Field(default=[])
+    bits: list[Bits] = Field(default=[])
     per_dim: PerDim = Field(default_factory=dict)
     overlap: Share = 0.0
 
@@ -48,10 +52,32 @@ class ChainConfig(Frozen):
 
     @model_validator(mode="after")
     def _falls(self) -> "ChainConfig":
-        if any(next_ >= dim for dim, next_ in pairwise(self.dims)):
-            raise ValueError(f"dims must fall from teacher to student (given: {_listed(self.dims)})")
+        if len(self.dims) < 2 and not self.bits:
+            raise ValueError("dims of at least two models are needed, or bits of at least one student")
+        if self.dims and self.bits and len(self.bits) != len(self.dims) - 1:
+            raise ValueError(
+                f"{len(self.bits)} bits for {len(self.dims) - 1} students; give one for each dim but the first"
+            )
+        sizes = list(
+            zip(self.dims or [0] * (1 + len(self.bits)), [32, *(self.bits or [32] * len(self.dims))], strict=False)
+        )
+        if any(dim > before[0] or bits > before[1] or (dim, bits) == before for before, (dim, bits) in pairwise(sizes)):
+            what = " and ".join(
+                f"{name} {_listed(given)}" for name, given in (("dims", self.dims), ("bits", self.bits)) if given
+            )
+            raise ValueError(f"dims must fall from teacher to student, or bits where dims stay (given: {what})")
         _check_per_dim(self.per_dim, self.dims)
         return self
+
+    def students(self, dim: int) -> dict[str, dict[str, int]]:
+        """Name -> "dim", and "bits" where the chain has them, of each student; dim: where the chain has none."""
+        dims = self.dims[1:] or [dim] * len(self.bits)
+        found = {}
+        for i, one in enumerate(dims):
+            name = [str(one)] if self.dims else []
+            name += [f"{self.bits[i]}bit"] if self.bits else []
+            found["_".join(name)] = {"dim": one} | ({"bits": self.bits[i]} if self.bits else {})
+        return found
 
 
 class AssistantConfig(Frozen):

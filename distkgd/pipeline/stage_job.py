@@ -69,6 +69,8 @@ class Run(Plan):
         """What a `StageResult` tells of a finished model: sizes, metrics on all `splits`, on `shown_split` in parts."""
         sizes = {"scorer": model.scorer.name, "dim": model.scorer.dim, "biases": model.scorer.biases}
         sizes |= {"bytes": bytes_on_disk(folder), "sparse_bytes": None if model.quantisers else sparse_bytes(model)}
+        names = {"entity": "bits", "relation": "relation_bits"}
+        sizes |= {names[table]: quantiser.bits for table, quantiser in model.quantisers.items()}
         sizes |= {"row_bytes": row_bytes(model), "num_entities": model.entity.total}
         sizes |= {"num_parameters": model.num_parameters}
         found = {split: self.evaluate(model, split) for split in self.splits}

@@ -90,9 +90,8 @@ def taught_stages(config: RunConfig, teachers: tuple[str, ...]) -> list[Stage]:
     sizes = config.students()
     if config.chain is not None:
         stages: list[Stage] = []
-        for dim, size in sizes.items():
-            last = dim == config.chain.dims[-1]
-            name = "student" if last else f"student_{dim}"
+        for at, size in sizes.items():
+            name = "student" if at == list(sizes)[-1] else f"student_{at}"
             stages.append(Stage(name, size, teachers, overlap=config.chain.overlap))
             teachers = (stages[-1].name,)
         return stages
@@ -131,7 +130,7 @@ def check_plan(
                     raise type(error)(f"{stage.name}.start: {error}") from None
         if stage.choice is not None and not len(graph.valid):
             raise ConfigError(f"{graph.name} has no valid triples to choose the assistant's dim by; give one dim.")
-    if config.chain is not None and isinstance(config.teacher, str):
+    if config.chain is not None and config.chain.dims and isinstance(config.teacher, str):
         dim = shapes[config.teacher][0].scorer.dim
         if dim != config.chain.dims[0]:
             raise ConfigError(f"chain begins at {config.chain.dims[0]}, and the model {config.teacher} has dim {dim}.")

@@ -26,6 +26,7 @@ HEADER = (
     "scorer",
     "dim",
     "size",
+    "B each",
     "valid MRR",
     "test MRR",
     "H@1",
@@ -115,8 +116,9 @@ def _row(stage: StageResult, teacher: StageResult | None) -> list[str]:
         stage.name,
         stage.method,
         stage.scorer,
-        f"{stage.dim}+{stage.biases}" if stage.biases else str(stage.dim),
+        numbers_text(stage),
         size_text(stage.bytes),
+        fixed(stage.bytes_per_entity, 1),
         fixed(stage.mrr("valid")),
         fixed(stage.mrr("test")),
         *[fixed(test.get(f"hits_at_{k}")) for k in (1, 3, 10)],
@@ -124,6 +126,12 @@ def _row(stage: StageResult, teacher: StageResult | None) -> list[str]:
         NONE if smaller is None else f"{smaller:.1f}×",
         seconds_text(stage.seconds),
     ]
+
+
+def numbers_text(stage: StageResult) -> str:
+    """Numbers per entity, biases apart, and their bits where these are few: 256, 32+1, 256 × 2 bit."""
+    dim = f"{stage.dim}+{stage.biases}" if stage.biases else str(stage.dim)
+    return dim if stage.bits == 32 else f"{dim} × {stage.bits} bit"
 
 
 def comparisons(report: RunReport) -> list[str]:
@@ -137,8 +145,9 @@ def comparisons(report: RunReport) -> list[str]:
             parts = [difference(stage.mrr(split), direct.mrr(split), split) for split in ("valid", "test")]
             sentences.append(f"{stage.name} − {direct.name}: {', '.join(parts)}.")
         elif stage.name not in report.teaching:
+            size = numbers_text(stage)
             sentences.append(
-                f"{stage.name}: no directly trained model of dim {stage.dim} stands beside it, so its gain is unknown."
+                f"{stage.name}: no directly trained model of dim {size} stands beside it, so its gain is unknown."
             )
     return sentences
 

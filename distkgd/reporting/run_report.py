@@ -109,8 +109,9 @@ class RunReport(Record):
         return next((stage for stage in self.stages if stage.name == name), None)
 
     def direct_of(self, stage: StageResult) -> StageResult | None:
-        """The directly trained model of a stage's dim."""
-        return next((other for other in self.stages if other.is_direct and other.dim == stage.dim), None)
+        """The directly trained model of a stage's dim and bits."""
+        size = stage.dim, stage.bits
+        return next((other for other in self.stages if other.is_direct and (other.dim, other.bits) == size), None)
 
     def role_of(self, stage: StageResult) -> str:
         """teacher, assistant (is taught, and teaches), student or direct."""

@@ -173,3 +173,47 @@ def test_what_few_bits_cannot_do_is_refused(given: dict[str, Any], said: str, tm
 def test_a_config_says_what_it_was_packed_by(finished: Path) -> None:
     config = json.loads((finished / "stages/student/model/config.json").read_text())
     assert config["format"] == "distkgd-packed/1" and set(config["files"]) >= {"entity.codes", "relation.step"}
+
+
+def chain_of(chain: dict[str, Any], **more: Any) -> dict[str, Any]:
+    sizes = {"dim": 8, "batch_size": 100, "negatives": {"kind": "batch", "num": 8}, "epochs": 1, "validate_every": 1}
+    tree = {"teacher": {**sizes}, "student": {**sizes, "method": "bkd"}, "chain": chain, "report": {"html": False}}
+    if "dims" in chain:
+        del tree["teacher"]["dim"], tree["student"]["dim"]
+    return tree | {"mlflow": {"enabled": False}, "baseline": True} | more
+
+
+@pytest.mark.parametrize(
+    ("chain", "sizes"),
+    [
+        ({"bits": [8, 2]}, {"student_8bit": (8, 8), "student": (8, 2), "direct": (8, 2)}),
+        ({"dims": [8, 8, 4], "bits": [4, 2]}, {"student_8_4bit": (8, 4), "student": (4, 2), "direct": (4, 2)}),
+    ],
+)
+def test_a_chain_along_bits(chain: dict[str, Any], sizes: dict[str, tuple[int, int]], tmp_path: Path) -> None:
+    config = parse_config(chain_of(chain), "test")
+    report = run_plan(config, toy_graph(), Ranks(), tmp_path / "run", resume=False, display=Display(False))
+    taught = {stage.name: stage for stage in report.stages}
+    assert {name: (taught[name].dim, taught[name].bits) for name in sizes} == sizes
+    middle = next(iter(sizes))
+    assert taught[middle].teachers == ("teacher",) and taught["student"].teachers == (middle,)
+    assert f"| {sizes['student'][0]} × 2 bit |" in (tmp_path / "run/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"),
+    [
+        ({"bits": [2, 4]}, "dims must fall from teacher to student, or bits where dims stay"),
+        ({"bits": [2, 2]}, "or bits where dims stay"),
+        ({"dims": [8, 4], "bits": [4, 2]}, "2 bits for 1 students"),
+        ({"dims": [8]}, "dims of at least two models are needed"),
+        ({"bits": [7]}, "chain.bits.0"),
+    ],
+)
+def test_a_chain_that_does_not_fall_is_refused(chain: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config(chain_of(chain), "test")
+    with pytest.raises(ConfigError, match=r"chain ends at 2 and student.bits is 4; leave student.bits out"):
+        tree = chain_of({"bits": [8, 2]})
+        tree["student"]["bits"] = 4
+        parse_config(tree, "test")

@@ -104,7 +104,7 @@ def baseline_of(config: RunConfig) -> StageConfig:
     """The direct model beside the student of a config, also where the config has none."""
     if isinstance(config.baseline, StageConfig):
         return config.baseline
-    last = config.students()[config.chain.dims[-1]] if config.chain is not None else config.student
+    last = list(config.students().values())[-1] if config.chain is not None else config.student
     return alone(last)
 
 
