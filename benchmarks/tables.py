@@ -3,10 +3,11 @@
     python benchmarks/tables.py benchmarks/tables/umls_16.yaml [--arm NAME]… [--beside NAME] [--workers 2] [--out …]
 
 The YAML names the data, the teachers (trained once per seed and shared), what every arm's plan has (`plan`), the
-arms, and `space`: keys of the plan with the values that trials draw from, those of an arm beside those of all. Trial 0
-takes the first value of each key; the others are drawn, the same for every run of this script. Every arm has as many
-trials as the others, with the first seed; the one with the best validation MRR (of a croppable model the mean of its
-sub-models') is trained with all seeds. No run reads the test split: the models of the chosen trials, and the teachers,
+arms (each a `plan`, or `round`: a teacher and bits, which is not trained), and `space`: keys of the plan with the
+values that trials draw from, those of an arm beside those of all. Trial 0 takes the first value of each key; the
+others are drawn, the same for every run of this script. Every arm has as many trials as the others, with the first
+seed; the one with the best validation MRR (of a croppable model the mean of its sub-models') is trained with all seeds.
+No run reads the test split: the models of the chosen trials, and the teachers,
 are ranked on it in the end. A finished run is repeated only if the file has come to say another plan.
 benchmarks/results/table_NAME.json is written after every run.
 
@@ -42,7 +43,9 @@ from distkgd.data.filters import KnownAnswers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DivergedError
 from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
-from distkgd.models.model_folder import load_model
+from distkgd.kernels.quantiser import Rounding
+from distkgd.models.export import export_model
+from distkgd.models.model_folder import bytes_on_disk, load_model
 from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.config import RunConfig, parse_config
 from distkgd.pipeline.plan import run_plan
@@ -134,6 +137,9 @@ class Table:
 
     def plan(self, arm: str, number: int, seed: int) -> Tree:
         """The plan of a trial; its teachers are paths."""
+        if (how := self.spec["arms"][arm].get("round")) is not None:
+            teacher = self.folder_of(self.teacher(how["teacher"].removeprefix("@"), seed)) / "stages/student"
+            return {"data": self.spec["data"], "seed": seed, "round": how | {"teacher": str(teacher)}}
         tree = merge(self.spec["plan"], self.spec["arms"][arm].get("plan", {}))
         for name, value in self.overrides(arm, number).items():
             for part in reversed(name.split(".")):
@@ -231,15 +237,17 @@ class Table:
         runs = [self.runs[key(arm, number, seed)]["stages"] for seed in self.seeds]
         names = ("valid_mrr", "test_mrr", "test_hits_at_1", "test_hits_at_10")
         found: Tree = {name: [stages[-1][name] for stages in runs] for name in names}
-        # As exported: a pruned model in its smallest sparse form.
-        found["bytes"] = [stages[-1]["sparse_bytes"] for stages in runs]
+        # As exported: a pruned model in its smallest sparse form, one of few bits as it is.
+        found["bytes"] = [stages[-1].get("sparse_bytes") or stages[-1]["bytes"] for stages in runs]
+        found["bytes_each"] = found["bytes"][0] / graph_of(self.spec["data"]).num_entities
+        found["bits"] = runs[0][-1].get("bits", 32)
         found["seconds"] = [sum(stage["train_seconds"] for stage in stages) for stages in runs]
         curves = [stages[-1]["curve"] for stages in runs if "curve" in stages[-1]]
         return found | {"dim": runs[0][-1]["dim"]} | ({"curve": curves} if curves else {})
 
     def table(self, beside: str | None = None) -> str:
         """Markdown; `beside` as in `summary`."""
-        heads = ("arm", "bytes", "valid MRR", "test MRR", "±", "test gain (95%)", "H@1", "H@10", "training s")
+        heads = ("arm", "bytes", "each", "valid MRR", "test MRR", "±", "test gain (95%)", "H@1", "H@10", "training s")
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for arm, row in self.summary(beside).items():
             names = ("valid_mrr", "test_mrr", "test_hits_at_1", "test_hits_at_10", "seconds", "bytes")
@@ -248,7 +256,8 @@ class Table:
             known = mean["test_mrr"] is not None
             spread = f"{statistics.stdev(row['test_mrr']):.4f}" if known and len(self.seeds) > 1 else ""
             gain = spelled_out(row["test_gain"]) if "test_gain" in row else ""
-            cells = [arm, f"{mean['bytes']:,.0f}", *(fixed(mean[name], 4) for name in names[:2]), spread, gain]
+            cells = [arm, f"{mean['bytes']:,.0f}", f"{row['bytes_each']:.1f}"]
+            cells += [*(fixed(mean[name], 4) for name in names[:2]), spread, gain]
             cells += [*(fixed(mean[name], 4) for name in names[2:4]), f"{mean['seconds']:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
         diverged = [f"{name} diverged" for name, run in self.runs.items() if "diverged" in run]
@@ -285,12 +294,29 @@ def graph_of(data: str) -> Graph:
 
 def train(tree: Tree, folder: str) -> Tree:
     """{"stages": rows} of one plan, which leaves the test split unread; in a worker."""
+    if "round" in tree:
+        return rounded(tree, Path(folder))
     config, graph = config_of(tree), graph_of(tree["data"])
     if not len(graph.valid):
         raise SystemExit(f"{graph.name} has no valid triples to choose trials by.")
     report = run_plan(config, graph, Ranks(), Path(folder), resume=True, display=Display(False))
     stages = sorted(report.trained, key=lambda stage: stage.name == "student")  # last, whatever was trained beside it
     return {"stages": [row(stage) for stage in stages]}
+
+
+def rounded(tree: Tree, folder: Path) -> Tree:
+    """As `train`, of a teacher that is rounded to few bits and not trained."""
+    how, out = tree["round"], folder / "stages/student/model"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        rounding = Rounding(how["bits"], how.get("relation_bits", 32), how.get("group"))
+        export_model(how["teacher"], out, "packed", Ranks(), rounding=rounding)
+    graph, loaded = graph_of(tree["data"]), load_model(out, Ranks())
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    scorer = loaded.model.scorer
+    stage = {"name": "student", "method": "round", "scorer": scorer.name, "dim": scorer.dim, "bits": how["bits"]}
+    stage |= {"bytes": bytes_on_disk(out), "train_seconds": 0.0}
+    return {"stages": [stage | figures("valid", metrics(ranks_of(loaded.model, graph.valid, known, Ranks())))]}
 
 
 def config_of(tree: Tree) -> RunConfig:
@@ -300,9 +326,9 @@ def config_of(tree: Tree) -> RunConfig:
 
 def ranked_on_test(tree: Tree, folder: str, dims: list[int]) -> tuple[Tree, Tree]:
     """Test figures of a run's student, trained again if it is gone, and {dim: metrics} of its crops; in a worker."""
-    if not (Path(folder) / "report.json").exists():
+    if "round" in tree or not (Path(folder) / "report.json").exists():
         train(tree, folder)
-    graph, config = graph_of(tree["data"]), config_of(tree)
+    graph, config = graph_of(tree["data"]), config_of({key: tree[key] for key in tree if key != "round"})
     model = load_model(Path(folder) / "stages/student", Ranks()).model
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
     rules = {"ties": config.ties, "filter_": config.filter}
@@ -313,7 +339,7 @@ def ranked_on_test(tree: Tree, folder: str, dims: list[int]) -> tuple[Tree, Tree
 
 def row(stage: StageResult) -> Tree:
     """What a table needs of a stage."""
-    kept = ("name", "method", "scorer", "dim", "bytes", "sparse_bytes", "train_seconds", "curve", "chosen")
+    kept = ("name", "method", "scorer", "dim", "bits", "bytes", "sparse_bytes", "train_seconds", "curve", "chosen")
     found = {name: value for name, value in stage.to_json().items() if name in kept}
     return found | figures("valid", stage.metrics("valid"))
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from distkgd.config.fields import Count, Frozen, Rate, no_flag
+from distkgd.config.stage import Bits
 
 
 class MlflowConfig(Frozen):
@@ -30,10 +31,12 @@ class ReportConfig(Frozen):
 
     html: report.html, and in examples.json what it shows of the models' answers. queries: of the last split ranked, so
     many are asked of teacher and student for it; of large tables fewer (`distkgd.reporting.html.ask`), 0: none.
+    rounded: bits that the teachers of this run are also rounded to and ranked with, without training.
     """
 
     html: bool = True
     queries: Count = 200
+    rounded: list[Bits] = Field(default=[])
 
 
 class EngineConfig(Frozen):

@@ -43,6 +43,18 @@ class Chosen(Record):
     dim: int
 
 
+class Rounded(Record):
+    """A model with its numbers rounded to few bits, not trained so. bytes: of its packed tables."""
+
+    bytes: int
+    valid: Metrics | None = None
+    test: Metrics | None = None
+
+    def mrr(self, split: str) -> float | None:
+        """On "valid" or "test"; None where it was not ranked there, or there was nothing to rank."""
+        return ((self.valid if split == "valid" else self.test) or {}).get("mrr")
+
+
 class StageResult(Record):
     """A trained stage; a teacher that was brought from elsewhere (`source`); or a crop that a budget has chosen.
 
@@ -55,7 +67,8 @@ class StageResult(Record):
         where the machine has no counter. best_step: whose rows were kept, -1 where nothing was validated.
     valid, test: metrics by name (None: the split has no triples); None where the split was not ranked.
     valid_by, test_by: metrics in parts, of the last split that has triples. curve: split -> dim of a crop -> metrics.
-    crop_bytes: dim -> bytes. early_steps: taken on an unfinished teacher. warnings: what speaks against its figures.
+    crop_bytes: dim -> bytes. rounded: bits -> the model rounded to so many. early_steps: taken on an unfinished
+    teacher. warnings: what speaks against its figures.
     brought: its teachers from elsewhere. digest: sha256 of what determined it. Both stand in result.json alone.
     """
 
@@ -88,6 +101,7 @@ class StageResult(Record):
     early_steps: int | None = None
     curve: dict[str, dict[int, Metrics]] = Field(default={})
     crop_bytes: dict[int, int] = Field(default={})
+    rounded: dict[int, Rounded] = Field(default={})
     warnings: tuple[str, ...] = ()
     brought: tuple["StageResult", ...] = Field(default=(), exclude=True)
     digest: str | None = Field(default=None, exclude=True)

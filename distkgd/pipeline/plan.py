@@ -289,6 +289,8 @@ def finish_stage(
     if "curve" in found:
         found["crop_bytes"] = crop_bytes(student, list(next(iter(found["curve"].values()))), found["bytes"])
     found |= {} if chosen is None else {"chosen": chosen}
+    if stage.name in run.config.all_teachers() and not student.quantisers:
+        found |= {"rounded": {bits: run.rounded(student, bits) for bits in run.config.report.rounded}}
     found |= {"early_steps": progress.early_steps} if stage.overlap else {}
     return StageResult(
         name=stage.name,

@@ -1,6 +1,6 @@
 """The nodes of a run's config that say how large the models between teacher and student are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -46,7 +46,7 @@ class ChainConfig(Frozen):
         while dims[-1] > end and not dims[-1] % ratio:
             dims.append(dims[-1] // ratio)
         if dims[-1] != end:
-            reached = ", ".join(map(str, dims))
+            reached = ", ".join(map(str, numbers))
             raise ValueError(f"from {start} by ratio {ratio} reaches {reached}, not {end}; change one, or list dims")
         return {"dims": dims} | {k: v for k, v in value.items() if k not in ("from", "to", "ratio")}
 
@@ -113,5 +113,5 @@ def _check_per_dim(per_dim: PerDim, dims: list[int]) -> None:
         raise ValueError(f"per_dim of {_listed(twice)} sets dim again; leave it out")
 
 
-def _listed(dims: list[int]) -> str:
-    return ", ".join(map(str, dims))
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

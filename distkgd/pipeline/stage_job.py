@@ -23,7 +23,7 @@ from distkgd.models.init_from_teacher import init_from_teacher
 from distkgd.models.model import Model, new_model
 from distkgd.models.model_folder import bytes_on_disk, load_model, row_bytes, same_vocabulary, sparse_bytes, told
 from distkgd.models.run_paths import stage_folder, teacher_folder
-from distkgd.models.stage_result import StageResult
+from distkgd.models.stage_result import Rounded, StageResult
 from distkgd.pipeline.config import RunConfig, StageConfig
 from distkgd.pipeline.stages import Plan, Stage
 from distkgd.pipeline.storage import Storage
@@ -77,6 +77,13 @@ class Run(Plan):
         last = self.shown_split
         parts = in_parts(found[last][1], getattr(self.graph, last), self.graph)
         return sizes | {split: figures for split, (figures, _) in found.items()} | {f"{last}_by": parts}
+
+    def rounded(self, model: Model, bits: int) -> Rounded:
+        """A model with the numbers of both tables rounded to so many bits, ranked on all `splits`."""
+        seen = model.quantised(Rounding(bits, bits))
+        of_relations = len(model.relation) * seen.quantisers["relation"].row_bytes(model.relation.shape[1])
+        size = model.entity.total * row_bytes(seen) + of_relations
+        return Rounded(bytes=size, **{split: self.evaluate(seen, split)[0] for split in self.splits})
 
     def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:
         """Metrics and ranks of a model on "valid" or "test"."""

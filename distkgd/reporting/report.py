@@ -90,6 +90,7 @@ def notes(report: RunReport) -> list[str]:
         data_line(report),
         *comparisons(report),
         *choices(report.stages),
+        *_rounded(report),
         *_long_tail(report),
         *served(report.serving),
         *report.remarks,
@@ -181,6 +182,18 @@ def choices(stages: Sequence[StageResult]) -> list[str]:
                 f"{name}: dim {chosen.dim} of {chosen.winner}, whose valid MRR is nearest to "
                 f"{fixed(chosen.middle)}, the middle of {ends} ({found})."
             )
+    return sentences
+
+
+def _rounded(report: RunReport) -> list[str]:
+    """One line for each model that was also rounded without training."""
+    split, sentences = report.shown_split, []
+    for stage in report.stages:
+        if stage.rounded:
+            each = [
+                f"{bits} bit ({size_text(one.bytes)}) {fixed(one.mrr(split))}" for bits, one in stage.rounded.items()
+            ]
+            sentences.append(f"{stage.name}, only rounded, {split} MRR: {', '.join(each)}.")
     return sentences
 
 

@@ -217,3 +217,23 @@ def test_a_chain_that_does_not_fall_is_refused(chain: dict[str, Any], said: str)
         tree = chain_of({"bits": [8, 2]})
         tree["student"]["bits"] = 4
         parse_config(tree, "test")
+
+
+def test_a_teacher_is_also_only_rounded_where_the_report_asks_for_it(tmp_path: Path) -> None:
+    config = parse_config(chain_of({"bits": [8, 2]}, report={"html": True, "rounded": [8, 2], "queries": 4}), "test")
+    graph = toy_graph()
+    run_plan(config, graph, Ranks(), tmp_path / "run", resume=False, display=Display(False))
+    result, student_ = (read_result(tmp_path / f"run/stages/{name}") for name in ("teacher", "student"))
+    assert result is not None and student_ is not None and not student_.rounded
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    teacher = load_model(tmp_path / "run/stages/teacher", Ranks()).model
+    for bits in (8, 2):
+        export_model(
+            tmp_path / "run/stages/teacher", tmp_path / f"{bits}", "packed", Ranks(), rounding=Rounding(bits, bits)
+        )
+        rank = ranks_of(load_model(tmp_path / f"{bits}", Ranks()).model, graph.test, known, Ranks())
+        assert result.rounded[bits].mrr("test") == pytest.approx(float((1 / rank).mean()), abs=1e-12)
+        tensors = teacher.entity.total * row_bytes(teacher.quantised(Rounding(bits)))
+        assert tensors < result.rounded[bits].bytes < bytes_on_disk(tmp_path / f"{bits}")
+    assert "teacher, only rounded, test MRR: 8 bit (" in (tmp_path / "run/report.md").read_text()
+    assert "2 bit" in (tmp_path / "run/report.html").read_text()

@@ -325,6 +325,11 @@ def rows_after(folder: Path, options: dict[str, Any]) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def rounded_after(folder: Path, options: dict[str, Any]) -> list[Any]:
+    report = run_toy(folder, merge({"teacher": BASE, "student": {**BASE, **BKD}}, options))
+    return [stage.get("rounded") for stage in report["stages"]]
+
+
 def checkpoints_after(folder: Path, options: dict[str, Any]) -> list[int]:
     run_toy(folder, merge({"student": {"epochs": 5, "checkpoint_every": 1, "validate_every": 0}}, options))
     return list_steps(folder / "stages/student/checkpoint")
@@ -497,6 +502,7 @@ RUN_CASES: dict[str, tuple[list[Any], Callable[[Path, dict[str, Any]], Any]]] = 
     "mlflow.champion_max_mb": ([None, 1.5, 20.0], registered_by),
     "report.html": ([False, True], page_after),
     "report.queries": ([0, 20, 60], page_after),
+    "report.rounded": ([[], [4], [4, 2]], rounded_after),
 }
 
 

@@ -49,24 +49,44 @@ def size_section(report: RunReport) -> Section:
         if (mrr := stage.mrr(split)) is not None
     ]
     crops = {stage.name: line for stage in stages if len(line := _crops(stage, report.role_of(stage), split)) > 1}
+    crops |= {
+        f"{stage.name} rounded": line for stage in stages if (line := _rounded(stage, report.role_of(stage), split))
+    }
     section = Section("size", "Size and quality")
     if not dots:
         section.missing.append(f"No model of this run has bytes and {split} MRR.")
         return section
     rows = [[dot.name, size_text(dot.size), fixed(dot.mrr)] for dot in dots]
     for name, line in crops.items():
-        rows += [[f"{name}, first {dot.name} numbers", size_text(dot.size), fixed(dot.mrr)] for dot in line]
+        rows += [
+            [
+                f"{name}, {dot.name if 'bit' in dot.name else f'first {dot.name} numbers'}",
+                size_text(dot.size),
+                fixed(dot.mrr),
+            ]
+            for dot in line
+        ]
     caption = (
         f"{split.capitalize()} MRR of every finished model against the bytes of its table files, on a scale of ratios."
     )
     if crops:
-        caption += " The small marks are crops: the first numbers of every entity, as many as are written below."
+        caption += (
+            " Small marks: crops, the first numbers of every entity, and models rounded to few bits without training."
+        )
     chart = drawn(partial(sizes, dots, crops, split), full=True)
     section.figures.append(Figure("What the bytes buy", chart, caption, ("model", "bytes", f"{split} MRR"), rows, True))
     lost = [stage.name for stage in stages if stage.curve and stage.name not in crops]
     if lost:
         section.missing.append(f"The bytes of the crops of {', '.join(lost)} are not in this run's report.json.")
     return section
+
+
+def _rounded(stage: StageResult, role: str, split: str) -> list[Dot]:
+    return [
+        Dot(f"{bits} bit", role, float(one.bytes), mrr)
+        for bits, one in sorted(stage.rounded.items())
+        if (mrr := one.mrr(split)) is not None
+    ]
 
 
 def _crops(stage: StageResult, role: str, split: str) -> list[Dot]:
