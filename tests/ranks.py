@@ -1,7 +1,6 @@
 """Runs a function on W real ranks, joined as users' are. The processes are started once per test session and kept.
 
-The function must be importable (not a lambda, not nested): it is called as fn(ranks, **kwargs) on every rank. Its rows
-and sums travel through shared memory, or with `run_over_gloo` as between machines.
+The function must be importable (not a lambda, not nested): it is called as fn(ranks, **kwargs) on every rank.
 """
 
 import os
@@ -29,15 +28,6 @@ def run_on_ranks(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]
     return _pools[world].run(fn, kwargs)
 
 
-def run_over_gloo(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
-    """`run_on_ranks` of ranks that share no memory."""
-    return run_on_ranks(world, _over_gloo, call=fn, arguments=kwargs)
-
-
-def _over_gloo(ranks: Ranks, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    return call(Ranks(ranks.rank, ranks.world), **arguments)
-
-
 def close_pools() -> None:
     """End all rank processes."""
     for pool in _pools.values():
@@ -47,7 +37,9 @@ def close_pools() -> None:
 
 class _Pool:
     def __init__(self, world: int) -> None:
-        context = mp.get_context("spawn")
+        # Forked of a process that has imported what ranks need, which takes seconds, once.
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["distkgd.pipeline.stage_job"])
         self._world = world
         self._pipes: list[Connection] = []
         self._processes = []

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distkgd.distributed.rendezvous import RendezvousError, meet
-from distkgd.distributed.shared_memory import SharedMemory, connect
 from distkgd.errors import ConfigError
 
 # A peer that died ends the others at once; one that hangs is given up after this.
@@ -28,20 +27,12 @@ class Ranks:
 
     traffic: payload bytes this rank has handed to collectives, by kind (ids, rows, queries, partials, dense, control);
         what stays on the rank is not counted, an all-reduce counts as its ring does: 2 (world - 1) / world of its size.
-    shared: what carries rows and sums where all ranks are CPUs of one machine; gloo or NCCL carries the rest.
     """
 
-    def __init__(
-        self,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | str = "cpu",
-        shared: SharedMemory | None = None,
-    ) -> None:
+    def __init__(self, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
         self.rank = rank
         self.world = world
         self.device = torch.device(device)
-        self.shared = shared
         self.traffic: Counter[str] = Counter()
 
     def sent(self, kind: str, num_bytes: float) -> None:
@@ -83,8 +74,6 @@ class Ranks:
         if self.world == 1:
             return lambda: tensor
         self.sent(kind, 2 * tensor.numel() * tensor.element_size() * (self.world - 1) / self.world)
-        if self.shared is not None:
-            return self.shared.begin_all_reduce(tensor)
         work = dist.all_reduce(tensor, async_op=True)
 
         def arrived() -> Tensor:
@@ -109,9 +98,7 @@ class Ranks:
         """`exchange` without gradient, on its way while other work is done; the result waits for it."""
         out = rows.new_empty((sum(receive), *rows.shape[1:]))
         kept = rows.contiguous()
-        self._sent_rows(kept, send, kind)
-        if self.shared is not None:
-            return self.shared.all_to_all_async(out, kept, receive, send)
+        self.sent(kind, (sum(send) - send[self.rank]) * math.prod(rows.shape[1:]) * rows.element_size())
         work = dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True)
 
         def arrived() -> Tensor:
@@ -126,10 +113,6 @@ class Ranks:
             return rows
         copies = rows.repeat(self.world, *([1] * (rows.dim() - 1)))
         return self.exchange(copies, [len(rows)] * self.world, counts, kind)
-
-    def _sent_rows(self, rows: Tensor, send: Sequence[int], kind: str) -> None:
-        width = math.prod(rows.shape[1:])
-        self.sent(kind, (sum(send) - send[self.rank]) * width * rows.element_size())
 
 
 class _Exchange(torch.autograd.Function):
@@ -184,10 +167,7 @@ def join_ranks(device_name: str = "auto") -> Ranks:
     store = meet(base, rank, world, PEER_TIMEOUT)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PEER_TIMEOUT)
-    ranks = Ranks(rank, world, device)
-    if device.type == "cpu":
-        ranks.shared = connect(rank, world, ranks.gather_objects, PEER_TIMEOUT)
-    return ranks
+    return Ranks(rank, world, device)
 
 
 def _given(name: str) -> str:
@@ -208,8 +188,6 @@ def leave_ranks(ranks: Ranks) -> None:
     """Shut the process group down; gloo's threads need the short sleep or may abort the interpreter at exit."""
     if ranks.world > 1 and dist.is_initialized():
         dist.barrier()
-        if ranks.shared is not None:
-            ranks.shared.close()
         dist.destroy_process_group()
         gc.collect()
         time.sleep(0.05)

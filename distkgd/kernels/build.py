@@ -76,7 +76,7 @@ def _compile(compiler: str, source: Path, made: Path) -> None:
             # Linked without an OpenMP runtime: a second one beside torch's would fight it for the cores.
             for command in (
                 [compiler, *_FLAGS, "-fopenmp", "-c", str(source), "-o", str(compiled)],
-                [compiler, "-shared", str(compiled), "-o", str(linked), "-lrt"],
+                [compiler, "-shared", str(compiled), "-o", str(linked)],
             ):
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
