@@ -205,17 +205,17 @@ class RunConfig(Frozen):
         """Name -> the student's config at a size, for all sizes below a chain's first or those of an assistant."""
         if self.chain is not None:
             key, per_dim, sizes = "chain", self.chain.per_dim, self.chain.students(self.student.dim)
+            per_bits = self.chain.per_bits
         elif self.assistant is not None:
-            key, per_dim = "assistant", self.assistant.per_dim
+            key, per_dim, per_bits = "assistant", self.assistant.per_dim, {}
             sizes = {str(dim): {"dim": dim} for dim in self.assistant.dims}
         else:
             return {}
-        return {
-            name: resized(
-                self.student, size["dim"], size | per_dim.get(size["dim"], {}), f"{key}.per_dim.{size['dim']}"
-            )
-            for name, size in sizes.items()
-        }
+        found = {}
+        for name, size in sizes.items():
+            over = merge(per_dim.get(size["dim"], {}), per_bits.get(size.get("bits", 32), {}))
+            found[name] = resized(self.student, size["dim"], size | over, f"{key}.per_dim.{size['dim']}")
+        return found
 
     def all_teachers(self) -> dict[str, StageConfig | str | None]:
         """Name -> the stage, or the path, URI or LIBRARY:PATH, of each teacher."""
@@ -342,7 +342,8 @@ def _fill_dims(plain: dict[str, Any]) -> Mapping[str, Any]:
     for key, size in ends.items():
         if isinstance(plain.get(key), Mapping):
             plain[key] = {**size, **plain[key]}
-    return chain.per_dim.get(chain.dims[-1], {}) if chain.dims else {}
+    over = chain.per_dim.get(chain.dims[-1], {}) if chain.dims else {}
+    return merge(over, chain.per_bits.get(chain.bits[-1], {}) if chain.bits else {})
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class ChainConfig(Frozen):
     bits: of each number of the students, falling where dims do not: {bits: [8, 4, 2, 1]} are four students of
         student.dim, each the next one's teacher. Beside dims, one for each of them but the first.
     per_dim: dim -> keys put over the config of the model of that dim, {64: {epochs: 3, optimizer: {lr: 0.2}}}.
+    per_bits: likewise of the students of so many bits.
     overlap: where stages run side by side (launch/chain.py), a student may spend this share of its epochs on its
         teacher's best rows so far, while the teacher is still in training; 0: it begins when the teacher is finished.
     """
@@ -27,6 +28,7 @@ class ChainConfig(Frozen):
     dims: list[Positive] = Field(default=[])
     bits: list[Bits] = Field(default=[])
     per_dim: PerDim = Field(default_factory=dict)
+    per_bits: PerDim = Field(default_factory=dict)
     overlap: Share = 0.0
 
     @model_validator(mode="before")
@@ -67,6 +69,10 @@ class ChainConfig(Frozen):
             )
             raise ValueError(f"dims must fall from teacher to student, or bits where dims stay (given: {what})")
         _check_per_dim(self.per_dim, self.dims)
+        if others := [bits for bits in self.per_bits if bits not in self.bits]:
+            raise ValueError(
+                f"per_bits has {_listed(others)}, which is none of the bits {_listed(self.bits) or '(none)'}"
+            )
         return self
 
     def students(self, dim: int) -> dict[str, dict[str, int]]:

@@ -200,6 +200,12 @@ def test_a_chain_along_bits(chain: dict[str, Any], sizes: dict[str, tuple[int, i
     assert f"| {sizes['student'][0]} × 2 bit |" in (tmp_path / "run/report.md").read_text()
 
 
+def test_keys_of_one_of_the_bits_are_that_students_alone() -> None:
+    config = parse_config(chain_of({"bits": [8, 2], "per_bits": {8: {"epochs": 3}, 2: {"epochs": 2}}}), "test")
+    assert [student_.epochs for student_ in config.students().values()] == [3, 2]
+    assert parse_config(chain_of({"bits": [8]}, baseline={}), "test").baseline.bits == 8  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("chain", "said"),
     [
@@ -208,6 +214,7 @@ def test_a_chain_along_bits(chain: dict[str, Any], sizes: dict[str, tuple[int, i
         ({"dims": [8, 4], "bits": [4, 2]}, "2 bits for 1 students"),
         ({"dims": [8]}, "dims of at least two models are needed"),
         ({"bits": [7]}, "chain.bits.0"),
+        ({"bits": [4, 2], "per_bits": {3: {}}}, "per_bits has 3, which is none of the bits 4, 2"),
     ],
 )
 def test_a_chain_that_does_not_fall_is_refused(chain: dict[str, Any], said: str) -> None:
