@@ -15,6 +15,7 @@ from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.sharing import shared_graph
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
+from distkgd.kernels.quantiser import Rounding
 from distkgd.methods import Setup, build_method
 from distkgd.models.model import Model, new_model
 from distkgd.pipeline.config import parse_config
@@ -70,7 +71,7 @@ def bare_job(
     input_builder.together = config.distill.triples_together
     setup = Setup(sampler.steps_per_epoch, config.epochs, lambda dim, _name: fresh(dim, 2), input_builder)
     teachers = [fresh(teacher_dim, 1)] if teacher_dim else []
-    method = build_method(config, fresh(config.dim, 0), teachers, setup)
+    method = build_method(config, fresh(config.dim, 0).quantised(Rounding.of(config)), teachers, setup)
     return Job(
         name="student",
         config=config,
