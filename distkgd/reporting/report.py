@@ -48,11 +48,15 @@ def write_report(run_folder: Path, report: RunReport) -> None:
 
 def markdown(report: RunReport) -> str:
     """The table as GitHub Markdown, the sentences below it as paragraphs."""
-    align = ["---" if column < NUM_TEXT_COLUMNS else "---:" for column in range(len(HEADER))]
-    lines = [list(HEADER), align, *[[_escape(cell) for cell in row] for row in rows(report)]]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    body = _markdown_table(HEADER, rows(report), NUM_TEXT_COLUMNS)
     parts = [body, *notes(report), *(_curve(stage) for stage in report.stages if stage.curve)]
     return "# Report\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], num_text_columns: int) -> str:
+    align = ["---" if column < num_text_columns else "---:" for column in range(len(header))]
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, align, *escaped))
 
 
 def table(report: RunReport) -> Table:
@@ -100,11 +104,11 @@ def notes(report: RunReport) -> list[str]:
 def _curve(stage: StageResult) -> str:
     """The crops of a stage's model as a table: dim, and MRR and H@10 on each split."""
     head = ["dim", *(f"{split} {name}" for split in stage.curve for name in ("MRR", "H@10"))]
-    lines = [head, ["---:"] * len(head)]
+    lines = []
     for dim in next(iter(stage.curve.values())):
         found = [of_dim[dim] for of_dim in stage.curve.values()]
         lines.append([str(dim), *(fixed(one[key]) for one in found for key in ("mrr", "hits_at_10"))])
-    return f"Crops of {stage.name}:\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"Crops of {stage.name}:\n\n{_markdown_table(head, lines, 0)}"
 
 
 def _row(stage: StageResult, teacher: StageResult | None) -> list[str]:
@@ -247,7 +251,3 @@ def data_line(report: RunReport) -> str:
 
 def _ratio(top: float | None, bottom: float | None) -> float | None:
     return None if top is None or not bottom else top / bottom
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")

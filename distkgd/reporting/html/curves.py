@@ -1,32 +1,36 @@
-"""The curves of a run's stages, as `metrics.jsonl` has them, thinned to what a chart can show."""
+"""The curves of a run's stages, as `metrics.jsonl` has them."""
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-
-POINTS = 160  # of a curve at most
 
 Points = list[tuple[float, float]]  # (step, value)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Curves:
-    """Of one stage. phases: steps at which another phase of its method began."""
+    """Of one stage of so many steps. series: by the names that metrics.jsonl has."""
 
     stage: str
     steps: int
-    valid: Points = field(default_factory=list)
-    crops: dict[int, Points] = field(default_factory=dict)
-    loss: Points = field(default_factory=list)
-    soft_weight: dict[str, Points] = field(default_factory=dict)
-    evaluators: dict[str, Points] = field(default_factory=dict)
-    weight: Points = field(default_factory=list)
-    mask: dict[str, Points] = field(default_factory=dict)
-    phases: list[int] = field(default_factory=list)
+    series: Mapping[str, Points]
+
+    def of(self, name: str) -> Points:
+        """One of the series; no points where it is not there."""
+        return self.series.get(name, [])
+
+    def kind(self, kind: str) -> dict[str, Points]:
+        """Those called `kind`/NAME, by NAME."""
+        return {name.removeprefix(f"{kind}/"): p for name, p in self.series.items() if name.startswith(f"{kind}/")}
+
+    @property
+    def phases(self) -> list[float]:
+        """Steps at which another phase of the stage's method began."""
+        return [step for (step, before), (_, after) in pairwise(self.of("phase")) if after != before]
 
 
 def read_curves(path: Path, stage: str) -> Curves:
@@ -45,42 +49,4 @@ def read_curves(path: Path, stage: str) -> Curves:
                 for name, value in row.items():
                     if isinstance(value, int | float) and math.isfinite(value):
                         series[name].append((step, float(value)))
-    return _sorted(stage, steps, series)
-
-
-def _sorted(stage: str, steps: int, series: dict[str, Points]) -> Curves:
-    found = Curves(stage, steps)
-    for name, points in series.items():
-        thin, (kind, _, rest) = thinned(points), name.partition("/")
-        crop = rest.removeprefix("mrr_")
-        if name == "valid/mrr":
-            found.valid = thin
-        elif kind == "valid" and crop != rest and crop.isdecimal():
-            found.crops[int(crop)] = thin
-        elif name == "loss":
-            found.loss = thin
-        elif name == "lambda":
-            found.weight = thin
-        elif kind == "soft_weight":
-            found.soft_weight[rest] = thin
-        elif kind == "evaluator":
-            found.evaluators[rest] = thin
-        elif kind == "mask":
-            found.mask[rest] = thin
-        elif name == "phase":
-            found.phases = [int(before[0]) for before, after in pairwise(points) if after[1] != before[1]]
-    return found
-
-
-def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Points:
-    """At most `most` of the points in order: first and last, and the extremes of every run between them."""
-    if len(points) <= most:
-        return list(points)
-    inner, runs = points[1:-1], (most - 2) // 2
-    cuts = [i * len(inner) // runs for i in range(runs + 1)]
-    chosen = []
-    for low, high in pairwise(cuts):
-        run = inner[low:high]
-        ends = {min(run, key=lambda p: p[1]), max(run, key=lambda p: p[1])}
-        chosen += sorted(ends)
-    return [points[0], *chosen, points[-1]]
+    return Curves(stage, steps, series)

@@ -20,7 +20,7 @@ from distkgd.data.filters import KnownAnswers, Queries, both_sides
 from distkgd.errors import DataError, ModelError
 from distkgd.evaluation.ranking import metrics
 from distkgd.models.export.source import Source, open_source
-from distkgd.models.model_folder import find_model, sha256_of
+from distkgd.models.model_folder import find_model, read_json, sha256_of
 from distkgd.reporting.html.ask import Asked, ask
 from distkgd.reporting.html.pairs import Pair, Speaker
 from distkgd.reporting.run_report import RunReport
@@ -78,12 +78,9 @@ def _identity(speaker: Speaker) -> dict[str, Any]:
 
 def _kept(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_json(path)
+    except ModelError:  # it is not there, or damaged: it can be made again
         return None
-    except (ValueError, RecursionError):  # it can be made again
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _asked(
@@ -206,6 +203,5 @@ def _share(found: Tensor) -> float | None:
 
 def _correlation(x: Tensor, y: Tensor) -> float | None:
     """Pearson's, None where a side does not vary."""
-    a, b = x.double() - x.double().mean(), y.double() - y.double().mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if len(x) > 1 and norm > 0 else None
+    found = torch.corrcoef(torch.stack([x, y]).double())[0, 1] if len(x) > 1 else torch.tensor(torch.nan)
+    return float(found) if found.isfinite() else None

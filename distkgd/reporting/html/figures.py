@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distkgd.common.text import fixed, size_text
 from distkgd.models.run_paths import stage_folder
 from distkgd.models.stage_result import Parts, StageResult
-from distkgd.reporting.html.charts import Bar, Dot, Run, bars, drawn, lines, matrix, scatter, sizes, timeline
+from distkgd.reporting.html.charts import Bar, Bars, Chart, Dot, Matrix, Run, lines, scatter, sizes, timeline
 from distkgd.reporting.html.curves import Curves, Points, read_curves
 from distkgd.reporting.html.pairs import Pair
 from distkgd.reporting.run_report import RunReport
@@ -20,10 +19,10 @@ IN_TABLE = 200
 
 @dataclass(frozen=True)
 class Figure:
-    """markup: of the chart. header, rows: the same as a table, for reading and copying. full: across the page."""
+    """header, rows: the chart's numbers as a table, for reading and copying. full: across the page."""
 
     title: str
-    markup: str
+    chart: Chart
     caption: str
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
@@ -73,8 +72,8 @@ def size_section(report: RunReport) -> Section:
         caption += (
             " Small marks: crops, the first numbers of every entity, and models rounded to few bits without training."
         )
-    chart = drawn(partial(sizes, dots, crops, split), full=True)
-    section.figures.append(Figure("What the bytes buy", chart, caption, ("model", "bytes", f"{split} MRR"), rows, True))
+    header = ("model", "bytes", f"{split} MRR")
+    section.figures.append(Figure("What the bytes buy", sizes(dots, crops, split), caption, header, rows, full=True))
     lost = [stage.name for stage in stages if stage.curve and stage.name not in crops]
     if lost:
         section.missing.append(f"The bytes of the crops of {', '.join(lost)} are not in this run's report.json.")
@@ -101,104 +100,85 @@ def _crops(stage: StageResult, role: str, split: str) -> list[Dot]:
 def training_section(report: RunReport, folder: Path) -> Section:
     """Learning curves of all stages, then what only some methods have."""
     section = Section("training", "Training")
-    runs = []
-    for stage in report.stages:
-        curves = read_curves(stage_folder(folder, stage.name) / "metrics.jsonl", stage.name)
-        best = None
-        if curves.valid and stage.best_step >= 0:
-            best = max(curves.valid, key=lambda point: (point[0] == stage.best_step, point[1]))
-        runs.append(Run(report.role_of(stage), curves, best))
-    learned = [run for run in runs if run.curves.valid]
+    curves = [read_curves(stage_folder(folder, one.name) / "metrics.jsonl", one.name) for one in report.stages]
+    learned, lossy = [], []
+    for stage, found in zip(report.stages, curves, strict=True):
+        role = report.role_of(stage)
+        if valid := found.of("valid/mrr"):
+            best = max(valid, key=lambda point: (point[0] == stage.best_step, point[1]))
+            learned.append(Run(role, found, valid, best if stage.best_step >= 0 else None))
+        if loss := found.of("loss"):
+            lossy.append(Run(role, found, loss))
     if learned:
-        chart = drawn(partial(timeline, learned, _valid, "valid MRR"), full=True)
         caption = (
             "Validation MRR of every stage in the order of the plan; a mark is the validation whose rows were kept."
         )
-        section.figures.append(Figure("Learning curves", chart, caption, full=True))
+        section.figures.append(Figure("Learning curves", timeline(learned, "valid MRR"), caption, full=True))
     else:
         section.missing.append("No stage was validated while it trained: there are no learning curves.")
-    lossy = [Run(run.role, run.curves) for run in runs if run.curves.loss]
     if lossy:
-        chart = drawn(partial(timeline, lossy, _loss, "training loss", log=True), full=True)
         caption = (
             "Sum of the loss terms, averaged over a fifth of an epoch. Losses of different methods do not compare."
         )
-        section.figures.append(Figure("Training loss", chart, caption, full=True))
-    for stage, run in zip(report.stages, runs, strict=True):
-        section.figures += method_figures(stage, run.curves)
+        section.figures.append(Figure("Training loss", timeline(lossy, "training loss", log=True), caption, full=True))
+    for stage, found in zip(report.stages, curves, strict=True):
+        section.figures += method_figures(stage, found)
     return section
-
-
-def _valid(curves: Curves) -> Points:
-    return curves.valid
-
-
-def _loss(curves: Curves) -> Points:
-    return curves.loss
 
 
 def method_figures(stage: StageResult, curves: Curves) -> list[Figure]:
     """Soft-label weights, lambda, w1 to w3, the mask: what the stage's method has."""
-    name, kind = stage.name, stage.method
-    found: list[Figure] = []
-
-    def chart(title: str, series: Mapping[str, Points], what: str, caption: str) -> None:
-        if any(series.values()):
-            shown = {key: points for key, points in series.items() if points}
-            picture = drawn(partial(lines, shown, curves.phases, what))
-            found.append(Figure(f"{title} of {name}", picture, caption))
-
-    words = {key: key.removesuffix("_positive").replace("_", " ") for key in curves.soft_weight}
-    chart(
-        "Soft-label weights",
-        {words[key]: points for key, points in curves.soft_weight.items()},
-        "mean weight",
-        "DualDE: mean weight of the soft label of true triples, by whose loss it is; the hard label has the rest.",
-    )
-    if kind == "dualde":
-        for letter, caption in (("alpha", "slopes \u03b1"), ("beta", "offsets \u03b2")):
-            numbered = {
-                key.removeprefix(f"{letter}_"): points
-                for key, points in curves.evaluators.items()
-                if key.startswith(f"{letter}_")
-            }
-            series = {f"{caption[-1]}{i} {_EVALUATORS.get(i, '')}".strip(): points for i, points in numbered.items()}
-            said = (
-                f"DualDE Eq. 8, 9, 12, 13: the learned {caption} in \u03c3(\u03b1(f + \u03b2)), a soft label's quality."
-            )
-            chart(f"Evaluators' {caption}", series, letter, said)
-    chart(
-        "Weight of the soft loss",
-        {"lambda": curves.weight},
-        "lambda",
-        "IterDE: what the soft loss counts beside the hard one.",
-    )
-    if kind == "med":
-        series = {_EXPONENTS.get(key, key): points for key, points in curves.evaluators.items() if key.startswith("w_")}
-        chart(
+    learned, mask = curves.kind("evaluator"), curves.kind("mask")
+    weights = {k.removesuffix("_positive").replace("_", " "): p for k, p in curves.kind("soft_weight").items()}
+    crops = {int(key.removeprefix("mrr_")): p for key, p in curves.kind("valid").items() if key.startswith("mrr_")}
+    found = [
+        (
+            "Soft-label weights",
+            "mean weight",
+            weights,
+            "DualDE: mean weight of the soft label of true triples, by whose loss it is; the hard label has the rest.",
+        ),
+        *(_evaluators(kind, what, learned) for kind, what in (("alpha", "slopes \u03b1"), ("beta", "offsets \u03b2"))),
+        (
+            "Weight of the soft loss",
+            "lambda",
+            {"lambda": curves.of("lambda")},
+            "IterDE: what the soft loss counts beside the hard one.",
+        ),
+        (
             "Learned exponents",
-            series,
             "exponent",
+            {word: learned.get(key, []) for key, word in _EXPONENTS.items()},
             "MED: how sharply hard examples (w1, w2) and dims (w3) are weighed.",
-        )
-        chart(
+        ),
+        (
             "Validation of the crops",
-            {f"first {dim}": curves.crops[dim] for dim in _few(sorted(curves.crops))},
             "valid MRR",
+            {f"first {dim}": crops[dim] for dim in _few(sorted(crops))},
             "MED: validation MRR of the sub-models made of the first numbers of every entity.",
-        )
-    churn = {{"hidden": "hidden", "churn": "changed"}.get(key, key): points for key, points in curves.mask.items()}
-    chart(
-        "Mask",
-        churn,
-        "share of all numbers",
-        "MetaSD: the share of numbers that the mask hides, and the share that the last pruning hid or showed anew.",
-    )
-    return found
+        ),
+        (
+            "Mask",
+            "share of all numbers",
+            {"hidden": mask.get("hidden", []), "changed": mask.get("churn", [])},
+            "MetaSD: the share of numbers that the mask hides, and the share that the last pruning hid or showed anew.",
+        ),
+    ]
+    figures = []
+    for title, what, series, caption in found:
+        if shown := {name: points for name, points in series.items() if points}:
+            figures.append(Figure(f"{title} of {stage.name}", lines(shown, curves.phases, what), caption))
+    return figures
 
 
-_EVALUATORS = {"1": "student, true", "2": "student, false", "3": "teacher, true", "4": "teacher, false"}
 _EXPONENTS = {"w_1": "w1 positives", "w_2": "w2 negatives", "w_3": "w3 dims"}
+
+
+def _evaluators(kind: str, what: str, learned: Mapping[str, Points]) -> tuple[str, str, dict[str, Points], str]:
+    said = f"DualDE Eq. 8, 9, 12, 13: the learned {what} in \u03c3(\u03b1(f + \u03b2)), a soft label's quality."
+    of_whom = enumerate(("student, true", "student, false", "teacher, true", "teacher, false"), 1)
+    series = {f"{what[-1]}{i} {whose}": learned.get(f"{kind}_{i}", []) for i, whose in of_whom}
+    return f"Evaluators' {what}", kind, series, said
 
 
 def _few(dims: Sequence[int], most: int = 6) -> list[int]:
@@ -272,7 +252,7 @@ def _bars(title: str, shown: Sequence[Bar], every: Sequence[Bar], names: Mapping
     roles = list(names)
     rows = [[row.name, row.note, *(fixed(row.values.get(role)) for role in roles)] for row in every[:IN_TABLE]]
     header = ("", "number", *(names[role] for role in roles))
-    return Figure(title, drawn(partial(bars, shown, roles, names)), caption, header, rows)
+    return Figure(title, Bars(shown, names), caption, header, rows)
 
 
 def answer_figures(found: Mapping[str, Any], pair: Pair) -> list[Figure]:
@@ -280,18 +260,18 @@ def answer_figures(found: Mapping[str, Any], pair: Pair) -> list[Figure]:
     if not found["points"]:
         return []
     names = pair.teacher.name, pair.student.name
-    chart = drawn(partial(scatter, found["points"], names))
     linked = (
         "" if found["correlation"] is None else f" Scores of the true ones correlate by {found['correlation']:.2f}."
     )
-    caption = (
+    scores = (
         f"{found['queries']:,} of the {found['num_split']:,} {found['split']} queries, each with its true answer and "
         f"with one drawn at random.{linked}"
     )
-    scores = Figure("Scores", chart, caption)
-    chart = drawn(partial(matrix, found["ranks"], names))
-    caption = (
+    ranks = (
         f"The same queries by the rank of their true answer: {names[0]} decides the row, {names[1]} the column. "
         f"Right of the shaded squares {names[1]} is behind."
     )
-    return [scores, Figure("Ranks", chart, caption)]
+    return [
+        Figure("Scores", scatter(found["points"], names), scores),
+        Figure("Ranks", Matrix(found["ranks"], names), ranks),
+    ]

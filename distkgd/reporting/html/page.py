@@ -4,18 +4,16 @@ Nothing is computed here that `report.json`, `plan.yaml`, a stage's `metrics.jso
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from distkgd.common.files import write_atomic
 from distkgd.common.paths import AnyPath
-from distkgd.common.text import NONE, count_text, fixed, seconds_text
+from distkgd.common.text import NONE, count_text, fixed, redact, seconds_text
 from distkgd.config.tree import read_yaml
 from distkgd.data import Graph, load_graph
 from distkgd.distributed.ownership import owned
@@ -114,7 +112,7 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
     answers = Section("answers", "Question by question", missing=missing)
     if asked is not None and pair is not None:
         answers.figures += answer_figures(asked, pair)
-    sections = [size_section(report), training_section(report, folder), parts_section(report, pair)]
+    sections = [size_section(report), training_section(report, folder), parts_section(report, pair), answers]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -122,7 +120,6 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["markup"] = Markup  # of our own charts, which escape what they write
     environment.filters["fixed"] = fixed
     environment.filters["rank"] = _rank
     page = environment.get_template("page.html.j2").render(
@@ -132,10 +129,10 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
         keys=_keys(report),
         header=HEADER,
         text_columns=NUM_TEXT_COLUMNS,
-        table=[(report.role_of(stage), row) for stage, row in zip(report.stages, rows(report), strict=True)],
+        results=rows(report),
+        roles=[report.role_of(stage) for stage in report.stages],
         remarks=[*comparisons(report), *choices(report.stages), *served(report.serving), *report.remarks],
         sections=sections,
-        answers=answers,
         asked=asked,
         pair=pair,
         protocol=protocol_line(report),
@@ -145,7 +142,7 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
         hashes=_hashes(folder, report),
         config=_config(folder),
     )
-    return page, [sentence for section in (*sections, answers) for sentence in section.missing]
+    return page, [sentence for section in sections for sentence in section.missing]
 
 
 def _asked(
@@ -247,7 +244,7 @@ def _config(folder: Path) -> str:
         text = (folder / "plan.yaml").read_text(encoding="utf-8")
     except OSError:
         return "plan.yaml is no longer in the run folder."
-    return re.sub(r"(://[^/:@\s]*:)[^@/\s]+@", r"\1***@", text)  # the password of a database
+    return redact(text)
 
 
 def _rank(value: float) -> str:

@@ -23,7 +23,7 @@ TAUGHT: dict[str, Any] = {
     "student": {**STAGE, "dim": 6, "method": "dualde", "distill": {"stage_two": {"start": 3, "epochs": 2}}},
     "baseline": True,
 }
-VOID = {"meta", "line", "rect", "path", "circle", "br"}
+VOID = {"meta", "path", "br"}
 
 
 def nasty_graph() -> Graph:
