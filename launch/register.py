@@ -18,13 +18,13 @@ import typer
 
 from distkgd.cli import launch, run_main
 from distkgd.common.console import Display
+from distkgd.common.text import redact
 from distkgd.distributed.ownership import refuse_owned
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
 from distkgd.reporting.html import keep_measured
 from distkgd.reporting.report import served
 from distkgd.tracking.mlflow_runs import register_finished
-from distkgd.tracking.mlflow_text import redact
 from distkgd.tracking.serving.entries import entries_at
 from distkgd.tracking.serving.speed import measure
 

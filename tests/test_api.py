@@ -366,7 +366,7 @@ def test_a_shared_label_is_refused_with_the_names_to_choose_from(graph: Graph, t
     with_labels = Graph("toy", graph.train, graph.valid, graph.test, labelled, graph.relations, graph.sha256, ())
     save_model(tmp_path / "model", model, with_labels, {})
     m = distkgd.load(tmp_path / "model")
-    with pytest.raises(DataError, match="2 entities are called 'bank': 'e000', 'e003'"):
+    with pytest.raises(DataError, match="2 entities fit 'bank': 'e000', 'e003'"):
         m.predict(head="bank", relation="r000")
     found = m.predict(head="river", relation="r000", k=2)
     assert found.questions == [{"head": "e005", "relation": "r000"}]

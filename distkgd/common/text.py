@@ -1,4 +1,6 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and texts without their secrets."""
+
+import re
 
 NONE = "–"
 
@@ -28,3 +30,8 @@ def size_text(value: float | None) -> str:
         if round(value, 1) < 1000:
             return f"{value:.1f} {unit}"
     return f"{value / 1000:.1f} TB"
+
+
+def redact(text: str) -> str:
+    """Without the password of any URL in it."""
+    return re.sub(r"(://[^/:@\s]*:)[^@/\s]+@", r"\1***@", text)

@@ -4,9 +4,11 @@ A whole number is a name (or a label) that is written so, as a column of a Parqu
 row only where the caller has said `ids`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -14,14 +16,19 @@ import torch
 from torch import Tensor
 
 from distkgd.data import Vocabulary
-from distkgd.errors import DataError
-from distkgd.evaluation.prediction import ROW_NUMBERS
+from distkgd.data.triples import loose
+from distkgd.errors import DataError, shorten
 
 # Names, labels or whole numbers: one, or many of them in anything that can be iterated over.
 Words = str | int | Iterable[str | int] | Tensor
 
 FEW = 16  # names that are looked up one by one: a join reads the whole vocabulary; unknown words that get a hint
 PLAIN = (str, int)  # and not bool, which is an int
+Kind = Literal["entity", "relation"]
+PLURAL = {"entity": "entities", "relation": "relations"}
+NAMES_SHOWN = 5
+WHOLE = re.compile(r"-?\d+")
+ROW_NUMBERS = 'ids=True in Python, --ids with launch/predict.py, "ids": true in a question'
 EXACT = 1 << 53  # floating-point numbers from here on stand for several whole ones
 
 
@@ -49,13 +56,10 @@ class Found:
         return [vocabulary.name(row) if row >= 0 else str(word) for row, word in pairs]
 
 
-def rows_of(
-    words: Any, vocabulary: Vocabulary, what: str, one: Callable[[str, bool, bool], int], ids: bool = False
-) -> Found:
+def rows_of(words: Any, vocabulary: Vocabulary, what: str, kind: Kind, ids: bool = False) -> Found:
     """The rows that words mean. What means nothing among many fails alone; a word by itself raises its DataError.
 
-    one: reads a text that is no name; then whether as a label alone, written exactly so, and whether an unknown one is
-        worth a hint. ids: whole numbers are row numbers.
+    what: the words are called in errors. ids: whole numbers are row numbers.
 
     Raises DataError where all words are numbers, no name or label is one and `ids` was not said.
     """
@@ -79,7 +83,7 @@ def rows_of(
             read[key] = DataError(f"{what}: {key!r} is no text that can be written as UTF-8; no name is like that.")
         else:
             row = named[str(key)]
-            read[key] = _other_reading(key, vocabulary, what, one, unknown < FEW) if row is None else row
+            read[key] = _other_reading(key, vocabulary, what, kind, unknown < FEW) if row is None else row
             unknown += isinstance(read[key], DataError)
     found = [read[key] for key in keys]
     errors = {place: str(row) for place, row in enumerate(found) if isinstance(row, DataError)}
@@ -114,12 +118,10 @@ def _outside(row: int, what: str, vocabulary: Vocabulary) -> DataError:
     return DataError(f"{what}: the id {row} is outside the model, which has the ids 0 … {len(vocabulary) - 1}.")
 
 
-def _other_reading(
-    key: str | int, vocabulary: Vocabulary, what: str, one: Callable[[str, bool, bool], int], hint: bool
-) -> int | DataError:
+def _other_reading(key: str | int, vocabulary: Vocabulary, what: str, kind: Kind, hint: bool) -> int | DataError:
     """What a word means that is no name."""
     try:
-        return one(str(key), isinstance(key, int), hint)
+        return only_row(vocabulary, kind, str(key), exact=isinstance(key, int), hint=hint)
     except DataError as error:
         if isinstance(key, int) and not vocabulary.has_numbers:
             return DataError(
@@ -139,6 +141,79 @@ def _rows_of_names(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int | N
         .join(names, on="name", how="left", maintain_order="left")["row"]
         .to_list()
     )
+
+
+def only_row(
+    vocabulary: Vocabulary, kind: Kind, text: str, ids: bool = False, exact: bool = False, hint: bool = True
+) -> int:
+    """The one row of `find_rows`; a guess between several would change the question, so that is a DataError."""
+    rows = find_rows(vocabulary, kind, text, ids, exact, hint)
+    if len(rows) > 1:
+        raise _ambiguous(vocabulary, kind, text, rows)
+    return rows[0]
+
+
+def find_rows(
+    vocabulary: Vocabulary, kind: Kind, text: str, ids: bool = False, exact: bool = False, hint: bool = True
+) -> list[int]:
+    """The rows that `text` may mean: a name, else labels, else (unless `exact`) the same loosely written, else the one
+    name that ends so.
+
+    ids: a whole number is a row number. hint: whether the error of an unknown word names the nearest spellings, which
+    takes longest. Raises DataError where no row, or the end of several names, is meant.
+    """
+    if ids and WHOLE.fullmatch(text):
+        row = int(text) if len(text) < 20 else len(vocabulary)  # Python reads no number of thousands of digits
+        vocabulary.name(row)  # which refuses a row that is not there
+        return [row]
+    readings = [(column, text) for column in (vocabulary.names, vocabulary.labels) if column is not None]
+    loosely = "" if exact else str(loose(pl.Series([text]))[0])
+    if loosely:
+        readings += [(column, loosely) for column in vocabulary.loose]
+    for column, word in readings:
+        if rows := (column == word).arg_true().to_list():
+            return [int(row) for row in rows]
+    rows = _rows_that_end(vocabulary.loose[0], loosely.lstrip("/.:")) if loosely else []
+    if len(rows) > 1:
+        raise _ambiguous(vocabulary, kind, text, rows)
+    if not rows:
+        raise _unknown(vocabulary, kind, text, hint)
+    return rows
+
+
+def _rows_that_end(names: pl.Series, wanted: str) -> list[int]:
+    # "genre" for /film/film/genre, "OrderedDict" for class:collections.OrderedDict.
+    if not wanted:
+        return []
+    ends = [names.str.ends_with(sign + wanted) for sign in "/.:"]
+    return [int(row) for row in (ends[0] | ends[1] | ends[2]).arg_true().to_list()]
+
+
+def describe(vocabulary: Vocabulary, row: int) -> str:
+    """A name, with its label where that says more."""
+    name, label = vocabulary.name(row), vocabulary.label(row)
+    same, other = loose(pl.Series([label, name]))
+    return name if same == other else f"{label} [{name}]"
+
+
+def shown_names(names: Iterable[str], num: int) -> str:
+    """The first of `num` names, and how many more there are."""
+    more = f" and {num - NAMES_SHOWN} more" if num > NAMES_SHOWN else ""
+    return ", ".join(islice(names, NAMES_SHOWN)) + more
+
+
+def _ambiguous(vocabulary: Vocabulary, kind: Kind, text: str, rows: Sequence[int]) -> DataError:
+    names = shown_names((repr(vocabulary.name(row)) for row in rows), len(rows))
+    return DataError(f"{len(rows)} {PLURAL[kind]} fit {shorten(text)!r}: {names}; give one of these names.")
+
+
+def _unknown(vocabulary: Vocabulary, kind: Kind, text: str, hint: bool) -> DataError:
+    told = f"no {kind} of the model ({len(vocabulary):,}) is called {shorten(text)!r}"
+    if hint:
+        nearest = vocabulary.nearest(text)
+        told += f"; nearest: {', '.join(map(repr, nearest))}" if nearest else "; nothing is spelt like it"
+    told += f". If a row number is meant, say so: {ROW_NUMBERS}" if WHOLE.fullmatch(text) else ""
+    return DataError(f"{told}.")
 
 
 def columns_of(triples: Any) -> tuple[Any, Any, Any]:

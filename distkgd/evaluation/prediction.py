@@ -4,13 +4,11 @@
 query and its answers into rows that can be printed.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-import polars as pl
 import torch
 import torch.nn.functional as F
 from rich import box
@@ -20,25 +18,14 @@ from torch import Tensor
 
 from distkgd.data import Graph, Vocabulary, load_graph
 from distkgd.data.filters import Queries
-from distkgd.data.triples import SPLITS, loose
+from distkgd.data.triples import SPLITS
 from distkgd.distributed.tables import plan_route
-from distkgd.errors import ConfigError, DataError, ModelError, shorten
+from distkgd.errors import ConfigError, DataError, ModelError
+from distkgd.evaluation.entity_lookup import describe, find_rows, only_row, shown_names
 from distkgd.models.model import Model
 from distkgd.models.model_folder import LoadedModel, data_since, same_vocabulary
 
 SCORES_AT_ONCE = 1 << 22
-NAMES_SHOWN = 5
-WHOLE = re.compile(r"-?\d+")
-ROW_NUMBERS = 'ids=True in Python, --ids with launch/predict.py, "ids": true in a question'
-
-
-@dataclass(frozen=True)
-class Match:
-    """The row that a text means; `also`: other rows it could have meant, most frequent first; `asked`: the text."""
-
-    id: int
-    also: tuple[int, ...]
-    asked: str
 
 
 @dataclass(frozen=True)
@@ -160,17 +147,16 @@ def predict(
         raise ConfigError("give exactly one of --head and --tail; the other one is what is asked for.")
     if exclude_known and graph is None:
         raise ConfigError("--exclude-known needs the data set, which is not at hand; give --data NAME_OR_FOLDER.")
-    if ids and WHOLE.fullmatch(text):
-        entity = Match(_row_number(loaded.entities, text), (), text)
-    else:
-        entity = find_entity(loaded.entities, text, None if graph is None else degrees(graph))
-    by_number = ids and WHOLE.fullmatch(relation)
-    r = _row_number(loaded.relations, relation) if by_number else find_relation(loaded.relations, relation)
+    entity, *also = find_rows(loaded.entities, "entity", text, ids)
+    if also and graph is not None:
+        count = torch.bincount(graph.train[:, [0, 2]].reshape(-1), minlength=graph.num_entities)
+        entity, *also = sorted([entity, *also], key=lambda row: (-int(count[row]), row))
+    r = only_row(loaded.relations, "relation", relation, ids)
     device = loaded.model.relation.device
     side: Literal[0, 1] = 0 if head is not None else 1
-    column = torch.tensor([entity.id], device=device)
+    column = torch.tensor([entity], device=device)
     query = Queries(column, torch.full_like(column, r), torch.full_like(column, side), column)
-    known = {} if graph is None else known_answers(graph, entity.id, r, side)
+    known = {} if graph is None else known_answers(graph, entity, r, side)
     exclude = None
     if exclude_known:
         out = torch.tensor(sorted(known), device=device, dtype=torch.int64)
@@ -187,9 +173,10 @@ def predict(
         for rank, (score, i) in enumerate(zip(scores, found, strict=True))
         if score > -torch.inf
     ]
-    asked, about = describe(loaded.entities, entity.id), describe(loaded.relations, r)
+    asked, about = describe(loaded.entities, entity), describe(loaded.relations, r)
     question = f"({asked}, {about}, ?)" if side == 0 else f"(?, {about}, {asked})"
-    return Prediction(question, answers, _notes(loaded.entities, entity, graph is not None))
+    notes = [_note(loaded.entities, text, entity, also, graph is not None)] if also else []
+    return Prediction(question, answers, notes)
 
 
 def predict_each(
@@ -241,103 +228,9 @@ def degrees(graph: Graph) -> Tensor:
     return torch.bincount(graph.train[:, [0, 2]].reshape(-1), minlength=graph.num_entities)
 
 
-def _row_number(vocabulary: Vocabulary, text: str) -> int:
-    """The row that `text` is the number of; DataError where there is no such row."""
-    row = int(text) if len(text) < 20 else len(vocabulary)  # Python reads no number of thousands of digits
-    vocabulary.name(row)
-    return row
-
-
-def find_entity(
-    vocabulary: Vocabulary, text: str, count: Tensor | None, exact: bool = False, hint: bool = True
-) -> Match:
-    """The entity that `text` means: an exact name, else an exact label, else (unless `exact`) a loose match.
-
-    hint: whether the error of an unknown one names the nearest spellings, which takes longest.
-
-    Of several with that label the one with the largest `count` is taken (the first without counts).
-    """
-    rows = _rows(vocabulary, text, exact)
-    if not rows and not exact:
-        rows = _suffix_rows(vocabulary, text)
-        if len(rows) > 1:
-            raise _ambiguous("entities", vocabulary, text, rows)
-    if not rows:
-        raise _unknown("entity", vocabulary, text, hint)
-    if count is not None:
-        rows.sort(key=lambda row: (-int(count[row]), row))
-    return Match(rows[0], tuple(rows[1:]), text)
-
-
-def find_relation(vocabulary: Vocabulary, text: str, exact: bool = False, hint: bool = True) -> int:
-    """The relation that `text` means; a guess between several would change the question, so that is an error.
-
-    hint: as for `find_entity`.
-    """
-    rows = _rows(vocabulary, text, exact) or ([] if exact else _suffix_rows(vocabulary, text))
-    if not rows:
-        raise _unknown("relation", vocabulary, text, hint)
-    if len(rows) > 1:
-        raise _ambiguous("relations", vocabulary, text, rows)
-    return rows[0]
-
-
-def describe(vocabulary: Vocabulary, row: int) -> str:
-    """A name, with its label where that says more."""
-    name, label = vocabulary.name(row), vocabulary.label(row)
-    return name if _loose_text(label) == _loose_text(name) else f"{label} [{name}]"
-
-
-def _rows(vocabulary: Vocabulary, text: str, exact: bool = False) -> list[int]:
-    # Rows of the strictest reading that has any: name, label, loose name, loose label.
-    columns = [column for column in (vocabulary.names, vocabulary.labels) if column is not None]
-    for column in columns:
-        if rows := (column == text).arg_true().to_list():
-            return [int(row) for row in rows]
-    loose = "" if exact else _loose_text(text)
-    for column in vocabulary.loose if loose else ():
-        if rows := (column == loose).arg_true().to_list():
-            return [int(row) for row in rows]
-    return []
-
-
-def _suffix_rows(vocabulary: Vocabulary, text: str) -> list[int]:
-    # "genre" for /film/film/genre, "OrderedDict" for class:collections.OrderedDict.
-    wanted = _loose_text(text).lstrip("/.:")
-    if not wanted:
-        return []
-    names = vocabulary.loose[0]
-    ends = [names.str.ends_with(sign + wanted) for sign in "/.:"]
-    return [int(row) for row in (ends[0] | ends[1] | ends[2]).arg_true().to_list()]
-
-
-def _loose_text(text: str) -> str:
-    return str(loose(pl.Series([text]))[0])
-
-
-def _notes(entities: Vocabulary, found: Match, counted: bool) -> list[str]:
-    notes = []
-    if found.also:
-        shown = ", ".join(describe(entities, row) for row in found.also[:NAMES_SHOWN])
-        more = f" and {len(found.also) - NAMES_SHOWN} more" if len(found.also) > NAMES_SHOWN else ""
-        why = "it has the most training triples" if counted else "it comes first; without the data nothing is counted"
-        notes.append(
-            f"{len(found.also) + 1} entities are called {found.asked!r}; took {describe(entities, found.id)} ({why}). "
-            f"For another one give its name: {shown}{more}."
-        )
-    return notes
-
-
-def _ambiguous(kind: str, vocabulary: Vocabulary, text: str, rows: list[int]) -> DataError:
-    shown = ", ".join(repr(vocabulary.name(row)) for row in rows[:NAMES_SHOWN])
-    more = f" and {len(rows) - NAMES_SHOWN} more" if len(rows) > NAMES_SHOWN else ""
-    return DataError(f"{len(rows)} {kind} fit {shorten(text)!r}: {shown}{more}; give one of these names.")
-
-
-def _unknown(kind: str, vocabulary: Vocabulary, text: str, hint: bool = True) -> DataError:
-    told = f"no {kind} of the model ({len(vocabulary):,}) is called {shorten(text)!r}"
-    if hint:
-        nearest = vocabulary.nearest(text)
-        told += f"; nearest: {', '.join(map(repr, nearest))}" if nearest else "; nothing is spelt like it"
-    told += f". If a row number is meant, say so: {ROW_NUMBERS}" if WHOLE.fullmatch(text) else ""
-    return DataError(f"{told}.")
+def _note(entities: Vocabulary, text: str, row: int, also: Sequence[int], counted: bool) -> str:
+    why = "it has the most training triples" if counted else "it comes first; without the data nothing is counted"
+    return (
+        f"{len(also) + 1} entities are called {text!r}; took {describe(entities, row)} ({why}). "
+        f"For another one give its name: {shown_names((describe(entities, row) for row in also), len(also))}."
+    )

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from distkgd.data import Vocabulary
 from distkgd.data.filters import KnownAnswers, Queries
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError, DataError, shorten
+from distkgd.errors import ConfigError
 from distkgd.evaluation.entity_lookup import Found, Words, columns_of, rows_of
-from distkgd.evaluation.prediction import best, data_of, find_entity, find_relation, top_k
+from distkgd.evaluation.prediction import best, data_of, top_k
 from distkgd.models.model_folder import LoadedModel, load_model, save_model
 from distkgd.scorers import Scorer
 
@@ -288,17 +288,10 @@ class TrainedModel:
         return (h.ids.to(device), r.ids.to(device), t.ids.to(device)), dict(sorted(wrong.items()))
 
     def _entities(self, words: Words | None, what: str, ids: bool) -> Found:
-        def one(text: str, exact: bool, hint: bool) -> int:
-            found = find_entity(self.entities, text, None, exact, hint)
-            if found.also:
-                names = ", ".join(repr(self.entities.name(i)) for i in (found.id, *found.also)[:5])
-                raise DataError(f"{len(found.also) + 1} entities are called {shorten(text)!r}: {names}; give a name.")
-            return found.id
-
-        return rows_of(words, self.entities, what, one, ids)
+        return rows_of(words, self.entities, what, "entity", ids)
 
     def _relations(self, words: Words, ids: bool) -> Found:
-        return rows_of(words, self.relations, "relation", partial(find_relation, self.relations), ids)
+        return rows_of(words, self.relations, "relation", "relation", ids)
 
 
 def _check_k(k: int) -> None:

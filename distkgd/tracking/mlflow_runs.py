@@ -13,39 +13,21 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 from urllib.parse import unquote, urlparse
 
+from distkgd.common.text import redact
 from distkgd.errors import ConfigError, DistkgdError
-from distkgd.tracking.mlflow_store import (
-    DEFAULT_URI,
-    OpenRun,
-    Point,
-    Store,
-    connect,
-    import_mlflow,
-    log_final,
-    resolve_uri,
-)
-from distkgd.tracking.mlflow_text import one_line, redact, safe_name
-from distkgd.tracking.run_ids import locked, read_state, run_ids
+from distkgd.tracking.mlflow_store import DEFAULT_URI, OpenRun, Store, connect, import_mlflow, resolve_uri
+from distkgd.tracking.mlflow_text import one_line, safe_name
+from distkgd.tracking.run_ids import keep, noted, read_state, run_ids
 from distkgd.tracking.serving.entries import Entry
 from distkgd.tracking.serving.registry import Registered, register
-from distkgd.tracking.tracker import (
-    NO_METRICS,
-    Metrics,
-    NoStageTracking,
-    NoTracking,
-    Params,
-    StageTracking,
-    Status,
-    Tags,
-    Tracking,
-)
+from distkgd.tracking.tracker import NO_METRICS, Metrics, Params, StageTracking, Status, Tags, Tracking
 
 METRICS_PER_CALL = 1000  # as many as MLflow allows
 FLUSH_POINTS, FLUSH_SECONDS = 500, 5.0
@@ -64,10 +46,10 @@ def open_tracking(*, run_folder: Path, name: str, uri: str | None, enabled: bool
     active: false on every rank but the first.
     """
     if not enabled:
-        return NoTracking()
+        return Tracking()
     uri = resolve_uri(uri, run_folder)  # before `active`: a typing error stops all ranks and not one
     if not active:
-        return NoTracking()
+        return Tracking()
     try:
         import_mlflow()
     except ImportError as error:
@@ -75,7 +57,7 @@ def open_tracking(*, run_folder: Path, name: str, uri: str | None, enabled: bool
             "mlflow cannot be imported (%s): metrics go to metrics.jsonl only; pip install 'distkgd[mlflow]'",
             error,
         )
-        return NoTracking()
+        return Tracking()
     return MlflowTracking(run_folder, name, uri)
 
 
@@ -118,15 +100,14 @@ class MlflowStageTracking(StageTracking):
         self._guard = Guard(f"stage {name}")
         self._run: OpenRun | None = None
         self._monitor: Any | None = None
-        self._points: list[Point] = []
+        self._points: list[Any] = []
         self._last_step = 0
         self._flushed_at = time.monotonic()
         self.is_open = True  # until `finish`, which may still have to create the run
         self._guard.attempt(self._opened)
 
     def log(self, metrics: Metrics, step: int) -> None:
-        now = time.time_ns() // 1_000_000
-        self._points += [(safe_name(name), float(value), now, step) for name, value in metrics.items()]
+        self._add(metrics, step)
         self._last_step = max(self._last_step, step)
         waited = time.monotonic() - self._flushed_at
         is_due = len(self._points) >= FLUSH_POINTS or waited >= FLUSH_SECONDS
@@ -141,14 +122,18 @@ class MlflowStageTracking(StageTracking):
         if not self.is_open:
             return
         self.is_open = False
+        self._guard.attempt(self._opened)  # which knows the last step of a run that went on
+        self._add(metrics, self._last_step)
         self._guard.attempt(self._flush)
-        if metrics:
-            self._guard.attempt(lambda: log_final(self._store, self._opened(), metrics, self._last_step))
         if model_folder is not None:
             self._guard.attempt(lambda: self._store.log_files(self._opened().id, model_folder, "model"))
         if self._monitor is not None:
             self._guard.attempt(self._monitor.finish)
         self._guard.attempt(lambda: self._store.client.set_terminated(self._opened().id, status))
+
+    def _add(self, metrics: Metrics, step: int) -> None:
+        metric, now = import_module("mlflow.entities").Metric, time.time_ns() // 1_000_000
+        self._points += [metric(safe_name(name), float(value), now, step) for name, value in metrics.items()]
 
     def _opened(self) -> OpenRun:
         if self._run is None:
@@ -162,24 +147,24 @@ class MlflowStageTracking(StageTracking):
     def _flush(self) -> None:
         """Send the buffer. What the reopened run already has is not sent twice: one value per step."""
         run = self._opened()
-        self._points = [point for point in self._points if point[3] > run.steps.get(point[0], -math.inf)]
+        self._points = [point for point in self._points if point.step > run.steps.get(point.key, -math.inf)]
         while self._points:
-            self._store.log_points(run.id, self._points[:METRICS_PER_CALL])
+            self._store.client.log_batch(run.id, metrics=self._points[:METRICS_PER_CALL], synchronous=True)
             del self._points[:METRICS_PER_CALL]
         self._flushed_at = time.monotonic()
 
     def _checkpoint(self, path: Path, step: int, sha256: str) -> None:
         row = {"step": step, "uri": path.as_uri(), "sha256": sha256}
-        earlier = self._store.get(self._name).get("checkpoints", [])
+        earlier = noted(self._store.run_folder, self._name).get("checkpoints", [])
         rows = [*[old for old in earlier if old["step"] != step and _is_kept(old["uri"])], row]
         rows.sort(key=lambda old: old["step"])
-        self._store.keep(self._name, checkpoints=rows)
+        keep(self._store.run_folder, self._name, checkpoints=rows)
         run = self._opened()
-        if run.is_remote:
+        if urlparse(run.artifact_uri).scheme not in ("", "file"):
             folder = f"checkpoints/step-{step}"
             self._store.log_files(run.id, path, folder)
             row["uri"] = f"{run.artifact_uri}/{folder}" + ("" if path.is_dir() else f"/{path.name}")
-            self._store.keep(self._name, checkpoints=rows)
+            keep(self._store.run_folder, self._name, checkpoints=rows)
         columns = ["step", "uri", "sha256"]
         listed = {"columns": columns, "data": [[old[column] for column in columns] for old in rows]}
         self._store.client.log_dict(run.id, listed, "checkpoints.json")
@@ -196,9 +181,7 @@ class MlflowStageTracking(StageTracking):
                 module = import_module("mlflow.system_metrics.system_metrics_monitor")
                 # It announces its start and end among the lines of training.
                 logging.getLogger(module.__name__).setLevel(logging.WARNING)
-                self._monitor = module.SystemMetricsMonitor(
-                    run.id, resume_logging=run.reopened, tracking_uri=self._store.uri
-                )
+                self._monitor = module.SystemMetricsMonitor(run.id, resume_logging=True, tracking_uri=self._store.uri)
                 self._monitor.start()
             except ImportError as error:
                 state = f"off: {error}; pip install psutil"
@@ -217,7 +200,7 @@ class MlflowTracking(Tracking):
         self._uri = uri
         self._guard = Guard(f"plan {name}")
         self._store: Store | None = None
-        self._run: OpenRun | None = None
+        self._run_id: str | None = None
         self._dataset: Params = {}
         self._stages: list[MlflowStageTracking] = []
         self._attached = False
@@ -226,7 +209,7 @@ class MlflowTracking(Tracking):
         self._dataset = dict(dataset)
         try:
             self._store = Store(self._run_folder, self._uri)
-            self._run = self._store.open_run(None, self._name, params, tags, self._dataset)
+            self._run_id = self._store.open_run(None, self._name, params, tags, self._dataset).id
         except ConfigError:
             raise
         except Exception as error:
@@ -239,19 +222,18 @@ class MlflowTracking(Tracking):
     def attach(self, dataset: Params) -> None:
         self._dataset = dict(dataset)
         self._attached = True
+        self._guard.attempt(self._connect)
 
-        def connect() -> None:
-            store = Store(self._run_folder, self._uri)
-            self._run = OpenRun(store.get(None)["run_id"], "", True, {})
-            self._store = store
-
-        self._guard.attempt(connect)
+    def _connect(self) -> None:
+        store = Store(self._run_folder, self._uri)
+        self._run_id = noted(self._run_folder, None)["run_id"]
+        self._store = store
 
     def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
         if self._attached and self._store is None:
-            return NoStageTracking()
-        assert self._store is not None and self._run is not None, "stage() before start()"
-        tags = dict(tags) | {"mlflow.parentRunId": self._run.id, "stage": name}
+            return StageTracking()
+        assert self._store is not None and self._run_id is not None, "stage() before start()"
+        tags = dict(tags) | {"mlflow.parentRunId": self._run_id, "stage": name}
         stage = MlflowStageTracking(self._store, name, params, tags, self._dataset)
         self._stages.append(stage)
         return stage
@@ -260,24 +242,22 @@ class MlflowTracking(Tracking):
         lines: list[str] = []
         store = self._store
         if store is not None and not self._attached:
-            ids = run_ids(self._run_folder)
-            arguments = store.client, store.experiment_id, entries, name, max_mb, ids
-            self._guard.attempt(lambda: lines.extend(_register(*arguments).lines))
+            runs = run_ids(self._run_folder)
+            arguments = store.client, store.experiment_id, name, entries
+            self._guard.attempt(lambda: lines.extend(register(*arguments, max_mb=max_mb, runs=runs).lines))
         return lines
 
-    def finish(self, status: Status, artifacts: Sequence[Path] = (), metrics: Metrics = NO_METRICS) -> None:
+    def finish(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
         for stage in self._stages:
             stage.finish(status, None)
-        store, run = self._store, self._run
-        if store is None or run is None or self._attached:
+        store, run_id = self._store, self._run_id
+        if store is None or run_id is None or self._attached:
             return
-        self._run = None
+        self._run_id = None
         for path in artifacts:
             to = path.name if path.is_dir() else None
-            self._guard.attempt(partial(store.log_files, run.id, path, to))
-        if metrics:
-            self._guard.attempt(lambda: log_final(store, run, metrics, 0))
-        self._guard.attempt(lambda: store.client.set_terminated(run.id, status))
+            self._guard.attempt(partial(store.log_files, run_id, path, to))
+        self._guard.attempt(lambda: store.client.set_terminated(run_id, status))
 
 
 def register_finished(
@@ -291,21 +271,13 @@ def register_finished(
     try:
         client, experiment_id = connect(uri)
         ids = run_ids(run_folder) if read_state(run_folder).get("uri") == redact(uri) else {}
-        return _register(client, experiment_id, entries, name, max_mb, ids), uri
+        return register(client, experiment_id, name, entries, max_mb=max_mb, runs=ids), uri
     except DistkgdError:
         raise
     except ImportError as error:
         raise ConfigError(f"mlflow cannot be imported ({error}): pip install 'distkgd[mlflow]'") from None
     except Exception as error:
         raise ConfigError(f"the MLflow store {redact(uri)} did not take the models: {one_line(error)}") from error
-
-
-def _register(
-    client: Any, experiment_id: str, entries: Sequence[Entry], name: str, max_mb: float | None, ids: Mapping[str, str]
-) -> Registered:
-    """`registry.register`, one caller at a time."""
-    with locked(entries[0].folder):
-        return register(client, experiment_id, name, entries, max_mb=max_mb, runs=ids)
 
 
 def _is_kept(uri: str) -> bool:

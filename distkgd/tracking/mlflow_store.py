@@ -4,19 +4,18 @@ import json
 import logging
 import os
 import sqlite3
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from distkgd.common.files import write_atomic
+from distkgd.common.text import redact
 from distkgd.errors import ConfigError
-from distkgd.tracking.mlflow_text import MAX_DIGEST, MAX_TAG, cut, flatten, redact, safe_name
-from distkgd.tracking.run_ids import STATE_FILE, locked, read_state
-from distkgd.tracking.tracker import Metrics, Params, Tags
+from distkgd.tracking.mlflow_text import MAX_DIGEST, MAX_TAG, cut, flatten, safe_name
+from distkgd.tracking.run_ids import keep, locked, noted, read_state, write_state
+from distkgd.tracking.tracker import Params, Tags
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "distkgd"
 DEFAULT_URI = "sqlite:///mlflow.db"
 PARAMS_PER_CALL = 50  # MLflow allows 100, and 1 MB a call
-Point = tuple[str, float, int, int]  # name, value, milliseconds since 1970, step
 
 
 @dataclass(frozen=True)
@@ -33,19 +31,14 @@ class OpenRun:
 
     id: str
     artifact_uri: str
-    reopened: bool
     steps: Mapping[str, int]
-
-    @property
-    def is_remote(self) -> bool:
-        return urlparse(self.artifact_uri).scheme not in ("", "file")
 
 
 class Store:
     """A connection to the store, and the run ids in the run folder."""
 
     def __init__(self, run_folder: Path, uri: str) -> None:
-        self._run_folder = run_folder
+        self.run_folder = run_folder
         self.uri = uri
         self.client, self.experiment_id = connect(uri)
         run_folder.mkdir(parents=True, exist_ok=True)
@@ -55,31 +48,15 @@ class Store:
                 return
             if earlier is not None:
                 logger.warning("the earlier runs are in %s; new ones are made in %s", earlier, redact(uri))
-            self._write({"uri": redact(uri), "experiment": EXPERIMENT, "run_id": None, "stages": {}})
-
-    def get(self, stage: str | None) -> dict[str, Any]:
-        """What is kept about a stage, or (None) about the plan."""
-        state = read_state(self._run_folder)
-        return state if stage is None else state["stages"].get(stage, {})
-
-    def keep(self, stage: str | None, **values: Any) -> None:
-        """Keep values beside those of other stages, which other processes may be writing."""
-        with locked(self._run_folder):
-            state = read_state(self._run_folder)
-            (state if stage is None else state["stages"].setdefault(stage, {})).update(values)
-            self._write(state)
-
-    def _write(self, state: Mapping[str, Any]) -> None:
-        write_atomic(self._run_folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
+            write_state(run_folder, {"uri": redact(uri), "experiment": EXPERIMENT, "run_id": None, "stages": {}})
 
     def open_run(self, stage: str | None, name: str, params: Params, tags: Tags, dataset: Params) -> OpenRun:
         """Reopen the run of a stage (None: of the plan), or create it."""
-        run_id = self.get(stage).get("run_id")
+        run_id = noted(self.run_folder, stage).get("run_id")
         run = None if run_id is None else self._reopen(run_id)
-        reopened = run is not None
         if run is None:
             run = self.client.create_run(self.experiment_id, run_name=name)
-            self.keep(stage, run_id=run.info.run_id)
+            keep(self.run_folder, stage, run_id=run.info.run_id)
         wanted, logged = flatten(params), run.data.params
         changed = {key: [logged[key], text] for key, text in wanted.items() if logged.get(key, text) != text}
         tags = dict(tags) | ({"resumed_params_changed": json.dumps(changed)} if changed else {})
@@ -87,7 +64,7 @@ class Store:
         # The last point of each curve, which the public `get_metric_history` gives only with all the others.
         # With other params the earlier points are not those of this training: all is logged beside them.
         last = {} if changed else {metric.key: metric.step for metric in run.data._metric_objs}
-        return OpenRun(run.info.run_id, run.info.artifact_uri, reopened, last)
+        return OpenRun(run.info.run_id, run.info.artifact_uri, last)
 
     def _reopen(self, run_id: str) -> Any | None:
         exceptions = import_module("mlflow.exceptions")
@@ -125,21 +102,12 @@ class Store:
         items = [entities.RunTag(safe_name(key), cut(redact(str(text)), MAX_TAG)) for key, text in tags.items()]
         self.client.log_batch(run_id, tags=items, synchronous=True)
 
-    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
-        entities = import_module("mlflow.entities")
-        self.client.log_batch(run_id, metrics=[entities.Metric(*point) for point in points], synchronous=True)
-
     def log_files(self, run_id: str, path: Path, to: str | None) -> None:
         """Log a file, or the contents of a folder, under an artifact path."""
         if path.is_dir():
             self.client.log_artifacts(run_id, str(path), to)
         else:
             self.client.log_artifact(run_id, str(path), to)
-
-
-def log_final(store: Store, run: OpenRun, metrics: Metrics, step: int) -> None:
-    now = time.time_ns() // 1_000_000
-    store.log_points(run.id, [(safe_name(name), float(value), now, step) for name, value in metrics.items()])
 
 
 def import_mlflow() -> Any:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distkgd.common.text import redact
 from distkgd.tracking.tracker import Params
 
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_DIGEST = 250, 6000, 8000, 36  # mlflow.utils.validation
@@ -43,11 +44,6 @@ def safe_name(name: str) -> str:
 
 def cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def redact(text: str) -> str:
-    """Without the password of any URL in it."""
-    return re.sub(r"(://[^/:@\s]*:)[^@/\s]+@", r"\1***@", text)
 
 
 def one_line(error: Exception) -> str:

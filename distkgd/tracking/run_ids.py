@@ -19,10 +19,19 @@ def run_ids(run_folder: Path) -> dict[str, str]:
     return {name: kept["run_id"] for name, kept in read_state(run_folder).get("stages", {}).items()}
 
 
-def noted(run_folder: Path, stage: str) -> dict[str, Any]:
-    """What a run folder knows of a stage's run; empty where there is none."""
-    found: dict[str, Any] = read_state(run_folder).get("stages", {}).get(stage, {})
+def noted(run_folder: Path, stage: str | None) -> dict[str, Any]:
+    """What a run folder knows of a stage's run, or (None) of the plan's; empty where there is none."""
+    state = read_state(run_folder)
+    found: dict[str, Any] = state if stage is None else state.get("stages", {}).get(stage, {})
     return found
+
+
+def keep(run_folder: Path, stage: str | None, **values: Any) -> None:
+    """Note values beside those of other stages, which other processes may be writing."""
+    with locked(run_folder):
+        state = read_state(run_folder)
+        (state if stage is None else state["stages"].setdefault(stage, {})).update(values)
+        write_state(run_folder, state)
 
 
 def adopt(run_folder: Path, run: Mapping[str, Any], stage: str, values: Mapping[str, Any]) -> None:
@@ -32,7 +41,11 @@ def adopt(run_folder: Path, run: Mapping[str, Any], stage: str, values: Mapping[
         state = read_state(run_folder) or {**run, "stages": {}}
         if values and not state["stages"].get(stage):
             state["stages"][stage] = dict(values)
-        write_atomic(run_folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
+        write_state(run_folder, state)
+
+
+def write_state(run_folder: Path, state: Mapping[str, Any]) -> None:
+    write_atomic(run_folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
 
 
 def read_state(run_folder: Path) -> dict[str, Any]:

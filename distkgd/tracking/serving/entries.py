@@ -63,18 +63,19 @@ def roles_of(stages: Sequence[tuple[str, Sequence[str]]]) -> dict[str, Role]:
     and the candidates of an assistant are not.
     """
     teachers = dict(stages)
-    found: dict[str, Role] = {}
-    seen, ahead = set(), ["student"] if "student" in teachers else []
+    seen, ahead = {"student"}, ["student"]
     while ahead:
-        name = ahead.pop()
-        if name in seen or name not in teachers:  # a path of a model elsewhere
-            continue
-        seen.add(name)
-        ahead += teachers[name]
-        if name != "student" and not teachers[name]:
-            found[name] = "teacher"
-    found |= {name: role for name, role in (("student", "student"), ("direct", "direct")) if name in teachers}  # type: ignore[misc]
-    return {name: found[name] for name in teachers if name in found}
+        further = set(teachers.get(ahead.pop(), ())) - seen  # a path of a model elsewhere is no stage
+        seen |= further
+        ahead += further
+    found: dict[str, Role] = {}
+    for name, own in teachers.items():
+        match name:
+            case "student" | "direct":
+                found[name] = name
+            case _ if name in seen and not own:
+                found[name] = "teacher"
+    return found
 
 
 @dataclass(frozen=True)

@@ -57,28 +57,12 @@ def signature() -> Any:
     """Of the endpoint: what a question and an answer hold."""
     models, types = import_module("mlflow.models"), import_module("mlflow.types.schema")
     text, number, real = types.DataType.string, types.DataType.long, types.DataType.double
-
-    def column(name: str, kind: Any, required: bool = True) -> Any:
-        return types.ColSpec(kind, name, required)
-
     # A number is a name too, and a batch may leave out here what it has there, which makes other numbers of whole ones.
-    anything = types.AnyType()
     asked = [
-        column("head", anything, False),
-        column("relation", anything),
-        column("tail", anything, False),
-        column("k", anything, False),
-        column("ids", anything, False),
+        types.ColSpec(types.AnyType(), name, name == "relation") for name in ("head", "relation", "tail", "k", "ids")
     ]
-    answered = [
-        column("head", text, False),
-        column("relation", text, False),
-        column("tail", text, False),
-        column("asked", text, False),
-        column("names", types.Array(text), False),
-        column("labels", types.Array(text), False),
-        column("ids", types.Array(number), False),
-        column("scores", types.Array(real), False),
-        column("error", text, False),
-    ]
-    return models.ModelSignature(types.Schema(asked), types.Schema(answered))
+    answered = dict.fromkeys(("head", "relation", "tail", "asked"), text)
+    answered |= {"names": types.Array(text), "labels": types.Array(text), "ids": types.Array(number)}
+    answered |= {"scores": types.Array(real), "error": text}
+    columns = [types.ColSpec(kind, name, required=False) for name, kind in answered.items()]
+    return models.ModelSignature(types.Schema(asked), types.Schema(columns))

@@ -21,6 +21,7 @@ from typing import Any
 from distkgd.common.text import size_text
 from distkgd.errors import ConfigError
 from distkgd.models.model_folder import find_model
+from distkgd.tracking.run_ids import locked
 from distkgd.tracking.serving.entries import NAME, Entry
 from distkgd.tracking.serving.packing import pack
 
@@ -60,19 +61,21 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     lines, numbers = [], []
-    for entry in entries:
-        for left in find_model(entry.folder).parent.glob(f"{SCRATCH}*"):  # of a call that was killed
-            shutil.rmtree(left)
-        earlier = [one for one in versions(client, name) if one.tags.get("model_sha256") == entry.sha256]
-        made = earlier[0] if earlier else add_version(client, experiment_id, name, entry, runs.get(entry.stage))
-        client.set_registered_model_alias(name, entry.alias, made.version)
-        numbers.append(str(made.version))
-        lines.append(f"registered{' before' if earlier else ''}: {name} version {made.version}, {entry.alias}")
-    chosen = next((i for i, entry in enumerate(entries) if entry.chosen and max_mb is None), None)
-    if chosen is None:
-        return Registered([*lines, crown(client, name, entries[-1], max_mb)], numbers)
-    client.set_registered_model_alias(name, CHAMPION, numbers[chosen])
-    return Registered([*lines, _told(name, numbers[chosen], entries[chosen].tags())], numbers)
+    with locked(entries[0].folder):  # one caller at a time
+        for entry in entries:
+            for left in find_model(entry.folder).parent.glob(f"{SCRATCH}*"):  # of a call that was killed
+                shutil.rmtree(left)
+            earlier = [one for one in versions(client, name) if one.tags.get("model_sha256") == entry.sha256]
+            made = earlier[0] if earlier else add_version(client, experiment_id, name, entry, runs.get(entry.stage))
+            client.set_registered_model_alias(name, entry.alias, made.version)
+            numbers.append(str(made.version))
+            lines.append(f"registered{' before' if earlier else ''}: {name} version {made.version}, {entry.alias}")
+        chosen = next((i for i, entry in enumerate(entries) if entry.chosen and max_mb is None), None)
+        if chosen is None:
+            lines.append(crown_best(client, name, entries[-1], max_mb))
+        else:
+            lines.append(crown(client, name, numbers[chosen], entries[chosen].tags()))
+    return Registered(lines, numbers)
 
 
 def add_version(client: Any, experiment_id: str, name: str, entry: Entry, run_id: str | None) -> Any:
@@ -119,22 +122,21 @@ def versions(client: Any, name: str) -> list[Any]:
             return sorted(found, key=lambda one: int(one.version))
 
 
-def crown(client: Any, name: str, like: Entry, max_mb: float | None) -> str:
+def crown_best(client: Any, name: str, like: Entry, max_mb: float | None) -> str:
     """Give the alias `champion` to the best version on the data and protocol of `like`, and say to which."""
-    rivals = [
-        one
-        for one in versions(client, name)
-        if (one.tags.get("data_sha256"), one.tags.get("protocol")) == (like.data_sha256, like.protocol)
-    ]
-    best = champion([(one, one.tags) for one in rivals], max_mb)
+    same = like.data_sha256, like.protocol
+    found = versions(client, name)
+    rivals = [(one, one.tags) for one in found if (one.tags.get("data_sha256"), one.tags.get("protocol")) == same]
+    best = champion(rivals, max_mb)
     if best is None:
         limit = "is no teacher and has a valid MRR" if max_mb is None else f"has at most {max_mb:g} MB and a valid MRR"
         return f"no version of {name} {limit}: {CHAMPION} stays as it was"
-    client.set_registered_model_alias(name, CHAMPION, best.version)
-    return _told(name, best.version, best.tags)
+    return crown(client, name, best.version, best.tags)
 
 
-def _told(name: str, version: str, tags: Mapping[str, str]) -> str:
+def crown(client: Any, name: str, version: str, tags: Mapping[str, str]) -> str:
+    """Give the alias `champion` to a version, and say so."""
+    client.set_registered_model_alias(name, CHAMPION, version)
     size = size_text(int(tags["bytes"]))
     return f"{CHAMPION}: {name} version {version}, {tags['stage']}, valid MRR {float(tags['valid_mrr']):.4f}, {size}"
 

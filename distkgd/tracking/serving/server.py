@@ -81,12 +81,9 @@ def _wait(process: "subprocess.Popen[str]", port: int, log: Any, what: str) -> N
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
-    # The whole session: the command has started another process.
+    # The whole session: the command has started another process, which may outlive it.
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
-            if sign == signal.SIGTERM:
-                continue  # its child may outlive it
-            return

@@ -20,7 +20,7 @@ from distkgd.distributed.checkpoint.tables import Rows, seal
 from distkgd.distributed.checkpoint.writer import State, Writer
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
-from distkgd.tracking.tracker import NoStageTracking
+from distkgd.tracking.tracker import StageTracking
 from distkgd.training import loop
 from distkgd.training.job import Job, Progress, load_group, step_name, write
 from distkgd.training.loop import train_stage
@@ -343,7 +343,7 @@ def stage(folder: Path, curve: list[float] | None = None, ranks: Ranks | None = 
     return job
 
 
-class Registered(NoStageTracking):
+class Registered(StageTracking):
     """Reads every checkpoint it is told about."""
 
     def __init__(self) -> None:
