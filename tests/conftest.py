@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distkgd.tracking.run_ids import locked
 from tests.ranks import close_pools
 
 # Begun first where files run side by side, so that none of them is left running alone at the end.
@@ -56,10 +57,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables and without our experiment: to make one takes seconds."""
+    """An SQLite file with MLflow's tables and without our experiment: made in seconds, for all workers."""
     mlflow = pytest.importorskip("mlflow")
-    file = tmp_path_factory.mktemp("mlflow") / "schema.db"
-    mlflow.MlflowClient(tracking_uri=f"sqlite:///{file}")
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    file = place / "schema.db"
+    with locked(place):
+        if not file.exists():
+            mlflow.MlflowClient(tracking_uri=f"sqlite:///{place / 'making.db'}")
+            (place / "making.db").rename(file)
     return file
 
 

@@ -17,6 +17,7 @@ TREE = {
     "student": {**STAGE, "dim": 6, "method": "bkd"},
     "baseline": True,
     "mlflow": {"enabled": False},
+    "report": {"html": False},
 }
 
 

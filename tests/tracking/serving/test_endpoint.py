@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import distkgd
 from distkgd.reporting.html import keep_measured
+from distkgd.tracking.serving import speed
 from distkgd.tracking.serving.entries import read_run
 from distkgd.tracking.serving.server import HOST, ServerError, ask, connect, serving
 from distkgd.tracking.serving.speed import measure
@@ -140,10 +142,14 @@ def test_it_listens_on_this_machine_alone(port: int) -> None:
     assert [one.laddr.ip for one in listening] == [HOST]
 
 
-def test_what_is_measured_of_the_endpoints_is_in_the_report(place: Path) -> None:
-    run, store = place / "run", f"sqlite:///{place / 'mlflow.db'}"
+def test_what_is_measured_of_the_endpoints_is_in_the_report(
+    place: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = place / "run", []
     student = [entry for entry in read_run(run).entries() if entry.role == "student"]
-    measured = measure(student, ["models:/toy@student-6"], store, seconds=1.0)
+    monkeypatch.setattr(speed, "serving", lambda uri, store: asked.append((uri, store)) or nullcontext(port))
+    measured = measure(student, ["models:/toy@student-6"], "the store", seconds=1.0)
+    assert asked == [("models:/toy@student-6", "the store")]
     (row,) = measured["rows"]
     assert row["stage"] == "student" and row["dim"] == 6 and row["bytes"] == student[0].num_bytes
     assert 0 < row["p50_ms"] <= row["p99_ms"] < 5000 and row["per_second"] > 1 and row["requests"] > 5

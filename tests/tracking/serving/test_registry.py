@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,11 +18,13 @@ from distkgd.common.console import Display
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError
 from distkgd.models.export import export_model
+from distkgd.models.model_folder import find_model, sha256_of
 from distkgd.pipeline.autoconfig import Budget, request_of, run_own
 from distkgd.reporting.run_report import Verdict
 from distkgd.tracking.mlflow_store import EXPERIMENT
 from distkgd.tracking.serving import entries, registry
 from distkgd.tracking.serving.entries import RegisteredRun, entries_at, read_run, registered_name, roles_of
+from distkgd.tracking.serving.packing import pack
 from distkgd.tracking.serving.registry import champion, register
 from launch.register import main
 from tests.own_graphs import own_triples, write_tsv
@@ -39,6 +42,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("registry") / "run"
     run_toy(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run from another seed."""
+    folder = tmp_path_factory.mktemp("again") / "run"
+    run_toy(folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Path], None]:
+    """`pack`, but that a model is packed once and copied from then on."""
+    place = tmp_path_factory.mktemp("packed")
+
+    def pack_once(model: Path, out: Path) -> None:
+        kept = place / sha256_of(find_model(model) / "config.json")
+        if not kept.exists():
+            pack(model, kept)
+        shutil.copytree(kept, out)
+
+    return pack_once
 
 
 def aliases(uri: str, name: str = "toy") -> dict[str, str]:
@@ -150,8 +175,15 @@ class Killed(BaseException):
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_call_that_was_killed_anywhere_is_made_good_without_a_second_version(
-    moment: str, after: bool, run: Path, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str,
+    after: bool,
+    run: Path,
+    packed: Callable[[Path, Path], None],
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(registry, "pack", packed)
     client, experiment = connected(uri, tmp_path)
     models = read_run(run).entries()[1:]
     calls = Counter[str]()
@@ -165,8 +197,8 @@ def test_a_call_that_was_killed_anywhere_is_made_good_without_a_second_version(
         raise Killed
 
     real = getattr(client, moment)
-    with monkeypatch.context() as patch:
-        patch.setattr(client, moment, dying)
+    with monkeypatch.context() as killed:
+        killed.setattr(client, moment, dying)
         with pytest.raises(Killed):
             register(client, experiment, "toy", models, max_mb=None, runs={})
     (run / "stages/direct/.registering-left").mkdir()
@@ -179,11 +211,16 @@ def test_a_call_that_was_killed_anywhere_is_made_good_without_a_second_version(
 
 
 def test_a_model_that_was_trained_again_is_a_new_version_and_takes_the_alias(
-    run: Path, uri: str, tmp_path: Path
+    run: Path,
+    again: Path,
+    packed: Callable[[Path, Path], None],
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(registry, "pack", packed)
     client, experiment = connected(uri, tmp_path)
-    run_toy(tmp_path / "again", seed=1)
-    for folder in (run, tmp_path / "again"):
+    for folder in (run, again):
         register(client, experiment, "toy", read_run(folder).entries(), max_mb=None, runs={})
     assert len(versions(uri)) == 6 and aliases(uri)["student-6"] == "5"
 
@@ -237,14 +274,21 @@ def test_a_budget_moves_the_alias_and_one_that_nothing_meets_leaves_it(
     assert "no version of toy has at most 1e-06 MB" in capsys.readouterr().err
 
 
-def test_models_of_other_data_do_not_compete(run: Path, uri: str, tmp_path: Path) -> None:
+def test_models_of_other_data_do_not_compete(
+    run: Path,
+    again: Path,
+    packed: Callable[[Path, Path], None],
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "pack", packed)
     client, experiment = connected(uri, tmp_path)
     register(client, experiment, "toy", read_run(run).entries(), max_mb=None, runs={})
     for one in versions(uri):
         client.set_model_version_tag("toy", one.version, "data_sha256", "another")
         client.set_model_version_tag("toy", one.version, "valid_mrr", "1.0")
-    run_toy(tmp_path / "again", seed=1)
-    register(client, experiment, "toy", read_run(tmp_path / "again").entries(), max_mb=None, runs={})
+    register(client, experiment, "toy", read_run(again).entries(), max_mb=None, runs={})
     assert aliases(uri)["champion"] in ("5", "6")
 
 
