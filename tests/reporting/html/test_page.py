@@ -21,7 +21,7 @@ from distkgd.models.model_folder import load_model
 from distkgd.reporting.html import examples as examples_module
 from distkgd.reporting.html import remake, render
 from distkgd.reporting.html.examples import PER_RELATION, SEED
-from distkgd.reporting.report import rows
+from distkgd.reporting.report import HEADER, rows
 from tests.launches import call
 from tests.records import report_of
 from tests.reporting.html.pages import STAGE, TAUGHT, Node, cells, nasty_graph, ran, read
@@ -92,10 +92,10 @@ def test_the_result_table_is_that_of_the_markdown(page: Node, report: dict[str, 
 def test_the_figures_at_the_top_are_those_of_the_student(page: Node, report: dict[str, Any]) -> None:
     (keys,) = page.find("dl", class_="keys")
     said = dict(zip((dt.text for dt in keys.find("dt")), (dd.text for dd in keys.find("dd")), strict=True))
-    texts = rows(report_of(report))[1]
-    assert said["test MRR of student"] == texts[6]
-    assert said["of the teacher's test MRR kept"] == texts[10]
-    assert said["smaller than the teacher, on disk"] == texts[11]
+    texts = dict(zip(HEADER, rows(report_of(report))[1], strict=True))
+    assert said["test MRR of student"] == texts["test MRR"]
+    assert said["of the teacher's test MRR kept"] == texts["retained"]
+    assert said["smaller than the teacher, on disk"] == texts["smaller"]
     gain = report["stages"][1]["test"]["mrr"] - report["stages"][2]["test"]["mrr"]
     assert said["test MRR over direct, equally small and trained without a teacher"] == f"{gain:+.3f}".replace("-", "−")
 

@@ -324,8 +324,8 @@ def test_several_teachers_have_an_alias_each(uri: str, tmp_path: Path) -> None:
 def test_a_stage_or_a_model_folder_is_registered_alone(run: Path, uri: str, tmp_path: Path) -> None:
     assert launched(run / "stages/student") == 0
     assert aliases(uri) == {"student-6": "1", "champion": "1"}
-    export_model(run / "stages/student", tmp_path / "small int8", "int8", Ranks())
-    assert launched(tmp_path / "small int8", name="small") == 0
+    export_model(run / "stages/student", tmp_path / "small packed", "packed", Ranks())
+    assert launched(tmp_path / "small packed", name="small") == 0
     assert aliases(uri, "small") == {"student-6": "1"}  # nobody knows how good it is
     assert [entry.alias for entry in entries_at(run / "stages/teacher/model")[0]] == ["teacher"]
     assert not list(tmp_path.rglob(".registering-*"))
