@@ -58,10 +58,8 @@ def main(repeats: int = 15) -> None:
                 row |= {"smallest": ratios[len(ratios) // 4], "largest": ratios[-len(ratios) // 4]}
                 rows.append(row | {"float32_ms": 1000 * statistics.median(plain)})
                 spread = f"{row['ratio']:.2f} ({row['smallest']:.2f}–{row['largest']:.2f})"
-                print(
-                    f"{name}, {dim} numbers, {bits} bits: {spread} × the float32 step of {rows[-1]['float32_ms']:.0f} ms",
-                    flush=True,
-                )
+                whole_ms = f"{rows[-1]['float32_ms']:.0f} ms"
+                print(f"{name}, {dim} numbers, {bits} bits: {spread} × the float32 step of {whole_ms}", flush=True)
     save("bits_step", {"batch": 256, "negatives": 4096, "repeats": repeats, "cases": rows})
 
 
