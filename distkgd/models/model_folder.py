@@ -233,6 +233,14 @@ def row_bytes(model: Model) -> int:
     return table.quantiser.row_bytes(table.dim) if table.quantiser else table.dim * table.weight.element_size()
 
 
+def distinct_rows(model: Model) -> int:
+    """How many entities' rows differ as the model is saved: of few bits, some may be equal. All ranks call it."""
+    table = model.entity
+    seen = model.rounded().entity.weight
+    mine = {hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest() for row in seen.cpu()}
+    return len(set().union(*table.ranks.gather_objects(mine)))
+
+
 def sparse_bytes(model: Model) -> int:
     """Bytes of the table files that `export --format sparse` would write of a model; all ranks call it."""
     table = model.entity

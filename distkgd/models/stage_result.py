@@ -62,7 +62,7 @@ class StageResult(Record):
         LIBRARY:PATH), and its model as the run folder sees it; None of what the run has made itself.
     dim: numbers per entity; biases: beside them. bytes: of the table files; sparse_bytes: exported as `sparse`.
     bits, relation_bits: of each number of entities and relations. row_bytes: of an entity's row. num_entities: whom
-    the table files are shared by.
+    the table files are shared by. distinct_rows: how many of their rows differ, where they have few bits.
     teachers: names of stages, or paths of models. seconds: of the stage; train_seconds: of its steps; joules: None
         where the machine has no counter. best_step: whose rows were kept, -1 where nothing was validated.
     valid, test: metrics by name (None: the split has no triples); None where the split was not ranked.
@@ -85,6 +85,7 @@ class StageResult(Record):
     relation_bits: int = 32
     row_bytes: int | None = None
     num_entities: int | None = None
+    distinct_rows: int | None = None
     num_parameters: int | None = None
     teachers: tuple[str, ...]
     seconds: float | None = None

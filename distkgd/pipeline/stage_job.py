@@ -21,7 +21,15 @@ from distkgd.kernels.quantiser import Rounding
 from distkgd.methods import Method, Setup, build_method
 from distkgd.models.init_from_teacher import init_from_teacher
 from distkgd.models.model import Model, new_model
-from distkgd.models.model_folder import bytes_on_disk, load_model, row_bytes, same_vocabulary, sparse_bytes, told
+from distkgd.models.model_folder import (
+    bytes_on_disk,
+    distinct_rows,
+    load_model,
+    row_bytes,
+    same_vocabulary,
+    sparse_bytes,
+    told,
+)
 from distkgd.models.run_paths import stage_folder, teacher_folder
 from distkgd.models.stage_result import Rounded, StageResult
 from distkgd.pipeline.config import RunConfig, StageConfig
@@ -71,6 +79,8 @@ class Run(Plan):
         sizes |= {"bytes": bytes_on_disk(folder), "sparse_bytes": None if model.quantisers else sparse_bytes(model)}
         names = {"entity": "bits", "relation": "relation_bits"}
         sizes |= {names[table]: quantiser.bits for table, quantiser in model.quantisers.items()}
+        if "entity" in model.quantisers:
+            sizes |= {"distinct_rows": distinct_rows(model)}
         sizes |= {"row_bytes": row_bytes(model), "num_entities": model.entity.total}
         sizes |= {"num_parameters": model.num_parameters}
         found = {split: self.evaluate(model, split) for split in self.splits}

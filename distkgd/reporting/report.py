@@ -94,6 +94,7 @@ def notes(report: RunReport) -> list[str]:
         data_line(report),
         *comparisons(report),
         *choices(report.stages),
+        *_equal_rows(report.stages),
         *_rounded(report),
         *_long_tail(report),
         *served(report.serving),
@@ -187,6 +188,15 @@ def choices(stages: Sequence[StageResult]) -> list[str]:
                 f"{fixed(chosen.middle)}, the middle of {ends} ({found})."
             )
     return sentences
+
+
+def _equal_rows(stages: Sequence[StageResult]) -> list[str]:
+    """A line for each model whose few bits give several entities the same row: their scores tie."""
+    return [
+        f"{stage.name}: {count_text(stage.distinct_rows)} distinct rows of {count_text(stage.num_entities)} entities."
+        for stage in stages
+        if stage.distinct_rows is not None and stage.distinct_rows != stage.num_entities
+    ]
 
 
 def _rounded(report: RunReport) -> list[str]:

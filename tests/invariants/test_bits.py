@@ -61,8 +61,10 @@ def test_a_batch_in_four_parts_trains_the_same_rows_of_few_bits() -> None:
 def run_of(folder: Path, **more: Any) -> Path:
     """A finished run of a teacher and a student of few bits."""
     sizes = {"dim": 8, "batch_size": 100, "negatives": {"kind": "batch", "num": 8}, "epochs": 2, "validate_every": 1}
-    taught = sizes | {"method": "bkd", "start": "crop", "scorer": "rote"} | FEW | more
-    tree = {"data": "toy", "teacher": sizes | {"scorer": "rote"}, "student": taught, "report": {"html": False}}
+    teacher = {"teacher": sizes | {"scorer": "rote"}} if "teacher" not in more else {}
+    taught = sizes | {"method": "bkd", "start": "crop", "scorer": "rote"} | FEW
+    taught |= {key: value for key, value in more.items() if key != "teacher"}
+    tree = {"data": "toy", **teacher, "student": taught, "report": {"html": False}}
     config = parse_config(tree | {"mlflow": {"enabled": False}, "dtype": "float32"}, "test")
     run_plan(config, toy_graph(), Ranks(), folder, resume=False, display=Display(False))
     return folder
@@ -85,6 +87,16 @@ def test_a_run_saves_the_rows_that_it_validated_and_counts_their_bytes(finished:
     assert loaded.config["packed"]["entity"]["bits"] == 2 and loaded.config["packed"]["relation"]["bits"] == 4
     codes = loaded.model.entity.weight[:, 1:] / loaded.model.entity.weight[:, 1:].abs().amin(1, keepdim=True)
     assert set(codes.abs().round(decimals=3).unique().tolist()) <= {1.0, 3.0}
+
+
+def test_equal_rows_are_counted(finished: Path, tmp_path: Path) -> None:
+    result = read_result(finished / "stages/student")
+    rows = load_model(finished / "stages/student", Ranks()).model.entity.weight
+    assert result is not None and result.distinct_rows == len(rows.unique(dim=0))
+    tiny = run_of(tmp_path / "run", scorer="complex", dim=2, bits=1, start="random", method="scratch", teacher=None)
+    small = read_result(tiny / "stages/student")
+    assert small is not None and small.distinct_rows is not None and small.distinct_rows < small.num_entities
+    assert f"student: {small.distinct_rows} distinct rows of 41 entities" in (tiny / "report.md").read_text()
 
 
 def test_an_export_of_packed_rows_widens_them_and_is_packed_no_second_time(finished: Path, tmp_path: Path) -> None:
