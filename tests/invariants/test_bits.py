@@ -22,6 +22,7 @@ from distkgd.models.stage_result import read_result
 from distkgd.pipeline.config import parse_config
 from distkgd.pipeline.plan import run_plan
 from distkgd.scorers import SCORERS
+from distkgd.tracking.serving.entries import entry_of_model, read_run
 from tests.invariants.test_world_size import METHOD_OPTIONS, REGIMES, assert_same, merged, student
 from tests.ranks import run_on_ranks
 from tests.toys import toy_graph, toy_job, train_some
@@ -209,6 +210,13 @@ def test_a_chain_along_bits(chain: dict[str, Any], sizes: dict[str, tuple[int, i
     assert {name: (taught[name].dim, taught[name].bits) for name in sizes} == sizes
     middle = next(iter(sizes))
     assert taught[middle].teachers == ("teacher",) and taught["student"].teachers == (middle,)
+    dim = sizes["student"][0]
+    assert {entry.alias for entry in read_run(tmp_path / "run").entries()} == {
+        "teacher",
+        f"student-{dim}-2bit",
+        f"direct-{dim}-2bit",
+    }
+    assert entry_of_model(tmp_path / "run/stages/student/model").alias == f"student-{dim}-2bit"
     assert f"| {sizes['student'][0]} × 2 bit |" in (tmp_path / "run/report.md").read_text()
 
 

@@ -163,6 +163,7 @@ def _asked(
 def _lead(report: RunReport) -> str:
     student, data = report.student, report.data.name
     size = f"{student.dim} numbers per entity"
+    size += f" of {student.bits} bits" if student.bits < 32 else ""
     if student.teachers:
         pupils = "distilled" if student.method != "iterde" else "distilled step by step"
         return f"{student.scorer}, {pupils} to {size} by {student.method}, on {data}."

@@ -112,7 +112,9 @@ class RegisteredRun:
             result = self.results.get(name)
             if result is None:
                 continue
-            alias = (f"teacher-{name}" if several else "teacher") if role == "teacher" else f"{role}-{result.dim}"
+            alias = f"teacher-{name}" if several else "teacher"
+            if role != "teacher":
+                alias = size_alias(role, result.dim, result.bits)
             folder, size = self.folder / "stages" / name, sizes.get(result.dim, result.bytes)
             about = self.data_sha256, self.protocol, name == chosen
             found.append(Entry(name, role, alias, folder, result.dim, size, result.mrr("valid"), *about))
@@ -182,6 +184,11 @@ def entries_at(path: AnyPath) -> tuple[list[Entry], RegisteredRun]:
     return [next((replace(one, chosen=False) for one in run.entries() if one.stage == result.name), entry)], run
 
 
+def size_alias(role: Role, dim: int, bits: int) -> str:
+    """student-32, or student-256-2bit where an entity's numbers have few bits."""
+    return f"{role}-{dim}" if bits == 32 else f"{role}-{dim}-{bits}bit"
+
+
 def entry_of_model(folder: Path) -> Entry:
     """Of a model folder by itself: a student, unless its config.json says that it was a teacher or the direct model.
 
@@ -191,7 +198,8 @@ def entry_of_model(folder: Path) -> Entry:
     name = str(config.get("stage", "student"))
     role: Role = "teacher" if name == "teacher" else "direct" if name == "direct" else "student"
     dim = int(config["scorer"]["dim"])
-    alias = "teacher" if role == "teacher" else f"{role}-{dim}"
+    bits = config.get("packed", {}).get("entity", {}).get("bits", 32)
+    alias = "teacher" if role == "teacher" else size_alias(role, dim, bits)
     data = config.get("data")
     sha256 = str(data.get("sha256", "")) if isinstance(data, Mapping) else ""
     return Entry(name, role, alias, folder, dim, bytes_on_disk(folder), None, sha256, "")
