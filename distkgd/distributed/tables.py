@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.kernels.candidates import GatheredRows
+from distkgd.kernels.packed import PackedRows
 from distkgd.kernels.quantiser import Quantiser
 from distkgd.kernels.rows import add, take
 
@@ -120,11 +121,21 @@ class OpenRows:
 
     leaf: [m, dim] the touched rows, in the precision of the computation; collects their gradient.
     shard: [rows, dim] the shard itself, collecting a gradient of its own, when every row is a candidate; else None.
+    packed: [rows, dim] the shard, when every row is a candidate and it is packed.
     see: what a step sees of rows ([n, dim], their numbers in the shard [n] or None: all of it); None: the rows.
     """
 
-    def __init__(self, leaf: Tensor, shard: Tensor | None, route: Route, ranks: Ranks, see: See | None = None) -> None:
+    def __init__(
+        self,
+        leaf: Tensor,
+        shard: Tensor | None,
+        route: Route,
+        ranks: Ranks,
+        see: See | None = None,
+        packed: PackedRows | None = None,
+    ) -> None:
         self.leaf = leaf
+        self.packed = packed
         self.shard = shard
         self.route = route
         self._seen = leaf if see is None else see(leaf, route.touched)
@@ -149,8 +160,10 @@ class OpenRows:
         found: tuple[Tensor, Tensor] = _Looked.apply(self._answer, self.route.inverse[:num])  # type: ignore[no-untyped-call]
         return found
 
-    def candidates(self) -> Tensor:
+    def candidates(self) -> Tensor | PackedRows:
         """[k, dim]: this rank's candidate rows."""
+        if self.packed is not None:
+            return self.packed
         if self._shard is not None:
             return self._shard
         assert self.route.candidates is not None
@@ -169,30 +182,49 @@ class OpenRows:
 class ShardedTable:
     """Rows [lo, hi) of a [total, dim] table; the other rows live on the other ranks.
 
-    weight: [hi - lo, dim], without gradient; steps see it through `open`.
-    dtype: of the computation; rows may be stored in bfloat16 and are widened where they are used.
-    quantiser: how rows are rounded for who sees them; the weight holds the master rows, which are trained.
+    shard: [hi - lo, dim], without gradient; steps see it through `open`. Packed rows are for reading only.
+    dtype: of the computation; rows may be stored in bfloat16 or packed and are widened where they are used.
+    quantiser: how rows are rounded for who sees them; the shard holds the master rows, which are trained.
     opened: what steps opened with a gradient since the optimiser last looked.
     """
 
     def __init__(
         self,
-        weight: Tensor,
+        shard: Tensor | PackedRows,
         total: int,
         ranks: Ranks,
         dtype: torch.dtype | None = None,
         quantiser: Quantiser | None = None,
     ) -> None:
         self.lo, self.hi = ranks.share(total)
-        if len(weight) != self.hi - self.lo:
-            raise AssertionError(f"shard has {len(weight)} rows, its range {self.lo}..{self.hi}")
-        self.weight = weight
+        if len(shard) != self.hi - self.lo:
+            raise AssertionError(f"shard has {len(shard)} rows, its range {self.lo}..{self.hi}")
+        self.shard = shard
         self.total = total
-        self.dim = weight.shape[1]
-        self.dtype = dtype or weight.dtype
+        self.dim = shard.shape[1]
+        self.dtype = dtype or shard.dtype
         self.ranks = ranks
         self.quantiser = quantiser
         self.opened: list[OpenRows] = []
+
+    @property
+    def weight(self) -> Tensor:
+        """[hi - lo, dim]: the shard; of packed rows a copy of them, unpacked anew by every call."""
+        return self.shard if isinstance(self.shard, Tensor) else self.shard.take(slice(None))
+
+    def rows(self, which: Tensor | slice) -> Tensor:
+        """[n, dim], in the precision of the computation: a copy of some rows of this shard, or for a slice a view."""
+        if isinstance(self.shard, Tensor):
+            found = self.shard[which] if isinstance(which, slice) else take(self.shard, which)
+        else:
+            found = self.shard.take(which)
+        return found.to(self.dtype)
+
+    def widened(self) -> "ShardedTable":
+        """This table, or if its rows are packed one of its own that holds them unpacked."""
+        if isinstance(self.shard, Tensor):
+            return self
+        return ShardedTable(self.weight, self.total, self.ranks, self.dtype)
 
     def open(self, route: Route, *, grad: bool, mask: Tensor | None = None) -> OpenRows:
         """The rows of `route`, as far as `mask` ([rows, dim] bool) lets them be seen; with `grad` they collect one.
@@ -205,9 +237,14 @@ class ShardedTable:
                 rows = rows * (mask if at is None else mask[at])
             return rows if self.quantiser is None else self.quantiser(rows)
 
-        leaf = take(self.weight, route.touched).to(self.dtype).requires_grad_(grad)
-        shard = self.weight.detach().requires_grad_(grad) if route.candidates is None else None
         plain = mask is None and self.quantiser is None
+        leaf = self.rows(route.touched).requires_grad_(grad)
+        every = route.candidates is None
+        if isinstance(self.shard, PackedRows):
+            if grad or not plain:
+                raise AssertionError("packed rows are for reading only; widen the table first")
+            return OpenRows(leaf, None, route, self.ranks, packed=self.shard.to(self.dtype) if every else None)
+        shard = self.shard.detach().requires_grad_(grad) if every else None
         rows = OpenRows(leaf, shard, route, self.ranks, None if plain else see)
         if grad:
             self.opened.append(rows)

@@ -20,7 +20,7 @@ def cost_of_packing(model: AnyPath, out: AnyPath, ranks: Ranks, dim: int | None 
     """
     loaded, small = load_model(model, ranks), load_model(out, ranks)
     full = loaded.model if dim is None else loaded.model.crop(dim)
-    before = full.entity.total * full.entity.dim * full.entity.weight.element_size() + full.relation.nbytes
+    before = full.entity.total * full.entity.dim * full.entity.shard.dtype.itemsize + full.relation.nbytes
     after = bytes_on_disk(out)
     said = f"packed: tables of {after:,} bytes ({after / full.entity.total:,.1f} per entity) instead of {before:,}"
     graph, note = data_of(loaded, str(model), None)

@@ -22,10 +22,12 @@ from distkgd.data.triples import SPLITS
 from distkgd.distributed.tables import plan_route
 from distkgd.errors import ConfigError, DataError, ModelError
 from distkgd.evaluation.entity_lookup import describe, find_rows, only_row, shown_names
+from distkgd.kernels.packed import PackedRows
 from distkgd.models.model import Model
 from distkgd.models.model_folder import LoadedModel, data_since, same_vocabulary
 
 SCORES_AT_ONCE = 1 << 22
+UNPACKED_AT_ONCE = 1 << 20  # numbers of packed rows
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def top_k(
     scores = projected.new_empty(len(projected), 0)
     ids = queries.anchor.new_empty(len(projected), 0)
     width = max(k, scores_at_once // max(1, len(projected)))
+    if isinstance(rows, PackedRows) and model.scorer.candidate_form != "dot":  # which unpacks a whole block
+        width = max(k, min(width, UNPACKED_AT_ONCE // rows.shape[1]))
     for start in range(0, len(rows), width):
         stop = min(start + width, len(rows))
         block = model.scorer.score_candidates(projected, rows[start:stop].to(projected.dtype))

@@ -117,7 +117,10 @@ class TrainedModel:
 
     @property
     def entity_rows(self) -> Tensor:
-        """[num_entities, scorer.entity_size]: biases, if the scorer has them, then coordinates."""
+        """[num_entities, scorer.entity_size]: biases, if the scorer has them, then coordinates.
+
+        Of a packed model a copy of all rows, widened anew by every call.
+        """
         return self._model.entity.weight
 
     @property
@@ -211,11 +214,14 @@ class TrainedModel:
         )
 
     def crop(self, dim: int) -> "TrainedModel":
-        """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none."""
+        """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none.
+
+        Of a packed model the crop is not packed.
+        """
         return TrainedModel(replace(self._loaded, model=self._model.crop(dim)), self._folder, self._data)
 
     def save(self, folder: str | Path) -> None:
-        """Write a model folder; ConfigError when `folder` exists."""
+        """Write a model folder; ConfigError when `folder` exists. Packed rows are widened."""
         if Path(folder).exists():
             raise ConfigError(f"{folder} exists; name a folder that does not exist yet.")
         kept = ("data", "source", "commit", "stage", "method")
@@ -236,24 +242,24 @@ class TrainedModel:
     @torch.no_grad()
     def _score(self, queries: Queries) -> Tensor:
         anchor, answer = (
-            self.entity_rows[ids].to(self.relation_rows.dtype) for ids in (queries.anchor, queries.answer)
+            self._model.entity.rows(ids).to(self.relation_rows.dtype) for ids in (queries.anchor, queries.answer)
         )
         relation = self.relation_rows[self._model.relation_ids(queries)]
         return self._model.answer_scores(queries, anchor, relation, answer)
 
     @torch.no_grad()
     def _nearest(self, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        scorer, table = self.scorer, self.entity_rows
+        scorer, table = self.scorer, self._model.entity
         by_angle = scorer.candidate_form == "dot" or scorer.name == "pairre"
 
         def rows(which: Tensor | slice) -> Tensor:
-            found = scorer.coordinates(table[which]).double()
+            found = scorer.coordinates(table.rows(which)).double()
             return found / found.norm(dim=1, keepdim=True).clamp_min(1e-12) if by_angle else found
 
-        own, k = rows(ids), min(k, len(table) - 1)
+        own, k = rows(ids), min(k, table.total - 1)
         scores, found = own.new_empty(len(ids), 0), ids.new_empty(len(ids), 0)
         width = max(k + 1, NUMBERS_AT_ONCE // max(1, len(ids)))
-        for lo in range(0, len(table), width):
+        for lo in range(0, table.total, width):
             block = rows(slice(lo, lo + width))
             near = own @ block.T if by_angle else -torch.cdist(own, block, compute_mode="donot_use_mm_for_euclid_dist")
             here = torch.arange(lo, lo + len(block), device=ids.device).expand(len(ids), -1)

@@ -1,4 +1,4 @@
-"""Candidate rows without copies: listed by index, or collecting their own gradient."""
+"""Candidate rows without copies: listed by index, packed, or collecting their own gradient."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from distkgd.kernels.packed import PackedRows
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class GradAccumulatingRows:
 
 
 # Rows [..., N, entity_size] that queries meet.
-Candidates = Tensor | GatheredRows | GradAccumulatingRows
+Candidates = Tensor | GatheredRows | GradAccumulatingRows | PackedRows
 
 
 def plain(candidates: Candidates) -> Tensor:
     """`[..., N, entity_size]`: the rows themselves."""
     if isinstance(candidates, GatheredRows):
         return F.embedding(candidates.index, candidates.table)
+    if isinstance(candidates, PackedRows):
+        return candidates.take(slice(None))
     if isinstance(candidates, GradAccumulatingRows):
         if candidates.grad is None:
             return candidates.table

@@ -16,7 +16,8 @@ from distkgd.distributed.pruning import Mask
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import PairScores
 from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
-from distkgd.kernels.candidates import Candidates
+from distkgd.kernels.candidates import Candidates, plain
+from distkgd.kernels.packed import PackedRows
 from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.scorers import Init, Scorer
 from distkgd.scorers.base import check_reciprocal
@@ -69,7 +70,7 @@ class Model:
     def crop(self, dim: int) -> "Model":
         """A model of its own, made of the first `dim` columns of every entity and what of the relations goes with them.
 
-        ConfigError or UnsupportedError where the scorer has no such crop.
+        ConfigError or UnsupportedError where the scorer has no such crop. Of packed rows the crop is not packed.
         """
         scorer, whole = self.scorer.crop(dim), self.rounded()
         columns = self.scorer.crop_columns(dim).to(self.relation.device)
@@ -103,6 +104,13 @@ class Model:
         entity = ShardedTable(weight, table.total, table.ranks, table.dtype)
         return Model(self.scorer, entity, self.relations.detach(), self.num_relations, self.reciprocal)
 
+    def widened(self) -> "Model":
+        """This model, or if its entities' rows are packed a model of its own that holds them unpacked."""
+        entity = self.entity.widened()
+        if entity is self.entity:
+            return self
+        return Model(self.scorer, entity, self.relation, self.num_relations, self.reciprocal)
+
     def project(self, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
         """[Q, query_size] of queries whose anchor rows are [Q, entity_size] and relation rows [Q, relation_size]."""
         return project(self.scorer, self.reciprocal, queries, anchor, relation)
@@ -132,7 +140,10 @@ def _by_blocks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 def broken_row_of(model: Model) -> Broken | None:
     """The first row of a model's tables that holds NaN or an infinity, None where none does. All ranks call it."""
     table = model.entity
-    mine = broken_row("entity", table.weight, table.lo) or broken_row("relation", model.relation)
+    packed = table.shard.packed if isinstance(table.shard, PackedRows) else None
+    parts = [table.weight] if packed is None else [packed.step, packed.bias]
+    mine = next(filter(None, (broken_row("entity", part, table.lo) for part in parts)), None)
+    mine = mine or broken_row("relation", model.relation)
     return first_broken(mine, table.ranks)
 
 
@@ -253,7 +264,8 @@ class View:
             else:
                 self.anchor, self.answer = self.opened.lookup([n, n])
                 candidates = self.opened.candidates()
-                candidates = candidates if shape is None else candidates.reshape(*shape, candidates.shape[-1])
+                if shape is not None:
+                    candidates = plain(candidates).reshape(*shape, candidates.shape[-1])
             self.relation = F.embedding(model.relation_ids(queries), self.relations)
             anchor = _drop(self.anchor, dropout, inputs, Stream.ENTITY_DROPOUT, model.scorer.biases)
             relation = _drop(self.relation, relation_dropout, inputs, Stream.RELATION_DROPOUT)

@@ -26,9 +26,11 @@ from distkgd.distributed.finite import Broken, broken_in_file
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
+from distkgd.kernels.candidates import plain
+from distkgd.kernels.packed import PackedRows, chosen
 from distkgd.kernels.quantiser import Quantiser
 from distkgd.models.formats.int8 import read_int8
-from distkgd.models.formats.packed import read_packed, unpacked, write_packed
+from distkgd.models.formats.packed import read_packed, write_packed
 from distkgd.models.formats.sparse import read_sparse, smallest
 from distkgd.models.model import Model, broken_row_of
 from distkgd.scorers import Scorer, from_constants
@@ -83,7 +85,7 @@ def save_model(folder: AnyPath, model: Model, graph: Graph | LoadedModel, about:
                 "num_entities": table.total,
                 "num_relations": model.num_relations,
                 "reciprocal": model.reciprocal,
-                "dtype": str(table.weight.dtype).removeprefix("torch."),
+                "dtype": str(table.shard.dtype).removeprefix("torch."),
                 **({"packed": {name: one.to_json() for name, one in quantisers.items()}} if quantisers else {}),
                 "files": of_tables,
                 "sha256": {name: digests[name] for name in files},
@@ -98,23 +100,26 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
     """The model in `folder` (or in its `model/` subfolder), this rank's rows only.
 
     Raises ModelError, on all ranks, when the folder is not a model, a file of it is missing or damaged, or a number of
-    its tables is NaN or infinite.
+    its tables is NaN or infinite. Packed entities stay packed on a CPU.
     """
     folder = Path(folder)
     folder = find_model(folder)
     config = read_config(folder)
+    if config["format"] == PACKED:
+        chosen()  # refuses here what scoring would refuse later
     try:
         scorer = from_constants(config["scorer"])
         num_entities, num_relations = int(config["num_entities"]), int(config["num_relations"])
         reciprocal, files = bool(config["reciprocal"]), config["files"]
         lo, hi = ranks.share(num_entities)
         rows = num_relations * (2 if reciprocal else 1)
+        entity: torch.Tensor | PackedRows
         if config["format"] == SPARSE:
             entity = read_sparse(folder / files["entity"][0], (num_entities, scorer.entity_size), lo, hi)
             relation = read_sparse(folder / files["relation"][0], (rows, scorer.relation_size), 0, rows)
         elif config["format"] == PACKED:
-            entity = _read_rows(folder, config, "entity", scorer.entity_size, lo, hi).float()
-            relation = _read_rows(folder, config, "relation", scorer.relation_size, 0, rows).float()
+            entity = _read_rows(folder, config, "entity", scorer.entity_size, lo, hi)
+            relation = plain(_read_rows(folder, config, "relation", scorer.relation_size, 0, rows))
         elif config["format"] == INT8:
             path = folder / files["entity"][0]
             entity = read_int8(path, num_entities, scorer.biases, scorer.dim, lo, hi)
@@ -134,9 +139,11 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
             f"the scorer in config.json ({scorer}) needs {scorer.entity_size} and {scorer.relation_size}."
         )
     wanted = dtype or relation.dtype
-    # Rows in bfloat16 stay as they are and are widened where they are used.
-    stored = entity.dtype if entity.dtype == torch.bfloat16 and config["format"] == FORMAT else wanted
-    table = ShardedTable(entity.to(ranks.device, stored), num_entities, ranks, wanted)
+    # Rows in bfloat16 stay as they are and are widened where they are used; packed ones on a CPU too.
+    if isinstance(entity, torch.Tensor) or ranks.device.type != "cpu":
+        stored = entity.dtype if entity.dtype == torch.bfloat16 and config["format"] == FORMAT else wanted
+        entity = plain(entity).to(ranks.device, stored)
+    table = ShardedTable(entity, num_entities, ranks, wanted)
     model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
     if (broken := broken_row_of(model)) is not None:
         held = files.get(broken.tensor) or files[f"{broken.tensor}.step"]
@@ -146,14 +153,15 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
     return LoadedModel(model, entities, relations, config)
 
 
-def _read_rows(folder: Path, config: Mapping[str, Any], name: str, width: int, lo: int, hi: int) -> torch.Tensor:
-    # [hi - lo, width] of a folder of format PACKED.
+def _read_rows(
+    folder: Path, config: Mapping[str, Any], name: str, width: int, lo: int, hi: int
+) -> torch.Tensor | PackedRows:
+    # [hi - lo, width] of a folder of format PACKED, in float32.
     about = config["packed"].get(name)
     if about is None or about["bits"] == 16:
-        return read_table(folder, config["files"][name], name, lo, hi)
+        return read_table(folder, config["files"][name], name, lo, hi).float()
     quantiser = Quantiser(**about)
-    packed = read_packed(folder, config["files"], name, quantiser, width, lo, hi)
-    return torch.cat([torch.empty(0, width), *unpacked(packed, quantiser)])
+    return PackedRows(read_packed(folder, config["files"], name, quantiser, width, lo, hi), quantiser)
 
 
 def read_shape(folder: AnyPath) -> tuple[Scorer, bool]:

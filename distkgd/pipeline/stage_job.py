@@ -207,7 +207,15 @@ def build_inputs(run: Run, config: StageConfig, seed: int) -> StepInputBuilder:
 
 
 def load_teacher(run: Run, name: str) -> Model:
-    """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten."""
+    """A finished stage of this plan, or a model folder; its own copy, so that its files are never overwritten.
+
+    Packed rows are widened: every step opens them.
+    """
+    return finished_model(run, name).widened()
+
+
+def finished_model(run: Run, name: str) -> Model:
+    """`load_teacher`, with packed rows as they are."""
     folder = teacher_folder(run.folder, name)
     loaded = load_model(folder, run.ranks, run.dtype)
     same_vocabulary(loaded, run.graph, str(folder))

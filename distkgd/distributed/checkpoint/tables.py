@@ -211,9 +211,10 @@ def copy_rows(path: Path, name: str, lo: int, out: Tensor, error: type[DistkgdEr
         if shape[1:] != out.shape[1:] or shape[0] < lo + len(out) or dtype != TAGS[out.dtype]:
             want = f"{TAGS[out.dtype]} {[lo + len(out), *out.shape[1:]]} or longer"
             raise error(f"{path}: tensor {name!r} is {dtype} {list(shape)}, expected {want}")
-        num = max(1, PIECE_BYTES // max(1, out[:1].numel() * out.element_size()))
-        for at in range(0, len(out), num):
-            # the slice may be a map of the file: copying detaches us from it
+    num = max(1, PIECE_BYTES // max(1, out[:1].numel() * out.element_size()))
+    for at in range(0, len(out), num):
+        # The slice may be a map of the file: copying detaches us from it, closing gives back the pages that were read.
+        with stored_tensor(path, name, error) as stored:
             out[at : at + num].copy_(stored[lo + at : lo + min(at + num, len(out))])
 
 

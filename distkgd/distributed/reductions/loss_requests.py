@@ -26,7 +26,8 @@ from distkgd.distributed.reductions.partials import (
     only_logsumexp,
     unmerge,
 )
-from distkgd.kernels.candidates import plain
+from distkgd.kernels.candidates import Candidates, plain
+from distkgd.kernels.packed import PackedRows
 
 _WAITING = 32  # blocks whose columns are merged together
 
@@ -68,6 +69,8 @@ def reduce_over_candidates(asks: Mapping[str, LossRequest], *, forget: bool = Fa
     blocks = layout.blocks(queries[0].shape[:-1].numel(), max(f.planes for f in run.fields))
     if len(blocks) == 1:
         columns = run.columns([f.whole() for f in run.fields], [*extra, *run.parameters])
+    elif any(isinstance(rows, PackedRows) for rows in run.rows):  # for reading only
+        columns = _over_blocks(run, blocks, run.rows, [*queries, *extra, *run.parameters])
     else:
         tensors = [*map(plain, run.rows), *queries, *extra, *run.parameters]
         columns = _Blocked.apply(run, blocks, *tensors)  # type: ignore[no-untyped-call]
@@ -126,7 +129,7 @@ class _Pass:
             wide = torch.promote_types(wide, column.dtype)
         return torch.cat([column.to(wide) for column in columns])
 
-    def block(self, start: int, stop: int, rows: Sequence[Tensor], rest: Sequence[Tensor]) -> Tensor:
+    def block(self, start: int, stop: int, rows: Sequence[Candidates], rest: Sequence[Tensor]) -> Tensor:
         """[k, Q] of candidates start … stop - 1. rows: of each distinct table, these candidates only."""
         n = len(self.fields)
         pairs = zip(self.fields, rest[:n], self._rows_of, strict=True)
@@ -143,6 +146,29 @@ class _Pass:
         return [ask.finish(found, *ask.local) for ask, found in zip(self.asks, got, strict=True)]
 
 
+def _over_blocks(
+    run: _Pass, blocks: list[tuple[int, int]], rows: Sequence[Candidates], rest: Sequence[Tensor]
+) -> Tensor:
+    # [k, Q] columns merged over all blocks.
+    # Found columns wait in a tensor made once: small ones that stay, made between large ones that go, would leave
+    # gaps into which the next large one does not fit.
+    waiting: Any = None
+    for i, (lo, hi) in enumerate(blocks):
+        columns = run.block(lo, hi, [_cut(r, lo, hi) for r in rows], rest)
+        if waiting is None:
+            waiting = columns.new_empty(min(_WAITING, len(blocks)) + 1, *columns.shape)
+        at = i % _WAITING + 1
+        waiting[at] = columns
+        if at == _WAITING or i + 1 == len(blocks):
+            waiting[0] = merge(run.kinds, waiting[(i < _WAITING) : at + 1])
+    merged: Tensor = waiting[0].clone()
+    return merged
+
+
+def _cut(rows: Candidates, lo: int, hi: int) -> Candidates:
+    return rows[lo:hi] if isinstance(rows, PackedRows) else plain(rows)[..., lo:hi, :]
+
+
 class _Blocked(torch.autograd.Function):
     """[k, Q] columns merged over all blocks; backward computes the blocks again, one at a time.
 
@@ -154,18 +180,7 @@ class _Blocked(torch.autograd.Function):
     def forward(ctx: Any, run: _Pass, blocks: list[tuple[int, int]], *tensors: Tensor) -> Tensor:
         n = len(run.rows)
         rows, rest = tensors[:n], tensors[n:]
-        # Found columns wait in a tensor made once: small ones that stay, made between large ones that go, would leave
-        # gaps into which the next large one does not fit.
-        waiting: Any = None
-        for i, (lo, hi) in enumerate(blocks):
-            columns = run.block(lo, hi, [r[..., lo:hi, :] for r in rows], rest)
-            if waiting is None:
-                waiting = columns.new_empty(min(_WAITING, len(blocks)) + 1, *columns.shape)
-            at = i % _WAITING + 1
-            waiting[at] = columns
-            if at == _WAITING or i + 1 == len(blocks):
-                waiting[0] = merge(run.kinds, waiting[(i < _WAITING) : at + 1])
-        merged: Tensor = waiting[0].clone()
+        merged = _over_blocks(run, blocks, rows, rest)
         ctx.run, ctx.blocks = run, blocks
         ctx.save_for_backward(merged, *tensors)
         return merged

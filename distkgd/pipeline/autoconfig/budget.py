@@ -25,7 +25,7 @@ from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.autoconfig.request import Budget
 from distkgd.pipeline.config import StageConfig, alone, resized
 from distkgd.pipeline.plan import Addition, run_stage, valid_mrr
-from distkgd.pipeline.stage_job import Run, fresh_model, load_teacher, stage_seed
+from distkgd.pipeline.stage_job import Run, finished_model, fresh_model, load_teacher, stage_seed
 from distkgd.pipeline.stages import Stage
 from distkgd.reporting.report import told_better
 from distkgd.reporting.run_report import Figures, Verdict
@@ -82,7 +82,7 @@ def measured(model: Model, graph: Graph) -> Figures:
 def export_bytes(model: Model, graph: Graph) -> int:
     """What `launch/export.py` writes of a model: tables and names exactly, beside them `OTHER_BYTES`."""
     table, relation = model.entity, model.relation
-    tables = table.total * table.dim * table.weight.element_size() + relation.numel() * relation.element_size()
+    tables = table.total * table.dim * table.shard.dtype.itemsize + relation.numel() * relation.element_size()
     return tables + _name_bytes(graph.entities) + _name_bytes(graph.relations) + OTHER_BYTES
 
 
@@ -105,7 +105,7 @@ def query_ms(model: Model, graph: Graph) -> float:
 def judge_student(run: Run, results: list[StageResult], *, budget: Budget) -> Addition:
     """Whether the student of a plan of teacher, student and direct meets the budget. All ranks call it."""
     student, teacher = run.results["student"], run.config.teacher
-    found = measured(load_teacher(run, "student"), run.graph)
+    found = measured(finished_model(run, "student"), run.graph)
     whole = None if teacher is None else valid_mrr(run, teacher if isinstance(teacher, str) else "teacher")
     judged = _with_mrr(found, {split: student.mrr(split) for split in run.splits}, whole)
     met = judged if fits(judged, budget) else None

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distkgd.kernels import pairs
 from distkgd.kernels.candidates import Candidates, GatheredRows, GradAccumulatingRows, plain
+from distkgd.kernels.packed import PackedRows
 from distkgd.kernels.triton import distances, runtime
 from distkgd.scorers.sums.terms import Dot, Parts, Term
 
@@ -55,6 +56,8 @@ def inner(q: Tensor, c: Candidates) -> Tensor:
     """`[..., Q, N]` inner products of queries `[..., Q, dim]` and candidates `[..., N, dim]`."""
     if isinstance(c, GatheredRows) and q.shape[-2] < FEW_QUERIES and _has_kernels(q):
         return _compiled(Dot(), q, c)
+    if isinstance(c, PackedRows) and q.dim() == 2:
+        return c.products(q)
     if isinstance(c, GradAccumulatingRows) and q.dim() == 2:
         return cast(Tensor, _Product.apply(q, c.table, c.grad))  # type: ignore[no-untyped-call]
     return q @ plain(c).mT

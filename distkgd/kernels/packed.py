@@ -1,0 +1,101 @@
+"""Rows of few bits as candidates: scored where they lie, on a CPU by packed.cpp.
+
+DISTKGD_PACKED forces one of its ways: `portable` unpacks blocks of rows and multiplies these by the queries, `avx2` and
+`avx512` multiply the codes. Without it few queries meet the codes by the widest instructions that the processor has,
+and many queries meet unpacked blocks. Scores are the same to rounding.
+"""
+
+import ctypes
+import os
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from distkgd.errors import ConfigError
+from distkgd.kernels.build import address, library
+from distkgd.kernels.quantiser import Packed, Quantiser
+
+WAYS = ("portable", "avx2", "avx512")
+_FEW_QUERIES = 16
+_NUMBERS_AT_ONCE = 1 << 17  # unpacked, for a matrix product: half a second-level cache
+_LANE_BITS = 32  # of codes that the kernels sum in one number: a group of columns fills whole ones, or is a whole row
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Candidates [N, entity_size] of few bits, on a CPU, that are seen in precision `dtype`."""
+
+    packed: Packed
+    quantiser: Quantiser
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the rows that these are unpacked to."""
+        return torch.Size([len(self), self.quantiser.biases + self.packed.columns])
+
+    def __len__(self) -> int:
+        return len(self.packed.codes)
+
+    def __getitem__(self, rows: slice) -> "PackedRows":
+        return replace(self, packed=self.packed.select(rows))
+
+    def to(self, dtype: torch.dtype) -> "PackedRows":
+        """The same rows, seen in another precision."""
+        return self if dtype == self.dtype else replace(self, dtype=dtype)
+
+    def take(self, rows: Tensor | slice) -> Tensor:
+        """[n, entity_size]: these rows, unpacked."""
+        return unpack(self.packed.select(rows), self.quantiser).to(self.dtype)
+
+    def products(self, queries: Tensor) -> Tensor:
+        """[Q, N] inner products of queries [Q, dim] and rows that have no biases."""
+        way, few = chosen(), len(queries) <= _FEW_QUERIES or "DISTKGD_PACKED" in os.environ
+        if way != "portable" and few and queries.dtype == self.dtype == torch.float32:
+            found = _products(way, self.packed, self.quantiser.bits, queries.contiguous())
+            if found is not None:
+                return found
+        out = queries.new_empty(len(queries), len(self))
+        step = max(1, _NUMBERS_AT_ONCE // self.packed.columns)
+        for at in range(0, len(self), step):
+            block = slice(at, at + step)
+            torch.mm(queries, self.take(block).to(queries.dtype).T, out=out[:, block])
+        return out
+
+
+def chosen() -> str:
+    """The way of WAYS that DISTKGD_PACKED names, or the best one here; ConfigError for one that is not to be had."""
+    lib = library("packed")
+    able = WAYS[: 1 if lib is None else lib.packed_level() + 1]
+    way = os.environ.get("DISTKGD_PACKED", able[-1])
+    if way not in able:
+        why = "this processor or DISTKGD_KERNELS does without it" if way in WAYS else "there is no such way"
+        raise ConfigError(f"DISTKGD_PACKED={way}: {why}; allowed here: {', '.join(able)}.")
+    return way
+
+
+def unpack(packed: Packed, quantiser: Quantiser) -> Tensor:
+    """[n, biases + columns] float32: `Quantiser.unpack`, number by number."""
+    lib = library("packed")
+    if lib is None or packed.codes.device.type != "cpu":
+        return quantiser.unpack(packed)
+    n, biases, columns = len(packed.codes), quantiser.biases, packed.columns
+    out = torch.empty(n, biases + columns)
+    parts = [address(part) for part in (packed.codes, packed.step, packed.bias)]
+    sizes = [ctypes.c_int64(size) for size in (n, columns, packed.step.shape[1], biases)]
+    lib.packed_unpack(*parts, quantiser.bits, *sizes, address(out))
+    return out
+
+
+def _products(way: str, packed: Packed, bits: int, queries: Tensor) -> Tensor | None:
+    # None where the kernels do not know how.
+    groups = packed.step.shape[1]
+    if groups > 1 and packed.columns // groups * bits % _LANE_BITS:
+        return None
+    out = queries.new_empty(len(queries), len(packed.codes))
+    n, columns, num = (ctypes.c_int64(size) for size in (len(packed.codes), packed.columns, len(queries)))
+    parts = address(packed.codes), address(packed.step), bits, n, columns, ctypes.c_int64(groups)
+    lib = library("packed")
+    assert lib is not None
+    return out if lib.packed_products(WAYS.index(way), *parts, address(queries), num, address(out)) else None

@@ -1,0 +1,244 @@
+"""Packed rows score as the rows that they are unpacked to: every scorer, bits, group and kernel, and any world size."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from distkgd.data import Vocabulary
+from distkgd.data.filters import KnownAnswers, Queries, both_sides
+from distkgd.distributed.checkpoint.tables import write_tensors
+from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.tables import ShardedTable, plan_route
+from distkgd.errors import ConfigError
+from distkgd.evaluation.prediction import top_k
+from distkgd.evaluation.ranking import ranks_of, ranks_of_crops
+from distkgd.evaluation.trained_model import load
+from distkgd.kernels import packed as kernels
+from distkgd.kernels.build import library
+from distkgd.kernels.packed import WAYS, PackedRows, chosen, unpack
+from distkgd.kernels.quantiser import Quantiser, Rounding
+from distkgd.models.model import Model, new_model
+from distkgd.models.model_folder import load_model, save_model, write_names
+from distkgd.scorers import SCORERS, build_scorer
+from tests.ranks import run_on_ranks
+from tests.toys import toy_graph
+
+FEW = (1, 2, 3, 4, 8)
+LIB = library("packed")
+HERE = WAYS[: 1 if LIB is None else LIB.packed_level() + 1]
+KERNELS = [
+    pytest.param(way, id=way)
+    if way in HERE
+    else pytest.param(way, id=f"{way}: not on this processor", marks=pytest.mark.skip(f"no {way} here"))
+    for way in WAYS
+]
+SHAPES = [(5, None), (16, None), (16, 4), (64, 32), (100, None), (100, 4), (256, 64), (300, None), (384, 128)]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.parametrize("bits", FEW)
+@pytest.mark.parametrize(("columns", "group"), SHAPES)
+def test_products_are_those_of_the_unpacked_rows(
+    way: str, bits: int, columns: int, group: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTKGD_PACKED", way)
+    quantiser = Quantiser(bits, group)
+    rows = PackedRows(quantiser.pack(normal(301, columns)), quantiser)
+    full = rows.take(slice(None)).double()
+    queries = normal(20, columns, seed=1) * torch.logspace(-20, 20, 20).unsqueeze(1)
+    queries[3] = 0.0
+    queries[4, 1:] = 0.0
+    for few in (queries, queries[:1], queries[7:10]):
+        for lo, hi in ((0, 301), (17, 18), (299, 301)):
+            off = (rows[lo:hi].products(few) - few.double() @ full[lo:hi].T).abs()
+            # As good as float32: what a query of such numbers loses in a product and in a sum.
+            assert (off <= 2e-6 * few.double().abs() @ full[lo:hi].abs().T + 1e-44).all()
+
+
+@pytest.mark.parametrize("way", KERNELS)
+def test_a_query_that_is_no_number_has_the_same_scores(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTKGD_PACKED", way)
+    quantiser = Quantiser(2)
+    rows = PackedRows(quantiser.pack(normal(30, 64)), quantiser)
+    queries = normal(2, 64, seed=1)
+    queries[1, 5] = torch.inf
+    torch.testing.assert_close(rows.products(queries), queries @ rows.take(slice(None)).T, equal_nan=True)
+
+
+@pytest.mark.parametrize("bits", FEW)
+@pytest.mark.parametrize(("columns", "group"), SHAPES)
+@pytest.mark.parametrize("biases", [0, 1])
+def test_the_kernel_unpacks_bit_by_bit_what_torch_does(
+    bits: int, columns: int, group: int | None, biases: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantiser = Quantiser(bits, group, biases)
+    packed = quantiser.pack(normal(37, biases + columns))
+    fast = unpack(packed, quantiser)
+    monkeypatch.setattr(kernels, "library", lambda name: None)
+    assert torch.equal(unpack(packed, quantiser), fast)
+
+
+def pairs_of_all() -> list[tuple[str, int, int | None, str]]:
+    """(scorer, bits, group, way): every scorer with every bits, and each of these pairs with group and way in turn."""
+    turns = itertools.cycle(itertools.product((None, 4, 16), HERE))
+    return [
+        (scorer, bits, *turn)
+        for (scorer, bits), turn in zip(itertools.product(SCORERS, FEW), turns, strict=False)  # the turns never end
+    ]
+
+
+def packed_of(model: Model, rounding: Rounding) -> Model:
+    """The model with rows of few bits, packed as a loaded one's are."""
+    quantiser = rounding.quantisers(model.scorer)["entity"]
+    rows = PackedRows(quantiser.pack(model.entity.weight), quantiser)
+    table = ShardedTable(rows, model.entity.total, model.entity.ranks)
+    return Model(model.scorer, table, model.relation, model.num_relations, model.reciprocal)
+
+
+@pytest.mark.parametrize(("scorer", "bits", "group", "way"), pairs_of_all())
+def test_answers_and_ranks_are_those_of_the_widened_model(
+    scorer: str, bits: int, group: int | None, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTKGD_PACKED", way)
+    monkeypatch.setattr("distkgd.evaluation.ranking.SCORES_AT_ONCE", 600)  # several blocks
+    graph, reciprocal = toy_graph(), SCORERS[scorer].tails_only
+    made = build_scorer(scorer, 16)
+    model = new_model(made, graph.num_entities, graph.num_relations, Ranks(), reciprocal=reciprocal, seed=1)
+    packed = packed_of(model, Rounding(bits, group=group))
+    wide = packed.widened()
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    assert torch.equal(*(ranks_of(one, graph.test, known, Ranks()) for one in (packed, wide)))
+    crops = [ranks_of_crops(one, [8, 16], graph.test, known, Ranks()) for one in (packed, wide)]
+    assert all(torch.equal(crops[0][dim], crops[1][dim]) for dim in (8, 16))
+    queries = both_sides(graph.test[:3])
+    for asked in (queries, Queries(*(column[:1] for column in queries))):
+        (scores, ids), (wanted, _) = (top_k(one, asked, 5, scores_at_once=60) for one in (packed, wide))
+        torch.testing.assert_close(scores, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+        everything = dict(zip(*(x.flatten().tolist() for x in top_k(wide, asked, 99)[::-1]), strict=True))
+        assert len(asked.anchor) > 1 or [everything[i] for i in ids[0].tolist()] == pytest.approx(
+            wanted[0].tolist(), rel=1e-5, abs=1e-6
+        )
+
+
+def answers(ranks: Ranks, folder: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    graph, model = toy_graph(), load_model(folder, ranks).model
+    assert isinstance(model.entity.shard, PackedRows)
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    return *top_k(model, both_sides(graph.test), 7), ranks_of(model, graph.test, known, ranks)
+
+
+def save_packed(ranks: Ranks, folder: str) -> None:
+    graph = toy_graph()
+    model = new_model(build_scorer("complex", 16), graph.num_entities, 5, ranks, reciprocal=False, seed=1)
+    save_model(folder, model.quantised(Rounding(2, 4)), graph, {"source": "toy"})
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [(1, 3), (3, 1), (3, 2)])
+def test_files_of_one_world_size_answer_at_another(wrote: int, reads: int, tmp_path: Path) -> None:
+    folder = str(tmp_path / "model")
+    run_on_ranks(wrote, save_packed, folder=folder)
+    (one,) = run_on_ranks(1, answers, folder=folder)
+    for found in run_on_ranks(reads, answers, folder=folder):
+        torch.testing.assert_close(found[0], one[0])
+        assert torch.equal(found[1], one[1]) and torch.equal(found[2], one[2])
+
+
+def test_a_packed_model_in_a_program_scores_as_its_widened_copy(tmp_path: Path) -> None:
+    save_packed(Ranks(), str(tmp_path / "model"))
+    packed = load(tmp_path / "model")
+    packed.save(tmp_path / "wide")
+    wide = load(tmp_path / "wide")
+    assert torch.equal(packed.entity_rows, wide.entity_rows) and isinstance(wide.entity_rows, torch.Tensor)
+    triples = toy_graph().test
+    torch.testing.assert_close(packed.score(triples, ids=True), wide.score(triples, ids=True))
+    near = [one.nearest([0, 5], 4, ids=True) for one in (packed, wide)]
+    assert torch.equal(near[0].ids, near[1].ids)
+    torch.testing.assert_close(packed.crop(8).entity_rows, wide.crop(8).entity_rows)
+
+
+@pytest.mark.parametrize(("way", "off"), [("sse", False), ("avx2", True), ("AVX2", False)])
+def test_a_way_that_is_not_to_be_had_is_refused(
+    way: str, off: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_packed(Ranks(), str(tmp_path / "model"))
+    monkeypatch.setenv("DISTKGD_PACKED", way)
+    if off:
+        monkeypatch.setattr(kernels, "library", lambda name: None)
+    with pytest.raises(ConfigError, match=rf"^DISTKGD_PACKED={way}: [^\n]*; allowed here: portable[^\n]*\.$"):
+        load_model(tmp_path / "model", Ranks())
+    monkeypatch.setenv("DISTKGD_PACKED", "portable")
+    assert chosen() == "portable" and isinstance(load_model(tmp_path / "model", Ranks()).model, Model)
+
+
+def test_packed_rows_take_no_gradient(tmp_path: Path) -> None:
+    save_packed(Ranks(), str(tmp_path / "model"))
+    table = load_model(tmp_path / "model", Ranks()).model.entity
+    route = plan_route(torch.tensor([1, 2]), None, table.total, Ranks())
+    with pytest.raises(AssertionError, match="for reading only"):
+        table.open(route, grad=True)
+    assert table.widened().open(route, grad=True).leaf.requires_grad
+
+
+SERVES = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from distkgd.evaluation.trained_model import load
+from distkgd.models import model_folder
+
+folder, small = Path(sys.argv[1]), Path(sys.argv[2])
+names = model_folder.read_names(folder, "entities", "entity_labels", 1_000_000)
+load(small).predict(head="e000", relation=0, ids=True)  # whatever a first answer imports and compiles
+
+def held(what):
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 1024
+
+read = model_folder.read_names
+model_folder.read_names = lambda *a: names if a[1] == "entities" else read(*a)
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at what is held now
+before = held("VmRSS")
+model = load(folder)
+print(held("VmHWM") - before, held("VmRSS") - before)
+assert len(model.predict(head=7, relation=1, ids=True).names[0]) == 10
+print(held("VmHWM") - before)
+"""
+
+
+def test_a_million_rows_of_two_bits_are_loaded_and_asked_in_little_memory(tmp_path: Path) -> None:
+    save_packed(Ranks(), str(tmp_path / "small"))
+    folder, num = tmp_path / "model", 1_000_000
+    folder.mkdir()
+    codes = torch.randint(0, 256, (num, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tables = {
+        "entity.codes": codes,
+        "entity.step": torch.ones(num, 1, dtype=torch.bfloat16),
+        "relation": normal(3, 256),
+    }
+    for name, table in tables.items():
+        write_tensors(folder / f"{name}.safetensors", {name: table})
+    about = {"format": "distkgd-packed/1", "scorer": build_scorer("distmult", 256).constants()}
+    about |= {"num_entities": num, "num_relations": 3, "reciprocal": False, "dtype": "float32"}
+    about |= {"packed": {"entity": Quantiser(2).to_json()}, "files": {name: [f"{name}.safetensors"] for name in tables}}
+    (folder / "config.json").write_text(json.dumps(about))
+    numbers = pl.arange(0, num, eager=True).cast(pl.String)
+    write_names(folder, "entities", "entity_labels", Vocabulary("e" + numbers))
+    write_names(folder, "relations", "relation_labels", Vocabulary(pl.Series(["a", "b", "c"])))
+    asked = [sys.executable, "-c", SERVES, str(folder), str(tmp_path / "small")]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loading, loaded, answering = map(float, done.stdout.split())
+    file = (folder / "entity.codes.safetensors").stat().st_size + 2 * num
+    assert loaded <= 1.1 * file / 2**20 and loading < 100
+    assert answering < 200  # the table, and a million scores and ids, copied and ordered
