@@ -117,11 +117,16 @@ def scatter(points: Sequence[Sequence[float]], names: tuple[str, str]) -> Plot:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar chart: MRRs by role. note: how much there is of it."""
+    """A row of a bar chart: MRRs by role. count: how much there is of it, None: it is not counted."""
 
     name: str
-    note: str
+    count: float | None
     values: Mapping[str, float]
+
+    @property
+    def note(self) -> str:
+        """The count in words."""
+        return "" if self.count is None else f"{self.count:,.0f}"
 
 
 @dataclass(frozen=True)

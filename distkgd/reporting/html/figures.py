@@ -1,6 +1,6 @@
 """The figures of the report: which numbers of the run go into which chart, and what is said below it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,14 +206,13 @@ def parts_section(report: RunReport, pair: Pair | None) -> Section:
     legend = ", ".join(
         f"{shape} {names[role]}" for role, shape in zip(found, ("broad bar", "slim bar", "tick"), strict=False)
     )
-    counted = sorted(found["student"]["relation"].items(), key=lambda item: (-(item[1]["num_triples"] or 0), item[0]))
-    relations = _rows(found, "relation", [name for name, _ in counted], "num_triples")
+    relations = sorted(_rows(found, "relation", "num_triples"), key=lambda row: (-(row.count or 0), row.name))
     few = f" The {RELATIONS} of {len(relations)} with the most triples." if len(relations) > RELATIONS else ""
     caption = f"{split.capitalize()} MRR by relation ({legend}); beside the name, its {split} triples.{few}"
     section.figures.append(_bars("By relation", relations[:RELATIONS], relations, names, caption))
     tail = [
-        *_rows(found, "relation_frequency", None, "num_triples", lambda key: f"relations {_sign(key)}"),
-        *_rows(found, "answer_degree", None, "num_queries", lambda key: f"seen {key}\u00d7"),
+        *_rows(found, "relation_frequency", "num_triples", lambda key: f"relations {_sign(key)}"),
+        *_rows(found, "answer_degree", "num_queries", lambda key: f"seen {key}\u00d7"),
     ]
     caption = (
         f"{split.capitalize()} MRR on relations with few and many training triples, and by the number of training "
@@ -222,8 +221,8 @@ def parts_section(report: RunReport, pair: Pair | None) -> Section:
     if tail:
         section.figures.append(_bars("The long tail", tail, tail, names, caption))
     kinds = [
-        *_rows(found, "direction", None, "", lambda key: f"{key} asked"),
-        *_rows(found, "category", None, "num_triples", lambda key: f"{key} relations"),
+        *_rows(found, "direction", "", lambda key: f"{key} asked"),
+        *_rows(found, "category", "num_triples", lambda key: f"{key} relations"),
     ]
     caption = f"{split.capitalize()} MRR by what is asked for, and by how many heads and tails a relation joins."
     section.figures.append(_bars("Directions and categories", kinds, kinds, names, caption))
@@ -234,17 +233,14 @@ def _sign(key: str) -> str:
     return key.replace(">=", "\u2265 ").replace("<", "< ")
 
 
-def _rows(
-    found: Mapping[str, Parts], part: str, keys: Iterable[str] | None, count: str, name: Callable[[str], str] = str
-) -> list[Bar]:
+def _rows(found: Mapping[str, Parts], part: str, count: str, name: Callable[[str], str] = str) -> list[Bar]:
     rows = []
-    for key in found["student"].get(part, {}) if keys is None else keys:
+    for key in found["student"].get(part, {}):
         cells = {role: by[part][key] for role, by in found.items() if key in by.get(part, {})}
         number = cells["student"].get(count)
-        if number == 0:
-            continue
-        values = {role: mrr for role, cell in cells.items() if (mrr := cell["mrr"]) is not None}
-        rows.append(Bar(name(key), "" if number is None else f"{number:,.0f}", values))
+        if number != 0:
+            values = {role: mrr for role, cell in cells.items() if (mrr := cell["mrr"]) is not None}
+            rows.append(Bar(name(key), number, values))
     return rows
 
 

@@ -76,7 +76,7 @@ def test_a_mark_stands_where_its_numbers_are() -> None:
 
 
 def test_bars_are_told_from_the_first_role_to_the_second() -> None:
-    rows = [Bar("one", "9", {"teacher": 0.8, "student": 0.4, "direct": 0.1}), Bar("two", "3", {"student": 0.0})]
+    rows = [Bar("one", 9.0, {"teacher": 0.8, "student": 0.4, "direct": 0.1}), Bar("two", 3.0, {"student": 0.0})]
     bars = Bars(rows, {"teacher": "T", "student": "S", "direct": "D"})
     assert [bars.change(row) for row in rows] == [".80 → .40", ".00"]
 
