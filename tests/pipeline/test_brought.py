@@ -16,6 +16,7 @@ from distkgd.pipeline.config import parse_config
 from distkgd.pipeline.foreign_reports import seen_held_out, warnings_of, with_brought
 from distkgd.pipeline.plan import run_plan
 from distkgd.pipeline.stage_job import Run
+from distkgd.reporting.report import HEADER
 from tests.jobs import toy_model
 from tests.launches import small_data
 from tests.ranks import run_on_ranks
@@ -62,10 +63,16 @@ def test_it_has_a_row_of_its_own_and_the_others_are_measured_against_it(
     assert teacher["source"] == str(elsewhere) and student["teachers"] == ["teacher"]
     text = (tmp_path / "run/report.md").read_text(encoding="utf-8")
     cells = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in text.splitlines() if row.startswith("| ")}
+    kept_at = HEADER.index("retained")
     for row in (student, direct):
         kept = 100 * row["test"]["mrr"] / teacher["test"]["mrr"]
-        assert cells[row["name"]][10:12] == [f"{kept:.1f}%", f"{teacher['bytes'] / row['bytes']:.1f}×"]
-    assert cells["teacher"][1] == "brought" and cells["teacher"][10] == "–" and cells["teacher"][-1].startswith("–")
+        assert cells[row["name"]][kept_at : kept_at + 2] == [
+            f"{kept:.1f}%",
+            f"{teacher['bytes'] / row['bytes']:.1f}×",
+        ]
+    assert (
+        cells["teacher"][1] == "brought" and cells["teacher"][kept_at] == "–" and cells["teacher"][-1].startswith("–")
+    )
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert "of the teacher" in page and "The models could not be asked" not in page
 
