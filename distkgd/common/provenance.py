@@ -14,7 +14,7 @@ import torch
 
 from distkgd.common.version import __version__
 
-PACKAGE = Path(__file__).resolve().parent.parent.parent
+PACKAGE = Path(__file__).resolve().parent.parent
 CODE = ("distkgd", "launch", "benchmarks/*.py", "pyproject.toml")  # of a checkout: what may change a figure
 SECONDS = 60.0  # that git may take
 
@@ -34,7 +34,7 @@ def version_of(package: Path) -> str:
     if not _is_checkout(root):
         return f"version {__version__}"
     try:
-        if _git(root, "ls-files", "--", f"{package.name}/provenance.py") == "":
+        if _git(root, "ls-files", "--", f"{package.name}/common/provenance.py") == "":
             return f"version {__version__}"  # lies in a checkout of distkgd that does not know it
         commit = _git(root, "rev-parse", "HEAD").strip()
         edited = sorted(set(_edited(root)))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from distkgd.common.console import Display
-from distkgd.common.provenance import version_of
+from distkgd.common.provenance import PACKAGE, version_of
 from distkgd.common.version import __version__
 from distkgd.data import anchored, load_graph
 from distkgd.distributed.ranks import Ranks
@@ -33,9 +33,9 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def package_in(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "distkgd").mkdir()
-    return Path(shutil.copy(ROOT / "distkgd/common/provenance.py", folder / "distkgd")).parent
+    (folder / "distkgd/common").mkdir(parents=True)
+    shutil.copy(PACKAGE / "common/provenance.py", folder / "distkgd/common")
+    return folder / "distkgd"
 
 
 def committed(folder: Path) -> str:
@@ -70,6 +70,10 @@ def test_an_installed_package_says_its_version_and_never_the_commit_around_it(
     assert version_of(package) == INSTALLED
 
 
+def test_the_package_whose_commit_is_told_is_this_one() -> None:
+    assert PACKAGE == ROOT / "distkgd"
+
+
 def test_a_package_that_its_own_repository_does_not_know_says_its_version(checkout: Path) -> None:
     assert version_of(package_in(checkout / "build/lib")) == INSTALLED
     git(checkout, "rm", "-q", "-r", "--cached", "distkgd")
@@ -94,7 +98,7 @@ def test_an_edited_checkout_says_modified_with_a_hash_of_the_difference(checkout
     (checkout / "README.md").write_text("other words\n", encoding="utf-8")  # no figure comes from it
     (package / "made.so").write_bytes(b"ignored by git")
     assert version_of(package) == commit
-    code = package / "provenance.py"
+    code = package / "common/provenance.py"
     kept = code.read_text(encoding="utf-8")
     said = []
     for change in ("# one\n", "# two\n"):
@@ -140,7 +144,7 @@ def test_a_model_finds_its_data_from_any_working_directory(
     (home / "deep").mkdir()
     if data == "kinship":
         monkeypatch.setattr("distkgd.data.datasets.public.SHA256", {})
-        monkeypatch.setattr("distkgd.data.datasets.public.PUBLIC", {"kinship": _Published()})
+        monkeypatch.setattr("distkgd.data.datasets.public.PUBLIC", {"kinship": "https://nowhere"})
         monkeypatch.setenv("DISTKGD_DATA", "sets")
         small_data(home / "sets/kinship")
     monkeypatch.chdir(home)
@@ -152,10 +156,6 @@ def test_a_model_finds_its_data_from_any_working_directory(
     (tmp_path / "run/examples.json").unlink()
     assert remake(tmp_path / "run")[1] == []
     assert json.loads((student / "model/config.json").read_text())["commit"] == report["machine"]["commit"]
-
-
-class _Published:
-    train_md5 = None
 
 
 def test_names_of_data_sets_stay_names(monkeypatch: pytest.MonkeyPatch) -> None:
