@@ -221,7 +221,7 @@ def zero3(spec: Spec, graph: Graph, ranks: Ranks) -> tuple[Callable[[int], float
         batch = sampler.batch(number)
         mine = slice(*ranks.share(QUERIES))
         queries = batch.queries
-        negatives = sampler.shared_negatives(number, NEGATIVES)
+        negatives = sampler.negatives(number, NEGATIVES)[0]
         loss = engine(queries.anchor[mine], queries.relation[mine], queries.answer[mine], negatives)
         engine.backward(loss)
         engine.step()

@@ -47,7 +47,7 @@ def main(
         model, notes = import_model(source, out, given, ranks, graph, "" if data is None else anchored(data))
         for note in notes:
             display.line(note)
-        display.line(f"written: {out} ({model.scorer}, {len(model.entities):,} entities)")
+        display.line(f"written: {out} ({model.scorer}, {len(model.entity):,} entities)")
 
     launch(body, device="cpu")
 

@@ -128,10 +128,10 @@ def spelled_out(input_builder: StepInputBuilder, step: int) -> list[Asked]:
             if input_builder.kind == "all":
                 pool = list(range(sampler.num_entities))
             elif input_builder.kind == "batch":
-                pool = sampler.shared_negatives(step, input_builder.num).tolist()
+                pool = sampler.negatives(step, input_builder.num)[0].tolist()
             else:
                 group = i // input_builder.chunk if input_builder.kind == "chunk" else len(out)
-                pool = sampler.group_negatives(step, group, 1, input_builder.num)[0].tolist()
+                pool = sampler.negatives(step, input_builder.num, group, 1)[0].tolist()
             anchor, answer = (head, tail) if side == 0 else (tail, head)
             if side == 0:
                 known = {t for h, r, t in train if h == anchor and r == relation}

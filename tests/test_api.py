@@ -24,7 +24,7 @@ from distkgd.models.model_folder import save_model
 from distkgd.scorers import SCORERS, build_scorer
 from tests.docs.pages import blocks, section
 from tests.jobs import toy_model
-from tests.toys import toy_graph
+from tests.toys import labels_of, toy_graph
 
 ENTITIES, RELATIONS = 41, 5
 
@@ -297,7 +297,8 @@ NAMES = ("e001", "", "e003")
 def numbered(folder: Path, names: list[str], labels: dict[int, str] | None = None) -> distkgd.TrainedModel:
     """A ComplEx of entities with these names, and of relations 0 … 2."""
     toy = toy_graph(len(names), 3)
-    entities, relations = Vocabulary(pl.Series(names), labels), Vocabulary(pl.Series(["0", "1", "2"]))
+    entities = Vocabulary(pl.Series(names), None if labels is None else labels_of(len(names), labels))
+    relations = Vocabulary(pl.Series(["0", "1", "2"]))
     graph = Graph("toy", toy.train, toy.valid, toy.test, entities, relations, toy.sha256, ())
     save_model(folder, toy_model(graph), graph, {})
     return distkgd.load(folder)
@@ -362,7 +363,7 @@ def test_a_name_nobody_knows_fails_its_own_row_of_a_batch(made: distkgd.TrainedM
 
 def test_a_shared_label_is_refused_with_the_names_to_choose_from(graph: Graph, tmp_path: Path) -> None:
     model = toy_model(graph)
-    labelled = Vocabulary(graph.entities.names, {0: "bank", 3: "bank", 5: "river"})
+    labelled = Vocabulary(graph.entities.names, labels_of(graph.num_entities, {0: "bank", 3: "bank", 5: "river"}))
     with_labels = Graph("toy", graph.train, graph.valid, graph.test, labelled, graph.relations, graph.sha256, ())
     save_model(tmp_path / "model", model, with_labels, {})
     m = distkgd.load(tmp_path / "model")

@@ -3,6 +3,8 @@
 Each ends in one line that says what is wrong, exit code 2 and nothing written, or in what was asked for.
 """
 
+import contextlib
+import io
 import itertools
 import json
 import math
@@ -10,8 +12,6 @@ import os
 import re
 import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from distkgd.cli import run_main
 from distkgd.errors import UnsupportedError
-from tests.launches import ROOT, SMALL, call, held, refusal, small_data
+from tests.launches import SMALL, call, held, program, refusal, small_data
 from tests.odd_refusals import REFUSALS
 
 Arguments = tuple[str, ...]
@@ -498,24 +499,14 @@ def test_a_terminal_without_unicode_gets_what_was_asked_for(place: Path, tmp_pat
     (model / "entity_labels.tsv").write_text(
         "".join(f"{i}\t{label}\n" for i, label in enumerate(labels)), encoding="utf-8"
     )
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    command = [
-        sys.executable,
-        str(ROOT / "launch" / "predict.py"),
-        str(model),
-        "--relation",
-        "r1",
-        "--data",
-        str(place / "data"),
-    ]
-    done = subprocess.run([*command, "--head", "größe"], env=environment, capture_output=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert rb"\u5317\u4eac" in done.stdout
-    done = subprocess.run(
-        [*command, b"--head", b"gr\xf6\xdfe"], env=environment, capture_output=True, check=False, timeout=120
-    )
-    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
-    assert b"UTF-8" in done.stderr
+    command = [str(model), "--relation", "r1", "--data", str(place / "data"), "--head"]
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # as with PYTHONIOENCODING=ascii
+    with contextlib.redirect_stdout(shown):
+        assert run_main(program("predict"), [*command, "größe"]) == 0
+    shown.flush()
+    assert rb"\u5317\u4eac" in shown.buffer.getvalue()  # type: ignore[attr-defined]
+    code, _, told = call("predict", [*command, os.fsdecode(b"gr\xf6\xdfe")])
+    assert code == 2 and told.count("\n") == 1 and "UTF-8" in told
 
 
 def test_there_are_at_least_six_hundred_distinct_cases() -> None:

@@ -32,6 +32,11 @@ def toy_graph(entities: int = 41, relations: int = 5, triples: int = 400, seed: 
     return Graph("toy", rows[2 * cut :], rows[:cut], rows[cut : 2 * cut], *names, f"{seed:064d}", ())
 
 
+def labels_of(number: int, labels: dict[int, str]) -> pl.Series:
+    """[number] labels by row; null for the others."""
+    return pl.Series([labels.get(row) for row in range(number)], dtype=pl.String)
+
+
 def toy_run(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | None = None) -> Run:
     """A Run on a toy graph, untracked and silent."""
     parsed: RunConfig = parse_config({"mlflow": {"enabled": False}, **config}, "test")

@@ -1,23 +1,10 @@
 """What a person at the terminal sees; silent on every rank but the first."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-
-class Bar:
-    """A progress bar of steps; only drawn on a terminal."""
-
-    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
-        self._progress = progress
-        self._task = task
-
-    def update(self, step: int) -> None:
-        """Move to `step`."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Display:
@@ -40,16 +27,10 @@ class Display:
         self._console.print(f"error: {text}", markup=False, style="red", soft_wrap=True)
 
     @contextmanager
-    def bar(self, name: str, total: int) -> Iterator[Bar]:
-        """A progress bar for `total` steps."""
-        if not (self._active and self._console.is_terminal):
-            yield Bar(None, None)
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            yield Bar(progress, progress.add_task(name, total=total))
+    def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar of `total` steps, drawn on a terminal alone; moved to a step by what is yielded."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        hidden = not (self._active and self._console.is_terminal)
+        with Progress(*columns, console=self._console, transient=True, disable=hidden) as progress:
+            task = progress.add_task(name, total=total)
+            yield lambda step: progress.update(task, completed=step)

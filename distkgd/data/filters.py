@@ -28,6 +28,14 @@ def both_sides(triples: Tensor) -> Queries:
     )
 
 
+def spread(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """([p] range, [p] position) of each position in the ranges first … last - 1 ([n] int64), range by range."""
+    counts = last - first
+    which = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    before = torch.cumsum(counts, 0) - counts
+    return which, torch.arange(len(which), device=counts.device) + (first - before)[which]
+
+
 class KnownAnswers:
     """Looks up the answers that `triples` ([n, 3] int64) hold for a query.
 
@@ -75,11 +83,7 @@ class KnownAnswers:
 
     def pairs(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """([p] query position, [p] entity), int64: every known answer of every query, ordered by query."""
-        first, last = self._ranges(queries)
-        counts = last - first
-        query = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        before = torch.cumsum(counts, 0) - counts
-        position = torch.arange(len(query), device=counts.device) - before[query] + first[query]
+        query, position = spread(*self._ranges(queries))
         return query, self._answers[position].long()
 
     def _key(self, anchor: Tensor, relation: Tensor, side: Tensor | int) -> Tensor:

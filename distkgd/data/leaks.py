@@ -28,8 +28,6 @@ _BLOCK = 1 << 20
 _BITS = 24  # of a pair's place in the table: it stays in the cache
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # Fibonacci hashing: 2^64 over the golden ratio, as int64
 
-Twins = Mapping[tuple[int, int, bool], float]
-
 
 @dataclass(frozen=True)
 class Twin:
@@ -39,6 +37,13 @@ class Twin:
     of: str
     turned: bool
     share: float
+
+    def __str__(self) -> str:
+        relation, of = (shorten(name, NAME_SHOWN) for name in (self.relation, self.of))
+        share = f"in {100 * self.share:.0f}%"
+        if self.relation == self.of:
+            return f"{relation!r} is symmetric {share} of its triples"
+        return f"{relation!r} is {of!r}{' turned round' if self.turned else ''} {share} of its triples"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Leaks:
         if not any(number for number, _ in self.counts.values()):
             return ""
         held = ", ".join(f"{split} {number:,} of {size:,}" for split, (number, size) in self.counts.items())
-        shown = "; ".join(map(_told, self.twins[:TWINS_SHOWN]))
+        shown = "; ".join(map(str, self.twins[:TWINS_SHOWN]))
         more = f"; and {len(self.twins) - TWINS_SHOWN} more such pairs" if len(self.twins) > TWINS_SHOWN else ""
         return (
             f"leakage: held-out triples that train says in other words: {held} ({shown}{more}). "
@@ -70,23 +75,15 @@ def find_leaks(splits: Mapping[str, Tensor], names: pl.Series) -> Leaks:
     held = {split: rows for split, rows in splits.items() if split != "train"}
     met = partners(torch.cat(list(held.values())), [splits["train"]])
     twins = _twins(list(splits.values()), len(names), met["relation"].unique().to_list()) if len(met) else {}
-    leaks = _rows_of(met, twins, sum(map(len, held.values()))).split([len(rows) for rows in held.values()])
-    counts = {split: (int(mask.sum()), len(mask)) for split, mask in zip(held, leaks, strict=True)}
+    schema = {"relation": pl.Int64, "other": pl.Int64, "turned": pl.Boolean}
+    leaking = met.join(pl.DataFrame(list(twins), schema=schema, orient="row"), on=list(schema), how="semi")["row"]
+    counts, first = {}, 0
+    for split, rows in held.items():
+        here = leaking.is_between(first, first + len(rows), closed="left")
+        counts[split] = leaking.filter(here).n_unique(), len(rows)
+        first += len(rows)
     named = [Twin(names[a], names[b], turned, share) for (a, b, turned), share in twins.items()]
     return Leaks(counts, tuple(sorted(named, key=lambda twin: (-twin.share, twin.relation, twin.of, twin.turned))))
-
-
-def twins_of(triples: Tensor, num_relations: int) -> dict[tuple[int, int, bool], float]:
-    """(relation, twin, turned round) -> share of the relation's triples ([n, 3], distinct) that the twin has too.
-
-    Of a relation of more than SAMPLED triples it is the share of about so many; of fewer where many are large.
-    """
-    return _twins([triples], num_relations, range(num_relations))
-
-
-def leaking(held_out: Tensor, train: Tensor, twins: Twins) -> Tensor:
-    """[n] bool: whether train ([m, 3]) has the twin of each triple of `held_out` ([n, 3])."""
-    return _rows_of(partners(held_out, [train]), twins, len(held_out))
 
 
 def partners(asked: Tensor, parts: Sequence[Tensor]) -> pl.DataFrame:
@@ -113,7 +110,8 @@ def _places(triples: Tensor) -> Tensor:
 
 
 def _twins(parts: Sequence[Tensor], num_relations: int, of: Sequence[int]) -> dict[tuple[int, int, bool], float]:
-    # `twins_of` the relations `of`, of all triples in `parts`, where one may be in several.
+    # (relation, twin, turned round) -> share of the triples of each relation in `of` that the twin has too, among all
+    # in `parts`, where one may be in several. Of a relation of more than SAMPLED triples it is that of about so many.
     asked = _sampled(parts, num_relations, of)
     size = torch.bincount(asked[:, 1], minlength=num_relations).tolist()
     two = asked[asked[:, 0] != asked[:, 2]]  # of an entity with itself no triple says how relations are related
@@ -138,24 +136,5 @@ def _sampled(parts: Sequence[Tensor], num_relations: int, of: Sequence[int]) -> 
     return torch.cat(found)
 
 
-def _rows_of(met: pl.DataFrame, twins: Twins, number: int) -> Tensor:
-    # [number] bool: the rows of `met` that were met by a twin.
-    leaks = torch.zeros(number, dtype=torch.bool)
-    pairs = pl.DataFrame(
-        list(twins), schema={"relation": pl.Int64, "other": pl.Int64, "turned": pl.Boolean}, orient="row"
-    )
-    rows = met.join(pairs, on=["relation", "other", "turned"], how="semi")["row"].unique()
-    leaks[torch.from_numpy(rows.to_numpy().astype("int64"))] = True
-    return leaks
-
-
 def _frame(triples: Tensor, relation: str) -> pl.DataFrame:
     return pl.DataFrame(triples.numpy(), schema=["head", relation, "tail"], orient="row")
-
-
-def _told(twin: Twin) -> str:
-    relation, of = (shorten(name, NAME_SHOWN) for name in (twin.relation, twin.of))
-    share = f"{100 * twin.share:.0f}%"
-    if twin.relation == twin.of:
-        return f"{relation!r} is symmetric in {share} of its triples"
-    return f"{relation!r} is {of!r}{' turned round' if twin.turned else ''} in {share} of its triples"

@@ -5,6 +5,7 @@ batch is full and every pass visits each triple once, but for those that it leav
 """
 
 import math
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from distkgd.common import random
 from distkgd.common.random import Stream
-from distkgd.data.filters import KnownAnswers, Queries, both_sides
+from distkgd.data.filters import KnownAnswers, Queries, both_sides, spread
+from distkgd.data.relations import per_relation
 from distkgd.errors import ConfigError
 
 Kind = Literal["all", "batch", "chunk", "triple"]
@@ -181,7 +183,10 @@ class Sampler:
         self.balanced = balanced
         self._stream = stream
         self._pass_batch: int | None = None  # of quizzes: size of the batches beside them
-        self._head_probability = _bernoulli(train, num_relations) if sides == "bernoulli" else None
+        self._head_probability: Tensor | None = None
+        if sides == "bernoulli":
+            heads, tails = per_relation(train, num_relations)
+            self._head_probability = tails / (tails + heads).clamp(min=1e-12)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -227,29 +232,21 @@ class Sampler:
         ask_head = side == 1
         return Queries(torch.where(ask_head, tail, head), relation, side, torch.where(ask_head, head, tail))
 
-    def shared_negatives(self, step: int, num: int, among: tuple[int, int] | None = None) -> Tensor:
-        """[num] int64: one uniform sample (with replacement) for the whole global batch, of entities lo … hi - 1."""
-        return self._draw(step, torch.arange(num, device=self.train.device), among)
-
-    def group_negatives(
-        self, step: int, first_group: int, groups: int, num: int, among: tuple[int, int] | None = None
+    def negatives(
+        self, step: int, num: int, first_group: int = 0, groups: int = 1, cuts: Sequence[int] | None = None
     ) -> Tensor:
-        """[groups, num] int64: a uniform sample for each group of queries, numbered globally."""
-        group = torch.arange(first_group, first_group + groups, device=self.train.device)
-        index = group.unsqueeze(1) * num + torch.arange(num, device=self.train.device)
-        return self._draw(step, index, among)
+        """[groups, num] int64: a uniform sample (with replacement) for each group of queries, numbered globally.
 
-    def stratified_negatives(self, step: int, first_group: int, groups: int, num: int, cuts: list[int]) -> Tensor:
-        """[groups, num] int64: as `group_negatives`, but equally many from each shard, in the order of the shards."""
-        each = num // (len(cuts) - 1)
+        cuts: equally many entities cuts[i] … cuts[i + 1] - 1 for each i, in this order; None: of all.
+        """
+        cuts = cuts or (0, self.num_entities)
         index = torch.arange(first_group * num, (first_group + groups) * num, device=self.train.device)
-        index = index.reshape(groups, len(cuts) - 1, each)
-        drawn = [self._draw(step, index[:, i], (lo, hi)) for i, (lo, hi) in enumerate(pairwise(cuts))]
+        index = index.reshape(groups, len(cuts) - 1, num // (len(cuts) - 1))
+        drawn = [
+            random.integers(self.seed, Stream.NEGATIVES, step, index[:, i], hi - lo) + lo
+            for i, (lo, hi) in enumerate(pairwise(cuts))
+        ]
         return torch.cat(drawn, 1)
-
-    def _draw(self, step: int, index: Tensor, among: tuple[int, int] | None) -> Tensor:
-        lo, hi = among or (0, self.num_entities)
-        return random.integers(self.seed, Stream.NEGATIVES, step, index, hi - lo) + lo
 
 
 def excluded_from_shared(
@@ -270,11 +267,8 @@ def excluded_from_shared(
         query, slot = query[inside], entity[inside] - lo
     else:
         # A candidate drawn twice stands in two slots: expand each pair over all of them.
-        first = torch.searchsorted(candidates, entity)
-        counts = torch.searchsorted(candidates, entity, right=True) - first
-        before = torch.cumsum(counts, 0) - counts
-        which = torch.repeat_interleave(torch.arange(len(entity), device=entity.device), counts)
-        slot = torch.arange(len(which), device=entity.device) - before[which] + first[which]
+        first, last = (torch.searchsorted(candidates, entity, right=right) for right in (False, True))
+        which, slot = spread(first, last)
         query = query[which]
     order = torch.sort(slot, stable=True).indices
     return query[order], slot[order]
@@ -290,15 +284,3 @@ def excluded_from_groups(queries: Queries, negatives: Tensor, num_entities: int,
     code = torch.arange(len(queries.answer), device=negatives.device).reshape(groups, per_group, 1) * num_entities
     query, entity = known.pairs(queries)
     return own | torch.isin(code + negatives.unsqueeze(1), query * num_entities + entity)
-
-
-def _bernoulli(train: Tensor, num_relations: int) -> Tensor:
-    # [num_relations] float64: tph / (tph + hpt), the chance that the head is corrupted.
-    def distinct(column: int) -> Tensor:
-        pairs = torch.unique(train[:, [1, column]], dim=0)[:, 0]
-        return torch.bincount(pairs, minlength=num_relations).double()
-
-    triples = torch.bincount(train[:, 1], minlength=num_relations).double()
-    tails_per_head = triples / distinct(0).clamp(min=1)
-    heads_per_tail = triples / distinct(2).clamp(min=1)
-    return tails_per_head / (tails_per_head + heads_per_tail).clamp(min=1e-12)

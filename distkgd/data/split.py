@@ -21,7 +21,7 @@ from distkgd.common.random import Stream
 from distkgd.data.leaks import Twin, find_leaks
 from distkgd.data.reading.folders import read_files, read_folder
 from distkgd.data.reading.formats import AS_THEY_ARE, How, check_file
-from distkgd.data.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, words_of
+from distkgd.data.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble, words_of
 from distkgd.errors import DataError
 
 HELD_OUT = 0.05  # of the triples for valid, and again for test
@@ -80,7 +80,7 @@ def split_file(path: AnyPath, name: str, *, seed: int = 0, allow_unseen: bool = 
     leaked = find_leaks(held, relations)
     notes += filter(None, [str(leaked)])
     leaks = {split: number for split, (number, _) in leaked.counts.items()}
-    graph = assemble_rows(name, held, Vocabulary(entities), Vocabulary(relations), digest, leaks=False)
+    graph = assemble(name, held, Vocabulary(entities), Vocabulary(relations), digest, leaks=False)
     with path.open("rb") as file:
         source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Split(graph, files, seed, allow_unseen, str(path), source_sha256, tuple(notes), leaks, leaked.twins)

@@ -1,7 +1,7 @@
 """Ids, look-up plan and candidates of one rank's part of a batch, before any embedding is touched."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -81,6 +81,11 @@ class StepInputBuilder:
         return quizzes
 
     @property
+    def own(self) -> list[int]:
+        """First entity of this rank's shard, and the first behind it."""
+        return self.cuts[self.ranks.rank : self.ranks.rank + 2]
+
+    @property
     def grouped(self) -> bool:
         """Whether each chunk of triples, or each query, has candidates of its own."""
         return self.kind in ("chunk", "triple")
@@ -125,8 +130,8 @@ class StepInputBuilder:
             return self._grouped(batch)
         if self.kind != "batch":
             return None
-        among = (self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]) if self.move == "nothing" else None
-        return torch.sort(self.sampler.shared_negatives(batch.step, self.num, among)).values
+        among = self.own if self.move == "nothing" else None
+        return torch.sort(self.sampler.negatives(batch.step, self.num, cuts=among)[0]).values
 
     def _candidates(
         self, part: Batch, mine: Batch, cuts: list[int]
@@ -136,7 +141,7 @@ class StepInputBuilder:
         met = part if travelling else mine
         counts = [(stop - start) * part.sides for start, stop in pairwise(cuts)] if travelling else None
         known = self.known if self.filtered else None
-        lo, hi = self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]
+        lo, hi = self.own
         if self.grouped:
             listed, absent = self._grouped(met), None
             if travelling:
@@ -174,16 +179,12 @@ class StepInputBuilder:
         per_group = self.chunk if self.kind == "chunk" else 1
         sides = 1 if self.kind == "chunk" else met.sides
         first, groups = met.offset * sides // per_group, len(met.triples) * sides // per_group
-        if self.move == "nothing":
-            among = self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]
-            return self.sampler.group_negatives(met.step, first, groups, self.num, among)
-        if self.sampler.balanced is not None:
-            return self.sampler.stratified_negatives(met.step, first, groups, self.num, self.cuts)
-        return self.sampler.group_negatives(met.step, first, groups, self.num)
+        cuts = self.own if self.move == "nothing" else self.cuts if self.sampler.balanced is not None else None
+        return self.sampler.negatives(met.step, self.num, first, groups, cuts)
 
     def _own_part(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         # The ids of each group that this rank owns, moved to the front and padded to the longest list; what is padding.
-        lo, hi = self.cuts[self.ranks.rank], self.cuts[self.ranks.rank + 1]
+        lo, hi = self.own
         foreign = (ids < lo) | (ids >= hi)
         order = torch.sort(foreign.to(torch.int8), dim=1, stable=True).indices
         longest = int((~foreign).sum(1).max()) if len(ids) else 0
@@ -193,60 +194,30 @@ class StepInputBuilder:
 
     def _by_owner(self, mine: Batch, ids: Tensor | None) -> tuple[Tensor, tuple[Tensor, list[int]]]:
         # Balanced batches: ids listed by their owner, as many from each; where each anchor, answer, candidate stands.
+        # An owner's block: the heads, all of which this rank owns, then its tails, then its candidates.
         assert self.sampler.balanced is not None
         world, rank, k = self.ranks.world, self.ranks.rank, self.sampler.balanced.per_pair
         heads, tails = mine.triples[:, 0], mine.triples[:, 2]
         each = 0 if ids is None else ids.numel() // world
-        by_owner = None if ids is None else ids.reshape(len(ids), world, -1).transpose(0, 1).reshape(world, each)
-        listed, counts, tail_at, id_at, at = [], [], [], [], 0
-        head_at = torch.empty(0)
-        for owner in range(world):
-            start = at
-            if owner == rank:
-                listed.append(heads)
-                head_at = torch.arange(at, at + len(heads), device=heads.device)
-                at += len(heads)
-            listed.append(tails[owner * k : (owner + 1) * k])
-            tail_at.append(torch.arange(at, at + k, device=heads.device))
-            at += k
-            if by_owner is not None:
-                listed.append(by_owner[owner])
-                id_at.append(torch.arange(at, at + each, device=heads.device))
-                at += each
-            counts.append(at - start)
-        tail_positions = torch.cat(tail_at)
+        places = torch.arange(len(heads) + world * (k + each), device=heads.device)
+        start, stop = rank * (k + each), rank * (k + each) + len(heads)
+        head_at = places[start:stop]
+        blocks = torch.cat([places[:start], places[stop:]]).reshape(world, k + each)
+        tail_at, id_at = blocks[:, :k].reshape(-1), blocks[:, k:]
+        listed = torch.empty_like(places)
+        listed[head_at], listed[tail_at] = heads, tails
         triple = torch.arange(len(heads), device=heads.device).repeat_interleave(mine.sides)
         is_head = mine.queries.side == 1
-        anchor = torch.where(is_head, tail_positions[triple], head_at[triple])
-        answer = torch.where(is_head, head_at[triple], tail_positions[triple])
-        inverse = [anchor, answer]
+        inverse = [
+            torch.where(is_head, tail_at[triple], head_at[triple]),
+            torch.where(is_head, head_at[triple], tail_at[triple]),
+        ]
         if ids is not None:
-            where = torch.stack(id_at).reshape(world, len(ids), -1).transpose(0, 1)
-            inverse.append(where.reshape(-1))
-        return torch.cat(listed), (torch.cat(inverse), counts)
-
-
-class PendingInputs:
-    """The inputs of a later part of a batch, its ids travelling while the present one is computed."""
-
-    def __init__(self, steps: Generator[None, None, StepInputs]) -> None:
-        self._steps = steps
-        self._inputs: StepInputs | None = None
-        self.advance()
-
-    def advance(self) -> None:
-        """Take in what has arrived and send what depends on it."""
-        if self._inputs is None:
-            try:
-                next(self._steps)
-            except StopIteration as stop:
-                self._inputs = stop.value
-
-    def inputs(self) -> StepInputs:
-        """All of them; waits for what has not arrived."""
-        while self._inputs is None:
-            self.advance()
-        return self._inputs
+            where = id_at.reshape(world, len(ids), -1).transpose(0, 1).reshape(-1)
+            listed[where] = ids.reshape(-1)
+            inverse.append(where)
+        counts = [k + each + len(heads) * (owner == rank) for owner in range(world)]
+        return listed, (torch.cat(inverse), counts)
 
 
 class Prefetcher:
@@ -256,30 +227,41 @@ class Prefetcher:
         self._builder = builder
         self._accumulate = accumulate
         self._parts: tuple[int, list[Batch]] = (-1, [])
-        self._next: tuple[tuple[int, int], PendingInputs] | None = None
+        self._begun: tuple[int, int] | None = None  # step and part of what comes next
+        self._steps: Iterator[None] = iter(())
+        self._inputs: StepInputs | None = None
 
     def inputs(self, step: int, part: int) -> StepInputs:
         """The inputs of one part of the batch of `step`; the one that follows is begun."""
-        if self._next is None or self._next[0] != (step, part):
+        if self._begun != (step, part):
             self.drop()
             self._begin(step, part)
-        assert self._next is not None
-        inputs = self._next[1].inputs()
+        inputs = self._finished()
         self._begin(*((step, part + 1) if part + 1 < self._accumulate else (step + 1, 0)))
         return inputs
 
     def advance(self) -> None:
         """Called in the middle of a step, when the first exchange of the next inputs has had its time."""
-        if self._next is not None:
-            self._next[1].advance()
+        if self._begun is not None and self._inputs is None:
+            try:
+                next(self._steps)
+            except StopIteration as stop:
+                self._inputs = stop.value
 
     def drop(self) -> None:
         """Forget the inputs that were begun, once nothing of them is on its way any more; all ranks do so together."""
-        if self._next is not None:
-            self._next[1].inputs()
-            self._next = None
+        if self._begun is not None:
+            self._finished()
+            self._begun = None
 
     def _begin(self, step: int, part: int) -> None:
         if self._parts[0] != step:
             self._parts = (step, self._builder.parts(step, self._accumulate))
-        self._next = (step, part), PendingInputs(self._builder.prepare_async(self._parts[1][part]))
+        self._begun, self._inputs = (step, part), None
+        self._steps = self._builder.prepare_async(self._parts[1][part])
+        self.advance()
+
+    def _finished(self) -> StepInputs:
+        while self._inputs is None:
+            self.advance()
+        return self._inputs

@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import numpy as np
 import polars as pl
 import torch
 
@@ -28,47 +27,49 @@ _SPELLING_COMPARED = 300
 _MOST_KEYS = 2**63 - 1  # possible triples that are told apart by one number
 
 
-class _Columns(NamedTuple):
-    names: pl.Series
-    labels: pl.Series | None
-    is_sorted: bool
-
-
 class Vocabulary:
     """Names by row number, with optional human labels beside them.
 
     Names live in one polars column, not in Python strings: 40 M of them cost their bytes, not 40 M objects.
 
     names: unique, one line of text each; row order is the id.
-    labels: a column beside `names` (null = none), or a dict from id to label.
+    labels: a column beside `names` (null = none).
     """
 
     _packed: torch.Tensor
 
-    def __init__(self, names: pl.Series, labels: pl.Series | Mapping[int, str] | None = None) -> None:
+    def __init__(self, names: pl.Series, labels: pl.Series | None = None) -> None:
         names = names.cast(pl.String).rename("name")
-        # Readers sort their names, so the usual look-up is a binary search; any other order works too.
-        is_sorted = bool(names.is_sorted())
-        doubled = (names == names.shift(1)).any() if is_sorted else names.n_unique() < len(names)
+        if labels is not None:
+            if len(labels) != len(names):
+                raise DataError(
+                    f"{len(labels)} labels for {len(names)} names; give one per name, null where there is none"
+                )
+            labels = None if labels.null_count() == len(labels) else labels.cast(pl.String).rename("label")
+        self._size, self._columns = len(names), (names, labels)
+        doubled = (names == names.shift(1)).any() if self._is_sorted else names.n_unique() < len(names)
         if names.null_count() or doubled:
             twice = names.filter(names.is_duplicated() | names.is_null())[0]
             raise DataError(f"a vocabulary needs names, each of them once; {twice!r} is doubled or empty")
         broken = names.filter(names.str.contains(r"[\t\n\r]"))
         if len(broken):
             raise DataError(f"the name {broken[0]!r} holds a tab or a line break; names are stored one per line")
-        self._size = len(names)
-        self._columns = _Columns(names, _label_column(labels, len(names)), is_sorted)
 
     @cached_property
-    def _columns(self) -> _Columns:
+    def _columns(self) -> tuple[pl.Series, pl.Series | None]:
         # Of an unpacked vocabulary. polars 2.1 copies even out of a mapped file: who reads names has them for itself.
         frame = pl.read_ipc(self._packed.numpy().tobytes()).rechunk()
-        return _Columns(frame["name"], frame.get_column("label", default=None), bool(frame["name"].is_sorted()))
+        return frame["name"], frame.get_column("label", default=None)
+
+    @cached_property
+    def _is_sorted(self) -> bool:
+        # Readers sort their names, so the usual look-up is a binary search; any other order works too.
+        return bool(self.names.is_sorted())
 
     def pack(self) -> torch.Tensor:
         """[bytes] uint8: names and labels, for `unpack`."""
         file = io.BytesIO()
-        pl.DataFrame([column for column in self._columns[:2] if column is not None]).write_ipc(file)
+        pl.DataFrame(self._texts).write_ipc(file)
         return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
 
     @classmethod
@@ -87,12 +88,16 @@ class Vocabulary:
     @property
     def names(self) -> pl.Series:
         """[n] names in row order."""
-        return self._columns.names
+        return self._columns[0]
 
     @property
     def labels(self) -> pl.Series | None:
         """[n] labels in row order, null where a name has none; None when no name has one."""
-        return self._columns.labels
+        return self._columns[1]
+
+    @property
+    def _texts(self) -> list[pl.Series]:
+        return [column for column in self._columns if column is not None]
 
     def name(self, id: int) -> str:
         """The name of a row. Raises DataError outside 0 … n-1."""
@@ -128,7 +133,7 @@ class Vocabulary:
 
     def row_of_name(self, text: str) -> int | None:
         """The row that has `text` as its name, None where there is none."""
-        if self._columns.is_sorted:
+        if self._is_sorted:
             row = int(self.names.search_sorted(text)) if len(self) else 0
             return row if row < len(self) and self.names[row] == text else None
         rows = (self.names == text).arg_true()
@@ -137,22 +142,20 @@ class Vocabulary:
     @cached_property
     def loose(self) -> list[pl.Series]:
         """Names and, where there are any, labels as they are compared with what is written loosely."""
-        return [loose(column) for column in (self.names, self.labels) if column is not None]
+        return [loose(column) for column in self._texts]
 
     @cached_property
     def has_numbers(self) -> bool:
         """Whether any name or label is a whole number."""
-        columns = [column for column in (self.names, self.labels) if column is not None]
-        return any(bool(column.str.contains(r"^-?\d+$").any()) for column in columns)
+        return any(bool(column.str.contains(r"^-?\d+$").any()) for column in self._texts)
 
     def nearest(self, text: str) -> list[str]:
         """The names and labels that are spelt most like `text`."""
-        known = self.names if self.labels is None else pl.concat([self.labels.drop_nulls().rename("name"), self.names])
-        return nearest_spellings(text, known)
+        return nearest_spellings(text, pl.concat([column.drop_nulls().rename("") for column in reversed(self._texts)]))
 
     def write_tsv(self, path: str | Path) -> None:
         """Write `id<TAB>name` in row order, without a header."""
-        rows = pl.DataFrame({"id": pl.int_range(len(self), dtype=pl.Int64, eager=True), "name": self.names})
+        rows = pl.DataFrame({"name": self.names}).with_row_index("id")
         with Path(path).open("wb") as file:  # polars would take some paths for patterns or addresses
             rows.write_csv(file, include_header=False, separator="\t", quote_style="never")
 
@@ -162,12 +165,7 @@ class Vocabulary:
         path = Path(path)
         if path.is_file() and path.stat().st_size == 0:
             return cls(pl.Series("name", [], dtype=pl.String))
-        schema = {"id": pl.Int64, "name": pl.String}
-        try:
-            with path.open("rb") as file:
-                rows = pl.read_csv(file, has_header=False, separator="\t", quote_char=None, schema=schema)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"{path}: not a vocabulary of `id<TAB>name` lines: {str(error).splitlines()[0]}") from error
+        rows = read_numbered(path)
         wrong = (rows["id"] != pl.int_range(len(rows), dtype=pl.Int64, eager=True)).fill_null(True).arg_true()
         if len(wrong):
             row = int(wrong[0])
@@ -178,6 +176,25 @@ class Vocabulary:
             return cls(rows["name"])
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
+
+
+def read_numbered(path: Path, header: bool = False) -> pl.DataFrame:
+    """Columns id and name of a file of lines `id<TAB>name`. Raises DataError when it is none.
+
+    header: there is a first line that names them, as PyKEEN's tables have it, and names may be in quotes.
+    """
+    try:
+        return pl.read_csv(
+            path.read_bytes(),
+            separator="\t",
+            has_header=False,
+            skip_rows=int(header),
+            quote_char='"' if header else None,
+            schema={"id": pl.Int64, "name": pl.String},
+        )
+    except (OSError, EOFError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise DataError(f"{path}: not a vocabulary of `id<TAB>name` lines: {reason}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,31 +260,15 @@ def sorted_unique(columns: list[pl.Series]) -> pl.Series:
 
 def assemble(
     name: str,
-    splits: Mapping[str, pl.DataFrame],
-    entities: Vocabulary,
-    relations: Vocabulary,
-    sha256: str,
-    warnings: tuple[str, ...] = (),
-) -> Graph:
-    """Turn words into ids, drop doubled triples, and count what is odd.
-
-    splits: train, valid and test, each a frame of the string columns head, relation, tail; none = empty.
-    """
-    rows = {split: encode(frame, entities.names, relations.names) for split, frame in splits.items()}
-    return assemble_rows(name, rows, entities, relations, sha256, warnings)
-
-
-def assemble_rows(
-    name: str,
     splits: Mapping[str, torch.Tensor],
     entities: Vocabulary,
     relations: Vocabulary,
     sha256: str,
-    warnings: tuple[str, ...] = (),
+    warnings: Iterable[str] = (),
     *,
     leaks: bool = True,
 ) -> Graph:
-    """`assemble` of triples whose words are ids already, int64 [n, 3] by split; what is missing is empty.
+    """Drop doubled triples, and count what is odd. splits: int64 [n, 3] each; what is missing is empty.
 
     leaks: whether held-out triples that train says in other words are looked for.
     """
@@ -279,21 +280,28 @@ def assemble_rows(
             first = keys[split].is_first_distinct()
             rows[split], keys[split] = rows[split][torch.from_numpy(first.to_numpy())], keys[split].filter(first)
             notes.append(f"{split}: {dropped:,} of {before:,} triples were there twice; the repeats were dropped")
-    seen = torch.zeros(len(entities), dtype=torch.bool)
-    seen[rows["train"][:, 0]] = True
-    seen[rows["train"][:, 2]] = True
+    notes += told_unseen(rows, len(entities))
     for split in SPLITS[1:]:
-        head, _, tail = rows[split].unbind(1)
-        if unseen := int((~(seen[head] & seen[tail])).sum()):
-            notes.append(f"{split}: {unseen:,} of {len(head):,} triples hold an entity that train lacks; they are kept")
         # A set of the held-out triples is small; one of the training triples would take as long as reading them.
         if known := int(keys["train"].is_in(keys[split].implode()).sum()):
-            notes.append(f"{split}: {known:,} of {len(head):,} triples are in train too; they are kept")
+            notes.append(f"{split}: {known:,} of {len(rows[split]):,} triples are in train too; they are kept")
     if common := int(keys["valid"].is_in(keys["test"].implode()).sum()):
         notes.append(_told_common(common, len(keys["valid"]), len(keys["test"])))
     if leaks and (told := str(find_leaks(rows, relations.names))):
         notes.append(told)
     return Graph(name, rows["train"], rows["valid"], rows["test"], entities, relations, sha256, tuple(notes))
+
+
+def told_unseen(rows: Mapping[str, torch.Tensor], num_entities: int) -> Iterator[str]:
+    """How many triples of valid and test ([n, 3] each) hold an entity that train lacks."""
+    seen = torch.zeros(num_entities, dtype=torch.bool)
+    for place in (0, 2):
+        seen[rows["train"][:, place]] = True
+    for split in SPLITS[1:]:
+        if unseen := int((~seen[rows[split][:, [0, 2]]]).any(1).sum()):
+            yield (
+                f"{split}: {unseen:,} of {len(rows[split]):,} triples hold an entity that train lacks; they are kept"
+            )
 
 
 def _told_common(common: int, valid: int, test: int) -> str:
@@ -311,32 +319,20 @@ def _keys(rows: torch.Tensor, num_entities: int, num_relations: int) -> pl.Serie
 
 
 def encode(frame: pl.DataFrame, entities: pl.Series, relations: pl.Series) -> torch.Tensor:
-    """int64 [n, 3]: where the words of the columns head, relation, tail stand among the names.
+    """int64 [n, 3]: where the words of the columns head, relation, tail stand among the names."""
+    columns = zip(COLUMNS, (entities, relations, entities), strict=True)
+    found = pl.DataFrame({column: rows_of(frame[column], names) for column, names in columns})
+    assert not any(column.null_count() for column in found), "the vocabularies were built from these very frames"
+    return torch.from_numpy(found.cast(pl.Int64).to_numpy(order="c", writable=True))
+
+
+def rows_of(wanted: pl.Series, names: pl.Series) -> pl.Series:
+    """[n] UInt32: where each text stands among names, null where it does not.
 
     A join beats a cast to Enum by a third at 2 M names, and needs no global table of strings.
     """
-    triples = np.empty((len(frame), 3), dtype=np.int64)
-    for index, (column, names) in enumerate(zip(COLUMNS, (entities, relations, entities), strict=True)):
-        rows = pl.DataFrame({column: names, "id": pl.int_range(len(names), dtype=pl.UInt32, eager=True)})
-        found = frame.select(column).join(rows, on=column, how="left", maintain_order="left")["id"]
-        assert not found.null_count(), "the vocabularies were built from these very frames"
-        triples[:, index] = found.to_numpy()
-    return torch.from_numpy(triples)
-
-
-def _label_column(labels: pl.Series | Mapping[int, str] | None, num_names: int) -> pl.Series | None:
-    if isinstance(labels, Mapping):
-        column = np.full(num_names, None, dtype=object)
-        for row, label in labels.items():
-            if not 0 <= row < num_names:
-                raise DataError(f"a label is given for id {row}, outside the vocabulary of {num_names} names")
-            column[row] = label
-        labels = pl.Series("label", column.tolist(), dtype=pl.String)
-    if labels is None or labels.null_count() == len(labels):
-        return None
-    if len(labels) != num_names:
-        raise DataError(f"{len(labels)} labels for {num_names} names; give one per name, null where there is none")
-    return labels.cast(pl.String).rename("label")
+    table = pl.DataFrame({"name": names, "row": pl.int_range(len(names), dtype=pl.UInt32, eager=True)})
+    return pl.DataFrame({"name": wanted}).join(table, on="name", how="left", maintain_order="left")["row"]
 
 
 def loose(words: pl.Series) -> pl.Series:

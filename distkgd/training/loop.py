@@ -47,7 +47,7 @@ def train_stage(job: Job) -> Progress:
     with (
         MetricsLog(job, progress) as log,
         listen_for_stop() as stop,
-        job.display.bar(job.name, job.phase.last * per_epoch) as bar,
+        job.display.bar(job.name, job.phase.last * per_epoch) as move_bar,
         job.writer,
     ):
         if job.early is not None:
@@ -58,7 +58,7 @@ def train_stage(job: Job) -> Progress:
             progress.step += 1
             progress.train_seconds += time.monotonic() - started
             log.step(terms)
-            bar.update(progress.step)
+            move_bar(progress.step)
 
             if progress.step % per_epoch == 0:
                 progress.epoch += 1

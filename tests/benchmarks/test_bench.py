@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -380,18 +380,21 @@ def test_names_choose_tasks_or_the_beginnings_of_several() -> None:
         run.chosen(known, ["train/trans"])
 
 
-def test_a_measuring_process_sleeps_before_the_next_side_has_its_round(tmp_path: Path) -> None:
-    worker = Worker("ours", 2, str(tmp_path))
-    try:
-        worker.ask(do="prepare", arm="products", function="products", options={"numbers": 1 << 20})
-        worker.ask(do="run", arm="products")
-        time.sleep(run.PAUSE)
-        process = psutil.Process(worker._process.pid)
-        before = process.cpu_times()
-        time.sleep(0.3)
-        after = process.cpu_times()
-    finally:
-        worker.close()
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    made = Worker("ours", 2, str(tmp_path_factory.mktemp("worker")))
+    yield made
+    made.close()
+
+
+def test_a_measuring_process_sleeps_before_the_next_side_has_its_round(worker: Worker) -> None:
+    worker.ask(do="prepare", arm="products", function="products", options={"numbers": 1 << 20})
+    worker.ask(do="run", arm="products")
+    time.sleep(run.PAUSE)
+    process = psutil.Process(worker._process.pid)
+    before = process.cpu_times()
+    time.sleep(0.3)
+    after = process.cpu_times()
     assert after.user + after.system - before.user - before.system < 0.1
 
 
@@ -416,13 +419,11 @@ def test_memory_above_the_tables_is_measured_and_a_larger_batch_needs_more() -> 
 
 
 def test_a_worker_names_what_went_wrong_and_lives_on_and_a_dead_one_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker("plain", 1, str(tmp_path))
     with pytest.raises(ArmError, match="KeyError: 'nothing'"):
         worker.ask(do="prepare", arm="a", function="nothing", options={})
     assert worker.ask(do="drop") == {}
-    worker.close()
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(BenchError, match="'plain' ended with code 1"):
         Worker("plain", 1, str(tmp_path)).ask(do="drop")

@@ -216,18 +216,18 @@ def test_the_negatives_of_a_part_are_its_share_of_the_whole_batchs(kind: str, si
 
 def test_shared_negatives_are_a_pure_function_of_seed_and_step() -> None:
     made = sampler()
-    first = made.shared_negatives(4, 50)
-    assert torch.equal(made.shared_negatives(4, 50), first) and torch.equal(sampler().shared_negatives(4, 50), first)
-    assert torch.equal(made.shared_negatives(4, 20), first[:20])
-    assert not torch.equal(made.shared_negatives(5, 50), first)
-    assert not torch.equal(sampler(seed=1).shared_negatives(4, 50), first)
+    first = made.negatives(4, 50)[0]
+    assert torch.equal(made.negatives(4, 50)[0], first) and torch.equal(sampler().negatives(4, 50)[0], first)
+    assert torch.equal(made.negatives(4, 20)[0], first[:20])
+    assert not torch.equal(made.negatives(5, 50)[0], first)
+    assert not torch.equal(sampler(seed=1).negatives(4, 50)[0], first)
 
 
 def test_a_group_draws_the_same_negatives_whoever_asks() -> None:
     made = sampler()
-    whole = made.group_negatives(4, 0, 9, 6)
+    whole = made.negatives(4, 6, 0, 9)
     for first, groups in ((0, 1), (3, 4), (8, 1), (5, 0)):
-        assert torch.equal(made.group_negatives(4, first, groups, 6), whole[first : first + groups])
+        assert torch.equal(made.negatives(4, 6, first, groups), whole[first : first + groups])
     assert len({tuple(row) for row in whole.tolist()}) == 9
 
 
@@ -235,7 +235,7 @@ def test_negatives_are_spread_evenly_over_all_entities() -> None:
     made = sampler()
     counts = torch.zeros(GRAPH.num_entities)
     for step in range(20):
-        shared, grouped = made.shared_negatives(step, 500), made.group_negatives(step, 10, 25, 20)
+        shared, grouped = made.negatives(step, 500)[0], made.negatives(step, 20, 10, 25)
         for drawn in (shared, grouped):
             counts += torch.bincount(drawn.reshape(-1), minlength=GRAPH.num_entities)
     expected = counts.sum() / GRAPH.num_entities
@@ -303,7 +303,7 @@ def test_the_mask_of_grouped_negatives_marks_the_own_and_the_known_answers(
 ) -> None:
     queries = Queries(*(column[:12] for column in asked(held_out)))
     known = KnownAnswers(GRAPH.train, GRAPH.num_entities) if filtered else None
-    negatives = sampler().group_negatives(2, 0, groups, 20)
+    negatives = sampler().negatives(2, 20, 0, groups)
     expected = left_out(queries, filtered)
     per_group = 12 // groups
     found = excluded_from_groups(queries, negatives, GRAPH.num_entities, known)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distkgd.data import Graph, leaks
-from distkgd.data.leaks import SAMPLED, leaking, twins_of
+from distkgd.data.leaks import SAMPLED, find_leaks
 from distkgd.data.reading.folders import read_folder
 from distkgd.data.split import Split, split_file
 from distkgd.errors import DataError
@@ -128,7 +128,7 @@ def test_twins_and_leaks_are_those_of_the_naive_definition() -> None:
     rows = {(a, 0, b) for a, b in pairs} | {(b, 1, a) for a, b in pairs[:100]} | {(a, 2, b) for a, b in pairs[:20]}
     rows |= {(a, 3, b) for a, b in pairs[:40]} | {(b, 3, a) for a, b in pairs[:40]} | {(5, 4, 5), (6, 4, 6)}
     triples = torch.tensor(sorted(rows))
-    twins = twins_of(triples, 5)
+    twins = leaks._twins([triples], 5, range(5))
     expected = naive_twins(rows, 5)
     assert twins == expected
     assert {(1, 0, True), (2, 0, False), (3, 3, True)} <= set(twins) and not any(a == 4 for a, _, _ in twins)
@@ -139,7 +139,14 @@ def test_twins_and_leaks_are_those_of_the_naive_definition() -> None:
         any(((t, b, h) if turned else (h, b, t)) in known for a, b, turned in twins if a == r)
         for h, r, t in held.tolist()
     ]
-    assert leaking(held, train, twins).tolist() == naive
+    nothing, names = torch.empty(0, 3).long(), pl.Series([f"r{i}" for i in range(5)])
+    for valid, test in ((held, nothing), (held[:9], held[9:])):
+        found = find_leaks({"train": train, "valid": valid, "test": test}, names)
+        at = len(valid)
+        assert found.counts == {"valid": (sum(naive[:at]), at), "test": (sum(naive[at:]), len(test))}
+        assert {(twin.relation, twin.of, twin.turned) for twin in found.twins} == {
+            (f"r{a}", f"r{b}", turned) for a, b, turned in twins
+        }
     assert any(naive) and not all(naive)
 
 
@@ -176,16 +183,14 @@ def test_a_large_relation_is_judged_by_a_sample_and_only_held_out_triples_make_i
     rows = [
         torch.stack([a[:, i], torch.full((len(a),), r), a[:, 1 - i]], 1) for r, a, i in ((0, pairs, 0), (1, turned, 1))
     ]
-    share = twins_of(torch.cat(rows), 2)[0, 1, True]
+    share = leaks._twins([torch.cat(rows)], 2, range(2))[0, 1, True]
     assert share != 0.9 and abs(share - 0.9) < 0.03
     asked: list[int] = []
     monkeypatch.setattr(leaks, "_twins", lambda *_: asked.append(1) or {})
     names = pl.Series(["a", "b"])
-    leaks.find_leaks(
-        {"train": torch.cat(rows), "valid": torch.tensor([[1, 0, 2]]), "test": torch.zeros(0, 3).long()}, names
-    )
+    find_leaks({"train": torch.cat(rows), "valid": torch.tensor([[1, 0, 2]]), "test": torch.zeros(0, 3).long()}, names)
     assert not asked  # no held-out pair is in train, so relations are not looked at
-    leaks.find_leaks({"train": torch.cat(rows), "valid": rows[1][:1], "test": torch.zeros(0, 3).long()}, names)
+    find_leaks({"train": torch.cat(rows), "valid": rows[1][:1], "test": torch.zeros(0, 3).long()}, names)
     assert asked
 
 

@@ -22,7 +22,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
 from tests.launches import distil, kill_all, rank_process, small_config, small_data, start, steps_saved, wait_for
 from tests.ranks import run_on_ranks
-from tests.toys import toy_graph
+from tests.toys import labels_of, toy_graph
 
 WORLDS = pytest.mark.parametrize("world", [2, 3])
 
@@ -205,7 +205,7 @@ def test_processes_of_this_machine_are_one_node() -> None:
 
 def labelled_graph() -> Graph:
     graph = toy_graph()
-    labels = {0: "an umlaut ü", 3: "two\nlines", 7: ""}
+    labels = labels_of(graph.num_entities, {0: "an umlaut ü", 3: "two\nlines", 7: ""})
     names = graph.relations.names.reverse()
     return Graph(
         "set ü", graph.train, graph.valid, graph.test[:0], Vocabulary(graph.entities.names, labels),

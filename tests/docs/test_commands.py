@@ -116,6 +116,21 @@ def test_the_projection_of_the_page_is_what_the_model_says(site: Site) -> None:
     assert len(rows) == 8 and set(rows) <= set(text_of("docs/engine.md").splitlines())
 
 
+@pytest.mark.timeout(1800)
+def test_two_ranks_report_the_same_figures_as_one(site: Site) -> None:
+    (command,) = (one.text for one in of_kind(Run) if re.match(r"torchrun .* launch/distill\.py", one.text))
+    alone = re.sub(r"^torchrun .* (?=launch/)", "python ", command).replace("runs/two_ranks", "runs/one_rank")
+    assert run(alone, site.folder).code == 0
+    one, two = (
+        json.loads((site.folder / f"runs/{name}/report.json").read_text()) for name in ("one_rank", "two_ranks")
+    )
+    assert (one["world"], two["world"]) == (1, 2)
+    for mine, theirs in zip(one["stages"], two["stages"], strict=True):
+        for split in ("valid", "test"):
+            for name in ("mrr", "hits_at_1", "hits_at_3", "hits_at_10"):
+                assert theirs[split][name] == pytest.approx(mine[split][name], abs=2e-3)
+
+
 SHOWN = [(page, code) for page in PAGES for code in blocks(text_of(page), "python") if "class Match" not in code]
 
 

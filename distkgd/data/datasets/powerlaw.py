@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distkgd.common import random
 from distkgd.common.random import Stream
-from distkgd.data.triples import Graph, Vocabulary
+from distkgd.data.triples import Graph, Vocabulary, told_unseen
 from distkgd.errors import DataError
 
 PREFIX = "powerlaw:"
@@ -55,7 +55,7 @@ def power_law_graph(
         entities=Vocabulary(_names("e", entities)),
         relations=Vocabulary(_names("r", relations)),
         sha256=digest.hexdigest(),
-        warnings=_notes(rows, entities),
+        warnings=tuple(told_unseen(rows, entities)),
     )
 
 
@@ -168,18 +168,6 @@ def _rows(keys: Keys, entities: int, relations: int) -> Tensor:
     pair = keys // entities
     head = pair // relations
     return torch.from_numpy(np.stack([head, pair - head * relations, keys - pair * entities], axis=1))
-
-
-def _notes(rows: dict[str, Tensor], entities: int) -> tuple[str, ...]:
-    seen = torch.zeros(entities, dtype=torch.bool)
-    seen[rows["train"][:, 0]] = True
-    seen[rows["train"][:, 2]] = True
-    notes = []
-    for split in ("valid", "test"):
-        head, _, tail = rows[split].unbind(1)
-        if unseen := int((~(seen[head] & seen[tail])).sum()):
-            notes.append(f"{split}: {unseen:,} of {len(head):,} triples hold an entity that train lacks; they are kept")
-    return tuple(notes)
 
 
 def _names(letter: str, number: int) -> pl.Series:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import shutil
 import tarfile
 import tempfile
 import urllib.request
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from distkgd.common.version import __version__
@@ -25,19 +26,6 @@ from distkgd.data.triples import SPLITS, Graph
 from distkgd.errors import DataError
 
 TIMEOUT = 60.0  # seconds without a byte
-
-
-@dataclass(frozen=True)
-class PublicSet:
-    """Where a data set lies and what is known of it beside `SHA256`.
-
-    address: of a tar archive with the three files; or, with `{split}` in it, of each file.
-    archive_sha256: of the archive. train_md5: of the unpacked train file, where no more is published.
-    """
-
-    address: str
-    archive_sha256: str | None = None
-    train_md5: str | None = None
 
 
 # Of the decompressed files, CRLF read as LF (FB15k-237 is published with CRLF).
@@ -75,19 +63,19 @@ SHA256: dict[str, dict[str, str]] = {
 }
 _CONVE = "https://github.com/TimDettmers/ConvE/raw/master/"
 _CODEX = "https://raw.githubusercontent.com/tsafavi/codex/master/data/triples/"
-PUBLIC: dict[str, PublicSet] = {
-    "wn18rr": PublicSet(_CONVE + "WN18RR.tar.gz", "1eb9152f804c140d163462c0d49f65e5a0b30ab5fbb375c5e3353c11a6249060"),
-    "fb15k-237": PublicSet(
-        _CONVE + "FB15k-237.tar.gz", "311df7930f842a02979eaa7a802484a6afe62303c07f915f1e6edbc30cbe05e8"
-    ),
-    "yago3-10": PublicSet(_CONVE + "YAGO3-10.tar.gz", train_md5="a9da8f583ec3920570eeccf07199229a"),
-    "codex-s": PublicSet(_CODEX + "codex-s/{split}.txt"),
-    "codex-m": PublicSet(_CODEX + "codex-m/{split}.txt"),
-    "codex-l": PublicSet(_CODEX + "codex-l/{split}.txt"),
-    "umls": PublicSet(_CONVE + "umls.tar.gz", "26223aa91f0ec8db2324e0f489b9a4425e04d1d0df72ce5cfd62af4b91aee6fd"),
-    "kinship": PublicSet(_CONVE + "kinship.tar.gz", "a3cb9ca67213eb38133aebc12901195e283d844ebd59f1a6cbf2d4fa12ced4e6"),
-    "nations": PublicSet(_CONVE + "nations.tar.gz", "feb3e3e027103089934ea7dfb67d2048d8a43e65d6757a86f2e037acb66f640b"),
+# Of a tar archive with the three files; or, with {split} in it, of each file.
+PUBLIC: dict[str, str] = {
+    "wn18rr": _CONVE + "WN18RR.tar.gz",
+    "fb15k-237": _CONVE + "FB15k-237.tar.gz",
+    "yago3-10": _CONVE + "YAGO3-10.tar.gz",
+    "codex-s": _CODEX + "codex-s/{split}.txt",
+    "codex-m": _CODEX + "codex-m/{split}.txt",
+    "codex-l": _CODEX + "codex-l/{split}.txt",
+    "umls": _CONVE + "umls.tar.gz",
+    "kinship": _CONVE + "kinship.tar.gz",
+    "nations": _CONVE + "nations.tar.gz",
 }
+TRAIN_MD5 = {"yago3-10": "a9da8f583ec3920570eeccf07199229a"}  # of the train file, where no more is published
 
 
 def load_public(name: str) -> Graph:
@@ -107,7 +95,7 @@ def load_public(name: str) -> Graph:
         graph = _read(unpacked, name)
         _move(unpacked, cache)
     except DataError as error:
-        reason = str(error).replace(str(unpacked), PUBLIC[name].address)
+        reason = str(error).replace(str(unpacked), PUBLIC[name])
         by_hand = f"put its files into {Path(data or '$DISTKGD_DATA') / name}"
         raise DataError(f"{name} was not downloaded, nothing was kept: {reason}; try again, or {by_hand}") from error
     finally:
@@ -127,8 +115,8 @@ def _read(folder: Path, name: str) -> Graph:
     if known:
         return graph
     checked = "nothing could be checked"
-    if (expected := PUBLIC[name].train_md5) is not None:
-        _check_md5(next(folder.glob("train.*")), expected)
+    if name in TRAIN_MD5:
+        _check_md5(next(folder.glob("train.*")), TRAIN_MD5[name])
         checked = "only train could be checked, by its md5"
     warning = f"no sha256 is published for {name}: {checked}; sha256 of train, valid, test as read: {graph.sha256}"
     return replace(graph, warnings=(*graph.warnings, warning))
@@ -144,47 +132,36 @@ def _check_md5(path: Path, expected: str) -> None:
         )
 
 
-def _download(source: PublicSet, folder: Path) -> None:
-    if "{split}" in source.address:
-        for split in SPLITS:
-            _fetch(source.address.format(split=split), folder / f"{split}.txt")
+def _download(address: str, folder: Path) -> None:
+    if "{split}" not in address:
+        _unpack(_fetch(address), folder, address)
         return
-    archive = folder / "archive"
-    _fetch(source.address, archive)
-    with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if source.archive_sha256 not in (None, found):
-        expected = source.archive_sha256
-        raise DataError(f"{source.address}: its sha256 is {found}, expected {expected}: it is not the published file")
-    _unpack(archive, folder, source.address)
-    archive.unlink()
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_bytes(_fetch(address.format(split=split)))
 
 
-def _fetch(address: str, path: Path) -> None:
+def _fetch(address: str) -> bytes:
     # Some hosts turn away a client that does not say who it is.
     request = urllib.request.Request(address, headers={"User-Agent": f"distkgd/{__version__}"})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
-            shutil.copyfileobj(response, file)
-            promised = response.headers.get("Content-Length")
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            # All at once: then it is an error if fewer bytes arrive than were promised.
+            data: bytes = response.read()
+            return data
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{address}: {error or type(error).__name__}") from error
-    # A connection that breaks off ends like a file that ends: only the length tells.
-    if promised is not None and path.stat().st_size != int(promised):
-        raise DataError(f"{address}: {path.stat().st_size:,} bytes arrived, {int(promised):,} were promised")
 
 
-def _unpack(archive: Path, folder: Path, address: str) -> None:
+def _unpack(archive: bytes, folder: Path, address: str) -> None:
     """Take the three files out and nothing else; where the archive would like to put them does not matter."""
     missing = {f"{split}.txt" for split in SPLITS}
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 content = tar.extractfile(member) if name in missing and member.isfile() else None
                 if content is not None:
-                    with content, (folder / name).open("wb") as file:
-                        shutil.copyfileobj(content, file)
+                    (folder / name).write_bytes(content.read())
                     missing.remove(name)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{address}: the archive is damaged: {error}") from error

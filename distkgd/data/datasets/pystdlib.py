@@ -26,7 +26,7 @@ from types import BuiltinFunctionType
 
 import polars as pl
 
-from distkgd.data.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble, sorted_unique
+from distkgd.data.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble, encode, sorted_unique
 from distkgd.errors import DataError
 
 # With fewer triples most entities are leaves, of which nothing can be predicted; three leaves some 40,000.
@@ -124,7 +124,7 @@ def build() -> Graph:
     text = "".join("\t".join(triple) + "\n" for name in SPLITS for triple in splits[name])
     return assemble(
         "pystdlib",
-        frames,
+        {name: encode(frame, entities, relations) for name, frame in frames.items()},
         Vocabulary(entities, entities.str.replace(":", " ", literal=True)),
         Vocabulary(relations, relations.str.replace_all("_", " ", literal=True)),
         hashlib.sha256(text.encode()).hexdigest(),

@@ -46,7 +46,7 @@ from distkgd.data.reading.text_files import (
     refuse_words,
     without_mark,
 )
-from distkgd.data.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble_rows, encode, sorted_unique
+from distkgd.data.triples import COLUMNS, SPLITS, Graph, Vocabulary, assemble, encode, sorted_unique, words_of
 from distkgd.errors import DataError, shorten
 from distkgd.kernels.names import NameTables
 
@@ -116,13 +116,13 @@ def read_folder(
         _read_labels(_pick(folder, [stem + end for end in LABEL_ENDINGS if stem + end in present]), names, notes)
         for names, stem in ((found.entities, "names"), (found.relations, "relation_names"))
     )
-    return assemble_rows(
+    return assemble(
         name or folder.resolve().name,
         found.rows,
         Vocabulary(found.entities, entity_labels),
         Vocabulary(found.relations, relation_labels),
         found.sha256,
-        tuple(notes),
+        notes,
     )
 
 
@@ -295,20 +295,12 @@ def _number(parts: Mapping[str, _Part], tables: NameTables | None) -> tuple[dict
     """Ids [n, 3] of each split by sorted names; the names of entities; those of relations."""
     if tables is not None:
         rows = {split: part.rows[0] if len(part.rows) == 1 else torch.cat(part.rows) for split, part in parts.items()}
-        entities, relations = map(_names, tables.sort(rows.values()))
+        entities, relations = (lines_of(text)["line"].rename("name").rechunk() for text in tables.sort(rows.values()))
         return rows, entities, relations
     frames = {split: pl.concat(part.frames) for split, part in parts.items()}
     entities = sorted_unique([frame[column] for frame in frames.values() for column in ("head", "tail")])
     relations = sorted_unique([frame["relation"] for frame in frames.values()])
     return {split: encode(frame, entities, relations) for split, frame in frames.items()}, entities, relations
-
-
-def _names(lines: bytes) -> pl.Series:
-    # The header keeps polars from taking a byte-order mark off the first name.
-    text, schema = b"name\n" + lines, {"name": pl.String}
-    names = pl.read_csv(text, separator="\0", quote_char=None, schema=schema)["name"].rechunk()
-    assert len(names) == lines.count(b"\n"), "polars saw other names than we did"
-    return names
 
 
 def _settle(
@@ -342,19 +334,12 @@ def _settle(
 def _refuse_blank_fields(
     parts: Mapping[str, _Part], rows: Mapping[str, Tensor], entities: pl.Series, relations: pl.Series
 ) -> None:
-    """Looks among the distinct names, which are fewer than the fields; the line is found only if need be."""
-    blank, blank_relation = (torch.from_numpy((x.str.strip_chars() == "").to_numpy()) for x in (entities, relations))
-    if not (blank.any() or blank_relation.any()):
-        return
-    for split, (head, relation, tail) in ((split, found.unbind(1)) for split, found in rows.items()):
-        fields = torch.stack([blank[head], blank_relation[relation], blank[tail]], 1)
-        if len(found := fields.nonzero()):
-            row, place = found[0].tolist()
-            line = "\t".join([entities[int(head[row])], relations[int(relation[row])], entities[int(tail[row])]])
-            raise DataError(
-                f"{parts[split].where(row)}: the {COLUMNS[place]} is empty in {shorten(line)!r}; fill it or remove the "
-                f"{parts[split].unit}"
-            )
+    """Looks among the distinct names, which are fewer than the fields; at the lines only if need be."""
+    if any((names.str.strip_chars() == "").any() for names in (entities, relations)):
+        for split, part in parts.items():
+            frame = words_of(rows[split], entities, relations)
+            numbers = pl.concat([pl.Series("number", one, dtype=pl.Int64) for one in part.numbers])
+            refuse_words(frame.with_columns(numbers, line=pl.concat_str(COLUMNS, separator="\t")), part.path, part.unit)
 
 
 def _refuse_new_relations(
@@ -377,7 +362,7 @@ def _read_labels(path: Path | None, names: pl.Series, notes: list[str]) -> pl.Se
     """[n] labels beside `names`, null where the file has none; of several for one name the first counts."""
     if path is None:
         return None
-    lines = lines_of(clean_text(read_bytes(path), path), path)["line"]
+    lines = lines_of(clean_text(read_bytes(path), path))["line"]
     table = lines.str.splitn("\t", 3).struct.unnest().select(name="field_0", label="field_1")
     wrong = table.select((pl.col("name").str.strip_chars() == "") | pl.col("label").is_null()).to_series()
     if len(rows := wrong.fill_null(True).arg_true()):

@@ -217,21 +217,24 @@ def read_openke(lines: pl.DataFrame, path: Path, notes: list[str]) -> tuple[pl.D
             notes.append(f"{path.name}: no {name} beside it, so ids are taken as the names of its {kind} column")
     found = {"number": rest["number"]}
     for ids, column in zip(columns, ("head", "tail", "relation"), strict=True):
-        names = tables.get("relation" if column == "relation" else "entity")
-        if names is None:
+        kind = "relation" if column == "relation" else "entity"
+        if kind not in tables:
             found[column] = ids.cast(pl.String)
             continue
-        asked = pl.DataFrame({"id": ids})
-        found[column] = asked.join(names, on="id", how="left", maintain_order="left")["name"]
+        found[column] = ids.replace_strict(*tables[kind], default=None, return_dtype=pl.String)
         if found[column].null_count():
             row = int(found[column].is_null().arg_true()[0])
-            listed = _OPENKE_NAMES["relation" if column == "relation" else "entity"]
-            raise DataError(f"{path}, line {rest['number'][row]}: the {column} {ids[row]} is not in {listed}; add it")
+            where = f"{path}, line {rest['number'][row]}"
+            raise DataError(f"{where}: the {column} {ids[row]} is not in {_OPENKE_NAMES[kind]}; add it")
     return pl.DataFrame(found).select("number", *COLUMNS), beside
 
 
-def _openke_names(content: bytes, path: Path) -> pl.DataFrame:
-    lines = lines_of(content, path)
+def _openke_names(content: bytes, path: Path) -> tuple[pl.Series, pl.Series]:
+    # Ids, and the name of each.
+    try:
+        lines = lines_of(content)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path}: not a table of text: {str(error).splitlines()[0]}") from error
     full = lines.filter(pl.col("line").str.strip_chars() != "")
     if len(full) and re.fullmatch(r"\s*\d+\s*", full["line"][0]):
         full = full[1:]
@@ -243,11 +246,10 @@ def _openke_names(content: bytes, path: Path) -> pl.DataFrame:
         raise DataError(
             f"{path}, line {full['number'][row]}: {shorten(full['line'][row])!r}, expected {expected}; correct it"
         )
-    table = pl.DataFrame({"id": ids, "name": names})
-    for column, of in (("id", "the id"), ("name", "the name")):
-        if len(twice := table.filter(pl.col(column).is_duplicated())):
-            raise DataError(f"{path}: {of} {twice[column][0]!r} stands there twice; correct it")
-    return table
+    for what, column in (("id", ids), ("name", names)):
+        if len(twice := column.filter(column.is_duplicated())):
+            raise DataError(f"{path}: the {what} {twice[0]!r} stands there twice; correct it")
+    return ids, names
 
 
 def _numbers(lines: pl.DataFrame, path: Path, pattern: str, expected: str) -> list[pl.Series]:
@@ -261,13 +263,10 @@ def _numbers(lines: pl.DataFrame, path: Path, pattern: str, expected: str) -> li
     return columns
 
 
-def lines_of(text: bytes, path: Path, first: int = 1) -> pl.DataFrame:
+def lines_of(text: bytes, first: int = 1) -> pl.DataFrame:
     """`number`, from `first`, and `line` of a clean text; NUL was refused, so cutting at it gives whole lines."""
-    try:
-        # The header keeps polars from taking a byte-order mark off the first line.
-        whole = b"line\n" + text.removesuffix(b"\n") + b"\n"
-        frame = pl.read_csv(whole, separator="\0", quote_char=None, schema={"line": pl.String})
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: not a table of text: {str(error).splitlines()[0]}") from error
-    assert len(frame) == whole.count(b"\n") - 1, f"{path}: polars saw other lines than we did"
+    # The header keeps polars from taking a byte-order mark off the first line.
+    whole = b"".join([b"line\n", text, b"" if text.endswith(b"\n") else b"\n"])
+    frame = pl.read_csv(whole, separator="\0", quote_char=None, schema={"line": pl.String})
+    assert len(frame) == whole.count(b"\n") - 1, "polars saw other lines than we did"
     return frame.select(pl.col("line").fill_null("")).with_row_index("number", offset=first)

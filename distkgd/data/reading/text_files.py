@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,30 +52,6 @@ class Layout:
         if self.separator != "\t" and b"\t" in data:
             return False
         return self.header is None or data.find(b"\n" + self.header + b"\n", self.start - 1) < 0
-
-
-@dataclass
-class Left:
-    """What was left out on the way, in numbers. quoted: names to which quotes gave outer white space."""
-
-    quoted: set[str]
-    blank: int = 0
-    comments: int = 0
-    headers: int = 0
-    trailing: int = 0
-    around_quotes: int = 0
-
-    def notes(self, name: str) -> Iterator[str]:
-        """A sentence for each kind."""
-        for number, what in (
-            (self.blank, "blank lines were skipped"),
-            (self.comments, "lines that begin with # and hold no triple were skipped"),
-            (self.headers, "more lines like the header were skipped"),
-            (self.trailing, "lines had empty fields behind the last column, which were dropped"),
-            (self.around_quotes, "fields had white space around their quotes, which was dropped"),
-        ):
-            if number:
-                yield f"{name}: {number:,} {what}"
 
 
 def clean_text(data: bytes, path: Path) -> bytes:
@@ -136,17 +113,17 @@ def read_lines(text: bytes, layout: Layout, path: Path, notes: list[str], quoted
     quoted: takes the names to which quotes gave outer white space. All other white space around fields stays.
     Raises DataError naming file, line and cure.
     """
-    number, left = layout.line, Left(quoted)
+    number, left = layout.line, Counter[str]()
     for start, end in _blocks(text, layout.start):
-        lines = lines_of(text[start:end], path, number)
+        lines = lines_of(text[start:end], number)
         number += len(lines)
-        yield _triples(lines, layout, path, left)
-    notes += left.notes(path.name)
+        yield _triples(lines, layout, path, left, quoted)
+    notes += (f"{path.name}: {number:,} {what}" for what, number in left.items() if number)
 
 
 def read_ids(text: bytes, layout: Layout, path: Path, notes: list[str]) -> tuple[pl.DataFrame, bytes]:
     """number, head, relation, tail of OpenKE's text, and the bytes of the files that its names are in."""
-    lines = lines_of(text[layout.start :], path, layout.line)
+    lines = lines_of(text[layout.start :], layout.line)
     full = lines.filter(pl.col("line").str.strip_chars() != "")
     return read_openke(full, path, notes)
 
@@ -248,12 +225,13 @@ def _blocks(data: bytes, start: int = 0) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _triples(lines: pl.DataFrame, layout: Layout, path: Path, left: Left) -> pl.DataFrame:
+def _triples(lines: pl.DataFrame, layout: Layout, path: Path, left: Counter[str], quoted: set[str]) -> pl.DataFrame:
+    # left: what was left out on the way, and how often.
     full = lines.filter(pl.col("line").str.strip_chars() != "")
-    left.blank += len(lines) - len(full)
+    left["blank lines were skipped"] += len(lines) - len(full)
     if layout.header is not None:
         kept = full.filter(pl.col("line") != layout.header.decode())
-        left.headers += len(full) - len(kept)
+        left["more lines like the header were skipped"] += len(full) - len(kept)
         full = kept
     cells = full.with_columns(_cut(layout).alias("cells")).unnest("cells")
     last, rest = f"field_{layout.width - 1}", f"field_{layout.width}"
@@ -262,13 +240,14 @@ def _triples(lines: pl.DataFrame, layout: Layout, path: Path, left: Left) -> pl.
     if wrong.any():
         comment = wrong & cells["line"].str.starts_with("#")
         _refuse_widths(cells.filter(wrong & ~comment), layout, path)
-        left.comments += int(comment.sum())
+        left["lines that begin with # and hold no triple were skipped"] += int(comment.sum())
         cells = cells.filter(~comment)
-    left.trailing += int(((cells[rest] != "") if layout.quoted else cells[rest].is_not_null()).sum())
+    trailing = cells[rest] != "" if layout.quoted else cells[rest].is_not_null()
+    left["lines had empty fields behind the last column, which were dropped"] += int(trailing.sum())
     places = zip(layout.places, COLUMNS, strict=True)
     frame = cells.select("number", "line", *(pl.col(f"field_{place}").alias(name) for place, name in places))
     if layout.quoted:
-        frame = _unquoted(frame, left)
+        frame = _unquoted(frame, left, quoted)
     elif layout.separator != "\t":
         frame = frame.with_columns(pl.col(COLUMNS).str.strip_chars("\t"))
     refuse_words(frame, path, "line")
@@ -288,15 +267,15 @@ def _cut(layout: Layout) -> pl.Expr:
     )
 
 
-def _unquoted(frame: pl.DataFrame, left: Left) -> pl.DataFrame:
+def _unquoted(frame: pl.DataFrame, left: Counter[str], quoted: set[str]) -> pl.DataFrame:
     for column in COLUMNS:
         raw = frame[column]
         bare = raw.str.strip_chars()
-        quoted = bare.str.starts_with('"')
-        left.around_quotes += int((quoted & (raw != bare)).sum())
+        marked = bare.str.starts_with('"')
+        left["fields had white space around their quotes, which was dropped"] += int((marked & (raw != bare)).sum())
         inner = bare.str.slice(1).str.head(-1).str.replace_all('""', '"', literal=True)
-        left.quoted.update(inner.filter(quoted & (inner != inner.str.strip_chars())).unique().to_list())
-        frame = frame.with_columns(pl.when(quoted).then(inner).otherwise(raw.str.strip_chars("\t")).alias(column))
+        quoted.update(inner.filter(marked & (inner != inner.str.strip_chars())).unique().to_list())
+        frame = frame.with_columns(pl.when(marked).then(inner).otherwise(raw.str.strip_chars("\t")).alias(column))
     return frame
 
 

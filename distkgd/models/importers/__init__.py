@@ -13,7 +13,7 @@ from distkgd.distributed.node_sharing import on_first
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.models.importers.dglke import open_dglke
-from distkgd.models.importers.foreign import Foreign, Given, check
+from distkgd.models.importers.foreign import Foreign, Given
 from distkgd.models.importers.libkge import open_libkge
 from distkgd.models.importers.plain import open_plain
 from distkgd.models.importers.pykeen import open_pykeen
@@ -32,7 +32,7 @@ IMPORTERS: dict[str, Callable[[Path, Given], Foreign]] = {
 # What the user may have to say of a library's models, because its files do not.
 SAID = {"plain": ("scorer", "margin", "norm", "layout"), "pykeen": ("scorer", "norm")}
 
-__all__ = ["IMPORTERS", "Foreign", "Given", "import_model", "imported_folder", "is_foreign", "open_foreign"]
+__all__ = ["IMPORTERS", "Foreign", "Given", "import_model", "is_foreign", "open_foreign"]
 
 
 def is_foreign(source: str) -> bool:
@@ -81,7 +81,7 @@ def import_model(
 
     def sound() -> None:
         check_own_export(Path(source.partition(":")[2]))
-        notes.append(check(model))
+        notes.append(model.check())
 
     on_first(ranks, ready)
     model = open_foreign(source, given)

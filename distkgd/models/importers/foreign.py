@@ -1,30 +1,31 @@
 """What an importer makes of another library's files: rows and constants in this library's layout, not yet written."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from distkgd.data import Vocabulary
+from distkgd.data.triples import read_numbered
 from distkgd.distributed.finite import broken_row
-from distkgd.errors import ModelError
+from distkgd.errors import DataError, ModelError, UnsupportedError
 from distkgd.models.model_folder import told
 from distkgd.scorers import Scorer
 from distkgd.scorers.interleaved import join_pairs
 
-Rows = Callable[[Tensor], Tensor]
-Array = NDArray[np.floating[Any]]
+T = TypeVar("T")
+Table = Literal["entity", "relation"]
 Layout = Literal["interleaved", "halves"]
+KEPT = "training_triples"  # the folder in which PyKEEN keeps names and triples
 NAME_FILES = {
-    "entities": ("entities.tsv", "entities.dict", "entity_ids.del"),
-    "relations": ("relations.tsv", "relations.dict", "relation_ids.del"),
+    "entities": (f"{KEPT}/entity_to_id.tsv.gz", "entities.tsv", "entities.dict", "entity_ids.del"),
+    "relations": (f"{KEPT}/relation_to_id.tsv.gz", "relations.tsv", "relations.dict", "relation_ids.del"),
 }
 ROWS_AT_ONCE = 1 << 14
 CHECKED = 256  # triples whose scores are compared
@@ -55,137 +56,135 @@ class Given:
 class Foreign:
     """A model of another library.
 
-    entity: [k] int64 ids -> [k, scorer.entity_size].
-    relation: [k] -> [k, scorer.relation_size] of as many rows as relations or, with `reciprocal`, twice as many, the
-        inverse ones last.
+    files: where the two tables lie, for messages.
+    names: of entities and of relations.
+    entity: [entities, scorer.entity_size], in memory or mapped: only the rows that are asked for are read.
+    relation: [relations, scorer.relation_size], with `reciprocal` twice as many, the inverse ones last.
+    halves: pairs of numbers lie in halves, all first ones before all second ones. turn: makes phases of relations.
     original: [n, 3] int64 triples -> [n] scores as the library itself computes them, where it is at hand.
     unchecked: what to say where it is not.
     trained: reads the names (head, relation, tail) of the triples that it was trained on, where its files keep them.
-    files: where the two tables lie, for messages.
     """
 
     library: str
     scorer: Scorer
-    reciprocal: bool
-    entities: pl.Series
-    relations: pl.Series
-    entity: Rows
-    relation: Rows
-    dtype: torch.dtype
+    files: tuple[Path, Path]
+    names: tuple[pl.Series, pl.Series]
+    entity: Tensor
+    relation: Tensor
+    reciprocal: bool = False
+    halves: bool = False
+    turn: float = 1.0
     original: Callable[[Tensor], Tensor] | None = None
     trained: Callable[[], pl.DataFrame] | None = None
     unchecked: str = "it is not at hand; the formula is that of its documentation"
-    files: tuple[Path, Path] | None = None
 
-    @property
-    def num_relation_rows(self) -> int:
-        """Rows of the relation table."""
-        return len(self.relations) * (2 if self.reciprocal else 1)
+    def __post_init__(self) -> None:
+        width, scorer = self.relation.shape[1], self.scorer
+        if self.entity.shape[1] != scorer.entity_size or width != scorer.relation_size:
+            raise ModelError(
+                f"{self.files[1]}: relations of {width} numbers, beside {self.entity.shape[1]} per entity, do not fit "
+                f"{scorer}, which needs {scorer.relation_size} beside {scorer.entity_size}."
+            )
 
-    def score(self, triples: Tensor) -> Tensor:
-        """[n] scores of [n, 3] triples by this library's formula."""
+    def rows(self, table: Table, ids: Tensor) -> Tensor:
+        """[k, size] rows of a table in this library's layout."""
+        rows = (self.entity if table == "entity" else self.relation)[ids]
+        if self.halves and in_pairs(self.scorer.name, table):
+            rows = join_pairs(*rows.chunk(2, -1))
+        return rows * self.turn if table == "relation" and self.turn != 1.0 else rows
+
+    def finite_rows(self, table: Table, ids: Tensor) -> Tensor:
+        """`rows` in the dtype of entities; ModelError names the first one that holds NaN or an infinity."""
+        rows = self.rows(table, ids).to(self.entity.dtype)
+        if (broken := broken_row(table, rows)) is not None:
+            found = told(broken._replace(row=int(ids[broken.row])), *map(Vocabulary, self.names))
+            raise ModelError(
+                f"{self.files[table == 'relation']}: {found}; such a model has no scores, and is not imported. Take "
+                "one whose training has not diverged."
+            )
+        return rows
+
+    def check(self) -> str:
+        """A line: the largest difference between the library's own scores and ours, of triples drawn at random.
+
+        Raises ModelError where it is more than 1e-5 (of scores beyond 1: relative), and for rows that are not finite.
+        """
+        if self.original is None:
+            return f"{self.library}: {self.unchecked}"
+        entities, relations = map(len, self.names)
+        sizes = torch.tensor([entities, relations, entities])
+        triples = (torch.rand(CHECKED, 3, generator=torch.Generator().manual_seed(0)) * sizes).long()
         h, r, t = triples.unbind(1)
-        return self.scorer.score(self.entity(h), self.relation(r), self.entity(t))
+        ours = self.scorer.score(self.rows("entity", h), self.rows("relation", r), self.rows("entity", t)).double()
+        theirs = self.original(triples).double()
+        apart = float(((theirs - ours).abs() / theirs.abs().clamp_min(1.0)).max())
+        if math.isnan(apart):
+            for block in torch.arange(entities).split(ROWS_AT_ONCE):
+                self.finite_rows("entity", block)
+            self.finite_rows("relation", torch.arange(len(self.relation)))
+        if not apart <= 1e-5:
+            raise ModelError(
+                f"{self.library} scores its triples otherwise than {self.scorer} does (by up to {apart:.2g}); it "
+                "computes another formula than it seems to, and is not imported."
+            )
+        return f"{CHECKED} triples score as in {self.library} (largest difference {apart:.1g})"
 
 
-def finite_rows(model: Foreign, table: Literal["entity", "relation"], ids: Tensor) -> Tensor:
-    """Rows [k] of a table; ModelError names the first one that holds NaN or an infinity."""
-    rows = (model.entity if table == "entity" else model.relation)(ids).detach().to(model.dtype)
-    if (broken := broken_row(table, rows)) is not None:
-        found = told(broken._replace(row=int(ids[broken.row])), Vocabulary(model.entities), Vocabulary(model.relations))
-        where = model.files[table == "relation"] if model.files else model.library
-        raise ModelError(
-            f"{where}: {found}; such a model has no scores, and is not imported. Take one whose training has not "
-            "diverged."
-        )
-    return rows
+def counterpart(model: str, known: Mapping[str, T], path: Path) -> T:
+    """What another library's `model` is here; UnsupportedError where it is nothing."""
+    if model not in known:
+        raise UnsupportedError(f"{path}: {model} has no counterpart here; supported are {', '.join(known)}.")
+    return known[model]
 
 
-def check(model: Foreign) -> str:
-    """A line: the largest difference between the library's own scores and ours, of triples drawn at random.
-
-    Raises ModelError where it is more than 1e-5 (of scores beyond 1: relative), and for rows that are not finite.
-    """
-    if model.original is None:
-        return f"{model.library}: {model.unchecked}"
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor([len(model.entities), len(model.relations), len(model.entities)])
-    triples = (torch.rand(CHECKED, 3, generator=generator) * sizes).long()
-    theirs, ours = model.original(triples).double(), model.score(triples).double()
-    apart = float(((theirs - ours).abs() / theirs.abs().clamp_min(1.0)).max().detach())
-    if math.isnan(apart):
-        for block in torch.arange(len(model.entities)).split(ROWS_AT_ONCE):
-            finite_rows(model, "entity", block)
-        finite_rows(model, "relation", torch.arange(model.num_relation_rows))
-    if not apart <= 1e-5:
-        raise ModelError(
-            f"{model.library} scores its triples otherwise than {model.scorer} does (by up to {apart:.2g}); it "
-            "computes another formula than it seems to, and is not imported."
-        )
-    return f"{CHECKED} triples score as in {model.library} (largest difference {apart:.1g})"
-
-
-def interleaved(rows: Tensor, layout: Layout = "halves") -> Tensor:
-    """[..., 2k] (a, b, a, b, …) of rows with all a's before all b's."""
-    return join_pairs(*rows.chunk(2, -1)) if layout == "halves" else rows
-
-
-def in_pairs(scorer: str, table: Literal["entity", "relation"]) -> bool:
+def in_pairs(scorer: str, table: Table) -> bool:
     """Whether a table's columns are pairs of numbers, which libraries store in halves."""
     return scorer in (("complex", "rotate", "simple", "cp") if table == "entity" else ("complex", "simple", "pairre"))
 
 
-def open_array(path: Path) -> Array:
+def open_array(path: Path) -> Tensor:
     """[rows, columns] of a .npy file, mapped, not read; ModelError when it is damaged or something else."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        found = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError) as error:
         raise ModelError(f"{path}: missing, truncated, or no .npy file of numbers: {error}.") from None
-    if found.ndim < 2 or not np.issubdtype(found.dtype, np.floating):
+    return table_of(found, path)
+
+
+def table_of(found: Tensor, path: Path) -> Tensor:
+    """[rows, columns] of what is in a file; ModelError when it is no table of numbers."""
+    if found.ndim < 2 or not found.is_floating_point():
         raise ModelError(f"{path} holds {found.dtype} {list(found.shape)}; expected a table of floating-point rows.")
-    table: Array = found.reshape(len(found), -1)
-    return table
-
-
-def rows_of_array(array: Array, change: Callable[[Tensor], Tensor]) -> Rows:
-    """Rows of a mapped array, changed by `change`; only those that are asked for are read."""
-    return lambda ids: change(torch.from_numpy(np.ascontiguousarray(array[ids.numpy()])))
+    return found.flatten(1)
 
 
 def read_names(
-    folders: Sequence[Path], kind: Literal["entities", "relations"], number: int, halves: bool = False
-) -> pl.Series:
-    """[number] names of the `id<TAB>name` lines, in any order, of the first of NAME_FILES in the first of `folders`."""
-    paths = [folder / name for folder in folders for name in NAME_FILES[kind] if (folder / name).is_file()]
-    if not paths:
+    folders: Sequence[Path], entities: int, relations: int, halves: bool = False
+) -> tuple[pl.Series, pl.Series]:
+    """Names of as many entities and relations: lines `id<TAB>name`, in any order, of the first of NAME_FILES there is.
+
+    folders: the first one first. halves: there may be half as many relations, where every one has an inverse.
+    """
+
+    def table(kind: str) -> Path:
+        for path in (folder / name for folder in folders for name in NAME_FILES[kind]):
+            if path.is_file():
+                return path
         raise ModelError(
             f"no names of {kind} in {' or '.join(map(str, folders))}; looked for {', '.join(NAME_FILES[kind])}, with a "
             "line `id<TAB>name` per row. Put them there, or say where they are: launch/import.py --names FOLDER."
         )
-    return names_of_table(paths[0], number, ("id", "name"), halves=halves)
+
+    return names_of_table(table("entities"), entities), names_of_table(table("relations"), relations, halves)
 
 
-def names_of_table(
-    path: Path, number: int, columns: tuple[str, str], header: bool = False, halves: bool = False
-) -> pl.Series:
-    """[number] names by id of a table of ids and names, in the order of `columns`; ModelError names what is wrong.
-
-    halves: there may be half as many, where every relation has an inverse.
-    """
-    types = {"id": pl.Int64, "name": pl.String}
-    quote = '"' if header else None
+def names_of_table(path: Path, number: int, halves: bool = False) -> pl.Series:
+    """[number] names by id of a table of ids and names, PyKEEN's with a header; ModelError names what is wrong."""
     try:
-        frame = pl.read_csv(
-            path.read_bytes(),
-            separator="\t",
-            has_header=header,
-            new_columns=list(columns),
-            schema_overrides=[types[column] for column in columns],
-            quote_char=quote,
-        ).sort("id")
-    except (OSError, pl.exceptions.PolarsError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise ModelError(f"{path} is no table of {columns[0]} and {columns[1]}: {reason}.") from None
+        frame = read_numbered(path, header=path.parent.name == KEPT).sort("id")
+    except DataError as error:
+        raise ModelError(f"{error}.") from None
     if halves and 2 * len(frame) == number:
         number = len(frame)
     if frame["id"].to_list() != list(range(number)):

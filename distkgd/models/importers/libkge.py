@@ -12,19 +12,11 @@ import polars as pl
 from torch import Tensor
 
 from distkgd.errors import ModelError, UnsupportedError
-from distkgd.models.importers.foreign import Foreign, Given, in_pairs, interleaved, read_names
+from distkgd.models.importers.foreign import Foreign, Given, counterpart, read_names
 from distkgd.models.importers.torch_files import load_tensors
 from distkgd.scorers import build_scorer
 
-MODELS = {
-    "complex": "complex",
-    "distmult": "distmult",
-    "rescal": "rescal",
-    "transe": "transe",
-    "rotate": "rotate",
-    "cp": "cp",
-    "simple": "simple",
-}
+MODELS = {name: name for name in ("complex", "distmult", "rescal", "transe", "rotate", "cp", "simple")}
 TABLES = ("_entity_embedder._embeddings.weight", "_relation_embedder._embeddings.weight")
 
 
@@ -44,29 +36,22 @@ def open_libkge(path: Path, given: Given) -> Foreign:
             model = str(options[model]["base_model"]["type"])
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelError(f"{path} is no checkpoint of LibKGE: it lacks {error}.") from None
-    if model not in MODELS:
-        raise UnsupportedError(f"{path}: LibKGE's {model} has no counterpart here; supported are {', '.join(MODELS)}.")
+    scorer = counterpart(model, MODELS, path)
     entity, relation = (_table(state, name, path) for name in TABLES)
-    scorer = MODELS[model]
-    norm = float(options.get(model, {}).get("l_norm", 1.0)) if scorer in ("transe", "rotate") else None
-    if norm not in (None, 1.0, 2.0):
-        raise UnsupportedError(f"{path}: l_norm {norm}; allowed are 1 and 2.")
-    distances = {} if norm is None else {"margin": 0.0, "norm": int(norm)}
-    made = build_scorer(scorer, entity.shape[1], **distances)  # type: ignore[arg-type]
-    if relation.shape[1] != made.relation_size or (reciprocal and len(relation) % 2):
-        raise ModelError(f"{path}: {len(relation)} relations of {relation.shape[1]} numbers do not fit {made}.")
-    num_relations = len(relation) // 2 if reciprocal else len(relation)
-    entities, relations = _names(checkpoint, path, given, len(entity), num_relations)
+    margin = norm = None
+    if scorer in ("transe", "rotate"):
+        margin, norm = 0.0, float(options.get(model, {}).get("l_norm", 1.0))
+        if norm not in (1.0, 2.0):
+            raise UnsupportedError(f"{path}: l_norm {norm}; allowed are 1 and 2.")
     return Foreign(
         "LibKGE",
-        made,
+        build_scorer(scorer, entity.shape[1], margin, None if norm is None else int(norm)),
+        (path, path),
+        _names(checkpoint, path, given, len(entity), len(relation) // (2 if reciprocal else 1)),
+        entity,
+        relation,
         reciprocal,
-        entities,
-        relations,
-        lambda ids: interleaved(entity[ids]) if in_pairs(scorer, "entity") else entity[ids],
-        lambda ids: interleaved(relation[ids]) if in_pairs(scorer, "relation") else relation[ids],
-        entity.dtype,
-        files=(path, path),
+        halves=True,
     )
 
 
@@ -79,15 +64,12 @@ def _table(state: dict[str, Tensor], name: str, path: Path) -> Tensor:
 
 
 def _names(
-    checkpoint: dict[str, Any], path: Path, given: Given, num_entities: int, num_relations: int
+    checkpoint: dict[str, Any], path: Path, given: Given, entities: int, relations: int
 ) -> tuple[pl.Series, pl.Series]:
     meta = checkpoint.get("dataset", {}).get("dataset.meta") or {}
-    if given.names is None and {"entity_ids", "relation_ids"} <= meta.keys():
-        names = [pl.Series("name", [str(one) for one in meta[f"{kind}_ids"]]) for kind in ("entity", "relation")]
-        if [len(one) for one in names] != [num_entities, num_relations]:
-            raise ModelError(
-                f"{path} names {len(names[0])} entities and {len(names[1])} relations, and holds other numbers."
-            )
-        return names[0], names[1]
-    folders = given.folders(path.parent)
-    return read_names(folders, "entities", num_entities), read_names(folders, "relations", num_relations)
+    if given.names is not None or not {"entity_ids", "relation_ids"} <= meta.keys():
+        return read_names(given.folders(path.parent), entities, relations)
+    first, second = (pl.Series("name", map(str, meta[f"{kind}_ids"])) for kind in ("entity", "relation"))
+    if (len(first), len(second)) != (entities, relations):
+        raise ModelError(f"{path} names {len(first)} entities and {len(second)} relations, and holds other numbers.")
+    return first, second

@@ -12,7 +12,8 @@ Its SimplE (1.11.1) lets first vectors meet first ones and second ones second on
 is a DistMult, and is imported as one; a SimplE of ours, exported, says that tails take theirs in the other order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from torch import Tensor
 
 from distkgd.common.optional_imports import need
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
-from distkgd.models.importers.foreign import Foreign, Given, names_of_table, read_names
+from distkgd.models.importers.foreign import KEPT, Foreign, Given, counterpart, read_names
 from distkgd.models.importers.torch_files import load_tensors
 from distkgd.models.model_folder import read_json
-from distkgd.scorers import Scorer, build_scorer
+from distkgd.scorers import build_scorer
 from distkgd.scorers.interleaved import join_pairs
 
-PICKLE, STATE, TRIPLES = "trained_model.pkl", "state_dict.pt", "training_triples"
+PICKLE, STATE = "trained_model.pkl", "state_dict.pt"
 SCORER_OF = {
     "TransEInteraction": "transe",
     "DistMultInteraction": "distmult",
@@ -75,20 +76,13 @@ def _of_state(path: Path, given: Given) -> Foreign:
         raise ConfigError(
             f"{path} does not say the norm of its TransE (PyKEEN's scoring_fct_norm); say it (launch/import.py --norm)."
         )
-    entity, relation = (_weights(state, kind, name, path) for kind in ("entity", "relation"))
-    scale = float(state.get("interaction.log_scale", torch.zeros(())))
-    margin = _margin(float(state.get("interaction.bias", torch.zeros(()))), scale, str(path))
-    crossed = bool(ours)
-    scorer, convert = _convert(name, entity, relation, margin, 2 if name == "rotate" else norm, path, crossed)
-    return _foreign(path.parent, given, scorer, *convert)
-
-
-def _weights(state: dict[str, Tensor], kind: str, scorer: str, path: Path) -> list[Tensor]:
-    num = PARTS.get(scorer, (1, 1))[kind == "relation"]
-    names = [f"{kind}_representations.{i}._embeddings.weight" for i in range(num)]
-    if missing := [name for name in names if name not in state]:
-        raise ModelError(f"{path} has no {missing[0]}, which {scorer} needs. It has: {', '.join(state)}.")
-    return [state[name].detach() for name in names]
+    kinds = zip(("entity", "relation"), PARTS.get(name, (1, 1)), strict=True)
+    weights = [[f"{kind}_representations.{i}._embeddings.weight" for i in range(num)] for kind, num in kinds]
+    if missing := [weight for listed in weights for weight in listed if weight not in state]:
+        raise ModelError(f"{path} has no {missing[0]}, which {name} needs. It has: {', '.join(state)}.")
+    tables = [_joined([state[weight].detach() for weight in listed]) for listed in weights]
+    scale, bias = (float(state.get(f"interaction.{key}", torch.zeros(()))) for key in ("log_scale", "bias"))
+    return _foreign(path, given, name, tables, scale, bias, norm, crossed=bool(ours))
 
 
 def _of_model(path: Path, given: Given) -> Foreign:
@@ -106,23 +100,16 @@ def _of_model(path: Path, given: Given) -> Foreign:
         if interaction.clamp_score is not None:
             raise UnsupportedError(f"{path} clamps its scores to {interaction.clamp_score}; no scorer here does.")
         interaction = interaction.base
-    name = SCORER_OF.get(type(interaction).__name__)
-    if name is None:
-        what = f"{type(model).__name__} with {type(interaction).__name__}"
-        raise UnsupportedError(f"{path}: {what} has no counterpart here; supported are {', '.join(SCORER_OF)}.")
-    if getattr(interaction, "power_norm", False) or getattr(interaction, "p", 1) not in (1, 2):
-        given_norm = f"p={interaction.p}, power_norm={interaction.power_norm}"
+    what = type(interaction).__name__
+    if what not in SCORER_OF:
+        what = f"{type(model).__name__} with {what}"
+    name = counterpart(what, SCORER_OF, path)
+    norm = getattr(interaction, "p", 1)
+    if getattr(interaction, "power_norm", False) or norm not in (1, 2):
+        given_norm = f"p={norm}, power_norm={interaction.power_norm}"
         raise UnsupportedError(f"{path}: {given_norm}; allowed are p 1 and 2 without power_norm.")
-    norm = {"transe": getattr(interaction, "p", 1), "rotate": 2}.get(name)
-    if name == "pairre" and interaction.p != 1:
-        raise UnsupportedError(f"{path}: PairRE with p={interaction.p}; only p=1 has a counterpart here.")
-    model.eval()
-    with torch.no_grad():
-        entity, relation = (
-            [_rows(one) for one in getattr(model, f"{k}_representations")] for k in ("entity", "relation")
-        )
-    scorer, convert = _convert(name, entity, relation, _margin(bias, scale, str(path)), norm, path, crossed)
-    foreign = _foreign(path.parent, given, scorer, *convert)
+    if name == "pairre" and norm != 1:
+        raise UnsupportedError(f"{path}: PairRE with p={norm}; only p=1 has a counterpart here.")
 
     def original(triples: Tensor) -> Tensor:
         model.predict_with_sigmoid = False
@@ -130,108 +117,91 @@ def _of_model(path: Path, given: Given) -> Foreign:
             scores: Tensor = model.predict_hrt(triples).squeeze(1)
         return scores
 
-    return Foreign(**{**vars(foreign), "original": original})
+    model.eval()
+    with torch.no_grad():
+        tables = [
+            _joined([_rows(one) for one in getattr(model, f"{k}_representations")]) for k in ("entity", "relation")
+        ]
+    return _foreign(path, given, name, tables, scale, bias, norm, crossed, original)
 
 
 def _rows(representation: Any) -> Tensor:
     """[n, numbers] what a representation gives, normalised and all; complex numbers interleaved."""
-    found = representation(None)
+    found = representation(None).detach()
     return torch.view_as_real(found.resolve_conj()).flatten(1) if found.is_complex() else found.flatten(1)
 
 
-def _margin(bias: float, log_scale: float, where: str) -> float:
-    if abs(log_scale) > 1e-7 or bias < 0:
-        raise UnsupportedError(
-            f"{where} scales its scores by exp({log_scale:.4g}) and adds {bias:.4g}; only a bias >= 0 has a "
-            "counterpart here, the margin."
-        )
-    return bias
+def _joined(parts: list[Tensor]) -> Tensor:
+    return join_pairs(*parts) if len(parts) == 2 else parts[0]
 
 
-def _convert(
-    name: str,
-    entity: Sequence[Tensor],
-    relation: Sequence[Tensor],
-    margin: float,
-    norm: int | None,
+def _foreign(
     path: Path,
+    given: Given,
+    name: str,
+    tables: list[Tensor],
+    scale: float,
+    bias: float,
+    norm: int | None,
     crossed: bool,
-) -> tuple[Scorer, tuple[Tensor, Tensor]]:
-    """The scorer and both tables in our layout, relations still in PyKEEN's order.
+    original: Callable[[Tensor], Tensor] | None = None,
+) -> Foreign:
+    """What the numbers mean. tables: of entities and relations, these in PyKEEN's order.
 
-    crossed: whether SimplE's first vectors meet second ones.
+    scale, bias: of an affine transformation of scores. crossed: whether SimplE's first vectors meet second ones.
     """
-    if name == "pairre":
-        entities, relations = entity[0], join_pairs(*relation)
-    elif name in ("cp", "simple"):
-        entities = join_pairs(*entity)
-        relations = relation[0] if name == "cp" else join_pairs(*relation)
-        if name == "simple" and not crossed:
-            name, relations = "distmult", 0.5 * relations
-    else:
-        entities, relations = entity[0], relation[0]
+    entity, relation = tables
+    if abs(scale) > 1e-7 or bias < 0:
+        raise UnsupportedError(
+            f"{path} scales its scores by exp({scale:.4g}) and adds {bias:.4g}; only a bias >= 0 has a counterpart "
+            "here, the margin."
+        )
+    if name == "simple" and not crossed:
+        name, relation = "distmult", 0.5 * relation
     if name == "rotate":
-        real, imaginary = relations.unflatten(1, (-1, 2)).unbind(-1)
-        if float((real.square() + imaginary.square() - 1.0).abs().max().detach()) > 1e-4:
+        norm = 2
+        real, imaginary = relation.unflatten(1, (-1, 2)).unbind(-1)
+        if float((real.square() + imaginary.square() - 1.0).abs().max()) > 1e-4:
             raise UnsupportedError(
                 f"{path}: relations of RotatE whose numbers do not have modulus 1 scale, not only turn."
             )
-        relations = torch.atan2(imaginary, real)
-    options: dict[str, Any] = {}
-    if name in ("transe", "rotate", "pairre"):
-        options["margin"] = margin
-    elif margin:
-        raise UnsupportedError(f"{path} adds {margin:.4g} to the scores of {name}, which have no margin here.")
-    if name in ("transe", "rotate"):
-        options["norm"] = norm
-    scorer = build_scorer(name, entities.shape[1], **options)
-    if relations.shape[1] != scorer.relation_size:
-        raise ModelError(f"{path}: relations of {relations.shape[1]} numbers do not fit {scorer}.")
-    return scorer, (entities.contiguous(), relations.contiguous())
-
-
-def _foreign(folder: Path, given: Given, scorer: Scorer, entity: Tensor, relation: Tensor) -> Foreign:
-    relations = _names(folder, given, "relation", len(relation))
-    reciprocal = len(relations) != len(relation)
+        relation = torch.atan2(imaginary, real)
+    has_margin = name in ("transe", "rotate", "pairre")
+    if bias and not has_margin:
+        raise UnsupportedError(f"{path} adds {bias:.4g} to the scores of {name}, which have no margin here.")
+    folder = path.parent
+    names = read_names(given.folders(folder), len(entity), len(relation), halves=True)
+    reciprocal = len(names[1]) != len(relation)
     if reciprocal:  # relation and inverse in turn, to all relations before all inverse ones
         relation = torch.cat([relation[0::2], relation[1::2]])
-    entities = _names(folder, given, "entity", len(entity))
+    triples = folder / KEPT / "numeric_triples.tsv.gz"
     return Foreign(
         "PyKEEN",
-        scorer,
+        build_scorer(
+            name,
+            entity.shape[1],
+            bias if has_margin else None,
+            norm if name in ("transe", "rotate") else None,
+        ),
+        (path, path),
+        names,
+        entity,
+        relation,
         reciprocal,
-        entities,
-        relations,
-        lambda ids: entity[ids],
-        lambda ids: relation[ids],
-        entity.dtype,
-        trained=_trained(folder, entities, relations) if given.names is None else None,
+        original=original,
+        trained=partial(_trained, triples, *names) if given.names is None and triples.is_file() else None,
     )
 
 
-def _names(folder: Path, given: Given, kind: str, rows: int) -> pl.Series:
-    """Names of training_triples/, PyKEEN's way, else of files beside it or in the folder that the user names."""
-    kinds = {"entity": "entities", "relation": "relations"}
-    path = folder / TRIPLES / f"{kind}_to_id.tsv.gz"
-    if given.names is None and path.is_file():
-        return names_of_table(path, rows, ("id", "name"), header=True, halves=kind == "relation")
-    return read_names(given.folders(folder), kinds[kind], rows, halves=kind == "relation")  # type: ignore[arg-type]
-
-
-def _trained(folder: Path, entities: pl.Series, relations: pl.Series) -> Callable[[], pl.DataFrame] | None:
-    """Reads the training triples that PyKEEN keeps beside the names of its rows."""
-    path = folder / TRIPLES / "numeric_triples.tsv.gz"
-
-    def read() -> pl.DataFrame:
-        try:
-            schema = dict.fromkeys(("head", "relation", "tail"), pl.Int64)
-            rows = pl.read_csv(path.read_bytes(), separator="\t", schema=schema)
-            return rows.select(
-                head=entities.gather(rows["head"]),
-                relation=relations.gather(rows["relation"]),
-                tail=entities.gather(rows["tail"]),
-            )
-        except (OSError, EOFError, pl.exceptions.PolarsError) as error:
-            raise ModelError(f"{path} is no table of PyKEEN's triples: {str(error).splitlines()[0]}") from None
-
-    return read if path.is_file() else None
+def _trained(path: Path, entities: pl.Series, relations: pl.Series) -> pl.DataFrame:
+    """Names of the training triples that PyKEEN keeps beside the names of its rows."""
+    try:
+        schema = dict.fromkeys(("head", "relation", "tail"), pl.Int64)
+        rows = pl.read_csv(path.read_bytes(), separator="\t", schema=schema)
+        return rows.select(
+            head=entities.gather(rows["head"]),
+            relation=relations.gather(rows["relation"]),
+            tail=entities.gather(rows["tail"]),
+        )
+    except (OSError, EOFError, pl.exceptions.PolarsError) as error:
+        raise ModelError(f"{path} is no table of PyKEEN's triples: {str(error).splitlines()[0]}") from None

@@ -6,50 +6,37 @@ pi times the stored number over (gamma + 2) / hidden_dim. pRotatE is not support
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
-from distkgd.errors import ModelError, UnsupportedError
-from distkgd.models.importers.foreign import (
-    Foreign,
-    Given,
-    in_pairs,
-    interleaved,
-    open_array,
-    read_names,
-    rows_of_array,
-)
+from distkgd.errors import ModelError
+from distkgd.models.importers.foreign import Foreign, Given, counterpart, open_array, read_names
 from distkgd.models.model_folder import read_json
 from distkgd.scorers import build_scorer
 
-MODELS = {"TransE": "transe", "DistMult": "distmult", "ComplEx": "complex", "RotatE": "rotate"}
+# Their name -> ours, and the norm of those that have one, and then a margin, too.
+MODELS = {
+    "TransE": ("transe", 1),
+    "DistMult": ("distmult", None),
+    "ComplEx": ("complex", None),
+    "RotatE": ("rotate", 1),
+}
 RANGE = 2.0  # epsilon of their embedding range
 
 
 def open_rotate(path: Path, given: Given) -> Foreign:
     """The model in the folder `path`."""
     config = read_json(path / "config.json")
-    try:
-        model, margin, hidden = str(config["model"]), float(config["gamma"]), int(config["hidden_dim"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path}/config.json lacks or garbles {error}; it must say model, gamma and hidden_dim."
-        ) from None
-    if model not in MODELS:
-        raise UnsupportedError(f"{path}: {model} has no counterpart here; supported are {', '.join(MODELS)}.")
-    entities, relations = (path / f"{name}_embedding.npy" for name in ("entity", "relation"))
     data = Path(str(config.get("data_path") or path))  # as the authors' scripts have it: from the folder above models/
-    beside = (path, data, path.resolve().parent.parent / data)
-    folders = given.folders(*beside)
-    made = of_arrays("RotatE's authors", MODELS[model], (entities, relations), folders, margin, hidden, 1)
+    folders = given.folders(path, data, path.resolve().parent.parent / data)
     train = next((folder / "train.txt" for folder in folders if (folder / "train.txt").is_file()), None)
-    return made if train is None else replace(made, trained=partial(_trained, train))
+    entity, relation = (path / f"{name}_embedding.npy" for name in ("entity", "relation"))
+    trained = None if train is None else partial(_trained, train)
+    return of_arrays("RotatE's authors", MODELS, path, config, (entity, relation), folders, trained)
 
 
 def _trained(path: Path) -> pl.DataFrame:
@@ -62,32 +49,34 @@ def _trained(path: Path) -> pl.DataFrame:
 
 
 def of_arrays(
-    library: str, scorer: str, files: tuple[Path, Path], names: Sequence[Path], margin: float, hidden: int, norm: int
+    library: str,
+    models: Mapping[str, tuple[str, int | None]],
+    path: Path,
+    config: Mapping[str, Any],
+    files: tuple[Path, Path],
+    names: Sequence[Path],
+    trained: Callable[[], pl.DataFrame] | None = None,
 ) -> Foreign:
     """A model of two .npy files in the layout that RotatE's authors and DGL-KE share.
 
-    names: folders that may hold the files with names.
-    hidden: their hidden_dim; a phase is pi times the stored number over (margin + 2) / hidden.
+    config: that in the folder `path`, with model, gamma and hidden_dim. names: folders that may hold the files with
+    names.
     """
-    arrays = [open_array(path) for path in files]
-    entity, relation = arrays
-    options: dict[str, Any] = {"margin": margin} if scorer in ("transe", "rotate") else {}
-    options |= {"norm": norm} if scorer in ("transe", "rotate") else {}
-    made = build_scorer(scorer, entity.shape[1], **options)
-    if relation.shape[1] != made.relation_size:
-        raise ModelError(
-            f"{files[1]} has {relation.shape[1]} columns; {made} needs {made.relation_size} beside {entity.shape[1]} "
-            "per entity."
-        )
-    turn = math.pi * hidden / (margin + RANGE) if scorer == "rotate" else 1.0
+    try:
+        model, margin, hidden = str(config["model"]), float(config["gamma"]), int(config["hidden_dim"])
+    except (KeyError, TypeError, ValueError) as error:
+        what = "model, gamma and hidden_dim"
+        raise ModelError(f"{path}/config.json lacks or garbles {error}; it must say {what}.") from None
+    scorer, norm = counterpart(model, models, path)
+    entity, relation = map(open_array, files)
     return Foreign(
         library,
-        made,
-        False,
-        read_names(names, "entities", len(entity)),
-        read_names(names, "relations", len(relation)),
-        rows_of_array(entity, interleaved if in_pairs(scorer, "entity") else lambda rows: rows),
-        rows_of_array(relation, interleaved if in_pairs(scorer, "relation") else lambda rows: rows * turn),
-        torch.from_numpy(entity[:0].copy()).dtype,
-        files=files,
+        build_scorer(scorer, entity.shape[1], None if norm is None else margin, norm),
+        files,
+        read_names(names, len(entity), len(relation)),
+        entity,
+        relation,
+        halves=True,
+        turn=math.pi * hidden / (margin + RANGE) if scorer == "rotate" else 1.0,
+        trained=trained,
     )

@@ -2,20 +2,19 @@
 
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from distkgd.data import Graph, Vocabulary
-from distkgd.data.triples import words_of
+from distkgd.data.triples import rows_of, words_of
 from distkgd.distributed.checkpoint.tables import TAGS, atomic_folder, safetensors_header, write_bytes
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError
-from distkgd.models.importers.foreign import ROWS_AT_ONCE, Foreign, finite_rows
+from distkgd.models.importers.foreign import ROWS_AT_ONCE, Foreign, Table
 from distkgd.models.model_folder import FORMAT, sha256_of, write_names
 
 
@@ -25,18 +24,14 @@ def write_model(model: Foreign, out: Path, ranks: Ranks, graph: Graph | None, da
     Entities that the graph has and the model lacks get the mean of all rows where no training triple holds them; one
     that has any is an error. All ranks call it, the first one writes.
     """
-    notes: list[str] = []
     with atomic_folder(out, ranks) as folder:
-        if ranks.first:
-            notes += _write(model, folder, graph, data)
-    return notes
+        return _write(model, folder, graph, data) if ranks.first else []
 
 
 def _write(model: Foreign, folder: Path, graph: Graph | None, data: str) -> list[str]:
     notes: list[str] = []
-    entities = torch.arange(len(model.entities))
-    relations = torch.arange(len(model.relations))
-    words = Vocabulary(model.entities), Vocabulary(model.relations)
+    entities, relations = (torch.arange(len(names)) for names in model.names)
+    words = tuple(map(Vocabulary, model.names))
     about: dict[str, Any] = {"source": data}
     if graph is not None:
         entities, notes = _entity_rows(model, graph)
@@ -51,17 +46,10 @@ def _write(model: Foreign, folder: Path, graph: Graph | None, data: str) -> list
                 if num
             ]
     if model.reciprocal:
-        relations = torch.cat([relations, relations + len(model.relations)])
-    tables: dict[Literal["entity", "relation"], Tensor] = {"entity": entities, "relation": relations}
-    widths = {"entity": model.scorer.entity_size, "relation": model.scorer.relation_size}
+        relations = torch.cat([relations, relations + len(model.names[1])])
+    tables: dict[Table, Tensor] = {"entity": entities, "relation": relations}
     for name, ids in tables.items():
-        size = len(ids) * widths[name] * model.dtype.itemsize
-        header = safetensors_header({name: (TAGS[model.dtype], [len(ids), widths[name]], size)})
-        written = write_bytes(folder / f"{name}.safetensors", chain([header], _bytes(model, name, ids, widths[name])))
-        if written != len(header) + size:
-            raise ModelError(
-                f"{model.library}: rows of {name} are not {widths[name]} numbers wide, which {model.scorer} needs."
-            )
+        write_bytes(folder / f"{name}.safetensors", _bytes(model, name, ids))
     files = {name: [f"{name}.safetensors"] for name in tables}
     config = {
         "format": FORMAT,
@@ -69,7 +57,7 @@ def _write(model: Foreign, folder: Path, graph: Graph | None, data: str) -> list
         "num_entities": len(entities),
         "num_relations": len(words[1]),
         "reciprocal": model.reciprocal,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(model.entity.dtype).removeprefix("torch."),
         "files": files,
         "sha256": {file: sha256_of(folder / file) for (file,) in files.values()},
         "imported_from": model.library,
@@ -81,23 +69,24 @@ def _write(model: Foreign, folder: Path, graph: Graph | None, data: str) -> list
     return notes
 
 
-def _bytes(model: Foreign, table: Literal["entity", "relation"], ids: Tensor, width: int) -> Iterator[bytes]:
-    """The rows `ids` of a table, block by block; the mean of all rows for -1. ModelError where one is not finite."""
-    mean = torch.zeros(width, dtype=model.dtype)
+def _bytes(model: Foreign, table: Table, ids: Tensor) -> Iterator[bytes]:
+    """A file with the rows `ids` of a table; the mean of all rows for -1. ModelError where one is not finite."""
+    dtype = model.entity.dtype
+    width = model.scorer.entity_size if table == "entity" else model.scorer.relation_size
+    yield safetensors_header({table: (TAGS[dtype], [len(ids), width], len(ids) * width * dtype.itemsize)})
+    mean = torch.zeros(width, dtype=torch.float64)
     if (ids < 0).any():
-        total = torch.zeros(width, dtype=torch.float64)
-        for block in torch.arange(len(model.entities)).split(ROWS_AT_ONCE):
-            total += finite_rows(model, table, block).double().sum(0)
-        mean = (total / len(model.entities)).to(model.dtype)
+        for block in torch.arange(len(model.entity)).split(ROWS_AT_ONCE):
+            mean += model.finite_rows(table, block).double().sum(0) / len(model.entity)
     for block in ids.split(ROWS_AT_ONCE):
-        found = finite_rows(model, table, block.clamp_min(0))
-        found = torch.where((block < 0).unsqueeze(1), mean, found)
+        found = model.finite_rows(table, block.clamp_min(0))
+        found = torch.where((block < 0).unsqueeze(1), mean.to(dtype), found)
         yield found.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _entity_rows(model: Foreign, graph: Graph) -> tuple[Tensor, list[str]]:
     """[num_entities] row of each of the graph's entities in the model, -1 for none, and what to say of it."""
-    rows = _rows_of(graph.entities.names, model.entities)
+    rows = _rows_of(graph.entities, model.names[0])
     missing = (rows < 0).nonzero().flatten()
     trained = torch.isin(missing, graph.train[:, [0, 2]])
     if trained.any():
@@ -111,7 +100,7 @@ def _entity_rows(model: Foreign, graph: Graph) -> tuple[Tensor, list[str]]:
         notes.append(
             f"{len(missing):,} entities without training triples are unknown to the model; they get its mean row"
         )
-    if (extra := len(model.entities) - int((rows >= 0).sum())) > 0:
+    if (extra := len(model.entity) - int((rows >= 0).sum())) > 0:
         notes.append(f"{extra:,} entities of the model are not in {graph.name}; they are left out")
     return rows, notes
 
@@ -126,14 +115,12 @@ def held_out_among(trained: pl.DataFrame, graph: Graph) -> dict[str, int]:
 
 
 def _relation_rows(model: Foreign, graph: Graph) -> Tensor:
-    rows = _rows_of(graph.relations.names, model.relations)
+    rows = _rows_of(graph.relations, model.names[1])
     if (rows < 0).any():
         missing = [graph.relations.name(int(i)) for i in (rows < 0).nonzero().flatten()]
         raise ModelError(f"the model lacks {len(missing)} relations of {graph.name}: {', '.join(missing[:5])}.")
     return rows
 
 
-def _rows_of(wanted: pl.Series, names: pl.Series) -> Tensor:
-    table = pl.DataFrame({"name": names, "row": pl.int_range(len(names), eager=True)})
-    found = pl.DataFrame({"name": wanted}).join(table, on="name", how="left", maintain_order="left")["row"]
-    return torch.from_numpy(found.fill_null(-1).to_numpy().copy())
+def _rows_of(wanted: Vocabulary, names: pl.Series) -> Tensor:
+    return torch.from_numpy(rows_of(wanted.names, names).cast(pl.Int64).fill_null(-1).to_numpy().copy())

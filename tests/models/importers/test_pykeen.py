@@ -242,10 +242,10 @@ def test_a_teacher_of_pykeen_is_distilled_and_its_student_evaluated_by_pykeen(tm
 
     data = small_data(tmp_path / "data", entities=60, relations=4, triples=900)
     graph = load_graph(str(data))
-    size = {"model_kwargs": {"embedding_dim": 12}, "training_kwargs": {"num_epochs": 10, "batch_size": 64}}
+    size = {"model_kwargs": {"embedding_dim": 12}, "training_kwargs": {"num_epochs": 3, "batch_size": 64}}
     size["training_kwargs"]["use_tqdm"] = False
     size |= {"optimizer": "Adam", "optimizer_kwargs": {"lr": 0.02}}
-    student = {"dim": 8, "epochs": 10, "batch_size": 100}
+    student = {"dim": 8, "epochs": 3, "batch_size": 100}
     for theirs, ours in there_and_back(graph, str(data), tmp_path, size, student):
         assert theirs == pytest.approx(ours, abs=1e-3) and theirs > 0.05
 

@@ -14,7 +14,7 @@ from distkgd.errors import ConfigError, DataError
 from distkgd.models.model_folder import save_model
 from distkgd.tracking.serving.questions import DEFAULT_K, answer_questions
 from tests.jobs import toy_model
-from tests.toys import toy_graph
+from tests.toys import labels_of, toy_graph
 
 NAN = float("nan")
 
@@ -68,7 +68,7 @@ def test_names_stand_beside_their_own_scores_where_others_are_no_numbers(tmp_pat
 
 def test_labels_are_understood_and_answered_where_the_model_has_any(tmp_path: Path) -> None:
     toy = toy_graph()
-    labelled = Vocabulary(toy.entities.names, {0: "river", 5: "bank"})
+    labelled = Vocabulary(toy.entities.names, labels_of(41, {0: "river", 5: "bank"}))
     graph = Graph("toy", toy.train, toy.valid, toy.test, labelled, toy.relations, toy.sha256, ())
     save_model(tmp_path / "model", toy_model(toy), graph, {})
     (answer,) = answer_questions(
