@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distkgd.common.paths import AnyPath
-from distkgd.distributed.checkpoint.tables import TAGS, copy_rows
+from distkgd.distributed.checkpoint.tables import TAGS, stored_tensor
 from distkgd.errors import ModelError
 from distkgd.kernels.quantiser import Packed, Quantiser, Rounding
 from distkgd.models.formats.packed import read_packed, unpacked
@@ -98,8 +98,11 @@ class Table:
         start = 0
         for part in self.parts:
             here = ((wanted >= start) & (wanted < start + part.shape[0])).nonzero().flatten().tolist()
-            for i in here:
-                copy_rows(part.path, self.name, int(wanted[i]) - start, found[i : i + 1], ModelError)
+            if here:
+                with stored_tensor(part.path, self.name, ModelError) as stored:
+                    for i in here:
+                        row = int(wanted[i]) - start
+                        found[i : i + 1] = stored[row : row + 1]
             start += part.shape[0]
         return self._columns(found[place])
 
