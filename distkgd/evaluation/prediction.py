@@ -85,6 +85,7 @@ def top_k(
             query, entity = exclude
             here = (entity >= table.lo + start) & (entity < table.lo + stop)
             block[query[here], entity[here] - table.lo - start] = -torch.inf
+        block, block_ids = best(block, block_ids, k)
         scores, ids = best(torch.cat([scores, block], 1), torch.cat([ids, block_ids], 1), k)
     if ranks.world > 1:
         # A shard may hold fewer than k rows; the others must still know how many numbers it sends.
@@ -100,12 +101,13 @@ def best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     k = min(k, scores.shape[1])
     if not k or not len(scores):
         return scores[:, :k], ids[:, :k]
-    top = scores.topk(k).values
-    if top[:, 0].isnan().any():  # topk takes a NaN for the best; here it is as bad as a score can be
+    found, index = scores.topk(k)
+    if found[:, 0].isnan().any():  # topk takes a NaN for the best; here it is as bad as a score can be
         scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        top = scores.topk(k).values
-    last = top[:, -1:]
-    found, index = scores.topk(max(k, int((scores >= last).sum(1).max())))
+        found, index = scores.topk(k)
+    num = int((scores >= found[:, -1:]).sum(1).max())
+    if num > k:
+        found, index = scores.topk(num)
     by_id, order = ids.gather(1, index).sort(1)
     by_score, order_again = found.gather(1, order).sort(dim=1, descending=True, stable=True)
     return by_score[:, :k], by_id.gather(1, order_again)[:, :k]
