@@ -58,9 +58,11 @@ class PackedRows:
                 return found
         out = queries.new_empty(len(queries), len(self))
         step = max(1, _NUMBERS_AT_ONCE // self.packed.columns)
+        buffer = torch.empty(min(step, len(self)), self.packed.columns)
         for at in range(0, len(self), step):
-            block = slice(at, at + step)
-            torch.mm(queries, self.take(block).to(queries.dtype).T, out=out[:, block])
+            packed = self.packed.select(slice(at, at + step))
+            rows = unpack(packed, self.quantiser, buffer[: len(packed.codes)])
+            out[:, at : at + step] = queries @ rows.to(queries.dtype).T  # quicker than a product into such a part
         return out
 
 
@@ -75,13 +77,14 @@ def chosen() -> str:
     return way
 
 
-def unpack(packed: Packed, quantiser: Quantiser) -> Tensor:
-    """[n, biases + columns] float32: `Quantiser.unpack`, number by number."""
+def unpack(packed: Packed, quantiser: Quantiser, out: Tensor | None = None) -> Tensor:
+    """[n, biases + columns] float32, number by number those of `Quantiser.unpack`; in `out` if that is given."""
     lib = library("packed")
     if lib is None or packed.codes.device.type != "cpu":
-        return quantiser.unpack(packed)
+        rows = quantiser.unpack(packed)
+        return rows if out is None else out.copy_(rows)
     n, biases, columns = len(packed.codes), quantiser.biases, packed.columns
-    out = torch.empty(n, biases + columns)
+    out = torch.empty(n, biases + columns) if out is None else out
     parts = [address(part) for part in (packed.codes, packed.step, packed.bias)]
     sizes = [ctypes.c_int64(size) for size in (n, columns, packed.step.shape[1], biases)]
     lib.packed_unpack(*parts, quantiser.bits, *sizes, address(out))
