@@ -1,18 +1,27 @@
-"""Runs a function on W real ranks, joined as users' are. The processes are started once per test session and kept.
+"""Runs a function on W ranks: processes, joined as users' are, or threads of this one, which start at once.
 
-The function must be importable (not a lambda, not nested): it is called as fn(ranks, **kwargs) on every rank.
+It is called as fn(ranks, **kwargs) on every rank. Processes are started once per test session and kept; the function
+must be importable (not a lambda, not nested). Threads run the code of `Ranks` over a stand-in for torch.distributed,
+and share what a process has once: what is patched must be patched around them, and no signal reaches them.
 """
 
 import os
+import pickle
 import socket
+import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.multiprocessing as mp
+from torch import Tensor
 
+from distkgd.distributed import ranks as ranks_module
 from distkgd.distributed.ranks import Ranks, join_ranks
 
 ANSWER_SECONDS = 240
@@ -20,7 +29,7 @@ _pools: dict[int, "_Pool"] = {}
 
 
 def run_on_ranks(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
-    """What fn(ranks, **kwargs) returns on each of `world` ranks; world 1 runs right here."""
+    """What fn(ranks, **kwargs) returns on each of `world` ranks that are processes; world 1 runs right here."""
     if world == 1:
         return [fn(Ranks(), **kwargs)]
     if world not in _pools:
@@ -28,11 +37,83 @@ def run_on_ranks(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]
     return _pools[world].run(fn, kwargs)
 
 
+def run_on_threads(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
+    """`run_on_ranks` of ranks that are threads."""
+    if world == 1:
+        return [fn(Ranks(), **kwargs)]
+    threads = _Threads(world)
+    given = pickle.dumps(kwargs)  # to each rank its own, as processes have
+    with patch.object(ranks_module, "dist", threads), ThreadPoolExecutor(world) as pool:
+        return _values(list(pool.map(lambda rank: threads.answer(rank, fn, pickle.loads(given)), range(world))))
+
+
 def close_pools() -> None:
     """End all rank processes."""
     for pool in _pools.values():
         pool.close()
     _pools.clear()
+
+
+def _values(answers: list[tuple[bool, Any]]) -> list[Any]:
+    failures = [text for good, text in answers if not good]
+    if failures:
+        raise AssertionError("\n".join(map(str, failures)))
+    return [value for _, value in answers]
+
+
+class _Threads:
+    """What `Ranks` calls of torch.distributed, for ranks that are threads. One runs at a time, until it waits for the
+    others: not all that torch keeps once per process may be used side by side."""
+
+    def __init__(self, world: int) -> None:
+        self._world = world
+        self._mine = threading.local()
+        self._baton = threading.Lock()
+        self._gate = threading.Barrier(world, timeout=ANSWER_SECONDS)
+        # Two, by turns: nobody writes into one before all have read it.
+        self._slots: list[list[Any]] = [[None] * world, [None] * world]
+
+    def answer(self, rank: int, fn: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[bool, Any]:
+        """(whether it went well, what fn returned or how it failed) on a rank."""
+        self._mine.rank, self._mine.turn = rank, 0
+        with self._baton:
+            try:
+                return True, fn(Ranks(rank, self._world), **kwargs)
+            except threading.BrokenBarrierError:
+                return False, f"rank {rank} was left alone"
+            except BaseException:
+                self._gate.abort()
+                return False, f"rank {rank}: {traceback.format_exc()}"
+
+    def barrier(self) -> None:
+        self._baton.release()
+        try:
+            self._gate.wait()
+        finally:
+            self._baton.acquire()
+
+    def all_gather_object(self, values: list[Any], value: Any) -> None:
+        values[:] = map(pickle.loads, self._everyones(pickle.dumps(value)))
+
+    def all_reduce(self, tensor: Tensor, async_op: bool) -> SimpleNamespace:
+        first, *others = self._everyones(tensor.detach().clone())
+        tensor.detach().copy_(sum(others, first))
+        return SimpleNamespace(wait=lambda: None)
+
+    def all_to_all_single(
+        self, out: Tensor, rows: Tensor, receive: list[int], send: list[int], async_op: bool
+    ) -> SimpleNamespace:
+        parts = [given.split(sizes)[self._mine.rank] for given, sizes in self._everyones((rows.detach().clone(), send))]
+        assert [len(part) for part in parts] == receive
+        out.copy_(torch.cat(parts))
+        return SimpleNamespace(wait=lambda: None)
+
+    def _everyones(self, value: Any) -> list[Any]:
+        self._mine.turn = 1 - self._mine.turn
+        slots = self._slots[self._mine.turn]
+        slots[self._mine.rank] = value
+        self.barrier()
+        return list(slots)
 
 
 class _Pool:
@@ -64,12 +145,10 @@ class _Pool:
                 answers.append(pipe.recv())
             except EOFError:
                 answers.append((False, f"rank {rank} died"))
-        failures = [text for good, text in answers if not good]
-        if failures:
+        if not all(good for good, _ in answers):
             self.close()
             _pools.pop(self._world, None)
-            raise AssertionError("\n".join(map(str, failures)))
-        return [value for _, value in answers]
+        return _values(answers)
 
     def close(self) -> None:
         for process in self._processes:

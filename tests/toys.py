@@ -1,22 +1,28 @@
 """Small graphs and stages that tests of several modules train on; importable by rank processes."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import torch
 
 from distkgd.common.console import Display
+from distkgd.config.stage import StageOptions
 from distkgd.data import Graph, Vocabulary
 from distkgd.data.filters import KnownAnswers
+from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
-from distkgd.methods import METHODS
+from distkgd.distributed.reductions import candidate_layout
+from distkgd.methods import METHODS, Method
 from distkgd.models.model import Model, new_model
 from distkgd.pipeline.config import RunConfig, parse_config
 from distkgd.pipeline.stage_job import Run, build_job
 from distkgd.pipeline.stages import Stage, build_plan
 from distkgd.scorers import build_scorer
 from distkgd.tracking.mlflow_runs import open_tracking
+from distkgd.training.communication import choose_communication
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 
@@ -82,6 +88,21 @@ def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=teachers)
 
 
+def move_as_configured(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions) -> str:
+    """In place of `choose_communication`: no forecast, which takes as long as several steps of a toy."""
+    if config.move == "auto":
+        return choose_communication(input_builder, method, config)
+    input_builder.move = config.move
+    return ""
+
+
+def in_blocks(at_once: int | None) -> AbstractContextManager[Any]:
+    """Candidates are met in blocks of so many numbers, on all ranks that are threads; None: as ever."""
+    if at_once is None:
+        return nullcontext()
+    return patch.object(candidate_layout, "numbers_at_once", lambda _numbers, _device: at_once)
+
+
 def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "/nonexistent") -> dict[str, Any]:
     """Losses of `steps` steps, then this rank's rows, the replicated tensors of every group, and validation metrics."""
     job = toy_job(config, ranks, Path(folder))
@@ -89,7 +110,7 @@ def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "
     losses = []
     for step in range(steps):
         progress.step = step
-        if job.method.advance(step // 5, 2, False):
+        if job.method.advance(step // 3, 2, False):
             progress.stale = 0
         losses.append(train_step(job, progress, 0)[0])
     tables = {g: o.table.weight.clone() for g, o in job.rows.items()}

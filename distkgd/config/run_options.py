@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from distkgd.config.fields import Count, Frozen, Rate, no_flag
-from distkgd.config.stage import Bits
+from distkgd.config.stage import FewBits
 
 
 class MlflowConfig(Frozen):
@@ -36,7 +36,7 @@ class ReportConfig(Frozen):
 
     html: bool = True
     queries: Count = 200
-    rounded: list[Bits] = Field(default=[])
+    rounded: list[FewBits] = Field(default=[])
 
 
 class EngineConfig(Frozen):

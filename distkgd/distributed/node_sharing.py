@@ -6,18 +6,17 @@ Every rank maps it privately: a rank that wrote to it by mistake would change it
 
 import math
 import os
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
+from distkgd.distributed.rendezvous import machine
 from distkgd.errors import DistkgdError
 
 # Seconds between signs of life while one rank works and the others wait; far below the timeout of a collective.
@@ -36,17 +35,12 @@ class _Lent(NamedTuple):
 
 def node_ranks(ranks: Ranks) -> list[int]:
     """The ranks on this machine that can map each other's memory, ascending, this one among them."""
-    places = ranks.gather_objects(_place() or ranks.rank)
-    return [rank for rank, place in enumerate(places) if place == places[ranks.rank]]
-
-
-def _place() -> tuple[str, ...] | None:
-    # Two containers of one machine may share its name and boot, but not their process numbers.
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return socket.gethostname(), boot, os.readlink("/proc/self/ns/pid")
+        place = machine()
     except OSError:
-        return None  # not Linux: each rank builds its own
+        place = f"rank {ranks.rank}"  # each builds its own
+    places = ranks.gather_objects(place)
+    return [rank for rank, other in enumerate(places) if other == place]
 
 
 def share_tensors(ranks: Ranks, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

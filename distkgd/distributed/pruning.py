@@ -110,15 +110,19 @@ def _keys(part: Tensor) -> Iterator[Tensor]:
         yield piece.double().abs().view(torch.int64)
 
 
+def _rows(table: Tensor) -> tuple[Tensor, ...]:
+    pieces: tuple[Tensor, ...] = table.split(max(1, NUMBERS_AT_ONCE // max(1, table.shape[1])))
+    return pieces
+
+
 def _at_least(table: Tensor, magnitude: float) -> Tensor:
     # In float64: in the table's own precision the magnitude could be rounded.
-    rows = table.split(max(1, NUMBERS_AT_ONCE // max(1, table.shape[1])))
-    return torch.cat([piece.double().abs() >= magnitude for piece in rows])
+    return torch.cat([piece.double().abs() >= magnitude for piece in _rows(table)])
 
 
 def _largest_of_rows(table: Tensor, rate: float) -> Tensor:
     found = []
-    for piece in table.split(max(1, NUMBERS_AT_ONCE // max(1, table.shape[1]))):
+    for piece in _rows(table):
         size = piece.double().abs()
         found.append(size >= size.sort(1).values[:, num_pruned(rate, table.shape[1])].unsqueeze(1))
     return torch.cat(found)
@@ -130,7 +134,7 @@ def _largest_columns(table: Tensor, rate: float, ranks: Ranks, unit: int) -> Ten
     peak = nth_magnitude([table], lambda total: total - 1, ranks)
     bits = 61 - (rows * unit).bit_length()
     sums = torch.zeros(table.shape[1], dtype=torch.int64, device=ranks.device)
-    for piece in table.split(max(1, NUMBERS_AT_ONCE // max(1, table.shape[1]))):
+    for piece in _rows(table):
         sums += (piece.double() / (peak or 1.0)).square().mul_(2.0 ** min(bits, 52)).round_().long().sum(0)
     units = ranks.all_reduce(sums).reshape(-1, unit).sum(1)
     order = torch.sort(units, stable=True).indices

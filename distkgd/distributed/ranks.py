@@ -74,13 +74,7 @@ class Ranks:
         if self.world == 1:
             return lambda: tensor
         self.sent(kind, 2 * tensor.numel() * tensor.element_size() * (self.world - 1) / self.world)
-        work = dist.all_reduce(tensor, async_op=True)
-
-        def arrived() -> Tensor:
-            work.wait()
-            return tensor
-
-        return arrived
+        return _arrival(dist.all_reduce(tensor, async_op=True), tensor)
 
     def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int], kind: str) -> Tensor:
         """[sum(receive), ...]: rows sent to ranks 0, 1, … in runs of `send`; differentiable any number of times.
@@ -99,13 +93,7 @@ class Ranks:
         out = rows.new_empty((sum(receive), *rows.shape[1:]))
         kept = rows.contiguous()
         self.sent(kind, (sum(send) - send[self.rank]) * math.prod(rows.shape[1:]) * rows.element_size())
-        work = dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True)
-
-        def arrived() -> Tensor:
-            work.wait()
-            return out
-
-        return arrived
+        return _arrival(dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True), out)
 
     def gather(self, rows: Tensor, counts: Sequence[int], kind: str) -> Tensor:
         """[sum(counts), ...]: every rank's rows ([counts[rank], ...]) in rank order; differentiable."""
@@ -113,6 +101,14 @@ class Ranks:
             return rows
         copies = rows.repeat(self.world, *([1] * (rows.dim() - 1)))
         return self.exchange(copies, [len(rows)] * self.world, counts, kind)
+
+
+def _arrival(work: Any, result: Tensor) -> Callable[[], Tensor]:
+    def arrived() -> Tensor:
+        work.wait()
+        return result
+
+    return arrived
 
 
 class _Exchange(torch.autograd.Function):

@@ -77,7 +77,7 @@ def process_id(pid: int | None = None) -> str | None:
     """A process's machine, number and start, as no other ever has; default: this one's. None where it is not known."""
     pid = os.getpid() if pid is None else pid
     try:
-        return f"{_machine()}/{pid}/{_started(pid)}"
+        return f"{machine()}/{pid}/{_started(pid)}"
     except OSError:
         return None  # not Linux, or gone: go on with --resume
 
@@ -85,8 +85,8 @@ def process_id(pid: int | None = None) -> str | None:
 def is_alive(process: str) -> bool | None:
     """Whether the process of a `process_id` runs; None where that cannot be seen from here."""
     try:
-        machine, pid, started = process.split("/")[:3]
-        if machine != _machine():
+        place, pid, started = process.split("/")[:3]
+        if place != machine():
             return None
         return _started(int(pid)) == started
     except (FileNotFoundError, ProcessLookupError):
@@ -95,8 +95,11 @@ def is_alive(process: str) -> bool | None:
         return None
 
 
-def _machine() -> str:
-    # Containers of one machine may share its boot, but not their process numbers.
+def machine() -> str:
+    """What tells machines apart, and containers of one machine, which may share its boot but not their process numbers.
+
+    OSError where it is not known: not on Linux.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
 

@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch  # first: its OpenMP runtime is the one the libraries resolve their calls to
 
+NAMES = {torch.float32: "float32", torch.float64: "float64"}  # of dtypes in the names of functions
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
 
@@ -31,6 +33,23 @@ def library(name: str) -> ctypes.CDLL | None:
     if not made.exists():
         _compile(compiler, source, made)
     return ctypes.CDLL(str(made))
+
+
+def available(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the library made of `name`.cpp is there and can work on such tensors: on a CPU, float32 or float64."""
+    return device.type == "cpu" and dtype in NAMES and library(name) is not None
+
+
+def call(name: str, function: str, *arguments: torch.Tensor | float | None) -> None:
+    """A function of the library made of `name`.cpp: it takes whole numbers as int64, others as double, and of a tensor,
+    which must be contiguous, where it begins."""
+    getattr(library(name), function)(*map(_argument, arguments))
+
+
+def _argument(value: torch.Tensor | float | None) -> Any:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return ctypes.c_double(value) if isinstance(value, float) else address(value)
 
 
 def address(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:

@@ -3,13 +3,12 @@
 Model i scores margin + b_0 + … + b_i of contributions b [P, ..., n]; a pair that does not count has b_0 near NEVER.
 """
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distkgd.kernels.build import address, library
+from distkgd.kernels.build import call, library
 from distkgd.kernels.scores import available as scores_available
 
 
@@ -43,9 +42,8 @@ class _Listwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, b: Tensor, margin: float, delta: float, gaps: bool, sharp: Tensor) -> tuple[Tensor, Tensor]:
         lse, gap = b.new_empty(b.shape[:-1]), b.new_zeros(b.shape[:-1])
-        ctx.numbers = [*_sizes(b), ctypes.c_float(margin), ctypes.c_float(delta)]
-        ctx.gaps = gaps
-        _call("listwise", address(b), *ctx.numbers, address(sharp), address(lse), address(gap) if gaps else None)
+        ctx.numbers, ctx.gaps = (*_sizes(b), float(margin), float(delta)), gaps
+        _call("listwise", b, *ctx.numbers, sharp, lse, gap if gaps else None)
         ctx.save_for_backward(b, lse, sharp)
         return lse, gap
 
@@ -55,8 +53,7 @@ class _Listwise(torch.autograd.Function):
         b, lse, sharp = ctx.saved_tensors
         lse_grad, gap_grad = (g.contiguous() for g in grads)
         out = torch.empty_like(b)
-        given = [address(sharp), address(lse), address(lse_grad), address(gap_grad) if ctx.gaps else None]
-        _call("listwise_pull", address(b), *ctx.numbers, *given, address(out))
+        _call("listwise_pull", b, *ctx.numbers, sharp, lse, lse_grad, gap_grad if ctx.gaps else None, out)
         return out, None, None, None, None
 
 
@@ -66,11 +63,8 @@ class _Pointwise(torch.autograd.Function):
         ctx: Any, b: Tensor, margin: float, delta: float, gaps: bool, weighted: bool, w: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         lse, mean, gap = b.new_empty(b.shape[:-1]), b.new_empty(b.shape[:-1]), b.new_zeros(b.shape[:-1])
-        ctx.numbers = [*_sizes(b), ctypes.c_float(margin), ctypes.c_float(delta)]
-        ctx.numbers += [ctypes.c_int64(weighted), ctypes.c_float(float(w))]
-        ctx.gaps = gaps
-        out = [address(lse), address(mean), address(gap) if gaps else None]
-        _call("pointwise", address(b), *ctx.numbers, *out)
+        ctx.numbers, ctx.gaps = (*_sizes(b), float(margin), float(delta), weighted, float(w)), gaps
+        _call("pointwise", b, *ctx.numbers, lse, mean, gap if gaps else None)
         ctx.save_for_backward(b, lse, mean, w)
         return lse, mean, gap
 
@@ -80,16 +74,15 @@ class _Pointwise(torch.autograd.Function):
         b, lse, mean, w = ctx.saved_tensors
         lse_grad, mean_grad, gap_grad = (g.contiguous() for g in grads)
         out, slope = torch.empty_like(b), b.new_empty(b.shape[1:-1])
-        given = [address(x) for x in (lse, mean, lse_grad, mean_grad)]
-        given += [address(gap_grad) if ctx.gaps else None, address(out), address(slope)]
-        _call("pointwise_pull", address(b), *ctx.numbers, *given)
+        given = lse, mean, lse_grad, mean_grad, gap_grad if ctx.gaps else None
+        _call("pointwise_pull", b, *ctx.numbers, *given, out, slope)
         return out, None, None, None, None, slope.sum().reshape(w.shape)
 
 
-def _sizes(b: Tensor) -> list[ctypes.c_int64]:
+def _sizes(b: Tensor) -> tuple[int, int, int]:
     planes, n = b.shape[0], b.shape[-1]
-    return [ctypes.c_int64(x) for x in (planes, b[0].numel() // n, n)]
+    return planes, b[0].numel() // n, n
 
 
-def _call(what: str, *arguments: Any) -> None:
-    getattr(library("nested"), f"nested_{what}_float32")(*arguments)
+def _call(what: str, *arguments: Tensor | float | None) -> None:
+    call("nested", f"nested_{what}", *arguments)

@@ -4,13 +4,13 @@ with tensors, float32 only.
 Model i scores margin + b_0 + … + b_i, b_i the inner product of the i-th of P equal blocks of columns.
 """
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distkgd.kernels.build import address, library
+from distkgd.kernels import build
+from distkgd.kernels.build import call
 
 MASKED_SCORE = -1e30  # as in distributed/reductions/loss_requests.py
 _TILE, _SLABS = 256, 8  # kTile and kSlabs there
@@ -18,8 +18,7 @@ _TILE, _SLABS = 256, 8  # kTile and kSlabs there
 
 def available(queries: Tensor) -> bool:
     """Whether the kernels can work on queries like these here."""
-    kind = queries.device.type, queries.dtype
-    return kind == ("cpu", torch.float32) and library("nested_products") is not None
+    return queries.dtype == torch.float32 and build.available("nested_products", queries.device, queries.dtype)
 
 
 class Products:
@@ -73,11 +72,11 @@ class _Sums(torch.autograd.Function):
         planes, starts, skipped, margin, delta, gaps, weighted, sharp = given
         (num, dim), n = queries.shape, len(rows)
         turned = rows.new_empty(-(-n // _TILE), dim, _TILE)
-        _call("turn", rows, n, dim, turned)
+        _call("_turn", rows, n, dim, turned)
         lse, gap, *of_w = queries.new_empty(2 if w is None else 5, planes, num)
         power = 0.0 if w is None else float(w.detach())
         sizes = num, n, planes, dim // planes
-        ctx.given = *sizes, margin, delta, int(gaps), starts, skipped, int(weighted), power, sharp
+        ctx.given = *sizes, float(margin), float(delta), gaps, starts, skipped, weighted, power, sharp
         mean, mean_w, lse_w = of_w or (None, None, None)
         # The largest model's scores, unless nobody will go back.
         z = queries.new_empty(num, len(turned), _TILE) if any(ctx.needs_input_grad) else None
@@ -94,17 +93,10 @@ class _Sums(torch.autograd.Function):
         parts = queries.new_empty(_SLABS, *queries.shape)
         of_queries, of_rows = torch.empty_like(queries), queries.new_empty(ctx.given[1], queries.shape[1])
         mean = of_mean[0] if of_mean else None
-        _call("pull", queries, turned, *ctx.given, lse, z, of_lse, of_gap, mean, parts, of_queries, of_rows)
+        _call("_pull", queries, turned, *ctx.given, lse, z, of_lse, of_gap, mean, parts, of_queries, of_rows)
         slope = None if mean is None else (of_lse * lse_w + mean * mean_w).sum().reshape(ctx.shape)
         return of_queries, of_rows, slope, *[None] * 8
 
 
-def _call(what: str, *arguments: Tensor | int | float | None) -> None:
-    name = "_".join(part for part in ("nested_products", what, "float32") if part)
-    getattr(library("nested_products"), name)(*map(_argument, arguments))
-
-
-def _argument(value: Tensor | int | float | None) -> Any:
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    return ctypes.c_float(value) if isinstance(value, float) else address(value)
+def _call(what: str, *arguments: Tensor | float | None) -> None:
+    call("nested_products", f"nested_products{what}", *arguments)

@@ -4,42 +4,37 @@ Shapes as there: q [groups, queries, width], table [rows, dim], index [groups, c
 their gradient [groups, queries, candidates]. All contiguous, of one dtype, float32 or float64.
 """
 
-import ctypes
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distkgd.kernels.build import address, library
+from distkgd.kernels import build
+from distkgd.kernels.build import NAMES, call
 
 Kind = Literal["dot", "square", "manhattan", "scaled_manhattan", "modulus"]
 KINDS: tuple[Kind, ...] = ("dot", "square", "manhattan", "scaled_manhattan", "modulus")
-_NAMES = {torch.float32: "pairs_float32", torch.float64: "pairs_float64"}
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels can work on such tensors here."""
-    return device.type == "cpu" and dtype in _NAMES and library("pairs") is not None
+    return build.available("pairs", device, dtype)
 
 
 def forward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int) -> Tensor:
     """[groups, queries, candidates]: the sums."""
     out = q.new_empty(q.shape[0], q.shape[1], candidates)
-    _run(kind, q, table, index, candidates, out=out)
+    _run(kind, q, table, index, candidates, None, out, None, None)
     return out
 
 
 def backward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of q and of the table for `grad`; a row that the index names often has its gradients added up."""
     dq, dtable = torch.empty_like(q), torch.empty_like(table)
-    _run(kind, q, table, index, grad.shape[2], grad=grad.contiguous(), dq=dq, dtable=dtable)
+    _run(kind, q, table, index, grad.shape[2], grad.contiguous(), None, dq, dtable)
     return dq, dtable
 
 
-def _run(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int, **more: Tensor) -> None:
-    call = getattr(library("pairs"), _NAMES[q.dtype])
-    sizes = [q.shape[0], q.shape[1], candidates, table.shape[1], q.shape[2], table.shape[0]]
-    rest = [address(more.get(name)) for name in ("grad", "out", "dq", "dtable")]
-    where = [address(x) for x in (q, table, index)]
-    if call(KINDS.index(kind), *where, *(ctypes.c_int64(n) for n in sizes), *rest):
-        raise AssertionError(kind)
+def _run(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int, *rest: Tensor | None) -> None:
+    sizes = q.shape[0], q.shape[1], candidates, table.shape[1], q.shape[2], table.shape[0]
+    call("pairs", f"pairs_{NAMES[q.dtype]}", KINDS.index(kind), q, table, index, *sizes, *rest)

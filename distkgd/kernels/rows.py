@@ -1,27 +1,21 @@
 """Whole rows of a table on a CPU: rows.cpp with tensors. Each function has the torch call that it replaces beside it,
 for where there is no kernel."""
 
-import ctypes
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from distkgd.kernels.build import address, library
+from distkgd.kernels import build
+from distkgd.kernels.build import NAMES, call
 
-_NAMES = {torch.float32: "float32", torch.float64: "float64"}
 _RULES = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
 
 
 def available(*tensors: Tensor) -> bool:
     """Whether the kernels can work on such tensors here: contiguous, on the CPU, of one dtype."""
     first = tensors[0]
-    return (
-        first.device.type == "cpu"
-        and first.dtype in _NAMES
-        and all(t.device == first.device and t.dtype == first.dtype and t.is_contiguous() for t in tensors)
-        and library("rows") is not None
-    )
+    alike = all(t.device == first.device and t.dtype == first.dtype and t.is_contiguous() for t in tensors)
+    return alike and build.available("rows", first.device, first.dtype)
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:
@@ -29,14 +23,14 @@ def take(table: Tensor, rows: Tensor) -> Tensor:
     if not available(table) or not rows.is_contiguous():
         return table.index_select(0, rows)
     out = table.new_empty(len(rows), table.shape[1])
-    _call("take", table, rows, out)
+    call("rows", f"take_{NAMES[table.dtype]}", table, rows, *out.shape, out)
     return out
 
 
 def add(table: Tensor, rows: Tensor, values: Tensor) -> None:
     """Add values [n, dim] to rows [n] (int64) of a table [m, dim], in place; a row may be named more than once."""
     if available(table, values) and rows.is_contiguous():
-        _call("add", table, rows, values)
+        call("rows", f"add_{NAMES[table.dtype]}", table, rows, *values.shape, values)
     else:
         table.index_add_(0, rows, values)
 
@@ -55,15 +49,8 @@ def update(
     step: int,
 ) -> None:
     """One step of optimiser `name` on rows [n] of a table, or all, in place; formulas in distributed/optim/rows.py."""
-    kinds = [*map(address, state.values()), None, None][:2]
-    numbers = [ctypes.c_double(x) for x in (lr, clip, eps, *betas)]
-    sizes = [ctypes.c_int64(n) for n in (len(grad), table.shape[1])]
-    call = getattr(library("rows"), f"update_{_NAMES[table.dtype]}")
-    where = None if rows is None else address(rows.contiguous())
-    call(_RULES[name], address(table), where, *sizes, address(grad), *kinds, *numbers, ctypes.c_int64(step))
-
-
-def _call(what: str, table: Tensor, rows: Tensor, values: Tensor) -> None:
-    sizes = [ctypes.c_int64(n) for n in (len(rows), table.shape[1])]
-    call = getattr(library("rows"), f"{what}_{_NAMES[table.dtype]}")
-    call(address(table), address(rows), *sizes, address(values))
+    kinds = [*state.values(), None, None][:2]
+    where = None if rows is None else rows.contiguous()
+    numbers = map(float, (lr, clip, eps, *betas))
+    sizes = len(grad), table.shape[1]
+    call("rows", f"update_{NAMES[table.dtype]}", _RULES[name], table, where, *sizes, grad, *kinds, *numbers, step)

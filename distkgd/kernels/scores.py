@@ -1,23 +1,18 @@
 """What is made of a block of scores on a CPU: scores.cpp with tensors, float32 and contiguous only."""
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distkgd.kernels.build import address, library
+from distkgd.kernels import build
+from distkgd.kernels.build import call
 
 
 def available(z: Tensor) -> bool:
     """Whether the kernels can work on scores like `z` [..., n] here."""
-    return (
-        z.device.type == "cpu"
-        and z.dtype == torch.float32
-        and z.is_contiguous()
-        and z.shape[-1] > 0
-        and library("scores") is not None
-    )
+    whole = z.dtype == torch.float32 and z.is_contiguous() and z.shape[-1] > 0
+    return whole and build.available("scores", z.device, z.dtype)
 
 
 def summable(*scores: Tensor) -> bool:
@@ -49,8 +44,8 @@ def count(z: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     A NaN is neither.
     """
     at_most, below = torch.empty_like(high, dtype=torch.int64), torch.empty_like(low, dtype=torch.int64)
-    high, low = high.contiguous(), low.contiguous()
-    _call("count", z, address(high), address(low), address(at_most), address(below))
+    n = z.shape[-1]
+    call("scores", "count", z, z.numel() // n, n, high.contiguous(), low.contiguous(), at_most, below)
     return at_most, below
 
 
@@ -58,7 +53,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, overwrite: bool) -> Tensor:
         lse = z.new_empty(z.shape[:-1])
-        _call("logsumexp", z, address(lse))
+        _call("logsumexp", z, lse)
         ctx.overwrite = overwrite
         ctx.save_for_backward(z, lse)
         return lse
@@ -68,9 +63,8 @@ class _LogSumExp(torch.autograd.Function):
         z, lse = ctx.saved_tensors
         if torch.is_grad_enabled():
             return grads[0].unsqueeze(-1) * torch.softmax(z, -1), None
-        grad = grads[0].contiguous()
         out = z.detach() if ctx.overwrite else torch.empty_like(z)
-        _call("logsumexp_pull", z, address(lse), address(grad), _start(out))
+        _call("logsumexp_pull", z, lse, grads[0].contiguous(), _laid_out(out))
         return out, None
 
 
@@ -78,7 +72,7 @@ class _SoftmaxGap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, overwrite: bool) -> tuple[Tensor, Tensor, Tensor]:
         lse_t, gap, lse_z = (student.new_empty(student.shape[:-1]) for _ in range(3))
-        _call("softmax_gap", student, _start(teacher), address(lse_t), address(gap), address(lse_z))
+        _call("softmax_gap", student, _laid_out(teacher), lse_t, gap, lse_z)
         ctx.overwrite = overwrite
         ctx.save_for_backward(student, teacher, lse_t, gap, lse_z)
         learns, teaches, _ = ctx.needs_input_grad
@@ -99,25 +93,21 @@ class _SoftmaxGap(torch.autograd.Function):
         of_lse_t, of_gap, of_lse_z = (x.contiguous() for x in grads)
         pushed = torch.empty_like(teacher) if teaches else None
         if pushed is not None:
-            rest = [address(x) for x in (lse_t, gap, of_gap, of_lse_t)]
-            _call("softmax_gap_teach", student, _start(teacher), *rest, _start(pushed))
+            _call("softmax_gap_teach", student, _laid_out(teacher), lse_t, gap, of_gap, of_lse_t, _laid_out(pushed))
         if not learns:
             return None, pushed, None
         pulled = teacher if ctx.overwrite else torch.empty_like(student)
-        rest = [address(x) for x in (lse_t, lse_z, of_gap, of_lse_z)]
-        _call("softmax_gap_pull", student, _start(teacher), *rest, _start(pulled))
+        _call("softmax_gap_pull", student, _laid_out(teacher), lse_t, lse_z, of_gap, of_lse_z, _laid_out(pulled))
         return pulled, pushed, None
 
 
-def _call(what: str, z: Tensor, *rest: Any) -> None:
-    sizes = [ctypes.c_int64(n) for n in (z.numel() // z.shape[-1], z.shape[-1])]
-    order = "_columns" if _by_columns(z) else ""
-    getattr(library("scores"), f"{what}{order}_float32")(_start(z), *sizes, *rest)
+def _call(what: str, z: Tensor, *rest: Tensor) -> None:
+    call("scores", what, _laid_out(z), _by_columns(z), z.numel() // z.shape[-1], z.shape[-1], *rest)
 
 
 def _by_columns(z: Tensor) -> bool:
     return z.dim() == 2 and not z.is_contiguous() and z.T.is_contiguous()
 
 
-def _start(z: Tensor) -> Any:
-    return address(z.T if _by_columns(z) else z)
+def _laid_out(z: Tensor) -> Tensor:
+    return z.T if _by_columns(z) else z

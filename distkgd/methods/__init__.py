@@ -30,17 +30,8 @@ __all__ = [
     "build_method",
 ]
 
-METHODS: Mapping[str, type[Method[Any]]] = {
-    "scratch": Scratch,
-    "bkd": Bkd,
-    "dualde": DualDE,
-    "iterde": IterDE,
-    "rkd": Rkd,
-    "dml": Dml,
-    "mulde": MulDE,
-    "med": Med,
-    "metasd": MetaSD,
-}
+_ALL: Sequence[type[Method[Any]]] = (Scratch, Bkd, DualDE, IterDE, Rkd, Dml, MulDE, Med, MetaSD)
+METHODS: Mapping[str, type[Method[Any]]] = {method.name: method for method in _ALL}
 
 
 def build_method(stage: StageOptions, student: Model, teachers: Sequence[Model], setup: Setup) -> Method[Any]:

@@ -14,7 +14,7 @@ from distkgd.config.fields import Rate, Weight
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.methods.base import Method, MethodSettings, Update
-from distkgd.methods.losses.scores import divergence
+from distkgd.methods.losses.scores import DIVERGENCES
 
 
 class BkdConfig(MethodSettings):
@@ -44,9 +44,8 @@ class Bkd(Method[BkdConfig]):
         view = self.task.view(self.student, inputs, grad=True)
         teacher = self.task.view(self.teachers[0], inputs, grad=False)
         # The hard loss joins the last pass, so that js costs one pass more and not two.
-        asks = {"soft": divergence(how.divergence, view, teacher, how.temperature)}
+        asks = {"soft": (how.weight, DIVERGENCES[how.divergence](view, teacher, how.temperature))}
         if how.hard_weight:
-            asks["hard"] = self.task.request(view)
-        weights = {"soft": how.weight, "hard": how.hard_weight}
-        terms = answer_means(asks, weights, inputs.batch.num_queries)
+            asks["hard"] = how.hard_weight, self.task.request(view)
+        terms = answer_means(asks, inputs.batch.num_queries)
         yield Update(frozenset({"student"}), terms | self.task.penalty(view))

@@ -18,6 +18,7 @@ from torch import Tensor
 from distkgd.config.fields import Positive, Rate, Weight
 from distkgd.config.stage import StageOptions
 from distkgd.data.step_inputs import StepInputs
+from distkgd.distributed.reductions.loss_requests import LossRequest
 from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.errors import DistkgdError
 from distkgd.methods.base import Method, MethodSettings, ParameterGroup, Update
@@ -63,15 +64,13 @@ class Dml(Method[DmlConfig]):
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
         how = self.settings
         student, peer = self.task.view(self.student, inputs, grad=True), self.task.view(self.peer, inputs, grad=True)
-        asks, weights = {}, {}
+        asks: dict[str, tuple[float, LossRequest]] = {}
         penalties: dict[str, Tensor] = {}
         # DML[student], DML[peer]
         for tag, own, other in (("", student, peer), ("peer_", peer, student)):
-            asks[f"{tag}soft"] = kl_divergence(own, other, how.temperature, stop_teacher=True)
-            weights[f"{tag}soft"] = how.weight
+            asks[f"{tag}soft"] = how.weight, kl_divergence(own, other, how.temperature, stop_teacher=True)
             if how.hard_weight:
-                asks[f"{tag}hard"] = self.task.request(own)
-                weights[f"{tag}hard"] = how.hard_weight
+                asks[f"{tag}hard"] = how.hard_weight, self.task.request(own)
             penalties |= {f"{tag}{name}": value for name, value in self.task.penalty(own).items()}
-        terms = answer_means(asks, weights, inputs.batch.num_queries)
+        terms = answer_means(asks, inputs.batch.num_queries)
         yield Update(frozenset({"student", "peer"}), terms | penalties)

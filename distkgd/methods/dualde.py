@@ -21,7 +21,7 @@ Differs from the authors' code (a later port):
   per-negative products; teacher negatives are weighed self-adversarially.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -38,10 +38,11 @@ from distkgd.distributed.reductions.partials import Partial, SoftmaxMean, Sum
 from distkgd.errors import UnsupportedError
 from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Phase, Update
 from distkgd.methods.losses.scores import batch_mean, huber, kl_divergence
-from distkgd.methods.losses.structure import Shapes
+from distkgd.methods.losses.structure import shape, shape_fields
 from distkgd.models.model import Model, View
 
-Side = tuple[str, int]
+# [Q] of each model that learns: distances from what it is compared with, hard losses; further terms by name.
+Losses = tuple[list[Tensor], list[Tensor], dict[str, Tensor]]
 
 
 class StageTwoConfig(Frozen):
@@ -128,7 +129,7 @@ class DualDE(Method[DualdeConfig]):
     def groups(self) -> Mapping[str, ParameterGroup]:
         how, found = self.settings, {"student": ParameterGroup(self.student)}
         if how.stage_two is not None:
-            found |= {_named(i): ParameterGroup(model) for i, model in enumerate(self.teachers)}
+            found |= {_group(i): ParameterGroup(model) for i, model in enumerate(self.teachers, 1)}
         if how.evaluation:
             tensors = {"alpha": self.alpha, "beta": self.beta}
             found["evaluators"] = ParameterGroup(tensors=tensors, optimizer={"lr": how.evaluator_lr})
@@ -138,7 +139,7 @@ class DualDE(Method[DualdeConfig]):
         two = self.settings.stage_two
         if two is None:
             return Phase(0, epochs, epochs)
-        teachers = [_named(i) for i in range(len(self.teachers))]
+        teachers = [_group(i) for i in range(1, 1 + len(self.teachers))]
         if self.stage == 1:
             end = epochs if two.start == "plateau" else min(two.start, epochs)
             return Phase(0, end, end + two.epochs, frozen=frozenset(teachers))
@@ -162,34 +163,31 @@ class DualDE(Method[DualdeConfig]):
         self.stage, self.stage_two_since = values["stage"], values["stage_two_since"]
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
-        both = self.stage == 2
-        student = self.task.view(self.student, inputs, grad=True)
-        teachers = [self.task.view(model, inputs, grad=both) for model in self.teachers]
-        sides = self._sides(both)
-        if self.settings.soft == "kl":
-            terms = self._listwise(student, teachers, sides)
+        how, both = self.settings, self.stage == 2
+        views = [self.task.view(self.student, inputs, grad=True)]
+        views += [self.task.view(model, inputs, grad=both) for model in self.teachers]
+        learning = len(views) if both else 1  # of the models, the student first: L_Stu, and in stage two each L_Tea
+        if how.soft == "kl":
+            kind, (distances, hard, terms) = "", self._listwise(views, learning)
         else:
-            terms = self._pointwise(student, teachers, sides)
-        terms = {name: batch_mean(value, inputs) for name, value in terms.items()} | self.task.penalty(student)
-        groups = {"student"} | ({"evaluators"} if self.settings.evaluation else set())
-        for i, teacher in enumerate(teachers if both else []):
-            groups.add(_named(i))
-            terms |= {f"{_named(i)}_{name}": value for name, value in self.task.penalty(teacher).items()}
-        yield Update(frozenset(groups), terms, self._watched(student, teachers, inputs))
+            kind, (distances, hard, terms) = "_positive", self._pointwise(views, learning)
+        positives, watched, groups = [view.positive for view in views], {}, set()
+        shapes = [shape(view) for view in views] if how.structure else []
+        for i in range(learning):
+            soft_weight, hard_weight = self._weights(2 * i, self._pair(i, positives)[1], self.alpha, self.beta)
+            distance = self._with_shapes(distances[i], i, shapes)
+            terms[f"{_tag(i)}soft{kind}"] = how.soft_weight * soft_weight * distance
+            terms[f"{_tag(i)}hard{kind}"] = hard_weight * hard[i]
+            groups.add(_group(i))
+            if isinstance(soft_weight, Tensor):  # its mean over positive triples
+                watched[f"soft_weight/{_group(i)}_positive"] = batch_mean(soft_weight.detach(), inputs)
+        terms = {name: batch_mean(value, inputs) for name, value in terms.items()}
+        for i, view in enumerate(views[:learning]):
+            terms |= {f"{_tag(i)}{name}": value for name, value in self.task.penalty(view).items()}
+        yield Update(frozenset(groups | ({"evaluators"} if how.evaluation else set())), terms, watched)
 
     def logged(self, step: int) -> Mapping[str, float | Tensor]:
         return {**super().logged(step), "phase": float(self.stage)}
-
-    def _watched(self, student: View, teachers: Sequence[View], inputs: StepInputs) -> dict[str, Tensor]:
-        # Mean weight of the soft labels of positive triples, of the student and in stage two of each teacher.
-        if not self.settings.evaluation:
-            return {}
-        found, positives = {}, [view.positive.detach() for view in (student, *teachers)]
-        for tag, which in self._sides(self.stage == 2):
-            _, other = _opposite(which, positives)
-            weight, _ = self._weights(2 * which, other, self.alpha.detach(), self.beta.detach())
-            found[f"soft_weight/{tag or 'student_'}positive"] = batch_mean(torch.as_tensor(weight), inputs)
-        return found
 
     def _quality(self, which: int, score: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         # p of Eq. 8, 9, 12, 13 for evaluator `which` (0, 2: positives; 1, 3: negatives), given the other side's score.
@@ -203,37 +201,40 @@ class DualDE(Method[DualdeConfig]):
         quality = self._quality(which, score, alpha, beta)
         return quality, 1.0 - quality
 
-    def _score_distance(self, own: Tensor, other: Tensor) -> Tensor:
+    def _pair(self, which: int, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        # Of a number that every model has, the student first: model `which`'s own and what it is compared with, which
+        # is the student's, or for the student the mean over teachers.
+        own, other = numbers[which], numbers[0]
+        if which == 0:
+            other = mean_of(numbers[1:], own)
+        return own, other.detach() if self.settings.stop_opposite else other
+
+    def _distance(self, own: Tensor, other: Tensor) -> Tensor:
         # DualDE Eq. 4
         if self.settings.probabilities:
-            return huber(torch.sigmoid(own) - torch.sigmoid(other), self.settings.delta)
+            own, other = torch.sigmoid(own), torch.sigmoid(other)
         return huber(own - other, self.settings.delta)
 
-    def _pointwise(self, student: View, teachers: Sequence[View], sides: list[Side]) -> dict[str, Tensor]:
-        # Eq. 10-11 (and 14-15) with a distance for every candidate.
-        views = [student, *teachers]
-        shapes = [Shapes(view if self.settings.structure else None, fields=True) for view in views]
-        positives = [shape.positive for shape in shapes]
-        cut = _detached if self.settings.stop_opposite else _same
-        asks = {"negatives": self._negatives(sides, views, shapes)}
-        if self.task.loss == "softmax":
-            asks |= {tag: self.task.request(views[which]) for tag, which in sides}
-        got = reduce_over_candidates(asks)
-        terms: dict[str, Tensor] = {}
-        for tag, which in sides:
-            own, other = _opposite(which, [view.positive for view in views])
-            distance = self._score_distance(own, cut(other))
-            if self.settings.structure:
-                distance = distance + self._shape_distance(*_opposites(which, positives), cut)
-            soft_weight, hard_weight = self._weights(2 * which, other, self.alpha, self.beta)
-            terms[f"{tag}soft_positive"] = self.settings.soft_weight * soft_weight * distance
-            terms[f"{tag}hard_positive"] = hard_weight * (got[tag] if tag in got else F.softplus(-own))
-        terms |= got["negatives"]
-        return terms
+    def _with_shapes(self, distance: Tensor, which: int, shapes: Sequence[Sequence[Tensor]]) -> Tensor:
+        # DualDE Eq. 5 on top: angle and length ratio of head and tail, of all models, or nothing.
+        for numbers in zip(*shapes, strict=True):
+            own, other = self._pair(which, numbers)
+            distance = distance + huber(own - other, self.settings.delta)
+        return distance
 
-    def _negatives(self, sides: list[Side], views: Sequence[View], shapes: Sequence[Shapes]) -> LossRequest:
-        # All negative terms of all sides.
-        cut = _detached if self.settings.stop_opposite else _same
+    def _pointwise(self, views: Sequence[View], learning: int) -> Losses:
+        # Eq. 10-11 (and 14-15) with a distance for every candidate.
+        asks = {"negatives": self._negatives(views, learning)}
+        if self.task.loss == "softmax":
+            asks |= {str(i): self.task.request(view) for i, view in enumerate(views[:learning])}
+        got = reduce_over_candidates(asks)
+        scores = [view.positive for view in views]
+        distances = [self._distance(*self._pair(i, scores)) for i in range(learning)]
+        hard = [got[str(i)] if str(i) in got else F.softplus(-scores[i]) for i in range(learning)]
+        return distances, hard, got["negatives"]
+
+    def _negatives(self, views: Sequence[View], learning: int) -> LossRequest:
+        # All negative terms of all models that learn.
         listed, n = self.task.loss == "softmax", len(views)
 
         def partials(*more: Tensor) -> dict[str, Partial]:
@@ -241,16 +242,14 @@ class DualDE(Method[DualdeConfig]):
             scores, rest = fields[:n], fields[n:]
             each = [rest[2 * i : 2 * i + 2] for i in range(n)] if rest else []
             out: dict[str, Partial] = {"count": Sum(valid_mask(scores[0].detach()))}
-            for tag, which in sides:
-                own, other = _opposite(which, scores)
-                distance = self._score_distance(own, cut(other))
-                if each:
-                    distance = distance + self._shape_distance(*_opposites(which, each), cut)
-                soft_weight, hard_weight = self._weights(2 * which + 1, other, alpha, beta)
+            for i in range(learning):
+                own, other = self._pair(i, scores)
+                soft_weight, hard_weight = self._weights(2 * i + 1, other, alpha, beta)
+                distance = self._with_shapes(self._distance(own, other), i, each)
                 soft = self.settings.soft_weight * soft_weight * distance
-                out[f"{tag}soft_negative"] = self._over_negatives(own, soft)
+                out[f"{_tag(i)}soft_negative"] = self._over_negatives(own, soft)
                 if not listed:
-                    out[f"{tag}hard_negative"] = self._over_negatives(own, hard_weight * F.softplus(own))
+                    out[f"{_tag(i)}hard_negative"] = self._over_negatives(own, hard_weight * F.softplus(own))
             return out
 
         def finish(got: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -259,7 +258,8 @@ class DualDE(Method[DualdeConfig]):
             names = [name for name in got if name.endswith("_negative")]
             return {name: got[name] / count if averaged else got[name] for name in names}
 
-        fields = [*(view.negatives for view in views), *(field for shape in shapes for field in shape.fields)]
+        fields = [view.negatives for view in views]
+        fields += [field for view in views if self.settings.structure for field in shape_fields(view)]
         return LossRequest(partials, fields, finish, parameters=(self.alpha, self.beta))
 
     def _over_negatives(self, own: Tensor, value: Tensor) -> Partial:
@@ -267,70 +267,33 @@ class DualDE(Method[DualdeConfig]):
             return SoftmaxMean(self.task.temperature * own.detach(), value)
         return Sum(value)
 
-    def _listwise(self, student: View, teachers: Sequence[View], sides: list[Side]) -> dict[str, Tensor]:
+    def _listwise(self, views: Sequence[View], learning: int) -> Losses:
         # One weight per query, from its positive triple; the distance of a query is a KL divergence.
-        terms: dict[str, Tensor] = {}
-        how, views = self.settings, [student, *teachers]
-        positives = [Shapes(view if how.structure else None, fields=False).positive for view in views]
-        cut = _detached if how.stop_opposite else _same
-        asks: dict[str, LossRequest] = {}
-        for tag, which in sides:
-            for i, other in enumerate(teachers if which == 0 else [student]):
-                asks[f"{tag}soft{i}"] = kl_divergence(
-                    views[which], other, how.temperature, stop_teacher=how.stop_opposite
-                )
-            asks[f"{tag}hard"] = self.task.request(views[which])
+        how = self.settings
+        asks = {str(i): self.task.request(view) for i, view in enumerate(views[:learning])}
+        others = [views[1:], *([views[0]] for _ in views[1:learning])]  # whom each model imitates
+        for i, theirs in enumerate(others):
+            for j, other in enumerate(theirs):
+                asks[f"{i} {j}"] = kl_divergence(views[i], other, how.temperature, stop_teacher=how.stop_opposite)
         got = reduce_over_candidates(asks)
-        for tag, which in sides:
-            distances = [got[f"{tag}soft{i}"] for i in range(len(teachers) if which == 0 else 1)]
-            distance = sum(distances[1:], distances[0]) / len(distances)
-            if how.structure:
-                distance = distance + self._shape_distance(*_opposites(which, positives), cut)
-            _, other_positive = _opposite(which, [view.positive for view in views])
-            soft_weight, hard_weight = self._weights(2 * which, other_positive, self.alpha, self.beta)
-            terms[f"{tag}soft"] = how.soft_weight * soft_weight * distance
-            terms[f"{tag}hard"] = hard_weight * got[f"{tag}hard"]
-        return terms
-
-    def _sides(self, both: bool) -> list[Side]:
-        # L_Stu, and in stage two L_Tea of each teacher.
-        return [("", 0), *((f"{_named(i)}_", i + 1) for i in range(len(self.teachers) if both else 0))]
-
-    def _shape_distance(
-        self, own: Sequence[Tensor], other: Sequence[Tensor], cut: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        # DualDE Eq. 5: angle and length ratio of head and tail.
-        angle, ratio = (huber(mine - cut(theirs), self.settings.delta) for mine, theirs in zip(own, other, strict=True))
-        return angle + ratio
+        distances = [sum(got[f"{i} {j}"] for j in range(len(one))) / len(one) for i, one in enumerate(others)]
+        return distances, [got[str(i)] for i in range(learning)], {}
 
 
-def _named(teacher: int) -> str:
-    # "teacher", "teacher_2", "teacher_3", …
-    return "teacher" if teacher == 0 else f"teacher_{teacher + 1}"
+def _group(which: int) -> str:
+    # "student", "teacher", "teacher_2", "teacher_3", …
+    return ("student", "teacher")[which] if which < 2 else f"teacher_{which}"
 
 
-def _opposite(which: int, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    # Of a number that every model has, the student first: model `which`'s own, and what it is compared with: the
-    # student's, or for the student the mean over teachers.
-    if which:
-        return numbers[which], numbers[0]
-    own, first, *rest = numbers
-    if not rest:
-        return own, first
-    mean = torch.stack([first, *rest]).mean(0)
-    # The mean of what does not count must be that very number, or rounding would make a difference of it.
-    return own, mean.masked_fill(own.detach() < MASKED_SCORE / 2, MASKED_SCORE)
+def _tag(which: int) -> str:
+    # Before the names of a model's terms; the student's have none.
+    return f"{_group(which)}_" if which else ""
 
 
-def _opposites(which: int, shapes: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    # The same of every number of a shape.
-    pairs = [_opposite(which, numbers) for numbers in zip(*shapes, strict=True)]
-    return [own for own, _ in pairs], [other for _, other in pairs]
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _detached(x: Tensor) -> Tensor:
-    return x.detach()
+def mean_of(teachers: Sequence[Tensor], own: Tensor) -> Tensor:
+    """[...]: mean over teachers of a number of theirs; where a pair does not count in `own`, the very number that says
+    so, of which rounding would make another."""
+    if len(teachers) == 1:
+        return teachers[0]
+    mean = torch.stack(list(teachers)).mean(0)
+    return mean.masked_fill(own.detach() < MASKED_SCORE / 2, MASKED_SCORE)

@@ -112,7 +112,8 @@ class IterDE(Method[IterdeConfig]):
         else:
             weight = self.soft_weight(step)
             kept = 1.0 - weight if self.settings.combination == "convex" else 1.0
-            terms = answer_means(asks, {"soft": weight, "hard": kept}, inputs.batch.num_queries)
+            weighted = {"soft": (weight, asks["soft"]), "hard": (kept, asks["hard"])}
+            terms = answer_means(weighted, inputs.batch.num_queries)
         yield Update(frozenset({"student"}), terms | self.task.penalty(student))
 
     def _soft(self, student: View, teacher: View) -> LossRequest:

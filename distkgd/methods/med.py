@@ -198,11 +198,10 @@ class Med(Method[MedConfig]):
         w = self.w
         dynamic = self.dynamic_weights(w[2])
         sums = _Sums(self, w)
-        asks = {"evolution": self._evolution(field, own, inputs, sums, dynamic)}
+        asks = {"evolution": (1.0, self._evolution(field, own, inputs, sums, dynamic))}
         if self.settings.mutual:
-            asks["mutual"] = self._mutual(field, own, sums)
-        weights = {"evolution": 1.0, "mutual": self.settings.mutual_weight}
-        terms = answer_means(asks, weights, inputs.batch.num_queries)
+            asks["mutual"] = self.settings.mutual_weight, self._mutual(field, own, sums)
+        terms = answer_means(asks, inputs.batch.num_queries)
         entity, relation = (dynamic.detach() @ x for x in self._regularised)
         penalty = self.task.penalty(view, (entity, relation))
         yield Update(frozenset(self.groups), terms | penalty)
@@ -220,6 +219,10 @@ class Med(Method[MedConfig]):
     def listwise(self) -> bool:
         """Whether a query's candidates share one cross-entropy."""
         return self.task.loss == "softmax"
+
+    def has_kernel(self, contributions: Tensor) -> bool:
+        """Whether a kernel sums such contributions: of all losses at once."""
+        return self.crops.form == "sum" and self.task.loss != "self_adversarial" and nested.available(contributions)
 
     def dynamic_weights(self, w3: Tensor) -> Tensor:
         """[P]: exp(w3 d_i / d_n), or those given, or ones; divided by their mean (MED[DLW])."""
@@ -290,65 +293,43 @@ class Med(Method[MedConfig]):
 
 
 class _Sums:
-    """The partial sums of both losses over a block of contributions; a kernel makes them together, if it can."""
+    """The partial sums of both losses over a block of contributions, made together and by a kernel, if one can."""
 
     def __init__(self, method: Med, w: Tensor) -> None:
         self.method, self.w = method, w
-        self._of: tuple[Tensor, tuple[Tensor, ...]] | None = None  # the last block, and what the kernel made of it
+        self._last: tuple[Tensor | Products, dict[str, Partial]] | None = None  # a block, and what was made of it
 
-    def evolution(self, contributions: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
+    def evolution(self, block: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
         """What L_EI needs; w2 unless listwise."""
-        if isinstance(contributions, Products):
-            lse, *mean, _ = (x.unsqueeze(-1) for x in self._summed(contributions, *w2))
-            if self.method.listwise:
-                return {"lse": LogSumExp(lse)}
-            return {"mean": SoftmaxMean(lse, mean[0]), "count": Sum(contributions.count().unsqueeze(-1))}
-        method, count = self.method, Sum(valid_mask(contributions[0].detach()))
-        together = self._together(contributions, *w2)
-        if method.listwise:
-            return {"lse": LogSumExp(together[0] if together else self._logits(contributions))}
-        if together:
-            return {"mean": SoftmaxMean(together[0], together[1]), "count": count}
-        z = method.crops.scores(contributions)
-        return {"mean": SoftmaxMean(method.negative_logits(z, *w2), F.softplus(z)), "count": count}
+        made = self._of(block, *w2)
+        return {name: made[name] for name in (("lse",) if self.method.listwise else ("mean", "count"))}
 
-    def mutual(self, contributions: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
+    def mutual(self, block: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
         """What L_ML needs."""
-        if isinstance(contributions, Products):
-            gap = self._summed(contributions, *w2)[-1][1:]
-            return {"gap": Sum(gap.unsqueeze(-1)), "count": Sum(contributions.count().unsqueeze(-1))}
-        crops, count = self.method.crops, Sum(valid_mask(contributions[0].detach()))
-        together = self._together(contributions, *w2)
-        if together:
-            return {"gap": Sum(together[-1]), "count": count}
-        steps = crops.steps(contributions, crops.scores(contributions))
-        return {"gap": Sum(huber(steps, self.method.settings.mutual_delta)), "count": count}
+        made = self._of(block, *w2)
+        return {"gap": made["gap"], "count": made["count"]}
 
-    def _summed(self, products: Products, *w2: Tensor) -> tuple[Tensor, ...]:
-        # [P, Q] each: lse, mean unless listwise, gap.
+    def _of(self, block: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
+        if self._last is None or self._last[0] is not block:
+            count = block.count().unsqueeze(-1) if isinstance(block, Products) else valid_mask(block[0].detach())
+            self._last = block, self._made(block, *w2) | {"count": Sum(count)}
+        return self._last[1]
+
+    def _made(self, block: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
         method, how = self.method, self.method.settings
-        given = method.student.scorer.margin, how.mutual_delta, how.mutual
-        if method.listwise:
-            return products.listwise(*given, method.sharp)
-        return products.pointwise(*given, how.evolution, *w2)
-
-    def _logits(self, contributions: Tensor) -> Tensor:
-        # [P, ..., Q, n] of listwise losses.
-        scores = self.method.crops.scores(contributions)
-        return scores * self.method.sharp.reshape(-1, *[1] * (scores.dim() - 1))
-
-    def _together(self, contributions: Tensor, *w2: Tensor) -> tuple[Tensor, ...]:
-        # [P, ..., Q, 1] each: what the kernel summed, or nothing where it cannot.
-        method, how = self.method, self.method.settings
-        known = method.crops.form == "sum" and method.task.loss != "self_adversarial"
-        if not known or not nested.available(contributions):
-            return ()
-        if self._of is None or self._of[0] is not contributions:
-            given = contributions, method.student.scorer.margin, how.mutual_delta, how.mutual
+        if not isinstance(block, Products) and not method.has_kernel(block):
+            z = method.crops.scores(block)
+            gap = huber(method.crops.steps(block, z), how.mutual_delta) if how.mutual else z[:0]
             if method.listwise:
-                found: tuple[Tensor, ...] = nested.listwise(*given, method.sharp)
-            else:
-                found = nested.pointwise(*given, how.evolution, *w2)
-            gap = found[-1][1:] if how.mutual else found[-1]
-            self._of = contributions, tuple(x.unsqueeze(-1) for x in (*found[:-1], gap))
-        return self._of[1]
+                return {"lse": LogSumExp(z * method.sharp.reshape(-1, *[1] * (z.dim() - 1))), "gap": Sum(gap)}
+            return {"mean": SoftmaxMean(method.negative_logits(z, *w2), F.softplus(z)), "gap": Sum(gap)}
+        kernels: Any = block if isinstance(block, Products) else nested
+        given: list[Any] = [] if isinstance(block, Products) else [block]
+        given += [method.student.scorer.margin, how.mutual_delta, how.mutual]
+        if method.listwise:
+            found = kernels.listwise(*given, method.sharp)
+        else:
+            found = kernels.pointwise(*given, how.evolution, *w2)
+        lse, *mean, gap = (x.unsqueeze(-1) for x in found)
+        steps = {"gap": Sum(gap[1:])}
+        return {"mean": SoftmaxMean(lse, *mean), **steps} if mean else {"lse": LogSumExp(lse), **steps}

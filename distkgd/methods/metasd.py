@@ -188,9 +188,8 @@ class MetaSD(Method[MetasdConfig]):
             quiz = quizzes.inputs(*quizzes.parts(inputs.batch.step, 1))
             yield Update(frozenset({"meta"}), {"quiz": self._meta(inputs, quiz)})
         small, source = self.task.view(self.small, inputs, grad=True), self.task.view(self.student, inputs, grad=True)
-        asks, weights = self._asks(small, source)
-        more, further = self._asks(small, source, teacher=True)
-        terms = answer_means(asks | more, weights | further, inputs.batch.num_queries) | self.task.penalty(small)
+        asks = self._asks(small, source) | self._asks(small, source, teacher=True)
+        terms = answer_means(asks, inputs.batch.num_queries) | self.task.penalty(small)
         terms |= {f"teacher_{name}": value for name, value in self.task.penalty(source).items()}
         how = self.settings
         if how.relation_weight:
@@ -226,49 +225,36 @@ class MetaSD(Method[MetasdConfig]):
             )
         return input_builder.quizzes(size)
 
-    def _asks(
-        self, small: View, source: View, teacher: bool = False
-    ) -> tuple[dict[str, LossRequest], dict[str, float]]:
+    def _asks(self, small: View, source: View, teacher: bool = False) -> dict[str, tuple[float, LossRequest]]:
         # Eq. 1-3 for S, Eq. 8-10 for the teacher T; the other one's scores are constants.
         how = self.settings
-        labels, kl, back = how.alpha, how.kl, how.reverse_kl
+        labels, kl, reverse_kl = how.alpha, how.kl, how.reverse_kl
         if teacher:
-            labels, kl, back = how.beta, how.teacher_kl, how.teacher_reverse_kl
-        weights = {"hard": labels, "kl": (1 - labels) * kl, "reverse_kl": (1 - labels) * back}
+            labels, kl, reverse_kl = how.beta, how.teacher_kl, how.teacher_reverse_kl
+        there = kl_divergence(source, small, how.temperature, stop_student=not teacher, stop_teacher=teacher)
+        back = kl_divergence(small, source, how.temperature, stop_student=teacher, stop_teacher=not teacher)
         asks = {
-            "hard": lambda: self.task.request(source if teacher else small),
-            "kl": lambda: kl_divergence(source, small, how.temperature, stop_student=not teacher, stop_teacher=teacher),
-            "reverse_kl": lambda: kl_divergence(
-                small, source, how.temperature, stop_student=teacher, stop_teacher=not teacher
-            ),
+            "hard": (labels, self.task.request(source if teacher else small)),
+            "kl": ((1 - labels) * kl, there),
+            "reverse_kl": ((1 - labels) * reverse_kl, back),
         }
-        tag = "teacher_" if teacher else ""
-        used = [name for name, weight in weights.items() if weight]
-        return {tag + name: asks[name]() for name in used}, {tag + name: weights[name] for name in used}
+        return {("teacher_" if teacher else "") + name: ask for name, ask in asks.items() if ask[0]}
 
     def _meta(self, inputs: StepInputs, quiz: StepInputs) -> Tensor:
         # [] the quiz loss of Eq. 5 (this rank's share), with the gradient of Eq. 6 towards T.
         how, task = self.settings, self.task
         virtual = self._virtual(inputs)
-        loss = answer_means(
-            {"quiz": self.task.request(View(virtual, quiz, grad=True, bf16=task.bf16))},
-            {"quiz": 1.0},
-            quiz.batch.num_queries,
-        )["quiz"]
+        ask = task.request(task.view(virtual, quiz, grad=True, dropped=False))
+        loss = answer_means({"quiz": (1.0, ask)}, quiz.batch.num_queries)["quiz"]
         loss.backward()
         pull = gradient_of(virtual)
         pull.entity.weight.mul_(self.mask.entity)
         pull.relation.mul_(self.mask.relation)
-        small, way = (
-            View(
-                model, inputs, grad=False, dropout=task.dropout, relation_dropout=task.relation_dropout, bf16=task.bf16
-            )
-            for model in (self.small, pull)
-        )
-        source = View(self.student, inputs, grad=True, bf16=task.bf16)
+        small, way = (task.view(model, inputs, grad=False, dropped=True) for model in (self.small, pull))
+        source = task.view(self.student, inputs, grad=True, dropped=False)
         weight = -how.virtual_lr * (1 - how.alpha)
         ask = divergence_slope(small, way, source, how.temperature, how.kl, how.reverse_kl)
-        slope = answer_means({"": ask}, {"": weight}, inputs.batch.num_queries)[""]
+        slope = answer_means({"": (weight, ask)}, inputs.batch.num_queries)[""]
         return slope - slope.detach() + loss.detach()
 
     def _virtual(self, inputs: StepInputs) -> Model:
@@ -277,8 +263,8 @@ class MetaSD(Method[MetasdConfig]):
         table = student.entity
         copy = model_like(student, table.weight, student.relation.detach().clone().requires_grad_(), mask)
         view = self.task.view(copy, inputs, grad=True)
-        asks, weights = self._asks(view, View(student, inputs, grad=False, bf16=self.task.bf16))
-        terms = answer_means(asks, weights, inputs.batch.num_queries) | self.task.penalty(view)
+        asks = self._asks(view, self.task.view(student, inputs, grad=False))
+        terms = answer_means(asks, inputs.batch.num_queries) | self.task.penalty(view)
         torch.stack(list(terms.values())).sum().backward()
         gradient = gradient_of(copy)
         lr = self.settings.virtual_lr

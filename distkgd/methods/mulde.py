@@ -29,7 +29,7 @@ from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, valid_
 from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
 from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, Sum
 from distkgd.methods.base import Method, MethodSettings, ParameterGroup, Update
-from distkgd.methods.losses.scores import batch_mean
+from distkgd.methods.losses.scores import batch_mean, kl_of
 from distkgd.models.model import View
 
 _SMALLEST_VARIANCE = 1e-10  # of a teacher's scores of a query
@@ -116,12 +116,8 @@ class MulDE(Method[MuldeConfig]):
             n = len(teachers)
             own = combined(more[:n], more[n : 2 * n] if learns else ())
             (share,) = more[n + len(factors) :] or (own.new_ones(()),)
-            soft_own = own.detach() / temperature
-            lse_s = torch.logaddexp(own_s / temperature, got["gap.student"])
-            lse_t = torch.logaddexp(soft_own, got["gap.lse"])
-            gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"]
-            gap = gap + torch.exp(soft_own - lse_t) * (soft_own - own_s / temperature)
-            found = {"soft": share * temperature**2 * (gap - lse_t + lse_s)}
+            divergence = kl_of(got, own_s / temperature, own.detach() / temperature)
+            found = {"soft": share * temperature**2 * divergence}
             if learns:
                 # MulDE[senior]
                 found["senior"] = share * (torch.logaddexp(own, got["lse"]) - own)

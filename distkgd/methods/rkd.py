@@ -87,7 +87,7 @@ class Rkd(Method[RkdConfig]):
         how = self.settings
         student = self.task.view(self.student, inputs, grad=True)
         teacher = self.task.view(self.teachers[0], inputs, grad=False)
-        terms = answer_means({"hard": self.task.request(student)}, {"hard": how.hard_weight}, inputs.batch.num_queries)
+        terms = answer_means({"hard": (how.hard_weight, self.task.request(student))}, inputs.batch.num_queries)
         samples = how.group * inputs.batch.sides
         inner_s, inner_t = (inner_products(self._samples(view, samples)) for view in (student, teacher))
         share = samples / inputs.batch.num_queries  # of a group in the mean over the global batch's groups

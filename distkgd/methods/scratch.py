@@ -15,5 +15,5 @@ class Scratch(Method[MethodSettings]):
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
         view = self.task.view(self.student, inputs, grad=True)
-        terms = answer_means({"hard": self.task.request(view)}, {"hard": 1.0}, inputs.batch.num_queries)
+        terms = answer_means({"hard": (1.0, self.task.request(view))}, inputs.batch.num_queries)
         yield Update(frozenset({"student"}), terms | self.task.penalty(view))

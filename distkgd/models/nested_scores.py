@@ -22,7 +22,6 @@ from distkgd.kernels.nested_products import Products
 from distkgd.models.model import project
 from distkgd.scorers import Scorer
 from distkgd.scorers.sums.planes import plane_sums
-from distkgd.scorers.sums.terms import Dot
 
 SMALLEST_SQUARE = 1e-30  # of a distance, below which it has no gradient
 
@@ -50,7 +49,7 @@ class NestedScores:
         self._scorers = [scorer.crop(dim) for dim in dims]
         self._columns = [scorer.crop_columns(dim) for dim in dims]
         self._widths = [b - a for a, b in pairwise([0, *dims])]
-        self._term = Dot() if scorer.candidate_form == "dot" else scorer.term
+        self._term = "dot" if scorer.candidate_form == "dot" else scorer.term
 
     @property
     def query_sizes(self) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distkgd.errors import ConfigError
-from distkgd.scorers.base import Init, Scorer, check_options
+from distkgd.scorers.base import Init, Scorer
 from distkgd.scorers.complex import ComplEx
 from distkgd.scorers.cp import CP
 from distkgd.scorers.distmult import DistMult
@@ -18,23 +18,9 @@ from distkgd.scorers.transe import TransE
 
 __all__ = ["SCORERS", "Init", "Scorer", "build_scorer", "from_constants"]
 
-SCORERS: dict[str, type[Scorer]] = {
-    "transe": TransE,
-    "distmult": DistMult,
-    "complex": ComplEx,
-    "simple": SimplE,
-    "rotate": RotatE,
-    "pairre": PairRE,
-    "cp": CP,
-    "rescal": Rescal,
-    "rote": RotE,
-    "refe": RefE,
-    "transh": TransH,
-    "disth": DistH,
-    "roth": RotH,
-    "refh": RefH,
-    "atth": AttH,
-}
+_EUCLIDEAN: tuple[type[Scorer], ...] = (TransE, DistMult, ComplEx, SimplE, RotatE, PairRE, CP, Rescal, RotE, RefE)
+_HYPERBOLIC: tuple[type[Scorer], ...] = (TransH, DistH, RotH, RefH, AttH)
+SCORERS: dict[str, type[Scorer]] = {scorer.name: scorer for scorer in (*_EUCLIDEAN, *_HYPERBOLIC)}
 
 
 # Constants that a scorer got later, and what models written before that mean.
@@ -45,19 +31,7 @@ def build_scorer(name: str, dim: int, margin: float | None = None, norm: int | N
     """The scorer `name`; None leaves an option at the scorer's own default."""
     if name not in SCORERS:
         raise ConfigError(f"unknown scorer {name!r}; known are {', '.join(sorted(SCORERS))}. Choose one of these.")
-    scorer = SCORERS[name]
-    given: dict[str, float] = {}
-    if margin is not None:
-        given["margin"] = margin
-    if norm is not None:
-        given["norm"] = norm
-    # Even a value that changes nothing is refused: an option that is accepted and ignored misleads.
-    check_options(scorer, given)
-    return scorer(
-        dim,
-        margin=scorer.default_margin if margin is None else margin,
-        norm=1 if norm is None else norm,
-    )
+    return SCORERS[name](dim, margin=margin, norm=norm)
 
 
 def from_constants(constants: Mapping[str, Any]) -> Scorer:

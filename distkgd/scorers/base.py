@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.kernels.candidates import Candidates
-from distkgd.scorers.sums.terms import Term
+from distkgd.kernels.pairs import Kind
+
+CandidateForm = Literal["dot", "l2", "coordinates", "squared", "hyperbolic"]
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,23 @@ class Scorer(ABC):
     biases: ClassVar[int] = 0  # numbers of an entity row before its coordinates; every crop keeps them
     tails_only: ClassVar[bool] = False  # there is no `head_query`: models need reciprocal relations
 
-    def __init__(self, dim: int, *, margin: float = 0.0, norm: int = 1) -> None:
+    def __init__(self, dim: int, *, margin: float | None = None, norm: int | None = None) -> None:
         self._check_dim(dim, "dim")
-        moved = {"margin": margin} if margin != 0.0 else {}
-        check_options(type(self), moved | ({"norm": norm} if norm != 1 else {}))
-        if not (math.isfinite(margin) and margin >= 0):
-            raise ConfigError(f"{self.name}: margin={margin}; allowed is any finite number >= 0.")
-        if norm not in (1, 2):
-            raise ConfigError(f"{self.name}: norm={norm}; allowed are 1 and 2.")
+        for option, value in (("margin", margin), ("norm", norm)):
+            # Even a value that changes nothing is refused: an option that is accepted and ignored misleads.
+            if value is not None and option not in self.options:
+                raise ConfigError(
+                    f"{self.name}: {option}={value} was given, but its formula has no {option} "
+                    f"(its options: {', '.join(sorted(self.options)) or 'none'}). "
+                    f"Remove {option}, or choose a scorer that has it."
+                )
         self.dim = dim
-        self.margin = float(margin)
-        self.norm = norm
+        self.margin = self.default_margin if margin is None else float(margin)
+        self.norm = 1 if norm is None else norm
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise ConfigError(f"{self.name}: margin={margin}; allowed is any finite number >= 0.")
+        if self.norm not in (1, 2):
+            raise ConfigError(f"{self.name}: norm={norm}; allowed are 1 and 2.")
 
     @property
     def entity_size(self) -> int:
@@ -65,9 +74,9 @@ class Scorer(ABC):
         return rows[..., self.biases :] if self.biases else rows
 
     @property
-    @abstractmethod
     def relation_size(self) -> int:
         """Real numbers per relation."""
+        return self.dim
 
     @property
     def query_size(self) -> int:
@@ -76,7 +85,7 @@ class Scorer(ABC):
 
     @property
     @abstractmethod
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates", "squared", "hyperbolic"]:
+    def candidate_form(self) -> CandidateForm:
         """How a query meets a candidate: inner product, Euclidean distance, a sum over coordinates, or biases less a
         squared distance, Euclidean or hyperbolic."""
 
@@ -91,7 +100,7 @@ class Scorer(ABC):
         return None if self.biases else "sum"
 
     @property
-    def term(self) -> Term | None:
+    def term(self) -> Kind | None:
         """φ of which Σ_k φ(q_k, c_k) over the coordinates is the distance, or the square of an l2 one, if any."""
         return None
 
@@ -131,7 +140,9 @@ class Scorer(ABC):
                 f"{self.name}: crop to dim={dim}; allowed is at most {self.dim}, the dim of the model. "
                 "Choose a smaller crop, or train a larger model."
             )
-        return type(self)(dim, margin=self.margin, norm=self.norm)
+        small = copy(self)
+        small.dim = dim
+        return small
 
     def crop_columns(self, dim: int) -> Tensor:
         """`[k]` int64: columns of a relation row that belong to the crop to the first `dim` coordinates.
@@ -162,12 +173,8 @@ class Scorer(ABC):
 
     def constants(self) -> dict[str, str | int | float]:
         """Everything the formula needs besides the tables, ready for JSON; `from_constants` reads it back."""
-        result: dict[str, str | int | float] = {"name": self.name, "dim": self.dim}
-        if "margin" in self.options:
-            result["margin"] = self.margin
-        if "norm" in self.options:
-            result["norm"] = self.norm
-        return result
+        constants: dict[str, str | int | float] = {"name": self.name, "dim": self.dim}
+        return constants | {option: getattr(self, option) for option in sorted(self.options)}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value}" for key, value in self.constants().items() if key != "name")
@@ -190,14 +197,4 @@ def check_reciprocal(scorer: Scorer, reciprocal: bool) -> None:
         raise UnsupportedError(
             f"{scorer.name} with reciprocal: false: no single query meets all heads of (r, t), because a relation maps "
             "the head and not the tail. Set reciprocal: true, which asks for heads by inverse relations."
-        )
-
-
-def check_options(scorer: type[Scorer], given: dict[str, float]) -> None:
-    """Refuses options (name to value) that the formula of `scorer` lacks."""
-    for option in sorted(set(given) - scorer.options):
-        raise ConfigError(
-            f"{scorer.name}: {option}={given[option]} was given, but its formula has no {option} "
-            f"(its options: {', '.join(sorted(scorer.options)) or 'none'}). "
-            f"Remove {option}, or choose a scorer that has it."
         )

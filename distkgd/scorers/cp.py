@@ -1,17 +1,15 @@
 """CP: the canonical polyadic decomposition, an entity having one vector as head and another as tail."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from distkgd.kernels.candidates import Candidates
-from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.bilinear import Bilinear
 from distkgd.scorers.interleaved import join_pairs, split_pairs
-from distkgd.scorers.sums.tiles import inner
 
 
-class CP(Scorer):
+class CP(Bilinear):
     """Hitchcock 1927; as a KGE model in Lacroix et al. 2018, "Canonical Tensor Decomposition for Knowledge
     Base Completion", §2 (the CP score).
 
@@ -30,10 +28,6 @@ class CP(Scorer):
     def relation_size(self) -> int:
         return self.dim // 2
 
-    @property
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
-        return "dot"
-
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         return (h[..., 0::2] * r * t[..., 1::2]).sum(-1)
 
@@ -47,12 +41,3 @@ class CP(Scorer):
 
     def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
         return split_pairs(h)[0] * split_pairs(t)[1]
-
-    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
-        return inner(q, c)
-
-    def entity_init(self) -> Init:
-        return Init("normal", 0.1)
-
-    def relation_init(self) -> Init:
-        return Init("normal", 0.1)

@@ -1,15 +1,13 @@
 """DistMult: a diagonal bilinear form."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from distkgd.kernels.candidates import Candidates
-from distkgd.scorers.base import Init, Scorer
-from distkgd.scorers.sums.tiles import inner
+from distkgd.scorers.bilinear import Bilinear
 
 
-class DistMult(Scorer):
+class DistMult(Bilinear):
     """Yang et al. 2015, "Embedding Entities and Relations for Learning and Inference in Knowledge Bases",
     Eq. 2 with a diagonal matrix.
 
@@ -20,17 +18,6 @@ class DistMult(Scorer):
 
     name: ClassVar[str] = "distmult"
 
-    @property
-    def relation_size(self) -> int:
-        return self.dim
-
-    @property
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
-        return "dot"
-
-    def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return (h * r * t).sum(-1)
-
     def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
         return h * r
 
@@ -39,12 +26,3 @@ class DistMult(Scorer):
 
     def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
         return h * t
-
-    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
-        return inner(q, c)
-
-    def entity_init(self) -> Init:
-        return Init("normal", 0.1)
-
-    def relation_init(self) -> Init:
-        return Init("normal", 0.1)

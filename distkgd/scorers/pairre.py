@@ -1,14 +1,13 @@
 """PairRE: a relation scales head and tail, each with its own vector."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from distkgd.kernels.candidates import Candidates, GatheredRows, plain
-from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.base import CandidateForm, Init, Scorer
 from distkgd.scorers.interleaved import split_pairs
-from distkgd.scorers.sums.terms import ScaledManhattan
 from distkgd.scorers.sums.tiles import pair_sums
 
 
@@ -25,6 +24,8 @@ class PairRE(Scorer):
     name: ClassVar[str] = "pairre"
     options: ClassVar[frozenset[str]] = frozenset({"margin"})
     default_margin: ClassVar[float] = 6.0
+    candidate_form: ClassVar[CandidateForm] = "coordinates"
+    prefix_form: ClassVar[None] = None  # a crop normalises what is left of the entity
 
     @property
     def relation_size(self) -> int:
@@ -33,14 +34,6 @@ class PairRE(Scorer):
     @property
     def query_size(self) -> int:
         return 2 * self.dim
-
-    @property
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
-        return "coordinates"
-
-    @property
-    def prefix_form(self) -> None:
-        return None  # a crop normalises what is left of the entity
 
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         for_head, for_tail = split_pairs(r)
@@ -56,13 +49,13 @@ class PairRE(Scorer):
 
     def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         rows = GatheredRows(unit(c.table), c.index) if isinstance(c, GatheredRows) else unit(plain(c))
-        return self.margin - pair_sums(ScaledManhattan(), q, rows)
+        return self.margin - pair_sums("scaled_manhattan", q, rows)
 
     def entity_init(self) -> Init:
         return Init("uniform", (self.margin + 2.0) / self.dim)
 
     def relation_init(self) -> Init:
-        return Init("uniform", (self.margin + 2.0) / self.dim)
+        return self.entity_init()
 
 
 def _side_by_side(a: Tensor, b: Tensor) -> Tensor:

@@ -1,16 +1,14 @@
 """RESCAL: a full bilinear form per relation."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from distkgd.kernels.candidates import Candidates
-from distkgd.scorers.base import Init, Scorer
-from distkgd.scorers.sums.tiles import inner
+from distkgd.scorers.bilinear import Bilinear
 
 
-class Rescal(Scorer):
+class Rescal(Bilinear):
     """Nickel et al. 2011, "A Three-Way Model for Collective Learning on Multi-Relational Data", Eq. 1.
 
     Formula: f = hᵀ R t.
@@ -20,21 +18,11 @@ class Rescal(Scorer):
     """
 
     name: ClassVar[str] = "rescal"
+    prefix_form: ClassVar[None] = None  # each coordinate of a query depends on every column of the anchor
 
     @property
     def relation_size(self) -> int:
         return self.dim**2
-
-    @property
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
-        return "dot"
-
-    @property
-    def prefix_form(self) -> None:
-        return None  # each coordinate of a query depends on every column of the anchor
-
-    def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return (self.tail_query(h, r) * t).sum(-1)
 
     def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
         return (h.unsqueeze(-2) @ self._matrix(r)).squeeze(-2)
@@ -47,15 +35,6 @@ class Rescal(Scorer):
 
     def relation_columns(self, kept: Tensor) -> Tensor:
         return (kept.unsqueeze(1) & kept).flatten()
-
-    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
-        return inner(q, c)
-
-    def entity_init(self) -> Init:
-        return Init("normal", 0.1)
-
-    def relation_init(self) -> Init:
-        return Init("normal", 0.1)
 
     def crop_columns(self, dim: int) -> Tensor:
         corner = torch.arange(self.crop(dim).dim)

@@ -1,16 +1,14 @@
 """SimplE: CP whose two halves are tied through inverse relations."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from distkgd.kernels.candidates import Candidates
-from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.bilinear import Bilinear
 from distkgd.scorers.interleaved import join_pairs, split_pairs
-from distkgd.scorers.sums.tiles import inner
 
 
-class SimplE(Scorer):
+class SimplE(Bilinear):
     """Kazemi & Poole 2018, "SimplE Embedding for Link Prediction in Knowledge Graphs", the averaged form.
 
     Formula: f = ½ (⟨h_H, r, t_T⟩ + ⟨t_H, r⁻¹, h_T⟩), sums over dim/2 coordinates.
@@ -22,14 +20,6 @@ class SimplE(Scorer):
 
     name: ClassVar[str] = "simple"
     dim_multiple: ClassVar[int] = 2
-
-    @property
-    def relation_size(self) -> int:
-        return self.dim
-
-    @property
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates"]:
-        return "dot"
 
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         (h_head, h_tail), (t_head, t_tail) = split_pairs(h), split_pairs(t)
@@ -47,12 +37,3 @@ class SimplE(Scorer):
     def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
         (h_head, h_tail), (t_head, t_tail) = split_pairs(h), split_pairs(t)
         return 0.5 * join_pairs(h_head * t_tail, t_head * h_tail)
-
-    def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
-        return inner(q, c)
-
-    def entity_init(self) -> Init:
-        return Init("normal", 0.1)
-
-    def relation_init(self) -> Init:
-        return Init("normal", 0.1)

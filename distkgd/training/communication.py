@@ -25,7 +25,7 @@ from distkgd.distributed.optim.rows import state_numbers
 from distkgd.distributed.reductions.candidate_layout import numbers_at_once
 from distkgd.methods import Method
 from distkgd.methods.base import trained_models
-from distkgd.training.rehearsal import rehearse
+from distkgd.training.rehearsal import Miniature
 
 ID_BYTES = 8
 
@@ -93,25 +93,36 @@ def expected_traffic(
     input_builder: StepInputBuilder, method: Method[Any], config: StageOptions, move: Move, step: int = 0
 ) -> dict[str, float]:
     """Bytes by kind that a rank hands to collectives in `step` when `move` travels, in the method's present phase."""
-    needs, ranks = count_needs(input_builder, step, config.accumulate), input_builder.ranks
-    once, ring = rehearse(input_builder, method, config, move), 2.0 * (ranks.world - 1) / ranks.world
+    ranks, needs = input_builder.ranks, count_needs(input_builder, step, config.accumulate)
+    first, second = (Miniature(input_builder, method, config, move, size) for size in (1, 2))
+    further = [one for one in first.made if one.of is not input_builder]
+    queries, rows = sum(one.queries for one in further), sum(one.rows for one in further)
+    more = [count_needs(one.of, step, 1) for one in further]
     found: dict[str, float] = defaultdict(float, {"ids": 0.0, "rows": 0.0, "dense": 0.0})  # in the order of the line
-    for kind, each in once.per_query.items():
+    for kind in second.sent:
+        if kind in ("ids", "rows"):
+            continue
+        each = (second.sent[kind] - first.sent[kind]) / (second.queries - first.queries)
+        fixed = first.sent[kind] - each * first.queries
         found[kind] += each * needs.queries
-    for kind, each in once.per_part.items():
-        found[kind] += each * needs.parts
-    found["rows"] += once.per_row * needs.rows(move)
+        if kind in ("queries", "partials"):
+            found[kind] += fixed * sum(one.queries for one in more) / max(1, queries)
+        else:
+            # Sums over ranks in the middle of a step are those of relation tables, and those have more rows.
+            size = method.student.num_relations / first.relations if kind == "dense" else 1.0
+            found[kind] += fixed * size * needs.parts
+    if second.rows > first.rows:
+        per_row = (second.sent["rows"] - first.sent["rows"]) / (second.rows - first.rows)
+        further_row = (first.sent["rows"] - per_row * first.rows) / max(1, rows)
+    else:
+        # Every row that there is: as many, then, for further inputs.
+        per_row = further_row = first.sent["rows"] / (first.rows + rows)
+    found["rows"] += per_row * needs.rows(move) + further_row * sum(one.rows(move) for one in more)
     counts = 0 if input_builder.sampler.balanced is not None else (ranks.world - 1) * needs.parts
-    found["ids"] += ID_BYTES * (needs.rows(move) + counts)
-    for one in once.further:
-        more = count_needs(one, step, 1)
-        for kind, each in once.further_queries.items():
-            found[kind] += each * more.queries
-        found["rows"] += once.further_row * more.rows(move)
-        found["ids"] += ID_BYTES * (more.rows(move) + ranks.world - 1)
-    groups, number_bytes = method.groups, method.student.relation.element_size()
-    for names, terms in once.updates:
-        replicated = [tensor for name in names for tensor in groups[name].replicated.values()]
+    found["ids"] += ID_BYTES * (needs.rows(move) + counts + sum(one.rows(move) + ranks.world - 1 for one in more))
+    ring, number_bytes = 2.0 * (ranks.world - 1) / ranks.world, method.student.relation.element_size()
+    for names, terms in first.updates:
+        replicated = [tensor for name in names for tensor in method.groups[name].replicated.values()]
         found["dense"] += ring * number_bytes * (sum(tensor.numel() for tensor in replicated) + terms + 1)
         if config.optimizer.clip:
             found["control"] += ring * 8

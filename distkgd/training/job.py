@@ -93,7 +93,6 @@ class Job:
     writer: Writer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
         seed = self.input_builder.sampler.seed
         for name, group in self.method.groups.items():
             config, model, lr = group.recipe(self.config.optimizer), group.model, None

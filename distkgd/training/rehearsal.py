@@ -6,7 +6,7 @@ dims, few entities and batches of two sizes, tell what a step of any size sends.
 """
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -29,55 +29,7 @@ NEGATIVES = 8  # of a group; of a whole batch as many for every rank
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a step sends when one thing or the other travels.
-
-    per_query: bytes by kind for each query of a rank. per_row: bytes for each row of a batch that a rank needs of
-    others, there and its gradient back. per_part: bytes by kind of each part of a batch, whatever its size.
-    further: what makes further inputs in a step; further_queries, bytes by kind for each of their queries;
-    further_row: as `per_row`.
-    updates: of each, its groups and how many loss terms are told with it.
-    """
-
-    per_query: Mapping[str, float]
-    per_row: float
-    per_part: Mapping[str, float]
-    further: Sequence[StepInputBuilder]
-    further_queries: Mapping[str, float]
-    further_row: float
-    updates: Sequence[tuple[frozenset[str], int]]
-
-
-def rehearse(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions, move: Move) -> Rehearsal:
-    """Of a step of `method` in its present phase when `move` travels; the same on all ranks, and nothing changes."""
-    first, second = (_Miniature(input_builder, method, config, move, size) for size in (1, 2))
-    more_queries = second.queries - first.queries
-    per_query = {kind: (second.sent[kind] - first.sent[kind]) / more_queries for kind in second.sent}
-    fixed = {kind: first.sent[kind] - per_query[kind] * first.queries for kind in second.sent}
-    further = [one for one in first.made if one.of is not input_builder]
-    queries, rows = sum(one.queries for one in further), sum(one.rows for one in further)
-    if second.rows > first.rows:
-        per_row = (second.sent["rows"] - first.sent["rows"]) / (second.rows - first.rows)
-        further_row = (first.sent["rows"] - per_row * first.rows) / rows if rows else 0.0
-    else:
-        # Every row that there is: as many, then, for further inputs.
-        per_row = further_row = first.sent["rows"] / (first.rows + rows)
-    # Sums over ranks in the middle of a step are those of relation tables, and those have more rows.
-    fixed["dense"] = fixed.get("dense", 0.0) * method.student.num_relations / first.relations
-    travelling = ("queries", "partials")
-    return Rehearsal(
-        per_query={kind: value for kind, value in per_query.items() if kind not in ("ids", "rows")},
-        per_row=per_row,
-        per_part={kind: value for kind, value in fixed.items() if kind not in ("ids", "rows", *travelling)},
-        further=[one.of for one in further],
-        further_queries={kind: fixed.get(kind, 0.0) / queries for kind in travelling} if queries else {},
-        further_row=further_row,
-        updates=first.updates,
-    )
-
-
-@dataclass(frozen=True)
-class _Made:
+class Made:
     """Inputs that were made in a miniature: what makes the real ones, queries of this rank, rows needed of others."""
 
     of: StepInputBuilder
@@ -85,10 +37,13 @@ class _Made:
     rows: int
 
 
-class _Miniature:
-    """A step of a method with batches of `size` times the smallest, and what it sent.
+class Miniature:
+    """A step of a method in its present phase when `move` travels, with batches of `size` times the smallest.
 
-    made: its inputs. queries, rows: of the batch's.
+    It is the same on all ranks, and nothing of the method changes.
+
+    sent: bytes by kind. made: its inputs. queries, rows: of the batch's. relations: in its tables.
+    updates: of each, its groups and how many loss terms are told with it.
     """
 
     def __init__(
@@ -98,10 +53,10 @@ class _Miniature:
         self.relations = min(RELATIONS, method.student.num_relations)
         inputs = _SmallInputs(input_builder, ranks, move, size, self.relations)
         self.method = self._method(method, config, inputs)
-        self.made: list[_Made] = inputs.made
+        self.made: list[Made] = inputs.made
         self.sent: Counter[str] = ranks.traffic
         self.updates: list[tuple[frozenset[str], int]] = []
-        # The first step of an epoch may do more than others (prune).
+        # The first step of an epoch may do more than others (prune): the second is kept.
         for step in (0, 1):
             for of_last_step in (self.made, self.sent, self.updates):
                 of_last_step.clear()
@@ -155,7 +110,7 @@ class _SmallInputs(StepInputBuilder):
     def __init__(self, of: StepInputBuilder, ranks: CountingRanks, move: Move, size: int, relations: int) -> None:
         vars(self).update(vars(of))
         self.of, self.ranks, self.move = of, ranks, move
-        self.made: list[_Made] = []
+        self.made: list[Made] = []
         self.chunk, self.filtered = 1, False
         self.num = min(of.num, NEGATIVES if self.grouped else NEGATIVES * ranks.world)
         triples = size * -(-TRIPLES // of.together) * of.together
@@ -177,7 +132,7 @@ class _SmallInputs(StepInputBuilder):
     def prepare_async(self, part: Batch) -> Generator[None, None, StepInputs]:
         """Takes note of what is made."""
         inputs = yield from super().prepare_async(part)
-        self.made.append(_Made(self.of, len(inputs.batch.queries.anchor), sum(inputs.route.receive[1:])))
+        self.made.append(Made(self.of, len(inputs.batch.queries.anchor), sum(inputs.route.receive[1:])))
         return inputs
 
 

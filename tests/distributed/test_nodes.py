@@ -172,7 +172,8 @@ def on_places(ranks: Ranks, places: list[str | None]) -> dict[str, Any]:
         built.append(ranks.rank)
         return {"rank": torch.full((5,), ranks.rank)}
 
-    with mock.patch.object(node_sharing, "_place", lambda: places[ranks.rank]):
+    place = places[ranks.rank]
+    with mock.patch.object(node_sharing, "machine", side_effect=[place or OSError] * 9):
         local = node_ranks(ranks)
         before = mapped()
         found = share_tensors(ranks, build)["rank"]
@@ -245,7 +246,7 @@ def test_the_second_rank_reads_nothing_and_has_the_same_graph() -> None:
 
 
 def graph_of_other_nodes(ranks: Ranks) -> tuple[str, str]:
-    with mock.patch.object(node_sharing, "_place", lambda: f"node {ranks.rank // 2}"):
+    with mock.patch.object(node_sharing, "machine", lambda: f"node {ranks.rank // 2}"):
         return raised(lambda: shared_graph(ranks, lambda: toy_graph(seed=ranks.rank)))
 
 

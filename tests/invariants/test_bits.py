@@ -24,7 +24,7 @@ from distkgd.pipeline.plan import run_plan
 from distkgd.scorers import SCORERS
 from distkgd.tracking.serving.entries import entry_of_model, read_run
 from tests.invariants.test_world_size import METHOD_OPTIONS, REGIMES, assert_same, merged, student
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 from tests.toys import toy_graph, toy_job, train_some
 
 TAUGHT = [method for method in METHODS if method != "metasd"]
@@ -35,10 +35,10 @@ FEW = {"bits": 2, "relation_bits": 4}
 @pytest.mark.parametrize("regime", ["triple", "all"])
 def test_three_ranks_train_the_rows_of_few_bits_that_one_does(method: str, regime: str) -> None:
     config = {"dtype": "float64", "student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime], **FEW)}
-    one = run_on_ranks(1, train_some, config=config, steps=8)
+    one = run_on_threads(1, train_some, config=config, steps=8)
     plain = {"dtype": "float64", "student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime])}
-    assert run_on_ranks(1, train_some, config=plain, steps=2)[0]["losses"][0] != one[0]["losses"][0]
-    many = run_on_ranks(3, train_some, config=config, steps=8)
+    assert run_on_threads(1, train_some, config=plain, steps=2)[0]["losses"][0] != one[0]["losses"][0]
+    many = run_on_threads(3, train_some, config=config, steps=8)
     assert_same(one, many, rows=1e-9, losses=1e-9)
     for rank in many:
         assert rank["valid"] == pytest.approx(one[0]["valid"], abs=1e-9)
@@ -48,14 +48,14 @@ def test_three_ranks_train_the_rows_of_few_bits_that_one_does(method: str, regim
 def test_every_scorer_has_rows_of_few_bits(scorer: str) -> None:
     more = {"scorer": scorer, "reciprocal": SCORERS[scorer].tails_only, "bits": 1, "group": 4, "relation_bits": 8}
     config = {"dtype": "float64", "student": student("scratch", {}, REGIMES["batch"], **more)}
-    one = run_on_ranks(1, train_some, config=config, steps=4)
-    assert_same(one, run_on_ranks(3, train_some, config=config, steps=4), rows=1e-9, losses=1e-9)
+    one = run_on_threads(1, train_some, config=config, steps=4)
+    assert_same(one, run_on_threads(3, train_some, config=config, steps=4), rows=1e-9, losses=1e-9)
 
 
 def test_a_batch_in_four_parts_trains_the_same_rows_of_few_bits() -> None:
     made = student("bkd", {}, REGIMES["chunk"], batch_size=48, **FEW)
-    one = run_on_ranks(1, train_some, config={"dtype": "float64", "student": made}, steps=6)
-    cut = run_on_ranks(1, train_some, config={"dtype": "float64", "student": made | {"accumulate": 4}}, steps=6)
+    one = run_on_threads(1, train_some, config={"dtype": "float64", "student": made}, steps=6)
+    cut = run_on_threads(1, train_some, config={"dtype": "float64", "student": made | {"accumulate": 4}}, steps=6)
     assert_same([merged(one)], cut, rows=1e-9, losses=1e-9)
 
 
@@ -124,9 +124,9 @@ def save_few_bits(ranks: Ranks, folder: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("wrote", "reads"), [(1, 3), (3, 1), (3, 2)])
 def test_files_of_one_world_size_are_read_by_another(wrote: int, reads: int, tmp_path: Path) -> None:
-    saved = run_on_ranks(wrote, save_few_bits, folder=str(tmp_path))
+    saved = run_on_threads(wrote, save_few_bits, folder=str(tmp_path))
     rows = torch.cat([rank["entity"] for rank in saved])
-    found = run_on_ranks(reads, loaded_rows, folder=str(tmp_path))
+    found = run_on_threads(reads, loaded_rows, folder=str(tmp_path))
     assert torch.equal(torch.cat([entity for entity, _ in found]), rows)
     assert all(torch.equal(relation, saved[0]["relation"]) for _, relation in found)
     check_files(tmp_path / "model")

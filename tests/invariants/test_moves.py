@@ -1,69 +1,31 @@
-"""Whatever travels between ranks, and whether or not in blocks, the same model is trained; other batches say so."""
+"""What may travel, and when: ids ahead of their step, nothing, or equally much between any two ranks.
+
+That rows or queries may travel and train the same rows is in test_world_size.py.
+"""
 
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 
 from distkgd.data.sampling import Balanced
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.reductions import candidate_layout
 from distkgd.errors import ConfigError
 from distkgd.pipeline.config import parse_config
 from distkgd.pipeline.stages import Stage, check_stage
-from tests.invariants.test_world_size import REGIMES, assert_same, merged, student
-from tests.ranks import run_on_ranks
+from tests.covering import all_pairs
+from tests.invariants.test_world_size import REGIMES, assert_same, student
+from tests.ranks import run_on_threads
 from tests.toys import toy_graph, toy_job, train_some
-
-METHODS: list[tuple[str, dict[str, Any]]] = [
-    ("scratch", {}),
-    ("bkd", {"temperature": 2.0}),
-    ("bkd", {"temperature": 2.0, "divergence": "js"}),
-    ("dualde", {"stage_two": {"start": 2, "epochs": 9}}),
-    ("med", {"evaluator_lr": 0.5}),
-    ("metasd", {"prune": {"rate": 0.5}, "reverse_kl": 0.5, "meta_lr": 1.0, "meta_optimizer": "sgd"}),
-]
-METHOD_IDS = ["-".join([method, *filter(None, [options.get("divergence")])]) for method, options in METHODS]
-
-
-def train_in_blocks(ranks: Ranks, config: dict[str, Any], steps: int, numbers: int) -> dict[str, Any]:
-    with patch.object(candidate_layout, "numbers_at_once", lambda _numbers, _device: numbers):
-        return train_some(ranks, config, steps)
-
-
-@pytest.mark.parametrize(("method", "options"), METHODS, ids=METHOD_IDS)
-@pytest.mark.parametrize("regime", REGIMES)
-def test_rows_or_queries_may_travel_and_train_the_same_rows(method: str, options: dict[str, Any], regime: str) -> None:
-    def config(move: str) -> dict[str, Any]:
-        return {"dtype": "float64", "student": student(method, options, REGIMES[regime], move=move)}
-
-    one = run_on_ranks(1, train_some, config=config("auto"), steps=12)
-    for move in ("rows", "queries"):
-        for world in (1, 3):
-            assert_same(one, run_on_ranks(world, train_some, config=config(move), steps=12), rows=1e-9, losses=1e-9)
-
-
-@pytest.mark.parametrize(("method", "options"), METHODS, ids=METHOD_IDS)
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("world", [1, 2])
-def test_blocks_computed_again_train_the_same_rows(
-    method: str, options: dict[str, Any], regime: str, world: int
-) -> None:
-    """Evaluators too, although their gradient comes block by block."""
-    config = {"dtype": "float64", "student": student(method, options, REGIMES[regime], move="queries")}
-    whole = run_on_ranks(world, train_some, config=config, steps=12)
-    blocked = run_on_ranks(world, train_in_blocks, config=config, steps=12, numbers=150)
-    assert_same([merged(whole)], blocked, rows=1e-9, losses=1e-9)
 
 
 def test_the_next_ids_travel_while_a_step_is_computed_and_change_nothing() -> None:
     """Steps taken with look-ahead are those of step inputs planned one by one."""
     config = {"student": student("bkd", {}, REGIMES["triple"], accumulate=2)}
-    for found in run_on_ranks(2, inputs_ahead_and_afresh, config=config):
+    for found in run_on_threads(2, inputs_ahead_and_afresh, config=config):
         for ahead, afresh in found:
             assert torch.equal(ahead, afresh)
 
@@ -88,7 +50,7 @@ def inputs_ahead_and_afresh(ranks: Ranks, config: dict[str, Any]) -> list[tuple[
 @pytest.mark.parametrize("kind", ["batch", "chunk", "triple"])
 def test_nothing_travels_but_the_positives_when_candidates_come_from_the_own_shard(kind: str) -> None:
     config = {"student": student("bkd", {}, {"kind": kind, "num": 9, "chunk": 4}, move="nothing")}
-    for rank, (lo, hi, ids, sent) in enumerate(run_on_ranks(3, own_candidates, config=config)):
+    for rank, (lo, hi, ids, sent) in enumerate(run_on_threads(3, own_candidates, config=config)):
         assert ((ids >= lo) & (ids < hi)).all() and len(ids.unique()) > 3, rank
         assert "queries" not in sent and "partials" not in sent
     assert "move: nothing" in str(refusal({"move": "nothing", "negatives": {"kind": "all"}}))
@@ -147,20 +109,18 @@ def test_balanced_batches_visit_every_triple_of_a_pair_before_one_of_it_comes_ag
         assert max(counts) - min(counts) <= 1, (i, rare)
 
 
-@pytest.mark.parametrize("kind", ["all", "batch", "chunk", "triple"])
-@pytest.mark.parametrize("sides", ["both", "uniform"])
-@pytest.mark.parametrize("world", [2, 3])
-def test_balanced_look_ups_bring_the_rows_that_were_asked_for(kind: str, sides: str, world: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "sides", "move", "world"),
+    all_pairs(["all", "batch", "chunk", "triple"], ["both", "uniform"], ["rows", "queries"], [2, 3]),
+)
+def test_balanced_look_ups_bring_the_rows_that_were_asked_for(kind: str, sides: str, move: str, world: int) -> None:
     regime = {"kind": kind, "num": 6, "chunk": 2, "sides": sides}
-    for move in ("rows", "queries"):
-        more = {"batch_size": 36, "balanced": True, "move": move}
-        assert_rows_arrive(world, {"dtype": "float64", "student": student("bkd", {}, regime, **more)})
-
-
-def assert_rows_arrive(world: int, config: dict[str, Any]) -> None:
+    more = {"batch_size": 36, "balanced": True, "move": move}
+    config = {"dtype": "float64", "student": student("bkd", {}, regime, **more)}
     graph = toy_graph(entities=40, triples=900)
-    whole = torch.cat([weight for weight, _ in run_on_ranks(world, balanced_rows, config=config, graph=graph)])
-    for _, found in run_on_ranks(world, balanced_rows, config=config, graph=graph):
+    ranks = run_on_threads(world, balanced_rows, config=config, graph=graph)
+    whole = torch.cat([weight for weight, _ in ranks])
+    for _, found in ranks:
         for ids, brought in found["looked_up"]:
             assert torch.equal(whole[ids], brought)
         assert not found["fixed"] or len(set(found["asked"])) <= 2, "every other rank is asked for as many rows"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.kernels import pairs
+from distkgd.kernels import build, pairs
 from distkgd.kernels.candidates import GatheredRows, plain
 from distkgd.kernels.pairs import KINDS
 from distkgd.scorers import SCORERS, build_scorer
@@ -145,6 +145,6 @@ def test_without_a_compiler_the_scores_are_the_same(monkeypatch: pytest.MonkeyPa
     index = torch.randint(0, 9, (2, 4))
     scorer = build_scorer("rotate", 8)
     compiled = scorer.score_candidates(q, GatheredRows(table, index))
-    monkeypatch.setattr(pairs, "library", lambda name: None)
+    monkeypatch.setattr(build, "library", lambda name: None)
     assert not pairs.available(CPU, torch.float64)
     torch.testing.assert_close(scorer.score_candidates(q, GatheredRows(table, index)), compiled)

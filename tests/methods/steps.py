@@ -1,23 +1,22 @@
 """One step of a method on any number of ranks, beside what its formula says; importable by rank processes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.reductions import candidate_layout
 from distkgd.methods.base import trained_models
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
+from tests.covering import all_pairs
 from tests.jobs import Asked, NaiveModel, spelled_out
-from tests.ranks import run_on_ranks
-from tests.toys import toy_graph, toy_job
+from tests.ranks import run_on_threads
+from tests.toys import in_blocks, toy_graph, toy_job
 
 GRAPH = toy_graph(entities=15, relations=3, triples=130)
 REGIMES: dict[str, dict[str, Any]] = {
@@ -42,17 +41,32 @@ def learned(job: Job) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def one_step(ranks: Ranks, config: dict[str, Any], step: int, at_once: int | None) -> dict[str, Any]:
-    """Losses and this rank's share of the gradients of one step, computed in blocks of `at_once` numbers."""
+def one_step(ranks: Ranks, config: dict[str, Any], step: int = 0) -> dict[str, Any]:
+    """Losses and this rank's share of the gradients of one step."""
     job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
     before = learned(job)
-    limit = candidate_layout.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
-    with patch.object(candidate_layout, "numbers_at_once", limit):
-        losses = train_step(job, Progress(step=step), 0)[0]
+    losses = train_step(job, Progress(step=step), 0)[0]
     job.prefetcher.drop()
     lr = {"evaluators": getattr(job.method.settings, "evaluator_lr", 1.0)}
     moved = {name: (before[name] - now) / lr.get(name.split(".")[0], 1.0) for name, now in learned(job).items()}
     return {"losses": losses, "gradients": moved}
+
+
+Way = tuple[int, str, int | None]  # how many ranks, what travels, in blocks of how many numbers
+
+
+def in_ways(names: str, *values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrises a test by `names` and its `way`, any two values of any two of them together."""
+    rows = all_pairs(*values, [1, 3], ["rows", "queries"], [None, 20])
+    return pytest.mark.parametrize([*names.split(), "way"], [(*row[:-3], row[-3:]) for row in rows])
+
+
+def on_ranks(way: Way, fn: Callable[..., Any], config: dict[str, Any], **arguments: Any) -> list[Any]:
+    """What fn(ranks, config, …) finds on each rank."""
+    world, move, at_once = way
+    moved = config | {"student": config["student"] | {"move": move}}
+    with in_blocks(at_once):
+        return run_on_threads(world, fn, config=moved, **arguments)
 
 
 @dataclass(frozen=True)
@@ -101,10 +115,10 @@ def kl(theirs: Tensor, own: Tensor, temperature: float) -> Tensor:
 def assert_step_is(
     config: dict[str, Any],
     formula: Callable[[Naive], dict[str, Tensor]],
+    way: Way = (3, "queries", None),
     step: int = 0,
-    worlds: tuple[int, ...] = (1, 3),
 ) -> dict[str, float]:
-    """Loss terms and gradients of one step are those of `formula`, whatever travels, in blocks or not.
+    """Loss terms and gradients of one step are those of `formula`.
 
     formula: -> its terms by name. Returns their values. What a method only reports has a "/" in its name.
     """
@@ -118,17 +132,13 @@ def assert_step_is(
     }
     gradients |= {f"evaluators.{name}": tensor.grad for name, tensor in naive.evaluators.items()}
     values = {name: float(value.detach()) for name, value in expected.items()}
-    for world in worlds:
-        for move in ("rows", "queries"):
-            for at_once in (None, 20) if world > 1 else (None,):
-                moved = config | {"student": config["student"] | {"move": move}}
-                found = run_on_ranks(world, one_step, config=moved, step=step, at_once=at_once)
-                terms = {name: value for name, value in found[0]["losses"].items() if "/" not in name}
-                assert terms == pytest.approx(values, rel=1e-9, abs=1e-12)
-                assert found[0]["gradients"].keys() == gradients.keys()
-                for name, gradient in gradients.items():
-                    assert gradient is not None and gradient.abs().max() > 1e-6, name
-                    parts = [one["gradients"][name] for one in found]
-                    for part in [torch.cat(parts)] if name.endswith(".entity") else parts:
-                        torch.testing.assert_close(part, gradient, rtol=1e-9, atol=1e-11)
+    found = on_ranks(way, one_step, config, step=step)
+    terms = {name: value for name, value in found[0]["losses"].items() if "/" not in name}
+    assert terms == pytest.approx(values, rel=1e-9, abs=1e-12)
+    assert found[0]["gradients"].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert gradient is not None and gradient.abs().max() > 1e-6, name
+        parts = [one["gradients"][name] for one in found]
+        for part in [torch.cat(parts)] if name.endswith(".entity") else parts:
+            torch.testing.assert_close(part, gradient, rtol=1e-9, atol=1e-11)
     return values

@@ -1,6 +1,5 @@
 """The basic distillation baseline against its formula."""
 
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -9,19 +8,20 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.reductions import candidate_layout, loss_requests, query_blocks
+from distkgd.distributed.reductions import loss_requests, query_blocks
 from distkgd.errors import ConfigError
 from distkgd.methods import TaskLoss
 from distkgd.methods.bkd import Bkd, BkdConfig
 from distkgd.methods.losses import scores as losses
 from distkgd.pipeline.config import parse_config
-from distkgd.training.job import Job, Progress
+from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
+from tests.covering import all_pairs
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
-from tests.ranks import run_on_ranks
-from tests.toys import toy_graph, toy_job
+from tests.methods.steps import GRAPH, REGIMES, Naive, Way, assert_step_is, in_ways, one_step, plain_sgd
+from tests.ranks import run_on_threads
+from tests.toys import toy_job
 
-GRAPH = toy_graph(entities=15, relations=3, triples=130)
 STEP = 1
 
 
@@ -56,12 +56,14 @@ def naive_terms(student: NaiveModel, teacher: NaiveModel, queries: list[Any], op
     return {"soft": torch.stack(soft).mean()} | ({"hard": torch.stack(hard).mean()} if hard_weight else {})
 
 
-@pytest.mark.parametrize("kind", ["all", "batch", "chunk", "triple"])
-@pytest.mark.parametrize(("weight", "hard_weight", "temperature"), [(1.0, 1.0, 1.0), (0.7, 0.3, 3.0), (2.0, 0.0, 0.5)])
-@EVERY_DIVERGENCE
+@pytest.mark.parametrize(
+    ("divergence", "kind", "weights"),
+    all_pairs(NAIVE, ["all", "batch", "chunk", "triple"], [(1.0, 1.0, 1.0), (0.7, 0.3, 3.0), (2.0, 0.0, 0.5)]),
+)
 def test_the_student_learns_the_teachers_softened_distribution_beside_the_labels(
-    divergence: str, kind: str, weight: float, hard_weight: float, temperature: float
+    divergence: str, kind: str, weights: tuple[float, float, float]
 ) -> None:
+    weight, hard_weight, temperature = weights
     student, teacher = toy_model(GRAPH, "transe", 5, reciprocal=False, margin=3.0), toy_model(GRAPH, seed=6)
     naive, naive_teacher = NaiveModel(student), NaiveModel(teacher)
     input_builder = toy_inputs(GRAPH, kind=kind, filtered=True)
@@ -80,60 +82,22 @@ def test_the_student_learns_the_teachers_softened_distribution_beside_the_labels
 
 # -- on ranks -------------------------------------------------------------------------------------------------------
 
-REGIMES: dict[str, dict[str, Any]] = {
-    "all": {"kind": "all", "filtered": True},
-    "batch": {"kind": "batch", "num": 20},
-    "chunk": {"kind": "chunk", "num": 9, "chunk": 2, "sides": "uniform"},
-    "triple": {"kind": "triple", "num": 5, "filtered": True},
-}
 
-
-def plain_sgd(divergence: str, regime: str, **more: Any) -> dict[str, Any]:
-    """One step of it is the gradient, negated."""
+def config_of(divergence: str, regime: str, **more: Any) -> dict[str, Any]:
     distill = {"weight": 0.7, "hard_weight": 0.3, "temperature": 3.0, "divergence": divergence}
-    stage = {"scorer": "complex", "dim": 6, "method": "bkd", "distill": distill, "negatives": REGIMES[regime]}
-    stage |= {"init_scale": 0.8, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 1.0}}
-    return {"dtype": "float64", "student": stage | more}
+    return plain_sgd("bkd", distill, regime, **more)
 
 
-def tables(job: Job) -> list[Tensor]:
-    student = job.method.student
-    return [student.entity.weight.detach().clone(), student.relation.detach().clone()]
+@in_ways("divergence regime", NAIVE, REGIMES)
+def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(
+    divergence: str, regime: str, way: Way
+) -> None:
+    config = config_of(divergence, regime)
 
+    def formula(naive: Naive) -> Any:
+        return naive_terms(naive.models["student"], naive.teachers[0], naive.asked, config["student"]["distill"])
 
-def one_step(ranks: Ranks, config: dict[str, Any], at_once: int | None) -> dict[str, Any]:
-    """Losses and this rank's share of the gradients of step 0, computed in blocks of `at_once` numbers."""
-    job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
-    before = tables(job)
-    limit = candidate_layout.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
-    with patch.object(candidate_layout, "numbers_at_once", limit):
-        losses = train_step(job, Progress(), 0)[0]
-    job.prefetcher.drop()
-    entity, relation = (was - now for was, now in zip(before, tables(job), strict=True))
-    return {"losses": losses, "entity": entity, "relation": relation}
-
-
-@pytest.mark.parametrize("regime", REGIMES)
-@EVERY_DIVERGENCE
-def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(divergence: str, regime: str) -> None:
-    config = plain_sgd(divergence, regime)
-    job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
-    assert isinstance(job.method, Bkd)
-    student, teacher = NaiveModel(job.method.student), NaiveModel(job.method.teachers[0])
-    expected = naive_terms(student, teacher, spelled_out(job.input_builder, 0), config["student"]["distill"])
-    sum(expected.values()).backward()
-    assert student.entity.grad is not None and student.entity.grad.abs().max() > 1e-3
-    for world in (1, 3):
-        for move in ("rows", "queries"):
-            for at_once in (None, 20):
-                moved = config | {"student": config["student"] | {"move": move}}
-                found = run_on_ranks(world, one_step, config=moved, at_once=at_once)
-                for name, value in expected.items():
-                    assert found[0]["losses"][name] == pytest.approx(float(value.detach()), rel=1e-9)
-                entity = torch.cat([one["entity"] for one in found])
-                torch.testing.assert_close(entity, student.entity.grad, rtol=1e-9, atol=1e-11)
-                for one in found:
-                    torch.testing.assert_close(one["relation"], student.relation.grad, rtol=1e-9, atol=1e-11)
+    assert_step_is(config, formula, way)
 
 
 @EVERY_DIVERGENCE
@@ -141,11 +105,11 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(d
 def test_a_rank_without_triples_or_candidates_takes_part_in_every_pass(divergence: str, regime: str) -> None:
     negatives = REGIMES[regime] | {"num": 1}
     for move in ("rows", "queries"):
-        config = plain_sgd(divergence, regime, batch_size=2, negatives=negatives, move=move)
-        (one,) = run_on_ranks(1, one_step, config=config, at_once=None)
-        many = run_on_ranks(3, one_step, config=config, at_once=None)
+        config = config_of(divergence, regime, batch_size=2, negatives=negatives, move=move)
+        one, many = one_step(Ranks(), config), run_on_threads(3, one_step, config=config)
         assert many[0]["losses"] == pytest.approx(one["losses"], rel=1e-9)
-        torch.testing.assert_close(torch.cat([x["entity"] for x in many]), one["entity"], rtol=1e-9, atol=1e-11)
+        entity = torch.cat([x["gradients"]["student.entity"] for x in many])
+        torch.testing.assert_close(entity, one["gradients"]["student.entity"], rtol=1e-9, atol=1e-11)
 
 
 # -- the method -----------------------------------------------------------------------------------------------------

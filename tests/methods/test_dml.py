@@ -13,7 +13,18 @@ from distkgd.pipeline.config import parse_config
 from distkgd.training.job import Progress, restore, write
 from distkgd.training.loop import train_step
 from tests.jobs import NaiveModel
-from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, kl, learned, plain_sgd
+from tests.methods.steps import (
+    GRAPH,
+    REGIMES,
+    Naive,
+    Way,
+    assert_step_is,
+    cross_entropy,
+    in_ways,
+    kl,
+    learned,
+    plain_sgd,
+)
 from tests.toys import toy_job
 
 
@@ -44,11 +55,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_each_model_learns_the_labels_and_the_others_distribution(variant: str, regime: str) -> None:
+@in_ways("variant regime", VARIANTS, REGIMES)
+def test_each_model_learns_the_labels_and_the_others_distribution(variant: str, regime: str, way: Way) -> None:
     options = VARIANTS[variant]
-    assert_step_is(plain_sgd("dml", options, regime), lambda naive: terms(naive, options))
+    assert_step_is(plain_sgd("dml", options, regime), lambda naive: terms(naive, options), way)
 
 
 def test_the_peer_has_its_own_dim_and_starts_from_numbers_of_its_own(tmp_path: Any) -> None:

@@ -21,6 +21,7 @@ from distkgd.pipeline.config import parse_config
 from distkgd.training import loop
 from distkgd.training.job import Job, Progress, schedule_scale, step_name
 from distkgd.training.loop import train_stage, train_step
+from tests.covering import all_pairs
 from tests.jobs import (
     Asked,
     NaiveModel,
@@ -40,8 +41,8 @@ ADVERSARIAL = 0.6
 ALPHA, BETA = (0.9, -0.4, 1.3, 0.6), (0.2, -0.3, 0.5, 0.1)
 LOSSES = ("softplus", "bce", "self_adversarial")
 REGIMES: dict[str, dict[str, Any]] = {
-    "triple": {"kind": "triple", "num": 9, "filtered": True, "sides": "uniform", "batch_size": 8},
-    "all": {"kind": "all", "sides": "both", "batch_size": 6},
+    "triple": {"kind": "triple", "num": 9, "filtered": True, "sides": "uniform", "batch_size": 6},
+    "all": {"kind": "all", "sides": "both", "batch_size": 4},
 }
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES)
 EVERY_REGIME = pytest.mark.parametrize("regime", REGIMES)
@@ -198,10 +199,7 @@ def test_eq_2_without_evaluation_the_hard_loss_is_binary_cross_entropy(loss: str
     assert_terms(setting, expected)
 
 
-@EVERY_LOSS
-@EVERY_REGIME
-@pytest.mark.parametrize("delta", [0.4, 1.0])
-@pytest.mark.parametrize("soft_weight", [1.0, 0.3])
+@pytest.mark.parametrize(("loss", "regime", "delta", "soft_weight"), all_pairs(LOSSES, REGIMES, [0.4, 1.0], [1.0, 0.3]))
 def test_eq_4_and_6_the_score_distance_is_huber_of_raw_scores(
     loss: str, regime: str, delta: float, soft_weight: float
 ) -> None:
@@ -233,9 +231,7 @@ def test_probabilities_compares_the_sigmoids_of_scores_as_the_authors_code_does(
     assert_terms(setting, expected)
 
 
-@EVERY_LOSS
-@EVERY_REGIME
-@pytest.mark.parametrize("delta", [0.4, 1.0])
+@pytest.mark.parametrize(("loss", "regime", "delta"), all_pairs(LOSSES, REGIMES, [0.4, 1.0]))
 def test_eq_5_and_7_the_structure_distance_of_head_and_tail_is_added_to_the_score_distance(
     loss: str, regime: str, delta: float
 ) -> None:
@@ -356,10 +352,9 @@ def test_eq_1_the_loss_is_the_students_and_in_stage_two_the_teachers_beside_it(
 # -- gradients ------------------------------------------------------------------------------------------------------
 
 
-@EVERY_LOSS
-@EVERY_REGIME
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("stop_opposite", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "regime", "stage", "stop_opposite"), all_pairs(LOSSES, REGIMES, [1, 2], [False, True])
+)
 def test_the_gradient_is_that_of_the_formula_with_scores_inside_p_detached(
     loss: str, regime: str, stage: int, stop_opposite: bool
 ) -> None:
@@ -423,15 +418,14 @@ def listwise(setting: Setting, temperature: float, structure: bool, evaluation: 
     return out
 
 
-@EVERY_REGIME
-@pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize(
-    ("structure", "evaluation", "cut", "temperature"),
-    [(True, True, False, 1.0), (True, True, True, 3.0), (False, False, False, 3.0)],
+    ("regime", "stage", "how"),
+    all_pairs(REGIMES, [1, 2], [(True, True, False, 1.0), (True, True, True, 3.0), (False, False, False, 3.0)]),
 )
 def test_soft_kl_weighs_the_divergence_and_the_cross_entropy_of_a_query_by_its_positive_triple(
-    regime: str, stage: int, structure: bool, evaluation: bool, cut: bool, temperature: float
+    regime: str, stage: int, how: tuple[bool, bool, bool, float]
 ) -> None:
+    structure, evaluation, cut, temperature = how
     options = {"structure": structure, "evaluation": evaluation, "stop_opposite": cut, "temperature": temperature}
     setting = Setting(regime, "softmax", stage=stage, soft="kl", **options)
     expected = listwise(setting, temperature, structure, evaluation, cut)

@@ -9,11 +9,11 @@ from torch import Tensor
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE
 from distkgd.methods.base import trained_models
-from distkgd.methods.dualde import DualDE, _opposite
+from distkgd.methods.dualde import DualDE, mean_of
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.jobs import Asked, NaiveModel
-from tests.methods.steps import GRAPH, REGIMES, Naive, assert_step_is, cross_entropy, kl, plain_sgd
+from tests.methods.steps import GRAPH, REGIMES, Naive, Way, assert_step_is, cross_entropy, in_ways, kl, plain_sgd
 from tests.toys import toy_job
 
 BOTH = {"stage_one": False, "stage_two": {"lr_scale": 1.0, "teacher_lr_scale": 1.0}}
@@ -89,25 +89,23 @@ def listwise(naive: Naive, sides: int) -> dict[str, Tensor]:
 
 
 def config_of(options: dict[str, Any], regime: str, loss: str) -> dict[str, Any]:
-    return {"two": True} | plain_sgd("dualde", options, regime, loss={"name": loss}, dim=8)
+    return {"two": True} | plain_sgd("dualde", options, regime, loss={"name": loss}, dim=8, batch_size=6)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("stage", [1, 2])
-def test_the_student_is_compared_with_the_average_of_its_teachers(stage: int, regime: str) -> None:
+@in_ways("stage regime", [1, 2], REGIMES)
+def test_the_student_is_compared_with_the_average_of_its_teachers(stage: int, regime: str, way: Way) -> None:
     config = config_of(FIRST if stage == 1 else BOTH, regime, "softplus")
     sides = 1 if stage == 1 else 3
     config["student"]["distill"] = config["student"]["distill"] | {"alpha": 0.3, "beta": 0.1}
-    assert_step_is(config, lambda naive: pointwise(naive, sides))
+    assert_step_is(config, lambda naive: pointwise(naive, sides), way)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("stage", [1, 2])
-def test_listwise_the_divergences_from_the_teachers_are_averaged(stage: int, regime: str) -> None:
+@in_ways("stage regime", [1, 2], REGIMES)
+def test_listwise_the_divergences_from_the_teachers_are_averaged(stage: int, regime: str, way: Way) -> None:
     how = {"soft": "kl", "temperature": 2.0, "structure": False, "alpha": 0.3}
     config = config_of((FIRST if stage == 1 else BOTH) | how, regime, "softmax")
     sides = 1 if stage == 1 else 3
-    assert_step_is(config, lambda naive: listwise(naive, sides))
+    assert_step_is(config, lambda naive: listwise(naive, sides), way)
 
 
 def test_teachers_rest_in_stage_one_and_all_of_them_learn_in_stage_two(tmp_path: Any) -> None:
@@ -133,7 +131,7 @@ def test_teachers_rest_in_stage_one_and_all_of_them_learn_in_stage_two(tmp_path:
 def test_the_average_of_scores_that_do_not_count_is_exactly_such_a_score(dtype: torch.dtype) -> None:
     """However many teachers there are: a rounding error of 1e30 would be a distance."""
     for number in range(1, 9):
-        own, other = _opposite(0, [torch.full((50,), MASKED_SCORE, dtype=dtype)] * (1 + number))
-        assert torch.equal(own, other)
-    scores = [torch.full((50,), float(i), dtype=dtype) for i in range(4)]
-    assert _opposite(0, scores)[1].tolist() == [2.0] * 50
+        scores = [torch.full((50,), MASKED_SCORE, dtype=dtype)] * number
+        assert torch.equal(mean_of(scores, scores[0]), scores[0])
+    own, *scores = [torch.full((50,), float(i), dtype=dtype) for i in range(4)]
+    assert mean_of(scores, own).tolist() == [2.0] * 50

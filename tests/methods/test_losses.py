@@ -1,7 +1,7 @@
 """Every loss against its formula, written with explicit candidate lists and one query at a time."""
 
 import math
-from itertools import product
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -17,8 +17,8 @@ from distkgd.distributed.reductions.candidate_layout import CandidateLayout, Pai
 from distkgd.errors import UnsupportedError
 from distkgd.methods.bkd import BkdConfig
 from distkgd.methods.losses.scores import (
+    DIVERGENCES,
     batch_mean,
-    divergence,
     hard_loss,
     huber,
     js_divergence,
@@ -27,6 +27,7 @@ from distkgd.methods.losses.scores import (
 )
 from distkgd.models.model import View
 from distkgd.models.nested_scores import NestedScores
+from tests.covering import all_pairs
 from tests.jobs import (
     Asked,
     NaiveModel,
@@ -43,13 +44,13 @@ GRAPH = toy_graph(entities=17, relations=3, triples=150)
 STEP = 2
 TEMPERATURE, MARGIN, SMOOTHING = 0.7, 1.5, 0.2
 KINDS = ("all", "batch", "chunk", "triple")
-REGIMES = [
-    {"kind": kind, "filtered": filtered, "sides": sides}
-    for kind, filtered, sides in product(KINDS, (False, True), ("both", "uniform"))
-]
-REGIME_IDS = [f"{r['kind']}-{'filtered' if r['filtered'] else 'unfiltered'}-{r['sides']}" for r in REGIMES]
-EVERY_REGIME = pytest.mark.parametrize("regime", REGIMES, ids=REGIME_IDS)
-EVERY_MODEL = pytest.mark.parametrize(("scorer", "reciprocal"), [("complex", True), ("transe", False)])
+
+
+def in_regimes(names: str, *values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrises a test by `names` and its `regime`, any two values of any two of what they are made of together."""
+    rows = all_pairs(*values, KINDS, [False, True], ["both", "uniform"])
+    named = [(*row[:-3], dict(zip(("kind", "filtered", "sides"), row[-3:], strict=True))) for row in rows]
+    return pytest.mark.parametrize([*names.split(), "regime"], named)
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
@@ -127,13 +128,11 @@ def naive_rows(model: NaiveModel, queries: list[Asked], name: str) -> Tensor:
     return torch.stack([NAIVE_LOSSES[name](model.own(q), model.others(q)) for q in queries])
 
 
-@EVERY_REGIME
-@EVERY_MODEL
-@EVERY_LOSS
+@in_regimes("name kind", NAIVE_LOSSES, [("complex", True), ("transe", False)])
 def test_a_hard_loss_and_its_gradient_are_those_of_the_formula(
-    name: str, scorer: str, reciprocal: bool, regime: dict[str, Any]
+    name: str, kind: tuple[str, bool], regime: dict[str, Any]
 ) -> None:
-    input_builder = toy_inputs(GRAPH, **regime)
+    (scorer, reciprocal), input_builder = kind, toy_inputs(GRAPH, **regime)
     model = toy_model(GRAPH, scorer, reciprocal=reciprocal, margin=2.0 if scorer == "transe" else None)
     naive = NaiveModel(model)
     found = real_loss(name, View(model, whole_inputs(input_builder), grad=True))
@@ -253,9 +252,7 @@ def candidate_scores(model: NaiveModel, query: Asked) -> Tensor:
     return torch.cat([model.own(query).reshape(1), model.others(query)])
 
 
-@EVERY_REGIME
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-@pytest.mark.parametrize("stop_teacher", [False, True])
+@in_regimes("temperature stop_teacher", [1.0, 3.0], [False, True])
 def test_the_kl_divergence_is_that_of_the_two_softmaxes_over_all_candidates(
     regime: dict[str, Any], temperature: float, stop_teacher: bool
 ) -> None:
@@ -315,10 +312,7 @@ def test_every_divergence_of_the_config_has_a_formula_here() -> None:
     assert choices is not None and set(choices.__args__) == NAIVE_DIVERGENCES.keys()
 
 
-@EVERY_REGIME
-@pytest.mark.parametrize("temperature", [0.6, 3.0])
-@pytest.mark.parametrize("blocked", [False, True], ids=["whole", "blocked"])
-@EVERY_DIVERGENCE
+@in_regimes("name blocked temperature", NAIVE_DIVERGENCES, [False, True], [0.6, 3.0])
 def test_a_divergence_and_both_its_gradients_are_those_of_the_formula(
     name: str, blocked: bool, temperature: float, regime: dict[str, Any]
 ) -> None:
@@ -329,7 +323,9 @@ def test_a_divergence_and_both_its_gradients_are_those_of_the_formula(
     with patch.object(candidate_layout, "numbers_at_once", at_once):
         inputs = whole_inputs(input_builder)
         assert (len(inputs.layout.blocks(len(inputs.batch.queries.anchor))) > 1) == blocked
-        found = asked(divergence(name, View(student, inputs, grad=True), View(teacher, inputs, grad=True), temperature))
+        found = asked(
+            DIVERGENCES[name](View(student, inputs, grad=True), View(teacher, inputs, grad=True), temperature)
+        )
         (found * weights_for(found)).sum().backward()
     expected = naive_divergence(name, naive_s, naive_t, spelled_out(input_builder, STEP), temperature)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
@@ -346,7 +342,7 @@ def test_k_vs_all_labels_divide_the_divergence_of_a_query_by_its_number_of_answe
     number = torch.tensor([len(q.known) for q in spelled_out(shared, STEP)], dtype=torch.float64)
     both = [whole_inputs(s) for s in (shared, alone)]
     views = [[View(m, inputs, grad=False) for m in (student, teacher)] for inputs in both]
-    found, plain = (asked(divergence(name, *both, 2.0)) for both in views)
+    found, plain = (asked(DIVERGENCES[name](*both, 2.0)) for both in views)
     assert number.max() > 1
     torch.testing.assert_close(found, plain / number)
 
@@ -382,7 +378,7 @@ def test_a_divergence_of_far_apart_scores_is_finite_in_float32_and_that_of_float
         student, teacher = (x.float().to(dtype).requires_grad_() for x in draws)
         order = torch.sort(candidate, stable=True).indices
         excluded = query[order], candidate[order]
-        value = asked(divergence(name, *scores_alone([student, teacher], excluded), temperature))
+        value = asked(DIVERGENCES[name](*scores_alone([student, teacher], excluded), temperature))
         value.sum().backward()
         found[dtype] = value.detach().double(), student.grad.double(), teacher.grad.double()
     for single, double in zip(*found.values(), strict=True):
@@ -409,7 +405,7 @@ def test_softmaxes_that_share_nothing_have_the_largest_js_divergence_and_it_is_s
 def test_a_model_does_not_diverge_from_itself(name: str, temperature: float) -> None:
     model = toy_model(GRAPH)
     inputs = whole_inputs(toy_inputs(GRAPH, kind="batch", filtered=True))
-    found = asked(divergence(name, View(model, inputs, grad=True), View(model, inputs, grad=False), temperature))
+    found = asked(DIVERGENCES[name](View(model, inputs, grad=True), View(model, inputs, grad=False), temperature))
     torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-12)
     found.sum().backward()
     assert entity_gradient(model).abs().max() < 1e-12
@@ -421,7 +417,7 @@ def test_queries_without_negatives_do_not_diverge(name: str) -> None:
     empty = torch.tensor([not q.negatives for q in spelled_out(input_builder, STEP)])
     student, teacher = toy_model(GRAPH), toy_model(GRAPH, seed=1)
     inputs = whole_inputs(input_builder)
-    found = asked(divergence(name, View(student, inputs, grad=True), View(teacher, inputs, grad=True), 3.0))
+    found = asked(DIVERGENCES[name](View(student, inputs, grad=True), View(teacher, inputs, grad=True), 3.0))
     assert empty.any() and found[empty].abs().max() < 1e-12 and found[~empty].min() > 0
     found[empty].sum().backward()
     assert entity_gradient(student).abs().max() < 1e-12 and entity_gradient(teacher).abs().max() < 1e-12
@@ -485,12 +481,11 @@ PENALTIES = [(name, scorer) for name in ("n2", "n3") for scorer in ("complex", "
 PENALTIES += [("dura", scorer) for scorer in ("complex", "distmult", "rescal")]
 
 
-@pytest.mark.parametrize(("name", "scorer"), PENALTIES)
-@pytest.mark.parametrize("reciprocal", [True, False])
-@pytest.mark.parametrize("relation_weight", [None, 0.2])
+@pytest.mark.parametrize(("penalty", "reciprocal", "relation_weight"), all_pairs(PENALTIES, [True, False], [None, 0.2]))
 def test_a_regulariser_and_its_gradient_are_those_of_the_formula(
-    name: str, scorer: str, reciprocal: bool, relation_weight: float | None
+    penalty: tuple[str, str], reciprocal: bool, relation_weight: float | None
 ) -> None:
+    name, scorer = penalty
     input_builder = toy_inputs(GRAPH, kind="batch")
     model = toy_model(GRAPH, scorer, 4, reciprocal=reciprocal)
     naive = NaiveModel(model)

@@ -18,22 +18,17 @@ from distkgd.pipeline.config import parse_config
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
+from tests.covering import all_pairs
 from tests.jobs import Asked, NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
+from tests.methods.steps import GRAPH, REGIMES
 from tests.methods.test_losses import naive_penalty
-from tests.ranks import run_on_ranks
-from tests.toys import toy_graph, toy_job
+from tests.ranks import run_on_threads
+from tests.toys import toy_job
 
-GRAPH = toy_graph(entities=15, relations=3, triples=130)
 STEP = 1
 TEMPERATURE = 0.6
 U = (-0.8, 0.3, 0.7)
 LOSSES = ("softmax", "softplus", "bce", "self_adversarial")
-REGIMES: dict[str, dict[str, Any]] = {
-    "all": {"kind": "all", "filtered": True},
-    "batch": {"kind": "batch", "num": 20},
-    "chunk": {"kind": "chunk", "num": 9, "chunk": 2, "sides": "uniform"},
-    "triple": {"kind": "triple", "num": 5, "filtered": True},
-}
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES)
 EVERY_REGIME = pytest.mark.parametrize("regime", REGIMES)
 
@@ -168,19 +163,22 @@ def compare(
         torch.testing.assert_close(method.u.grad, u.grad, rtol=1e-9, atol=1e-11)
 
 
-@EVERY_LOSS
-@EVERY_REGIME
-@pytest.mark.parametrize("dims", [(2, 4, 6, 8), (2, 8)])
+@pytest.mark.parametrize(("dims", "regime", "loss"), all_pairs([(2, 4, 6, 8), (2, 8)], REGIMES, LOSSES))
 def test_all_terms_and_gradients_are_those_of_the_formulas(dims: tuple[int, ...], regime: str, loss: str) -> None:
     compare("complex", True, regime, loss, options(dims=dims, mutual_delta=0.7, mutual_weight=0.4))
 
 
-@EVERY_LOSS
-@pytest.mark.parametrize("switched_off", ["mutual", "evolution", "dynamic", "all"])
-def test_each_mechanism_can_be_switched_off(switched_off: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("switched_off", "loss", "scorer"),
+    all_pairs(["mutual", "evolution", "dynamic", "all"], LOSSES, ["complex", "transe"]),
+)
+def test_each_mechanism_can_be_switched_off(switched_off: str, loss: str, scorer: str) -> None:
     names = ("mutual", "evolution", "dynamic") if switched_off == "all" else (switched_off,)
-    compare("complex", True, "batch", loss, options(**dict.fromkeys(names, False)))
-    compare("transe", False, "triple", loss, options(**dict.fromkeys(names, False)), margin=3.0)
+    how = options(**dict.fromkeys(names, False))
+    if scorer == "complex":
+        compare("complex", True, "batch", loss, how)
+    else:
+        compare("transe", False, "triple", loss, how, margin=3.0)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "softplus"])
@@ -198,18 +196,21 @@ def test_small_sub_models_may_have_sharper_logits(regime: str) -> None:
 BOTH = [(name, way) for name, scorer in SCORERS.items() for way in (True, False) if way or not scorer.tails_only]
 
 
-@pytest.mark.parametrize("loss", ["softmax", "softplus"])
-@pytest.mark.parametrize("regime", ["all", "chunk", "triple"])
-@pytest.mark.parametrize(("scorer", "reciprocal"), BOTH)
-def test_every_scorers_crops_score_as_their_formula_does(scorer: str, reciprocal: bool, regime: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("which", "regime", "loss", "dims"),
+    all_pairs(BOTH, ["all", "chunk", "triple"], ["softmax", "softplus"], [(2, 4, 6, 8), (2, 6, 8)]),
+)
+def test_every_scorers_crops_score_as_their_formula_does(
+    which: tuple[str, bool], regime: str, loss: str, dims: tuple[int, ...]
+) -> None:
+    scorer, reciprocal = which
     margin = 3.0 if "margin" in SCORERS[scorer].options else None
-    for dims in ((2, 4, 6, 8), (2, 6, 8)):
-        compare(scorer, reciprocal, regime, loss, options(dims=dims), margin=margin)
+    compare(scorer, reciprocal, regime, loss, options(dims=dims), margin=margin)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "softplus"])
-@EVERY_REGIME
-@pytest.mark.parametrize("dims", [(2, 4, 6, 8), (1, 3, 8)])
+@pytest.mark.parametrize(
+    ("dims", "regime", "loss"), all_pairs([(2, 4, 6, 8), (1, 3, 8)], REGIMES, ["softmax", "softplus"])
+)
 def test_euclidean_distances_are_summed_before_the_root(dims: tuple[int, ...], regime: str, loss: str) -> None:
     compare("transe", True, regime, loss, options(dims=dims), norm=2)
 
@@ -241,23 +242,36 @@ def test_every_sub_model_has_its_own_regulariser(name: str, small: float, sharpn
 
 # -- on ranks and in blocks -----------------------------------------------------------------------------------------
 
+BLOCKS = ("whole", "queries", "candidates")
+SWITCHES = ["", "mutual", "evolution", "dynamic"]
+MOVES = ["rows", "queries"]
 
-def plain_sgd(loss: str, regime: str, **more: Any) -> dict[str, Any]:
+
+def config_of(loss: str, regime: str, switched_off: str = "", **more: Any) -> dict[str, Any]:
     """One step of it is the gradient, negated."""
-    distill = {"dims": [2, 4, 8], "mutual_delta": 0.7, "mutual_weight": 0.4, "evaluator_lr": 1.0}
+    distill: dict[str, Any] = {"dims": [2, 4, 8], "mutual_delta": 0.7, "mutual_weight": 0.4, "evaluator_lr": 1.0}
+    distill |= {switched_off: False} if switched_off else {}
     stage = {"scorer": "complex", "dim": 8, "method": "med", "distill": distill, "negatives": REGIMES[regime]}
     stage |= {"init_scale": 0.8, "batch_size": 12, "optimizer": {"name": "sgd", "lr": 1.0}}
     stage |= {"loss": {"name": loss, "temperature": TEMPERATURE}}
     return {"dtype": "float64", "student": stage | more}
 
 
-def one_step(ranks: Ranks, config: dict[str, Any], blocks: str) -> dict[str, Any]:
-    """Losses and this rank's share of the gradients of step 0: at once, in query blocks, or in candidate blocks."""
+def one_step(ranks: Ranks, config: dict[str, Any]) -> dict[str, Any]:
+    """Losses and this rank's share of the gradients of step 0."""
     job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
     method = job.method
     assert isinstance(method, Med)
     watched = [method.student.entity.weight, method.student.relation, method.u]
     before = [x.detach().clone() for x in watched]
+    losses = train_step(job, Progress(), 0)[0]
+    job.prefetcher.drop()
+    entity, relation, u = (was - now.detach() for was, now in zip(before, watched, strict=True))
+    return {"losses": losses, "entity": entity, "relation": relation, "u": u}
+
+
+def step_on(world: int, config: dict[str, Any], blocks: str) -> list[dict[str, Any]]:
+    """`one_step` on all ranks: at once, in query blocks, or in candidate blocks."""
     visits: list[int] = []
     real = query_blocks._number_of_blocks
 
@@ -273,16 +287,19 @@ def one_step(ranks: Ranks, config: dict[str, Any], blocks: str) -> dict[str, Any
         patch.object(candidate_layout, "numbers_at_once", lambda n, _: 300 if blocks == "candidates" else n),
         patch.object(candidate_layout, "_NARROWEST", 2),
     ):
-        losses = train_step(job, Progress(), 0)[0]
-    job.prefetcher.drop()
-    entity, relation, u = (was - now.detach() for was, now in zip(before, watched, strict=True))
-    return {"losses": losses, "entity": entity, "relation": relation, "u": u, "visits": max(visits)}
+        found = run_on_threads(world, one_step, config=config)
+    assert (max(visits) > 1) == (blocks == "queries")
+    return found
 
 
-@pytest.mark.parametrize("loss", ["softmax", "softplus", "self_adversarial"])
-@EVERY_REGIME
-def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(regime: str, loss: str) -> None:
-    config = plain_sgd(loss, regime)
+@pytest.mark.parametrize(
+    ("regime", "loss", "world", "move", "blocks"),
+    all_pairs(REGIMES, ["softmax", "softplus", "self_adversarial"], [1, 3], MOVES, BLOCKS),
+)
+def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(
+    regime: str, loss: str, world: int, move: str, blocks: str
+) -> None:
+    config = config_of(loss, regime, move=move)
     job = toy_job(config, Ranks(), Path("/nonexistent"), GRAPH)
     assert isinstance(job.method, Med)
     naive, u = NaiveModel(job.method.student), job.method.u.detach().clone().requires_grad_(True)
@@ -291,83 +308,62 @@ def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(r
     expected = naive_terms(naive, spelled_out(job.input_builder, 0), how, bounded(how, u), loss)
     sum(expected.values()).backward()
     assert naive.entity.grad is not None and u.grad is not None
-    for world in (1, 3):
-        for move in ("rows", "queries"):
-            for blocks in ("whole", "queries", "candidates"):
-                moved = config | {"student": config["student"] | {"move": move}}
-                found = run_on_ranks(world, one_step, config=moved, blocks=blocks)
-                assert (found[0]["visits"] > 1) == (blocks == "queries"), (world, move, blocks)
-                for name, value in expected.items():
-                    assert found[0]["losses"][name] == pytest.approx(float(value.detach()), rel=1e-9)
-                entity = torch.cat([one["entity"] for one in found])
-                torch.testing.assert_close(entity, naive.entity.grad, rtol=1e-9, atol=1e-11)
-                for one in found:
-                    torch.testing.assert_close(one["relation"], naive.relation.grad, rtol=1e-9, atol=1e-11)
-                    torch.testing.assert_close(one["u"], u.grad, rtol=1e-9, atol=1e-11)
+    found = step_on(world, config, blocks)
+    for name, value in expected.items():
+        assert found[0]["losses"][name] == pytest.approx(float(value.detach()), rel=1e-9)
+    entity = torch.cat([one["entity"] for one in found])
+    torch.testing.assert_close(entity, naive.entity.grad, rtol=1e-9, atol=1e-11)
+    for one in found:
+        torch.testing.assert_close(one["relation"], naive.relation.grad, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(one["u"], u.grad, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "softplus", "bce"])
-@pytest.mark.parametrize("switched_off", ["", "mutual", "evolution", "dynamic"])
-@pytest.mark.parametrize("kind", [name for name, one in REGIMES.items() if one["kind"] in ("batch", "all")])
+def assert_close_in_float32(found: list[dict[str, Any]], exact: dict[str, Any]) -> None:
+    assert found[0]["losses"] == pytest.approx(exact["losses"], rel=1e-5)
+    entity = torch.cat([one["entity"] for one in found])
+    torch.testing.assert_close(entity.double(), exact["entity"], rtol=1e-3, atol=1e-4)
+    for name in ("relation", "u"):
+        torch.testing.assert_close(found[-1][name].double(), exact[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "switched_off", "loss", "blocks", "move", "world"),
+    all_pairs(["batch", "all"], SWITCHES, ["softmax", "softplus", "bce"], BLOCKS, MOVES, [1, 3]),
+)
 def test_products_that_are_never_made_have_the_losses_and_gradients_of_those_that_are(
-    kind: str, switched_off: str, loss: str
+    kind: str, switched_off: str, loss: str, blocks: str, move: str, world: int
 ) -> None:
     if not nested_products.available(torch.zeros(1, 1)):
         pytest.skip("no C++ compiler here")
-    exact = plain_sgd(loss, kind)
+    exact = config_of(loss, kind, switched_off, move=move)
     exact["student"]["distill"]["dims"] = [2, 4, 6, 8]  # of equal width
-    if switched_off:
-        exact["student"]["distill"] |= {switched_off: False}
     if loss == "softmax":
         exact["student"]["distill"] |= {"sharpness": 0.6}
-    for blocks in ("whole", "queries", "candidates"):
-        made = one_step(Ranks(), exact, blocks)
-        with patch.object(nested_products, "_call", wraps=nested_products._call) as calls:
-            unmade = one_step(Ranks(), exact | {"dtype": "float32"}, blocks)
-        assert calls.call_count >= 3
-        assert (unmade["visits"] > 1) == (blocks == "queries")
-        assert unmade["losses"] == pytest.approx(made["losses"], rel=1e-5)
-        for name in ("entity", "relation", "u"):
-            torch.testing.assert_close(unmade[name].double(), made[name], rtol=1e-3, atol=1e-4)
+    made = step_on(1, exact, "whole")[0]
+    with patch.object(nested_products, "_call", wraps=nested_products._call) as calls:
+        unmade = step_on(world, exact | {"dtype": "float32"}, blocks)
+    assert calls.call_count >= 3
+    assert_close_in_float32(unmade, made)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "softplus"])
-def test_products_that_are_never_made_are_the_same_on_any_number_of_ranks(loss: str) -> None:
-    if not nested_products.available(torch.zeros(1, 1)):
-        pytest.skip("no C++ compiler here")
-    exact = plain_sgd(loss, "all")
-    exact["student"]["distill"]["dims"] = [2, 4, 6, 8]
-    made = one_step(Ranks(), exact, "whole")
-    for move in ("rows", "queries"):
-        config = {"dtype": "float32", "student": exact["student"] | {"move": move}}
-        for blocks in ("whole", "queries", "candidates"):
-            found = run_on_ranks(3, one_step, config=config, blocks=blocks)
-            for name in ("relation", "u"):
-                torch.testing.assert_close(found[-1][name].double(), made[name], rtol=1e-3, atol=1e-4)
-            entity = torch.cat([one["entity"] for one in found])
-            torch.testing.assert_close(entity.double(), made["entity"], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("loss", ["softmax", "softplus", "bce"])
-@pytest.mark.parametrize("switched_off", ["", "mutual", "evolution", "dynamic"])
-@EVERY_REGIME
-def test_the_kernel_does_in_float32_what_plain_torch_does_in_float64(regime: str, switched_off: str, loss: str) -> None:
-    exact = plain_sgd(loss, regime, scorer="transe", margin=3.0)
-    if switched_off:
-        exact["student"]["distill"] |= {switched_off: False}
+@pytest.mark.parametrize(
+    ("regime", "switched_off", "loss", "blocks"),
+    all_pairs(REGIMES, SWITCHES, ["softmax", "softplus", "bce"], BLOCKS),
+)
+def test_the_kernel_does_in_float32_what_plain_torch_does_in_float64(
+    regime: str, switched_off: str, loss: str, blocks: str
+) -> None:
+    exact = config_of(loss, regime, switched_off, scorer="transe", margin=3.0)
     if loss == "softmax":
         exact["student"]["distill"] |= {"sharpness": 0.6}
     if not nested.available(torch.zeros(1, 1, 1)):
         pytest.skip("no C++ compiler here")
-    for blocks in ("whole", "queries", "candidates"):
-        with patch.object(nested, "available", lambda b: False):
-            slow = one_step(Ranks(), exact, blocks)
-        with patch.object(nested, "_call", wraps=nested._call) as calls:
-            fast = one_step(Ranks(), exact | {"dtype": "float32"}, blocks)
-        assert calls.call_count >= 2
-        assert fast["losses"] == pytest.approx(slow["losses"], rel=1e-5)
-        for name in ("entity", "relation", "u"):
-            torch.testing.assert_close(fast[name].double(), slow[name], rtol=1e-3, atol=1e-4)
+    with patch.object(nested, "available", lambda b: False):
+        slow = step_on(1, exact, blocks)[0]
+    with patch.object(nested, "_call", wraps=nested._call) as calls:
+        fast = step_on(1, exact | {"dtype": "float32"}, blocks)
+    assert calls.call_count >= 2
+    assert_close_in_float32(fast, slow)
 
 
 def test_sharper_logits_are_of_a_softmax() -> None:

@@ -1,6 +1,6 @@
 """MetaSD against its formulas: both updates, the second-order gradient, the quiz set, the pruned model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +14,6 @@ from distkgd.data.filters import KnownAnswers
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.pruning import Mask
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.reductions import candidate_layout
 from distkgd.errors import ConfigError
 from distkgd.evaluation.ranking import ranks_of
 from distkgd.methods.losses.meta_gradient import gradient_of
@@ -24,7 +23,7 @@ from distkgd.pipeline.config import parse_config
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 from tests.jobs import NaiveModel, spelled_out
-from tests.ranks import run_on_ranks
+from tests.methods.steps import Way, in_ways, on_ranks
 from tests.toys import toy_graph, toy_job
 
 GRAPH = toy_graph(entities=15, relations=3, triples=150)
@@ -155,18 +154,12 @@ def quiz_loss(
 # -- on ranks -------------------------------------------------------------------------------------------------------
 
 
-def in_blocks(at_once: int | None) -> Any:
-    limit = candidate_layout.numbers_at_once if at_once is None else (lambda _numbers, _device: at_once)
-    return patch.object(candidate_layout, "numbers_at_once", limit)
-
-
-def meta_on_ranks(ranks: Ranks, config: Any, at_once: int | None = None) -> dict[str, Any]:
+def meta_on_ranks(ranks: Ranks, config: Any) -> dict[str, Any]:
     """The first update: its terms, and the gradient it leaves in T."""
     job = job_of(config, ranks)
     method = method_of(job)
-    with in_blocks(at_once):
-        update = next(method.updates(job.prefetcher.inputs(0, 0)))
-        sum(update.terms.values()).backward()
+    update = next(method.updates(job.prefetcher.inputs(0, 0)))
+    sum(update.terms.values()).backward()
     job.prefetcher.drop()
     terms = {name: float(ranks.all_reduce(term.detach().clone())) for name, term in update.terms.items()}
     gradient = gradient_of(method.student)
@@ -179,13 +172,12 @@ def meta_on_ranks(ranks: Ranks, config: Any, at_once: int | None = None) -> dict
     }
 
 
-def mutual_on_ranks(ranks: Ranks, config: Any, at_once: int | None = None) -> dict[str, Any]:
+def mutual_on_ranks(ranks: Ranks, config: Any) -> dict[str, Any]:
     """A whole step without a quiz: losses, and what it took from the tables."""
     job = job_of(config, ranks)
     student = job.method.student
     before = [student.entity.weight.clone(), student.relation.detach().clone()]
-    with in_blocks(at_once):
-        losses = train_step(job, Progress(), 0)[0]
+    losses = train_step(job, Progress(), 0)[0]
     job.prefetcher.drop()
     entity, relation = before[0] - student.entity.weight, before[1] - student.relation.detach()
     return {"terms": losses, "entity": entity, "relation": relation}
@@ -198,20 +190,11 @@ def assert_found(found: list[dict[str, Any]], terms: Mapping[str, float], entity
     torch.testing.assert_close(torch.cat([one["entity"] for one in found]), entity, rtol=1e-8, atol=1e-11)
 
 
-def everywhere(fn: Callable[..., Any], config: Any, at_once: tuple[int | None, ...] = (None, 20)) -> Any:
-    """What `fn` finds on 1 and 3 ranks, however candidates and queries meet, in blocks or not."""
-    for world in (1, 3):
-        for move in ("rows", "queries"):
-            for number in at_once:
-                moved = config | {"student": config["student"] | {"move": move}}
-                yield run_on_ranks(world, fn, config=moved, at_once=number)
-
-
 # -- the quiz: Eq. 4-6 ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-def test_the_meta_gradient_is_that_of_the_quiz_loss_through_the_virtual_step(regime: str) -> None:
+@in_ways("regime", REGIMES)
+def test_the_meta_gradient_is_that_of_the_quiz_loss_through_the_virtual_step(regime: str, way: Way) -> None:
     config = config_of(regime, regulariser={"name": "n3", "weight": 0.02})
     job = job_of(config)
     method = method_of(job)
@@ -221,10 +204,10 @@ def test_the_meta_gradient_is_that_of_the_quiz_loss_through_the_virtual_step(reg
     loss = quiz_loss(given, given, method.mask, job, DISTILL, weight=0.02)
     entity, relation = torch.autograd.grad(loss, given)
     assert entity.abs().max() > 1e-4 and relation.abs().max() > 1e-4
-    for found in everywhere(meta_on_ranks, config):
-        assert found[0]["groups"] == {"meta"}
-        assert torch.equal(torch.cat([one["mask"].entity for one in found]), method.mask.entity)
-        assert_found(found, {"quiz": float(loss.detach())}, entity, relation)
+    found = on_ranks(way, meta_on_ranks, config)
+    assert found[0]["groups"] == {"meta"}
+    assert torch.equal(torch.cat([one["mask"].entity for one in found]), method.mask.entity)
+    assert_found(found, {"quiz": float(loss.detach())}, entity, relation)
 
 
 @pytest.mark.parametrize("scorer", ["complex", "distmult"])
@@ -239,26 +222,24 @@ def test_the_meta_gradient_is_the_limit_of_differences_with_theta_s_held(
     method.prune(0)
     tables = NaiveModel(method.student)
     given = tables.entity.detach(), tables.relation.detach()
-    for world in (1, 2):
-        found = run_on_ranks(world, meta_on_ranks, config=config)
-        gradients = torch.cat([one["entity"] for one in found]), found[0]["relation"]
-        for which, gradient in enumerate(gradients):
-            places = gradient.abs().flatten().argsort(descending=True)[[0, 1, 5, 11]]
-            for place in places.tolist():
-                step = torch.zeros(gradient.numel(), dtype=torch.float64)
-                step[place] = 1e-4
-                moved = [
-                    quiz_loss(
-                        tuple(x + sign * step.view_as(x) if i == which else x for i, x in enumerate(given)),
-                        given,
-                        method.mask,
-                        job,
-                        how,
-                    )
-                    for sign in (1, -1)
-                ]
-                slope = float((moved[0] - moved[1]).detach()) / 2e-4
-                assert float(gradient.flatten()[place]) == pytest.approx(slope, rel=1e-4, abs=1e-9)
+    found = meta_on_ranks(Ranks(), config)
+    for which, gradient in enumerate((found["entity"], found["relation"])):
+        places = gradient.abs().flatten().argsort(descending=True)[[0, 5]]
+        for place in places.tolist():
+            step = torch.zeros(gradient.numel(), dtype=torch.float64)
+            step[place] = 1e-4
+            moved = [
+                quiz_loss(
+                    tuple(x + sign * step.view_as(x) if i == which else x for i, x in enumerate(given)),
+                    given,
+                    method.mask,
+                    job,
+                    how,
+                )
+                for sign in (1, -1)
+            ]
+            slope = float((moved[0] - moved[1]).detach()) / 2e-4
+            assert float(gradient.flatten()[place]) == pytest.approx(slope, rel=1e-4, abs=1e-9)
 
 
 def scaled(rows: Tensor, rate: float, *_: Any) -> Tensor:
@@ -281,16 +262,14 @@ def test_in_the_virtual_step_the_pruned_model_alone_has_dropout() -> None:
 
 
 def test_a_quiz_step_moves_the_source_model_by_its_own_rate_and_optimiser() -> None:
-    alone = run_on_ranks(1, meta_on_ranks, config=config_of())[0]
+    alone = meta_on_ranks(Ranks(), config_of())
     moved = {}
     for name in ("sgd", "adagrad"):
         job = job_of(config_of(distill={"meta_lr": 0.25, "meta_optimizer": name}))
         before = job.method.student.entity.weight.clone()
-        real = method_of(job)._asks
-        with patch.object(MetaSD, "_asks", real):
-            updates = job.method.updates(job.prefetcher.inputs(0, 0))
-            sum(next(updates).terms.values()).backward()
-            job.rows["meta"].step(1.0)
+        updates = job.method.updates(job.prefetcher.inputs(0, 0))
+        sum(next(updates).terms.values()).backward()
+        job.rows["meta"].step(1.0)
         moved[name] = before - job.method.student.entity.weight
         assert job.rows["student"].table.opened == []
     torch.testing.assert_close(moved["sgd"], 0.25 * alone["entity"])
@@ -300,10 +279,9 @@ def test_a_quiz_step_moves_the_source_model_by_its_own_rate_and_optimiser() -> N
 # -- learning from each other: Eq. 1-3, 7-11 ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("reciprocal", [True, False])
+@in_ways("reciprocal regime", [True, False], REGIMES)
 def test_a_mutual_step_is_that_of_the_formulas_each_model_taking_the_other_as_it_is(
-    reciprocal: bool, regime: str
+    reciprocal: bool, regime: str, way: Way
 ) -> None:
     more = {"reciprocal": reciprocal, "regulariser": {"name": "n3", "weight": 0.02}}
     config = config_of(regime, distill={"meta": False, "relation_weight": 0.7}, **more)
@@ -331,8 +309,12 @@ def test_a_mutual_step_is_that_of_the_formulas_each_model_taking_the_other_as_it
         "teacher_relation": how["beta"] * 0.7 * relation_entropy(like, queries),
     }
     entity, relation = torch.autograd.grad(sum(terms.values()), (like.entity, like.relation))
-    for found in everywhere(mutual_on_ranks, config):
-        assert_found(found, {name: float(term.detach()) for name, term in terms.items()}, entity, relation)
+    assert_found(
+        on_ranks(way, mutual_on_ranks, config),
+        {name: float(term.detach()) for name, term in terms.items()},
+        entity,
+        relation,
+    )
 
 
 def test_without_pruning_both_models_are_one() -> None:
@@ -485,7 +467,7 @@ def test_a_stage_trains_with_any_scorer(scorer: str) -> None:
     )
     job = job_of(config)
     hard = []
-    for step in range(80):
+    for step in range(40):
         hard.append(train_step(job, Progress(step=step), 0)[0]["hard"])
     job.prefetcher.drop()
     assert sum(hard[-5:]) < 0.95 * sum(hard[:5])

@@ -16,7 +16,7 @@ from distkgd.pipeline.config import parse_config
 from distkgd.training.communication import expected_traffic
 from tests.docs.pages import blocks, section
 from tests.jobs import NaiveModel, spelled_out
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 from tests.toys import toy_graph, toy_job, train_some
 
 PAGE = "docs/models.md"
@@ -36,20 +36,20 @@ def example() -> tuple[type[methods.Method[Any]], dict[str, Any]]:
     return namespace["Match"], yaml.safe_load(config)
 
 
-def trained(ranks: Ranks, steps: int) -> dict[str, Any]:
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The config of the example, whose method is among METHODS."""
     kind, config = example()
-    with patch.dict(methods.METHODS, {"match": kind}):
-        return train_some(ranks, {"dtype": "float64", "student": small(config)}, steps)
+    monkeypatch.setitem(methods.METHODS, "match", kind)  # type: ignore[arg-type]
+    return {"dtype": "float64", "student": small(config)}
 
 
 def small(config: dict[str, Any]) -> dict[str, Any]:
     return config["student"] | {"dim": 8, "batch_size": 60, "negatives": {"kind": "all"}, "move": "queries"}
 
 
-def test_its_terms_are_what_its_docstring_says() -> None:
-    kind, config = example()
-    with patch.dict(methods.METHODS, {"match": kind}):
-        job = toy_job({"dtype": "float64", "student": small(config)}, Ranks(), Path("/nonexistent"), GRAPH)
+def test_its_terms_are_what_its_docstring_says(known: dict[str, Any]) -> None:
+    job = toy_job(known, Ranks(), Path("/nonexistent"), GRAPH)
     (update,) = job.method.updates(job.input_builder.inputs(*job.input_builder.parts(0, 1)))
     student, teacher = NaiveModel(job.method.student), NaiveModel(job.method.teachers[0])
     queries = spelled_out(job.input_builder, 0)
@@ -58,26 +58,24 @@ def test_its_terms_are_what_its_docstring_says() -> None:
     assert update.terms.keys() == {"hard", "match"}
 
 
-def test_two_ranks_train_it_as_one_does() -> None:
-    (one,) = run_on_ranks(1, trained, steps=6)
-    two = run_on_ranks(2, trained, steps=6)
+def test_two_ranks_train_it_as_one_does(known: dict[str, Any]) -> None:
+    one = train_some(Ranks(), known, steps=6)
+    two = run_on_threads(2, train_some, config=known, steps=6)
     rows = torch.cat([each["tables"]["student"] for each in two])
     torch.testing.assert_close(rows, one["tables"]["student"], rtol=0, atol=1e-9)
 
 
-def sent_and_expected(ranks: Ranks) -> tuple[dict[str, float], dict[str, float]]:
-    kind, config = example()
-    with patch.dict(methods.METHODS, {"match": kind}):
-        job = toy_job({"dtype": "float64", "student": small(config)}, ranks, Path("/nonexistent"), GRAPH)
-        ranks.traffic.clear()
-        (update,) = job.method.updates(job.input_builder.inputs(*job.input_builder.parts(0, 1)))
-        sum(update.terms.values()).backward()
-        sent = dict(ranks.traffic)
-        return sent, expected_traffic(job.input_builder, job.method, job.config, job.input_builder.move)
+def sent_and_expected(ranks: Ranks, config: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    job = toy_job(config, ranks, Path("/nonexistent"), GRAPH)
+    ranks.traffic.clear()
+    (update,) = job.method.updates(job.input_builder.inputs(*job.input_builder.parts(0, 1)))
+    sum(update.terms.values()).backward()
+    sent = dict(ranks.traffic)
+    return sent, expected_traffic(job.input_builder, job.method, job.config, job.input_builder.move)
 
 
-def test_what_it_sends_is_rehearsed_though_it_says_nothing_of_it() -> None:
-    for sent, expected in run_on_ranks(2, sent_and_expected):
+def test_what_it_sends_is_rehearsed_though_it_says_nothing_of_it(known: dict[str, Any]) -> None:
+    for sent, expected in run_on_threads(2, sent_and_expected, config=known):
         for kind in ("queries", "partials"):
             assert sent[kind] == expected[kind] > 0
 

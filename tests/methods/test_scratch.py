@@ -11,7 +11,7 @@ from distkgd.methods.scratch import Scratch
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 from tests.toys import toy_graph, toy_job, train_some
 
 GRAPH = toy_graph(entities=15, relations=3, triples=130)
@@ -95,7 +95,7 @@ def test_a_rank_without_triples_or_candidates_of_its_own_trains_along(regime: st
     student = {"dim": 4, "batch_size": 2, "negatives": REGIMES[regime], "loss": {"name": "softmax"}}
     config = {"dtype": "float64", "student": student}
     alone = train_some(Ranks(), config=config, steps=4)
-    parts = run_on_ranks(3, train_some, config=config, steps=4)
+    parts = run_on_threads(3, train_some, config=config, steps=4)
     rows = torch.cat([part["tables"]["student"] for part in parts])
     torch.testing.assert_close(rows, alone["tables"]["student"], rtol=0, atol=1e-9)
     torch.testing.assert_close(parts[0]["tensors"]["student.relation"], alone["tensors"]["student.relation"])

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
 from distkgd.methods.losses.scores import regulariser
-from distkgd.methods.losses.structure import Shapes
+from distkgd.methods.losses.structure import shape, shape_fields
 from distkgd.models.model import Model, View, new_model
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.scorers.hyperbolic.poincare import EDGE, curvature, squared_distances, translated
@@ -223,13 +223,12 @@ def test_biases_are_neither_dropped_nor_penalised() -> None:
 def test_the_structure_of_dualde_is_that_of_the_coordinates() -> None:
     inputs = whole_inputs(toy_inputs(GRAPH, kind="all"))
     view = View(biased_model(50.0), inputs, grad=False)
-    shapes = Shapes(view, True)
     heads = inputs.batch.queries.side == 1
     anchor, everyone = view.anchor[:, 1:], view.model.entity.weight[:, 1:]
     cosines = anchor @ everyone.T / anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
     ratios = anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
     ratios = torch.where(heads.unsqueeze(1), 1.0 / ratios, ratios)
-    for positive, field, expected in zip(shapes.positive, shapes.fields, (cosines, ratios), strict=True):
+    for positive, field, expected in zip(shape(view), shape_fields(view), (cosines, ratios), strict=True):
         torch.testing.assert_close(field.score_candidates(field.queries, field.rows), expected)
         own = expected.gather(1, inputs.batch.queries.answer.unsqueeze(1)).squeeze(1)
         torch.testing.assert_close(positive, own)

@@ -78,7 +78,7 @@ def test_the_score_broadcasts_over_leading_dimensions(name: str, norm: int | Non
 @EVERY_CASE
 def test_score_has_the_right_gradient(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)
-    inputs = tuple(x.requires_grad_() for x in triples(scorer, 3))
+    inputs = tuple(x.requires_grad_() for x in triples(scorer, 2))
     assert torch.autograd.gradcheck(scorer.score, inputs)
 
 
@@ -139,15 +139,16 @@ def test_meet_broadcasts_leading_dimensions(
 @EVERY_CASE
 def test_meet_has_the_right_gradient_and_second_derivative(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, 4, norm=norm)
-    q, c = rows(2, 3, scorer.query_size).requires_grad_(), rows(2, 4, scorer.entity_size, seed=1).requires_grad_()
+    q, c = rows(2, 2, scorer.query_size).requires_grad_(), rows(2, 3, scorer.entity_size, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(scorer.score_candidates, (q, c))
-    assert torch.autograd.gradgradcheck(scorer.score_candidates, (q, c))
+    assert torch.autograd.gradgradcheck(scorer.score_candidates, (q, c), fast_mode=True)
 
 
 @EVERY_CASE
 def test_meet_over_many_tiles_has_the_gradient_of_the_score(
     name: str, norm: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("distkgd.scorers.sums.tiles._kernels", lambda _: None)
     monkeypatch.setattr("distkgd.scorers.sums.tiles._CPU_TILE", 90)
     monkeypatch.setattr("distkgd.scorers.sums.tiles._TILE_QUERIES", 2)
     scorer = build_scorer(name, DIM, norm=norm)
@@ -158,8 +159,8 @@ def test_meet_over_many_tiles_has_the_gradient_of_the_score(
     torch.testing.assert_close(found, expected)
     weights = rows(*expected.shape, seed=11)
     torch.testing.assert_close(
-        torch.autograd.grad((found * weights).sum(), (h, r, c), create_graph=True),
-        torch.autograd.grad((expected * weights).sum(), (h, r, c), create_graph=True),
+        torch.autograd.grad((found * weights).sum(), (h, r, c)),
+        torch.autograd.grad((expected * weights).sum(), (h, r, c)),
     )
 
 

@@ -12,7 +12,7 @@ from distkgd.scorers.sums.tiles import _CPU_TILE, _DEVICE_TILE, _tiles
 
 @pytest.mark.parametrize("name", ["transe", "rotate", "pairre"])
 def test_many_candidates_need_no_tensor_of_all_coordinates(name: str) -> None:
-    queries, candidates, dim = 64, 20_000, 512
+    queries, candidates, dim = 64, 6_000, 512
     scorer = build_scorer(name, dim)
     q = torch.rand(queries, scorer.query_size).requires_grad_()
     c = torch.rand(candidates, dim).requires_grad_()
@@ -20,8 +20,8 @@ def test_many_candidates_need_no_tensor_of_all_coordinates(name: str) -> None:
     scorer.score_candidates(q, c).sum().backward()
     assert q.grad is not None and q.grad.isfinite().all()
     assert c.grad is not None and c.grad.isfinite().all()
-    # Copies of the candidates and their gradient are allowed (41 MB each); all pairs would take 2.6 GB.
-    assert _peak_bytes() - before < 600e6
+    # Copies of the candidates and their gradient are allowed (12 MB each); all pairs would take 790 MB.
+    assert _peak_bytes() - before < 300e6
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 3000), (40, 1, 64), (3, 100, 100), (1, 1, 1), (2, 0, 5), (2, 5, 0)])

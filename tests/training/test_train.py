@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,7 @@ from distkgd.training import loop
 from distkgd.training.job import Job, Progress, schedule_scale, step_name
 from distkgd.training.loop import train_stage, train_step
 from tests.launches import family, finish, rank_process, small_config, small_data, start, steps_saved, wait_for
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 from tests.toys import toy_job
 
 BASE: dict[str, Any] = {"dim": 8, "batch_size": 100, "epochs": 6, "validate_every": 1}
@@ -52,26 +53,30 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 # -- a loss that is no number -------------------------------------------------------------------------------------
 
 
-def not_kept(ranks: Ranks, folder: str, group: str, teacher: bool) -> tuple[str, bool]:
-    """(message, whether anything was kept) of a toy job whose last row of a table turns into NaN in its last step."""
+@contextmanager
+def poison_in_the_last_step(group: str) -> Iterator[None]:
+    """The last row of a table turns into NaN in the last step of the first epoch, on the last rank."""
+
+    def poison(job: Job, progress: Progress, signal_number: int) -> Any:
+        found = train_step(job, progress, signal_number)
+        ranks = job.ranks
+        if progress.step == job.input_builder.sampler.steps_per_epoch - 1 and ranks.rank == ranks.world - 1:
+            model = job.method.student
+            (model.entity.weight if group == "entity" else model.relation.data)[-1, 3] = math.nan
+        return found
+
+    with mock.patch("distkgd.training.loop.train_step", poison):
+        yield
+
+
+def not_kept(ranks: Ranks, folder: str, teacher: bool) -> tuple[str, bool]:
+    """(message, whether anything was kept) of a toy job that a poisoned table must stop; teacher: from the start."""
     job = toy_job({"student": BASE | {"epochs": 1, "method": "bkd" if teacher else "scratch"}}, ranks, Path(folder))
     validated = []
     job.validate = lambda: validated.append(1) or {"mrr": 1.0}  # type: ignore[func-returns-value]
-    table = job.method.teachers[0].entity if teacher else job.method.student.entity
-    last = job.input_builder.sampler.steps_per_epoch - 1
-
-    def poison(*arguments: Any) -> Any:
-        found = train_step(*arguments)
-        if arguments[1].step == last and ranks.rank == ranks.world - 1:
-            (table.weight if group == "entity" else job.method.student.relation.data)[-1, 3] = math.nan
-        return found
-
     if teacher and ranks.rank == ranks.world - 1:
-        table.weight[-1, 3] = math.nan
-    with (
-        mock.patch("distkgd.training.loop.train_step", poison),
-        pytest.raises(ModelError if teacher else DivergedError) as info,
-    ):
+        job.method.teachers[0].entity.weight[-1, 3] = math.nan
+    with pytest.raises(ModelError if teacher else DivergedError) as info:
         train_stage(job)
     return str(info.value), bool(validated or list_steps(job.checkpoints))
 
@@ -86,13 +91,15 @@ def test_rows_that_the_last_step_made_nan_are_neither_validated_nor_kept(
     name = LAST[group]
     row = 40 if group == "entity" else 9
     said = f"Stage student, step 3: tensor '{group}', row {row} ({name}), holds nan. Lower student.optimizer.lr"
-    for message, kept in run_on_ranks(world, not_kept, folder=str(tmp_path), group=group, teacher=False):
+    with poison_in_the_last_step(group):
+        found = run_on_threads(world, not_kept, folder=str(tmp_path), teacher=False)
+    for message, kept in found:
         assert message.startswith(said) and not kept
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_teacher_of_nan_is_to_blame_and_not_the_students_learning_rate(world: int, tmp_path: Path) -> None:
-    for message, kept in run_on_ranks(world, not_kept, folder=str(tmp_path), group="entity", teacher=True):
+    for message, kept in run_on_threads(world, not_kept, folder=str(tmp_path), teacher=True):
         assert "its teacher's tensor 'entity', row 40 (entity 'e040'), holds nan" in message
         assert "optimizer.lr" not in message and not kept
 
@@ -149,7 +156,7 @@ def diverge(ranks: Ranks, folder: str, student: dict[str, Any], broken: dict[str
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_rank_stops_when_a_term_of_one_rank_is_no_finite_number(world: int, value: float, tmp_path: Path) -> None:
     broken = {"value": value, "breaks_on": world - 1}
-    answers = run_on_ranks(world, diverge, folder=str(tmp_path), student={}, broken=broken)
+    answers = run_on_threads(world, diverge, folder=str(tmp_path), student={}, broken=broken)
     for message, rows in answers:
         assert "Stage student, step 2: loss term fragile is" in message
         assert str(value) in message
@@ -161,7 +168,7 @@ def test_every_rank_stops_when_a_term_of_one_rank_is_no_finite_number(world: int
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_learning_rate_that_is_far_too_high_ends_in_a_message(world: int, tmp_path: Path) -> None:
     student = {"optimizer": {"name": "sgd", "lr": 1e30}, "regulariser": {"name": "n3", "weight": 0.1}}
-    for message, _ in run_on_ranks(world, diverge, folder=str(tmp_path), student=student, broken=None):
+    for message, _ in run_on_threads(world, diverge, folder=str(tmp_path), student=student, broken=None):
         assert "n3" in message
         assert "1e+30" in message
 

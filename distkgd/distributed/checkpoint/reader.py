@@ -1,9 +1,9 @@
 """A checkpoint is rows, not ranks: global row ranges in safetensors files, found again at any world size.
 
     folder/step_0000000123/
-      rows-{lo}-{hi}.safetensors   all slices of one rank with that row range (no gather, never a pickle)
-      replicated.safetensors       what every rank holds alike, written by rank 0
-      manifest.json                written last: tables, files with sizes and sha256, meta, its own checksum
+      rows-{rank}.safetensors   the slices of one rank (no gather, never a pickle); the manifest says of which rows
+      replicated.safetensors    what every rank holds alike, written by rank 0
+      manifest.json             written last: tables, files with sizes and sha256, meta, its own checksum
 
 `checkpoint_writer` fills a hidden folder and renames it when complete: what has this name was whole once.
 """
@@ -23,7 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distkgd.distributed.checkpoint.tables import DTYPES, Peers, check_cover, copy_rows, on_every_rank
+from distkgd.distributed.checkpoint.tables import DTYPES, check_cover, fill_rows, on_every_rank
+from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
 
 VERSION = 1
@@ -51,7 +52,7 @@ def list_steps(folder: Path) -> list[int]:
     return sorted(step for step, path in found_in(folder).items() if (path / MANIFEST).is_file())
 
 
-def latest(folder: Path, peers: Peers, on_damage: Callable[[str], None]) -> Path | None:
+def latest(folder: Path, peers: Ranks, on_damage: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that verifies, the same on every rank; None when there is none.
 
     Rank 0 decides which folders there are; the ranks share the hashing.
@@ -169,12 +170,8 @@ def load_rows(path: Path, name: str, lo: int, hi: int) -> Tensor:
     if not 0 <= lo <= hi <= table["total"]:
         raise CheckpointError(f"{path}: table {name!r} has {table['total']} rows; rows [{lo}, {hi}) were asked for")
     out = torch.empty((hi - lo, *table["row_shape"]), dtype=DTYPES[table["dtype"]])
-    for part in table["files"]:
-        first, last = max(lo, part["lo"]), min(hi, part["hi"])
-        if first < last:
-            rows = out[first - lo : last - lo]
-            copy_rows(path / part["file"], name, first - part["lo"], rows, CheckpointError)
-    return out
+    parts = [(path / part["file"], part["lo"], part["hi"]) for part in table["files"]]
+    return fill_rows(out, lo, name, parts, CheckpointError)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distkgd.common.files import abandon, begin, publish, sync, temporary_of
+from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DistkgdError, ModelError
 
 T = TypeVar("T")
@@ -36,19 +37,6 @@ TAGS = {
 }
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TAGS}
 PIECE_BYTES = 1 << 24  # the largest host copy made of a table on its way to or from a file
-
-
-class Peers(Protocol):
-    """What writing together needs of the ranks."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world(self) -> int: ...
-    def barrier(self) -> None: ...
-    def gather_objects(self, obj: Any, /) -> list[Any]:
-        """Every rank's object, in rank order, on every rank."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +94,7 @@ def check_spans(name: str, spans: Sequence[Span]) -> None:
     check_cover(name, [span[:2] for span in spans], spans[0].total)
 
 
-def on_every_rank(peers: Peers, action: Callable[[], T], error: type[DistkgdError]) -> list[T]:
+def on_every_rank(peers: Ranks, action: Callable[[], T], error: type[DistkgdError]) -> list[T]:
     """Run `action` on every rank; all ranks get all results, or all ranks get the same `error`."""
     cause: Exception | None = None
     problem, result = None, None
@@ -218,8 +206,19 @@ def copy_rows(path: Path, name: str, lo: int, out: Tensor, error: type[DistkgdEr
             out[at : at + num].copy_(stored[lo + at : lo + min(at + num, len(out))])
 
 
+def fill_rows(
+    out: Tensor, lo: int, name: str, parts: Iterable[tuple[Path, int, int]], error: type[DistkgdError]
+) -> Tensor:
+    """`out` with the rows [lo, lo + len(out)) of a table in it. parts: its files, and which rows each holds."""
+    for path, first, stop in parts:
+        begin, end = max(lo, first), min(lo + len(out), stop)
+        if begin < end:
+            copy_rows(path, name, begin - first, out[begin - lo : end - lo], error)
+    return out
+
+
 @contextmanager
-def atomic_folder(folder: Path, peers: Peers) -> Iterator[Path]:
+def atomic_folder(folder: Path, peers: Ranks) -> Iterator[Path]:
     """All ranks fill the folder this yields; it appears as `folder` only once all of them are done.
 
     An error on any rank raises ModelError on all and leaves an existing `folder` as it was.
@@ -262,7 +261,7 @@ def atomic_folder(folder: Path, peers: Peers) -> Iterator[Path]:
 # --- Model tables
 
 
-def write_table(folder: Path, name: str, rows: Rows, peers: Peers) -> list[str]:
+def write_table(folder: Path, name: str, rows: Rows, peers: Ranks) -> list[str]:
     """Every rank writes its rows under the key `name`; returns the files, in the order of their rows."""
     spans = on_every_rank(peers, lambda: span_of(name, rows), ModelError)
     order = sorted(range(peers.world), key=lambda rank: (spans[rank].lo, spans[rank].hi))
@@ -290,16 +289,11 @@ def read_table(folder: Path, files: Sequence[str], name: str, lo: int, hi: int) 
         if not shapes[-1] or shapes[-1][1:] != shapes[0][1:] or tags[-1] != tags[0]:
             found = f"{tags[-1]} {list(shapes[-1])}; {files[0]} holds {tags[0]} {list(shapes[0])}"
             raise ModelError(f"{folder / file}: tensor {name!r} is no slice of the table: it is {found}")
-    total = sum(shape[0] for shape in shapes)
+    cuts = [0, *itertools.accumulate(shape[0] for shape in shapes)]
     dtype = next((dtype for dtype, tag in TAGS.items() if tags and tag == tags[0]), None)
-    if dtype is None or not 0 <= lo <= hi <= total:
-        what = f"{total} rows of {tags[0] if tags else 'nothing'} in {len(files)} files"
+    if dtype is None or not 0 <= lo <= hi <= cuts[-1]:
+        what = f"{cuts[-1]} rows of {tags[0] if tags else 'nothing'} in {len(files)} files"
         raise ModelError(f"{folder}: table {name!r} has {what}; rows [{lo}, {hi}) cannot be read")
     out = torch.empty((hi - lo, *shapes[0][1:]), dtype=dtype)
-    start = 0
-    for file, shape in zip(files, shapes, strict=True):
-        first, last = max(lo, start), min(hi, start + shape[0])
-        if first < last:
-            copy_rows(folder / file, name, first - start, out[first - lo : last - lo], ModelError)
-        start += shape[0]
-    return out
+    parts = [(folder / file, *cut) for file, cut in zip(files, itertools.pairwise(cuts), strict=True)]
+    return fill_rows(out, lo, name, parts, ModelError)

@@ -13,7 +13,6 @@ is not quite dead yet cannot reach into the next attempt at the same step.
 import json
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent import futures
 from concurrent.futures import Future
@@ -28,7 +27,6 @@ from torch import Tensor
 from distkgd.common.files import discard, empty_trash, publish, restore, sync
 from distkgd.distributed.checkpoint.reader import MANIFEST, REPLICATED, VERSION, checksum_of, found_in, is_whole
 from distkgd.distributed.checkpoint.tables import (
-    Peers,
     Rows,
     Span,
     check_spans,
@@ -38,6 +36,7 @@ from distkgd.distributed.checkpoint.tables import (
     write_bytes,
     write_tensors,
 )
+from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
 
 PATIENCE_SECONDS = 1.0  # between two words to the other ranks: far below the time after which they give a peer up
@@ -65,7 +64,7 @@ class Writer:
     As a context manager it gives a checkpoint that is being written a few seconds when an error ends the loop.
     """
 
-    def __init__(self, folder: Path, peers: Peers, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, peers: Ranks, *, keep: int = 2) -> None:
         if keep < 1:
             raise ValueError(f"keep must be >= 1, got keep={keep}")
         self._folder = folder
@@ -212,9 +211,8 @@ def _fill(folder: Path, state: State, spans: list[dict[str, Span]], rank: int) -
             raise ValueError(f"table {name!r}: ranks {without} do not name it; give zero rows instead")
         check_spans(name, [of_rank[name] for of_rank in spans])
     sizes = {}
-    for (lo, hi), file in _file_names(spans)[rank].items():
-        tables = {name: state.rows[name].tensor for name, span in spans[rank].items() if span[:2] == (lo, hi)}
-        sizes[file] = write_tensors(folder / file, tables)
+    if tables := {name: rows.tensor for name, rows in state.rows.items() if len(rows.tensor)}:
+        sizes[_rows_of(rank)] = write_tensors(folder / _rows_of(rank), tables)
     if rank == 0:
         sizes[REPLICATED] = write_tensors(folder / REPLICATED, state.tensors)
     return sizes
@@ -255,33 +253,20 @@ def _collect(flight: _Flight, world: int) -> dict[str, Any]:
         pause = min(2 * pause, 0.1)
 
 
-def _file_names(spans: list[dict[str, Span]]) -> list[dict[tuple[int, int], str]]:
-    """For each rank, the file of each of its row ranges.
-
-    Ranges differ between ranks as a rule; where tables are split differently two ranks may hold equal
-    ranges of different tables, and the later one gets a suffix.
-    """
-    seen: Counter[tuple[int, int]] = Counter()
-    names = []
-    for of_rank in spans:
-        ranges = dict.fromkeys((span.lo, span.hi) for span in of_rank.values() if span.lo < span.hi)
-        suffix = {r: f"-{seen[r]}" if seen[r] else "" for r in ranges}
-        names.append({(lo, hi): f"rows-{lo:012d}-{hi:012d}{suffix[lo, hi]}.safetensors" for lo, hi in ranges})
-        seen.update(ranges.keys())
-    return names
+def _rows_of(rank: int) -> str:
+    return f"rows-{rank:05d}.safetensors"
 
 
 def _manifest_of(step: int, meta: dict[str, Any], spans: list[dict[str, Span]]) -> dict[str, Any]:
     """The manifest without "files" and "checksum"."""
-    tables, names = {}, _file_names(spans)
+    tables = {}
     for name, any_span in spans[0].items():
-        held = [(of_rank[name].lo, of_rank[name].hi) for of_rank in spans]
-        parts = zip(held, names, strict=True)
+        held = [(rank, of_rank[name].lo, of_rank[name].hi) for rank, of_rank in enumerate(spans)]
         tables[name] = {
             "total": any_span.total,
             "row_shape": list(any_span.row_shape),
             "dtype": any_span.dtype,
-            "files": [{"file": f[lo, hi], "lo": lo, "hi": hi} for (lo, hi), f in parts if lo < hi],
+            "files": [{"file": _rows_of(rank), "lo": lo, "hi": hi} for rank, lo, hi in held if lo < hi],
         }
     return {"version": VERSION, "step": step, "world": len(spans), "tables": tables, "meta": meta}
 

@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distkgd.distributed.optim.dense import as_rows, load_tensors, state_shape, stored_state
+from distkgd.distributed.optim.dense import Dense, as_rows, load_tensors, state_shape, stored_state
 from distkgd.distributed.optim.rows import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS, new_state, update
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DivergedError, UnsupportedError
@@ -54,7 +54,7 @@ class DensePart(nn.Module):
         return [parameter.clone() for parameter in self.parameters()]
 
 
-class DeepSpeedDense:
+class DeepSpeedDense(Dense):
     """Trains one group through a DeepSpeed engine; see `distkgd.distributed.optim.dense.Dense`.
 
     name: sgd, adagrad, adam, or with zero 0 rowwise_adagrad. zero: the ZeRO stage. All ranks make it together.
@@ -66,11 +66,8 @@ class DeepSpeedDense:
 
     def __init__(self, name: str, tensors: Mapping[str, Tensor], *, lr: float, zero: int, ranks: Ranks) -> None:
         check_supported(name, zero, tensors)
-        self.name = name
-        self.tensors = dict(tensors)
-        self.lr = lr
+        super().__init__(name, tensors, lr)
         self.zero = zero
-        self.steps = 0
         self._ranks = ranks
         deepspeed = import_deepspeed(ranks.device)
         self._releases = [weakref.finalize(self, _LONE_GROUP.leave)] if _LONE_GROUP.enter(ranks, deepspeed) else []
@@ -104,11 +101,6 @@ class DeepSpeedDense:
             for key, tensor in self.tensors.items():
                 tensor.copy_(self._read(key))
         self._ranks.sent("dense", _bytes_per_step(self.tensors, self.zero, self._ranks.world))
-
-    def clear(self) -> None:
-        """See `Dense.clear`."""
-        for tensor in self.tensors.values():
-            tensor.grad = None
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """See `Dense.state`."""
@@ -232,7 +224,9 @@ def import_deepspeed(device: torch.device) -> Any:
     Raises UnsupportedError when it is not installed, or bound to another type.
     """
     # Its autotuner imports mlflow, which no rank needs here: a second, 140 MB, and telemetry that nobody switched off.
-    with _bound_to(device), _hidden("mlflow"), redirect_stdout(sys.stderr):
+    # Its kind of device it chooses when it is imported; this is how it is told.
+    bound, hidden = _set(os.environ, "DS_ACCELERATOR", device.type), _set(sys.modules, "mlflow", None)
+    with bound, hidden, redirect_stdout(sys.stderr):
         try:
             deepspeed = importlib.import_module("deepspeed")
         except ModuleNotFoundError as error:
@@ -242,10 +236,10 @@ def import_deepspeed(device: torch.device) -> Any:
                 "engine: deepspeed needs the package deepspeed, which is not installed; "
                 "run pip install 'distkgd[deepspeed]', or use engine: ddp."
             ) from None
-        bound = deepspeed.get_accelerator().device_name()
-    if bound != device.type:
+        kind = deepspeed.get_accelerator().device_name()
+    if kind != device.type:
         raise UnsupportedError(
-            f"DeepSpeed in this process is bound to {bound}, and device is {device.type}; start a new process for it."
+            f"DeepSpeed in this process is bound to {kind}, and device is {device.type}; start a new process for it."
         )
     # It logs to stdout, where our launchers print tables; errors go where Python's own logging sends them.
     logger = logging.getLogger("DeepSpeed")
@@ -354,27 +348,12 @@ _LONE_GROUP = _LoneGroup()
 
 
 @contextmanager
-def _bound_to(device: torch.device) -> Iterator[None]:
-    # DeepSpeed chooses its kind of device when it is imported; this is how it is told.
-    before = os.environ.get("DS_ACCELERATOR")
-    os.environ["DS_ACCELERATOR"] = device.type
+def _set(where: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
+    """where[key] is `value` for a while."""
+    before = {key: where[key]} if key in where else {}
+    where[key] = value
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["DS_ACCELERATOR"]
-        else:
-            os.environ["DS_ACCELERATOR"] = before
-
-
-@contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    # Importing `module` fails, unless someone has already done so.
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[module]
+        del where[key]
+        where.update(before)

@@ -7,8 +7,9 @@ the gradient of the global batch's mean; the shares add up. Two engines turn the
 A tensor without a gradient has one of zeros, at any world size: with adam its moments decay and it may still move.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
 
 
-class Dense(Protocol):
+class Dense(ABC):
     """What trains the replicated tensors of one group ("student", "evaluators", …).
 
     tensors: the leaves a method works on; they hold the truth between two steps, whoever wrote them.
@@ -26,36 +27,45 @@ class Dense(Protocol):
     sums_ranks: whether `step` can sum the gradients over ranks itself (reduced=False).
     """
 
-    tensors: dict[str, Tensor]
-    steps: int
     sums_ranks: ClassVar[bool]
 
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], lr: float) -> None:
+        self.name = name
+        self.tensors = dict(tensors)
+        self.lr = lr
+        self.steps = 0
+
+    def clear(self) -> None:
+        """Forget gradients that were not applied."""
+        for tensor in self.tensors.values():
+            tensor.grad = None
+
+    @abstractmethod
     def step(self, scale: float, clip: float = 1.0, *, reduced: bool = True) -> None:
         """Apply and clear the gradients times `clip`, at the learning rate times `scale`.
 
         reduced: `begin_reducing` has already summed them over ranks. All ranks call this together.
         """
 
-    def clear(self) -> None:
-        """Forget gradients that were not applied."""
-
+    @abstractmethod
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Tensor name -> {"sum": …} or {"mean": …, "square": …}, whole and the same on all ranks, to be read only.
 
         All ranks call this together: an engine may have to gather.
         """
 
+    @abstractmethod
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
         """Take over tensors, `state` of any engine at any world size, and the number of steps behind it.
 
         Raises CheckpointError when something is missing or has another size.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every engine holds anything
         """Give back what the engine holds; no step may follow."""
 
 
-class DenseOptimizer:
+class DenseOptimizer(Dense):
     """Trains one group with our formulas, the same on every rank; see `Dense`.
 
     name: sgd, adagrad, rowwise_adagrad or adam.
@@ -64,10 +74,7 @@ class DenseOptimizer:
     sums_ranks: ClassVar[bool] = False
 
     def __init__(self, name: str, tensors: Mapping[str, Tensor], *, lr: float) -> None:
-        self.name = name
-        self.tensors = dict(tensors)
-        self.lr = lr
-        self.steps = 0
+        super().__init__(name, tensors, lr)
         self._state = {key: new_state(name, as_rows(tensor)) for key, tensor in self.tensors.items()}
 
     def step(self, scale: float, clip: float = 1.0, *, reduced: bool = True) -> None:
@@ -81,11 +88,6 @@ class DenseOptimizer:
                 rows, grad = as_rows(tensor), grad.reshape(len(tensor), -1)
                 update(self.name, rows, grad, self._state[key], self.lr * scale, self.steps)
         self.clear()
-
-    def clear(self) -> None:
-        """See `Dense.clear`."""
-        for tensor in self.tensors.values():
-            tensor.grad = None
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """See `Dense.state`."""
@@ -101,9 +103,6 @@ class DenseOptimizer:
             for kind, value in kinds.items():
                 value.copy_(stored_state(state, key, kind, value).view_as(value))
         self.steps = steps
-
-    def close(self) -> None:
-        """See `Dense.close`; nothing is held."""
 
 
 def begin_reducing(dense: Sequence[Dense], ranks: Ranks, more: Tensor) -> Callable[[], Tensor]:

@@ -34,18 +34,21 @@ _FEWEST_QUERIES = 64
 _MOST_NUMBERS = 1 << 25
 
 
-def answer_means(asks: Mapping[str, LossRequest], weights: Mapping[str, float], num_queries: int) -> dict[str, Tensor]:
+def answer_means(weighted: Mapping[str, tuple[float, LossRequest]], num_queries: int) -> dict[str, Tensor]:
     """[] each: weight * sum of the ask's losses over this rank's queries / num_queries.
 
-    num_queries: of the global batch, so that the shares of all ranks add up to its weighted mean.
+    weighted: (weight, ask) by name. num_queries: of the global batch, so that the shares of all ranks add up to its
+    weighted mean.
     Each ask's `finish` must make [Q] and may use no [Q] tensors but its `own`. The gradients of the terms must be
     equal: they are to be added up, as the training loop does; second derivatives are not to be had of large batches.
     """
+    asks = {name: ask for name, (_, ask) in weighted.items()}
+    weights = {name: weight / num_queries for name, (weight, _) in weighted.items()}
     fields = list({id(f): f for ask in asks.values() for f in ask.fields}.values())
     blocks = _number_of_blocks(fields[0], len(fields))
     if blocks == 1 or not torch.is_grad_enabled():
-        return {name: weights[name] * got.sum() / num_queries for name, got in reduce_over_candidates(asks).items()}
-    batch = _Batch(list(asks.values()), fields, blocks, [weights[name] / num_queries for name in asks])
+        return {name: weights[name] * got.sum() for name, got in reduce_over_candidates(asks).items()}
+    batch = _Batch(list(asks.values()), fields, blocks, list(weights.values()))
     terms: Tensor = _Visit.apply(batch, *batch.tensors())  # type: ignore[no-untyped-call]
     return dict(zip(asks, terms.unbind(), strict=True))
 

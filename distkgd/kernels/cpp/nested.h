@@ -3,9 +3,7 @@
 
 #pragma once
 
-#include <algorithm>
-
-#include "vectors.h"
+#include "floats.h"
 
 constexpr float NEVER = -1e30f;
 

@@ -8,9 +8,6 @@
 // queries.
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
 
 #include "nested.h"
 
@@ -312,7 +309,7 @@ template <bool listwise> void backward(const Task& t, const Found& f, float* par
 }  // namespace
 
 // to [tiles, dim, kTile]: candidates [n, dim] in turned tiles, zeros behind them.
-extern "C" void nested_products_turn_float32(const float* c, int64_t n, int64_t dim, float* to) {
+extern "C" void nested_products_turn(const float* c, int64_t n, int64_t dim, float* to) {
 #pragma omp parallel for schedule(static)
     for (int64_t first = 0; first < n; first += kTile)
         for (int64_t j = first; j < first + kTile; j += L) {
@@ -324,26 +321,28 @@ extern "C" void nested_products_turn_float32(const float* c, int64_t n, int64_t 
         }
 }
 
-// [planes, queries] each: lse of the scores times `sharp`, or where `mean` is not null of the weights of a mean softplus, as in
-// nested.cpp; gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`; mean_w, lse_w: slopes of the two in w; z
-// [queries, tiles, kTile], if not null: the largest model's scores.
-extern "C" void nested_products_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
-                                        int64_t width, float margin, float delta, int64_t gaps, const int64_t* starts,
-                                        const int64_t* skipped, int64_t weighted, float w, const float* sharp,
-                                        float* lse, float* gap, float* mean, float* mean_w, float* lse_w, float* z) {
-    const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w, sharp};
+// [planes, queries] each: lse of the scores times `sharp`, or where `mean` is not null of the weights of a mean softplus,
+// as in nested.cpp; gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`; mean_w, lse_w: slopes of the two in
+// w; z [queries, tiles, kTile], if not null: the largest model's scores.
+extern "C" void nested_products(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
+                                int64_t width, double margin, double delta, int64_t gaps, const int64_t* starts,
+                                const int64_t* skipped, int64_t weighted, double w, const float* sharp, float* lse,
+                                float* gap, float* mean, float* mean_w, float* lse_w, float* z) {
+    const Task t{q, c, queries, n, planes, width, (float)margin, (float)delta,
+                 gaps, starts, skipped, weighted, (float)w, sharp};
     const Sums to{lse, gap, mean, mean_w, lse_w, z};
     mean ? forward<false>(t, to) : forward<true>(t, to);
 }
 
 // dq [queries, dim], dc [n, dim] for the gradients of lse, of gap and, unless listwise, where they are null, of mean;
 // parts [kSlabs, queries, dim]: space.
-extern "C" void nested_products_pull_float32(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
-                                             int64_t width, float margin, float delta, int64_t gaps,
-                                             const int64_t* starts, const int64_t* skipped, int64_t weighted, float w,
-                                             const float* sharp, const float* lse, const float* z, const float* of_lse,
-                                             const float* of_gap, const float* of_mean, float* parts, float* dq, float* dc) {
-    const Task t{q, c, queries, n, planes, width, margin, delta, gaps, starts, skipped, weighted, w, sharp};
+extern "C" void nested_products_pull(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
+                                     int64_t width, double margin, double delta, int64_t gaps, const int64_t* starts,
+                                     const int64_t* skipped, int64_t weighted, double w, const float* sharp,
+                                     const float* lse, const float* z, const float* of_lse, const float* of_gap,
+                                     const float* of_mean, float* parts, float* dq, float* dc) {
+    const Task t{q, c, queries, n, planes, width, (float)margin, (float)delta,
+                 gaps, starts, skipped, weighted, (float)w, sharp};
     const Found f{lse, of_lse, of_mean, of_gap, z};
     of_mean ? backward<false>(t, f, parts, dq, dc) : backward<true>(t, f, parts, dq, dc);
 }

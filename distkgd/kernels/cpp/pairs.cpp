@@ -7,9 +7,6 @@
 // Whatever the number of threads, every sum runs in the same order: forward splits pairs among threads, backward
 // coordinates.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <omp.h>
 #include <type_traits>
 #include <vector>
@@ -24,7 +21,7 @@ template <class T> struct Task {
     const T* q;
     const T* table;
     const int64_t* index;
-    int64_t groups, queries, candidates, dim, width;
+    int64_t groups, queries, candidates, dim, width, rows;
 
     const T* query(int64_t g, int64_t i) const { return q + (g * queries + i) * width; }
     int64_t row(int64_t g, int64_t j) const { return index ? index[g * candidates + j] : g * candidates + j; }
@@ -50,7 +47,10 @@ INLINE void tile(const T* const* q, const T* const* c, int64_t d, T* const* out)
     for (int i = 0; i < NQ; ++i)
         for (int j = 0; j < NC; ++j) {
             T value = total<T>(sum[i][j]) * P::scale;
-            for (int64_t m = k; m < d; m += P::unit) value += P::one(q[i], c[j], m, d);
+            for (int64_t m = k; m < d; m += P::unit) {
+                if constexpr (P::unit == 2) P::add_apart(value, q[i] + m, c[j] + m);
+                else P::add(value, q[i][m], q[i][P::parts == 2 ? d + m : m], c[j][m]);
+            }
             out[i][j] = value;
         }
 }
@@ -106,7 +106,7 @@ void pull_strip(const Task<T>& t, const T* grad, T* dq, T* dtable, int64_t k, T*
                 for (int64_t j = j0; j < j1; ++j) {
                     const int64_t row = t.row(g, j);
                     V<T> c[W], dc[W] = {}, none{};
-                    for (int w = 0; w < W; ++w) c[w] = load<T>(t.table + row * d + k + w * L);
+                    for (int w = 0; w < W; ++w) c[w] = load(t.table + row * d + k + w * L);
                     for (int64_t i = 0; i < n; ++i) {
                         const T* q = t.query(g, i0 + i) + k;
                         const V<T> u = V<T>{} + upstream[i * t.candidates + j];
@@ -115,22 +115,22 @@ void pull_strip(const Task<T>& t, const T* grad, T* dq, T* dtable, int64_t k, T*
                             V<T> first = load<T>(mine + w * L);
                             if (P::parts == 2) {
                                 V<T> second = load<T>(mine + (W + w) * L);
-                                P::pull(u, load<T>(q + w * L), load<T>(q + d + w * L), c[w], first, second, dc[w]);
+                                P::pull(u, load(q + w * L), load(q + d + w * L), c[w], first, second, dc[w]);
                                 store<T>(mine + (W + w) * L, second);
                             } else {
-                                P::pull(u, load<T>(q + w * L), none, c[w], first, none, dc[w]);
+                                P::pull(u, load(q + w * L), none, c[w], first, none, dc[w]);
                             }
                             store<T>(mine + w * L, first);
                         }
                     }
                     T* to = dtable + row * d + k;
-                    for (int w = 0; w < W; ++w) store<T>(to + w * L, load<T>(to + w * L) + dc[w]);
+                    for (int w = 0; w < W; ++w) store(to + w * L, load(to + w * L) + dc[w]);
                 }
                 for (int64_t i = 0; i < n; ++i)
                     for (int p = 0; p < P::parts; ++p) {
                         T* to = dq + (g * t.queries + i0 + i) * t.width + p * d + k;
                         const T* from = local + (i * P::parts + p) * W * L;
-                        for (int w = 0; w < W; ++w) store<T>(to + w * L, load<T>(to + w * L) + load<T>(from + w * L));
+                        for (int w = 0; w < W; ++w) store(to + w * L, load(to + w * L) + load(from + w * L));
                     }
             }
 }
@@ -162,7 +162,7 @@ void pull_rows(const Task<T>& t, const ByRow& by_row, const T* grad, T* dq, T* d
         const auto strip = [&](auto width) __attribute__((always_inline)) {
             constexpr int W = decltype(width)::value;
             V<T> x[W], dx[W] = {};
-            for (int w = 0; w < W; ++w) x[w] = load<T>(c + k + w * L);
+            for (int w = 0; w < W; ++w) x[w] = load(c + k + w * L);
             for (int64_t p = by_row.offsets[r]; p < by_row.offsets[r + 1]; ++p) {
                 const int64_t g = by_row.order[p] / t.candidates, j = by_row.order[p] % t.candidates;
                 for (int64_t i = g * t.queries; i < (g + 1) * t.queries; ++i) {
@@ -170,18 +170,18 @@ void pull_rows(const Task<T>& t, const ByRow& by_row, const T* grad, T* dq, T* d
                     const T* q = t.q + i * t.width + k;
                     T* to = dq + i * t.width + k;
                     for (int w = 0; w < W; ++w) {
-                        V<T> first = load<T>(to + w * L), second{}, b{};
+                        V<T> first = load(to + w * L), second{}, b{};
                         if (P::parts == 2) {
-                            second = load<T>(to + d + w * L);
-                            b = load<T>(q + d + w * L);
+                            second = load(to + d + w * L);
+                            b = load(q + d + w * L);
                         }
-                        P::pull(u, load<T>(q + w * L), b, x[w], first, second, dx[w]);
-                        store<T>(to + w * L, first);
-                        if (P::parts == 2) store<T>(to + d + w * L, second);
+                        P::pull(u, load(q + w * L), b, x[w], first, second, dx[w]);
+                        store(to + w * L, first);
+                        if (P::parts == 2) store(to + d + w * L, second);
                     }
                 }
             }
-            for (int w = 0; w < W; ++w) store<T>(dc + k + w * L, dx[w]);
+            for (int w = 0; w < W; ++w) store(dc + k + w * L, dx[w]);
             k += W * L;
         };
         while (k + 8 * L <= k1) strip(std::integral_constant<int, 8>{});
@@ -194,11 +194,14 @@ template <class P, class T> void pull_rest(const Task<T>& t, const T* grad, T* d
     for (int64_t g = 0; g < t.groups; ++g)
         for (int64_t i = 0; i < t.queries; ++i)
             for (int64_t j = 0; j < t.candidates; ++j) {
-                const int64_t row = t.row(g, j);
-                const T u = grad[(g * t.queries + i) * t.candidates + j];
-                for (int64_t m = k; m < t.dim; m += P::unit)
-                    P::pull_one(u, t.query(g, i), t.table + row * t.dim, m, t.dim,
-                                dq + (g * t.queries + i) * t.width, dtable + row * t.dim);
+                const int64_t at = g * t.queries + i, row = t.row(g, j);
+                const T *q = t.q + at * t.width, *c = t.table + row * t.dim, u = grad[at * t.candidates + j];
+                T *to = dq + at * t.width, *dc = dtable + row * t.dim;
+                for (int64_t m = k; m < t.dim; m += P::unit) {
+                    const int64_t second = P::parts == 2 ? t.dim + m : m;
+                    if constexpr (P::unit == 2) P::pull_apart(u, q + m, c + m, to + m, dc + m);
+                    else P::pull(u, q[m], q[second], c[m], to[m], to[second], dc[m]);
+                }
             }
 }
 
@@ -208,64 +211,46 @@ template <class T> void clear(T* to, int64_t n) {
     for (int64_t i = 0; i < n; i += piece) std::memset(to + i, 0, sizeof(T) * std::min(piece, n - i));
 }
 
-template <class P, class T> void backward(const Task<T>& t, int64_t rows, const T* grad, T* dq, T* dtable) {
+template <class P, class T> void backward(const Task<T>& t, const T* grad, T* dq, T* dtable) {
     constexpr int L = Vec<T>::lanes;
     const int64_t vectors = t.dim / L;
     // Where rows of a table are listed for few queries each, going through the table once beats going through the lists.
     const bool by_rows = t.queries < 4;
-    const ByRow by_row(t.index, by_rows ? t.groups * t.candidates : 0, by_rows ? rows : 0);
-    if (!by_rows) clear(dtable, rows * t.dim);
-    else for (int64_t r = 0; r < rows; ++r) std::fill(dtable + r * t.dim + vectors * L, dtable + (r + 1) * t.dim, T(0));
+    const ByRow by_row(t.index, by_rows ? t.groups * t.candidates : 0, by_rows ? t.rows : 0);
+    clear(dq, t.groups * t.queries * t.width);
+    if (!by_rows) clear(dtable, t.rows * t.dim);
+    else for (int64_t r = 0; r < t.rows; ++r) std::fill(dtable + r * t.dim + vectors * L, dtable + (r + 1) * t.dim, T(0));
 #pragma omp parallel
     {
         const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-        const int64_t v0 = vectors * me / threads, v1 = vectors * (me + 1) / threads;
+        int64_t k = vectors * me / threads * L;
+        const int64_t stop = vectors * (me + 1) / threads * L;
         if (by_rows) {
-            if (v1 > v0) pull_rows<P, T>(t, by_row, grad, dq, dtable, v0 * L, v1 * L);
+            if (k < stop) pull_rows<P, T>(t, by_row, grad, dq, dtable, k, stop);
         } else {
             std::vector<T> local(kBlock * 4 * L * P::parts);
-            int64_t v = v0;
-            for (; v + 4 <= v1; v += 4) pull_strip<P, T, 4>(t, grad, dq, dtable, v * L, local.data());
-            for (; v + 2 <= v1; v += 2) pull_strip<P, T, 2>(t, grad, dq, dtable, v * L, local.data());
-            for (; v < v1; ++v) pull_strip<P, T, 1>(t, grad, dq, dtable, v * L, local.data());
+            for (; k + 4 * L <= stop; k += 4 * L) pull_strip<P, T, 4>(t, grad, dq, dtable, k, local.data());
+            for (; k + 2 * L <= stop; k += 2 * L) pull_strip<P, T, 2>(t, grad, dq, dtable, k, local.data());
+            for (; k < stop; k += L) pull_strip<P, T, 1>(t, grad, dq, dtable, k, local.data());
         }
         if (me == threads - 1 && vectors * L < t.dim) pull_rest<P, T>(t, grad, dq, dtable, vectors * L);
     }
 }
 
-template <class T, template <class> class P>
-int run(const Task<T>& t, int64_t rows, const T* grad, T* out, T* dq, T* dtable) {
-    if (out) forward<P<T>, T>(t, out);
-    if (dq || dtable) {  // an empty tensor has no address
-        clear(dq, t.groups * t.queries * t.width);
-        backward<P<T>, T>(t, rows, grad, dq, dtable);
-    }
-    return 0;
-}
-
-// 0, or 1 for a kind that does not exist.
-template <class T> int pairs(int kind, Task<T> t, int64_t rows, const T* grad, T* out, T* dq, T* dtable) {
-    switch (kind) {
-        case 0: return run<T, Dot>(t, rows, grad, out, dq, dtable);
-        case 1: return run<T, Square>(t, rows, grad, out, dq, dtable);
-        case 2: return run<T, Manhattan>(t, rows, grad, out, dq, dtable);
-        case 3: return run<T, ScaledManhattan>(t, rows, grad, out, dq, dtable);
-        case 4: return run<T, Modulus>(t, rows, grad, out, dq, dtable);
-    }
-    return 1;
-}
-
 }  // namespace
 
-// rows: of the table. out: sums, or null. dq, dtable: gradients for `grad`, or null. All are written over.
-extern "C" int pairs_float32(int kind, const float* q, const float* table, const int64_t* index, int64_t groups,
-                             int64_t queries, int64_t candidates, int64_t dim, int64_t width, int64_t rows,
-                             const float* grad, float* out, float* dq, float* dtable) {
-    return pairs<float>(kind, {q, table, index, groups, queries, candidates, dim, width}, rows, grad, out, dq, dtable);
-}
+// rows: of the table. out: sums, or null. dq, dtable: gradients for `grad`, or null. All are written over; an empty tensor
+// has no address.
+#define PAIRS(NAME, T)                                                                                              \
+    extern "C" void pairs_##NAME(int64_t kind, const T* q, const T* table, const int64_t* index, int64_t groups,    \
+                                 int64_t queries, int64_t candidates, int64_t dim, int64_t width, int64_t rows,     \
+                                 const T* grad, T* out, T* dq, T* dtable) {                                         \
+        const Task<T> t{q, table, index, groups, queries, candidates, dim, width, rows};                            \
+        with_kind<T>(kind, [&](auto term) {                                                                         \
+            if (out) forward<decltype(term), T>(t, out);                                                            \
+            if (dq || dtable) backward<decltype(term), T>(t, grad, dq, dtable);                                     \
+        });                                                                                                         \
+    }
 
-extern "C" int pairs_float64(int kind, const double* q, const double* table, const int64_t* index, int64_t groups,
-                             int64_t queries, int64_t candidates, int64_t dim, int64_t width, int64_t rows,
-                             const double* grad, double* out, double* dq, double* dtable) {
-    return pairs<double>(kind, {q, table, index, groups, queries, candidates, dim, width}, rows, grad, out, dq, dtable);
-}
+PAIRS(float32, float)
+PAIRS(float64, double)

@@ -5,9 +5,6 @@
 // Shapes: q [groups, queries, planes * width], c [groups, candidates, planes * width], out and grad [planes, groups,
 // queries, candidates]. Every group and every plane is summed by one thread, in an order of its own.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -44,20 +41,8 @@ template <class T> void turn(const Task<T>& t, int64_t g, int64_t k0, int64_t co
     }
 }
 
-template <class T> INLINE V<T> load_some(const T* from, int64_t n) {
-    if (n >= Vec<T>::lanes) return load<T>(from);
-    V<T> v{};
-    std::memcpy(&v, from, n * sizeof(T));
-    return v;
-}
-
-template <class T> INLINE void store_some(T* to, V<T> v, int64_t n) {
-    if (n >= Vec<T>::lanes) store<T>(to, v);
-    else std::memcpy(to, &v, n * sizeof(T));
-}
-
 // Calls `some` with as many vectors of candidates as are there, at most four, until none is left.
-template <class F> INLINE void by_vectors(int64_t vectors, const F& some) {
+template <class F> INLINE void by_fours(int64_t vectors, const F& some) {
     for (; vectors >= 4; vectors -= 4) some(std::integral_constant<int, 4>{});
     if (vectors >= 2) some(std::integral_constant<int, 2>{}), vectors -= 2;
     if (vectors) some(std::integral_constant<int, 1>{});
@@ -82,7 +67,7 @@ INLINE void meet(const Task<T>& t, const T* const* q, const T* c, int64_t stride
         }
     }
     for (int a = 0; a < NQ; ++a)
-        for (int b = 0; b < NV; ++b) store_some<T>(out[a] + b * L, sum[a][b] * t.factor, n - b * L);
+        for (int b = 0; b < NV; ++b) store_some<T>(out[a] + b * L, n - b * L, sum[a][b] * t.factor);
 }
 
 template <class P, class T, int NQ>
@@ -95,7 +80,7 @@ INLINE void meet_all(const Task<T>& t, int64_t g, int64_t i, int64_t p, const T*
         to[a] = out + t.place(p, g, i + a);
     }
     int64_t j = 0;
-    by_vectors(t.stride() / L, [&](auto vectors) __attribute__((always_inline)) {
+    by_fours(t.stride() / L, [&](auto vectors) __attribute__((always_inline)) {
         constexpr int NV = decltype(vectors)::value;
         meet<P, T, NQ, NV>(t, q, c + j, t.stride(), to, t.candidates - j);
         for (int a = 0; a < NQ; ++a) to[a] += NV * L;
@@ -170,7 +155,7 @@ INLINE void pull_all(const Task<T>& t, int64_t g, int64_t i, Columns of, const T
     }
     T *c = space.c.data(), *dc = space.dc.data(), *sums = space.dq.data();
     std::fill(sums, sums + NQ * of.number * L, T(0));
-    by_vectors(whole, [&](auto vectors) __attribute__((always_inline)) {
+    by_fours(whole, [&](auto vectors) __attribute__((always_inline)) {
         constexpr int NV = decltype(vectors)::value;
         pull<P, T, NQ, NV>(t, q, c, of.number, up, sums, dc);
         for (int a = 0; a < NQ; ++a) up[a] += NV * L;
@@ -270,8 +255,8 @@ template <class P, class T> void backward_few(const Task<T>& t, const T* grad, T
                         V<T> first = load_some(to + k, left), other = load_some(row + k, left), none{};
                         P::pull(load<T>(spread.data() + k), load_some(q + k, left), none, load_some(c + k, left), first,
                                 none, other);
-                        store_some(to + k, first, left);
-                        store_some(row + k, other, left);
+                        store_some(to + k, left, first);
+                        store_some(row + k, left, other);
                     }
                 }
             }
@@ -279,36 +264,24 @@ template <class P, class T> void backward_few(const Task<T>& t, const T* grad, T
     }
 }
 
-template <class T, template <class> class P> int run(const Task<T>& t, const T* grad, T* out, T* dq, T* dc) {
+template <class P, class T> void run(const Task<T>& t, const T* grad, T* out, T* dq, T* dc) {
     const bool few = t.queries < kFew;
-    if (out) few ? forward_few<P<T>, T>(t, out) : forward<P<T>, T>(t, out);
-    if (!dq && !dc) return 0;  // an empty tensor has no address
-    few ? backward_few<P<T>, T>(t, grad, dq, dc) : backward<P<T>, T>(t, grad, dq, dc);
-    return 0;
-}
-
-// 0, or 1 for a kind that does not exist here.
-template <class T> int planes_of(int kind, Task<T> t, const T* grad, T* out, T* dq, T* dc) {
-    switch (kind) {
-        case 0: return run<T, Dot>(t, grad, out, dq, dc);
-        case 1: return run<T, Square>(t, grad, out, dq, dc);
-        case 2: return run<T, Manhattan>(t, grad, out, dq, dc);
-        case 4: return run<T, Modulus>(t, grad, out, dq, dc);
-    }
-    return 1;
+    if (out) few ? forward_few<P, T>(t, out) : forward<P, T>(t, out);
+    if (dq || dc) few ? backward_few<P, T>(t, grad, dq, dc) : backward<P, T>(t, grad, dq, dc);
 }
 
 }  // namespace
 
-// out: sums, or null. dq, dc: gradients for `grad`, or null. All are written over.
-extern "C" int planes_float32(int kind, const float* q, const float* c, float factor, int64_t groups, int64_t queries,
-                              int64_t candidates, int64_t planes, int64_t width, const float* grad, float* out,
-                              float* dq, float* dc) {
-    return planes_of<float>(kind, {q, c, factor, groups, queries, candidates, planes, width}, grad, out, dq, dc);
-}
+// out: sums, or null. dq, dc: gradients for `grad`, or null. All are written over; an empty tensor has no address.
+#define PLANES(NAME, T)                                                                                              \
+    extern "C" void planes_##NAME(int64_t kind, const T* q, const T* c, double factor, int64_t groups,              \
+                                  int64_t queries, int64_t candidates, int64_t planes, int64_t width, const T* grad, \
+                                  T* out, T* dq, T* dc) {                                                            \
+        const Task<T> t{q, c, (T)factor, groups, queries, candidates, planes, width};                                \
+        with_kind<T>(kind, [&](auto term) {                                                                          \
+            if constexpr (decltype(term)::parts == 1) run<decltype(term), T>(t, grad, out, dq, dc);                  \
+        });                                                                                                          \
+    }
 
-extern "C" int planes_float64(int kind, const double* q, const double* c, double factor, int64_t groups, int64_t queries,
-                              int64_t candidates, int64_t planes, int64_t width, const double* grad, double* out,
-                              double* dq, double* dc) {
-    return planes_of<double>(kind, {q, c, factor, groups, queries, candidates, planes, width}, grad, out, dq, dc);
-}
+PLANES(float32, float)
+PLANES(float64, double)

@@ -40,7 +40,7 @@ template <class T> void add(T* table, const int64_t* rows, int64_t n, int64_t di
 enum Rule { sgd = 0, adagrad = 1, rowwise_adagrad = 2, adam = 3 };
 
 template <class T>
-void update(int rule, T* table, const int64_t* rows, int64_t n, int64_t dim, const T* grad, T* first, T* second, T lr,
+void update(int64_t rule, T* table, const int64_t* rows, int64_t n, int64_t dim, const T* grad, T* first, T* second, T lr,
             T clip, T eps, T beta1, T beta2, int64_t step) {
     const T rate = rule == adam ? lr / (1 - (T)std::pow((double)beta1, (double)step)) : lr;
     const T spread = rule == adam ? 1 / (1 - (T)std::pow((double)beta2, (double)step)) : 1;
@@ -92,7 +92,7 @@ void update(int rule, T* table, const int64_t* rows, int64_t n, int64_t dim, con
     extern "C" void add_##NAME(T* table, const int64_t* rows, int64_t n, int64_t dim, const T* values) {            \
         add<T>(table, rows, n, dim, values);                                                                         \
     }                                                                                                                \
-    extern "C" void update_##NAME(int rule, T* table, const int64_t* rows, int64_t n, int64_t dim, const T* grad,    \
+    extern "C" void update_##NAME(int64_t rule, T* table, const int64_t* rows, int64_t n, int64_t dim, const T* grad,    \
                                   T* first, T* second, double lr, double clip, double eps, double beta1,             \
                                   double beta2, int64_t step) {                                                      \
         update<T>(rule, table, rows, n, dim, grad, first, second, lr, clip, eps, beta1, beta2, step);                \

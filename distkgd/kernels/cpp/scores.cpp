@@ -1,66 +1,51 @@
 // What is made of a block of scores z [rows, n], row by row, in one or two visits.
 //
-// `_columns`: the same of scores that lie candidate by candidate, [n, rows], as the faster matrix product leaves them:
+// columns: the same of scores that lie candidate by candidate, [n, rows], as the faster matrix product leaves them:
 // sixteen rows at a time, a few candidates at a time while these are in the cache. Pieces of n have a fixed size and are
 // merged in order, so that nothing depends on the number of threads.
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <limits>
-#include <vector>
 
-#include "vectors.h"
+#include "floats.h"
 
 namespace {
 
+constexpr float NOTHING = -1e38f;  // in place of scores that there are not: its exponential is 0
+
 float largest(const float* z, int64_t n) {
-    float top = -std::numeric_limits<float>::infinity();
-    V lanes = V{} + top;
-    int64_t i = 0;
-    for (; i + L <= n; i += L) {
-        const V x = load(z + i);
+    V lanes = V{} - std::numeric_limits<float>::infinity();
+    by_vectors<float>(n, [&](auto how, int64_t i) __attribute__((always_inline)) {
+        const V x = how.get(z + i, NOTHING);
         lanes = x > lanes ? x : lanes;
-    }
-    for (int l = 0; l < L; ++l) top = std::max(top, lanes[l]);
-    for (; i < n; ++i) top = std::max(top, z[i]);
+    });
+    float top = lanes[0];
+    for (int l = 1; l < L; ++l) top = std::max(top, lanes[l]);
     return top;
 }
 
 // Sums along a row of single-precision vectors: short ones in their own precision, long ones in double.
-template <class F> INLINE double summed(int64_t n, const F& term, int64_t* done) {
+template <class F> INLINE double summed(int64_t n, const F& term) {
     double total = 0;
-    int64_t i = 0;
-    while (i + L <= n) {
+    for (int64_t i = 0; i < n;) {
         V sum{};
-        for (const int64_t end = std::min(n, i + 64 * L); i + L <= end; i += L) sum += term(i);
+        for (const int64_t end = std::min(n, i + 64 * L); i + L <= end; i += L) sum += term(Whole<float>{}, i);
+        if (i < n && i + L > n) sum += term(Part<float>{n - i}, i), i = n;
         for (int l = 0; l < L; ++l) total += sum[l];
     }
-    *done = i;
     return total;
 }
 
 float log_sum_exp(const float* z, int64_t n) {
     const float top = largest(z, n);
-    int64_t i;
-    double total = summed(n, [=](int64_t k) { return exponential(load(z + k) - top); }, &i);
-    for (; i < n; ++i) total += std::exp(z[i] - top);
-    return top + (float)std::log(total);
+    return top + (float)std::log(summed(n, [=](auto how, int64_t i) __attribute__((always_inline)) {
+        return exponential(how.get(z + i, NOTHING) - top);
+    }));
 }
 
 typedef double D __attribute__((vector_size(128)));  // sixteen
 
 constexpr int64_t PIECE = 1024, CACHED = 32;  // candidates
-
-// Sixteen floats, or the first m of them and zeros.
-INLINE V load_some(const float* p, int64_t m) {
-    if (m >= L) return load(p);
-    V v{};
-    std::memcpy(&v, p, m * sizeof *p);
-    return v;
-}
-
-INLINE void store_some(float* p, int64_t m, V v) { std::memcpy(p, &v, std::min<int64_t>(m, L) * sizeof *p); }
 
 INLINE D wide(V v) { return __builtin_convertvector(v, D); }
 
@@ -146,135 +131,94 @@ void over_columns(const float* z, const float* other, int64_t rows, int64_t n, c
     }
 }
 
-// out: gradient(place, row, how many rows are left) of each sixteen rows and every candidate.
-template <class F> void pull_columns(int64_t rows, int64_t n, float* out, const F& gradient) {
+// out: gradient(here, of) of each sixteen scores, `here` reading what lies as the scores do, `of` holding what is given by
+// row.
+template <bool COLUMNS, int GIVEN, class F>
+void pull(int64_t rows, int64_t n, float* out, const float* const (&given)[GIVEN], const F& gradient) {
+    const int64_t lines = COLUMNS ? n : rows, length = COLUMNS ? rows : n;
 #pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < n; ++k)
-        for (int64_t i = 0; i < rows; i += L) store_some(out + k * rows + i, rows - i, gradient(k * rows + i, i, rows - i));
+    for (int64_t line = 0; line < lines; ++line) {
+        V of[GIVEN];
+        for (int k = 0; k < GIVEN && !COLUMNS; ++k) of[k] = V{} + given[k][line];
+        by_vectors<float>(length, [&](auto how, int64_t i) __attribute__((always_inline)) {
+            for (int k = 0; k < GIVEN && COLUMNS; ++k) of[k] = how.get(given[k] + i);
+            const int64_t at = line * length + i;
+            how.put(out + at, gradient([=](const float* p) { return how.get(p + at); }, of));
+        });
+    }
+}
+
+template <int GIVEN, class F>
+void pull(int64_t columns, int64_t rows, int64_t n, float* out, const float* const (&given)[GIVEN], const F& gradient) {
+    columns ? pull<true>(rows, n, out, given, gradient) : pull<false>(rows, n, out, given, gradient);
 }
 
 }  // namespace
 
 // lse [rows]: log of the sum of exp(z). Rows must not be empty.
-extern "C" void logsumexp_float32(const float* z, int64_t rows, int64_t n, float* lse) {
+extern "C" void logsumexp(const float* z, int64_t columns, int64_t rows, int64_t n, float* lse) {
+    if (columns)
+        return over_columns<false>(z, nullptr, rows, n, [=](int64_t i, const Sums& sums, const Sums&) {
+            for (int l = 0; l < L && i + l < rows; ++l) lse[i + l] = sums.log_sum_exp(l);
+        });
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; ++row) lse[row] = log_sum_exp(z + row * n, n);
 }
 
 // out: grad * exp(z - lse), the gradient of logsumexp for upstream gradients [rows]. It may be z itself.
-extern "C" void logsumexp_pull_float32(const float* z, int64_t rows, int64_t n, const float* lse, const float* grad,
-                                       float* out) {
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* from = z + row * n;
-        float* to = out + row * n;
-        const float shift = lse[row], g = grad[row];
-        int64_t i = 0;
-        for (; i + L <= n; i += L) store(to + i, exponential(load(from + i) - shift) * g);
-        for (; i < n; ++i) to[i] = std::exp(from[i] - shift) * g;
-    }
+extern "C" void logsumexp_pull(const float* z, int64_t columns, int64_t rows, int64_t n, const float* lse,
+                               const float* grad, float* out) {
+    pull(columns, rows, n, out, {lse, grad}, [=](auto here, const V* of) __attribute__((always_inline)) {
+        return exponential(here(z) - of[0]) * of[1];
+    });
 }
 
 // Of a student's scores z and a teacher's t: both log-sum-exps, and the mean of t - z under softmax(t).
-extern "C" void softmax_gap_float32(const float* z, int64_t rows, int64_t n, const float* t, float* lse_t, float* gap,
-                                    float* lse_z) {
+extern "C" void softmax_gap(const float* z, int64_t columns, int64_t rows, int64_t n, const float* t, float* lse_t,
+                            float* gap, float* lse_z) {
+    if (columns)
+        return over_columns<true>(t, z, rows, n, [=](int64_t i, const Sums& teacher, const Sums& student) {
+            for (int l = 0; l < L && i + l < rows; ++l) {
+                lse_t[i + l] = teacher.log_sum_exp(l);
+                gap[i + l] = (float)(teacher.weighted[l] / teacher.total[l]);
+                lse_z[i + l] = student.log_sum_exp(l);
+            }
+        });
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const float *student = z + row * n, *teacher = t + row * n;
         lse_z[row] = log_sum_exp(student, n);
         const float lse = lse_t[row] = log_sum_exp(teacher, n);
-        int64_t i;
-        double mean = summed(
-            n,
-            [=](int64_t k) {
-                const V x = load(teacher + k);
-                return exponential(x - lse) * (x - load(student + k));
-            },
-            &i);
-        for (; i < n; ++i) mean += std::exp(teacher[i] - lse) * (teacher[i] - student[i]);
-        gap[row] = (float)mean;
+        gap[row] = (float)summed(n, [=](auto how, int64_t i) __attribute__((always_inline)) {
+            const V x = how.get(teacher + i, NOTHING);
+            return exponential(x - lse) * (x - how.get(student + i));
+        });
     }
 }
 
 // out: the gradient of these for z, given that of the mean and of z's log-sum-exp. It may be t itself.
-extern "C" void softmax_gap_pull_float32(const float* z, int64_t rows, int64_t n, const float* t, const float* lse_t,
-                                         const float* lse_z, const float* grad_gap, const float* grad_lse, float* out) {
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-        const float *student = z + row * n, *teacher = t + row * n;
-        float* to = out + row * n;
-        const float st = lse_t[row], sz = lse_z[row], gt = grad_gap[row], gz = grad_lse[row];
-        int64_t i = 0;
-        for (; i + L <= n; i += L)
-            store(to + i, exponential(load(student + i) - sz) * gz - exponential(load(teacher + i) - st) * gt);
-        for (; i < n; ++i) to[i] = std::exp(student[i] - sz) * gz - std::exp(teacher[i] - st) * gt;
-    }
+extern "C" void softmax_gap_pull(const float* z, int64_t columns, int64_t rows, int64_t n, const float* t,
+                                 const float* lse_t, const float* lse_z, const float* grad_gap, const float* grad_lse,
+                                 float* out) {
+    pull(columns, rows, n, out, {lse_t, lse_z, grad_gap, grad_lse},
+         [=](auto here, const V* of) __attribute__((always_inline)) {
+             return exponential(here(z) - of[1]) * of[3] - exponential(here(t) - of[0]) * of[2];
+         });
 }
 
 // out: the gradient of these for t, given that of the mean and of t's log-sum-exp.
-extern "C" void softmax_gap_teach_float32(const float* z, int64_t rows, int64_t n, const float* t, const float* lse_t,
-                                          const float* gap, const float* grad_gap, const float* grad_lse, float* out) {
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-        const float *student = z + row * n, *teacher = t + row * n;
-        float* to = out + row * n;
-        const float shift = lse_t[row], mean = gap[row], gt = grad_gap[row], even = grad_lse[row] + gt;
-        int64_t i = 0;
-        for (; i + L <= n; i += L) {
-            const V x = load(teacher + i);
-            store(to + i, exponential(x - shift) * ((x - load(student + i) - mean) * gt + even));
-        }
-        for (; i < n; ++i) to[i] = std::exp(teacher[i] - shift) * ((teacher[i] - student[i] - mean) * gt + even);
-    }
-}
-
-extern "C" void logsumexp_columns_float32(const float* z, int64_t rows, int64_t n, float* lse) {
-    over_columns<false>(z, nullptr, rows, n, [=](int64_t i, const Sums& sums, const Sums&) {
-        for (int l = 0; l < L && i + l < rows; ++l) lse[i + l] = sums.log_sum_exp(l);
-    });
-}
-
-extern "C" void logsumexp_pull_columns_float32(const float* z, int64_t rows, int64_t n, const float* lse,
-                                               const float* grad, float* out) {
-    pull_columns(rows, n, out, [=](int64_t at, int64_t i, int64_t m) {
-        return exponential(load_some(z + at, m) - load_some(lse + i, m)) * load_some(grad + i, m);
-    });
-}
-
-extern "C" void softmax_gap_columns_float32(const float* z, int64_t rows, int64_t n, const float* t, float* lse_t,
-                                            float* gap, float* lse_z) {
-    over_columns<true>(t, z, rows, n, [=](int64_t i, const Sums& teacher, const Sums& student) {
-        for (int l = 0; l < L && i + l < rows; ++l) {
-            lse_t[i + l] = teacher.log_sum_exp(l);
-            gap[i + l] = (float)(teacher.weighted[l] / teacher.total[l]);
-            lse_z[i + l] = student.log_sum_exp(l);
-        }
-    });
-}
-
-extern "C" void softmax_gap_pull_columns_float32(const float* z, int64_t rows, int64_t n, const float* t,
-                                                 const float* lse_t, const float* lse_z, const float* grad_gap,
-                                                 const float* grad_lse, float* out) {
-    pull_columns(rows, n, out, [=](int64_t at, int64_t i, int64_t m) {
-        const V student = exponential(load_some(z + at, m) - load_some(lse_z + i, m)) * load_some(grad_lse + i, m);
-        const V teacher = exponential(load_some(t + at, m) - load_some(lse_t + i, m)) * load_some(grad_gap + i, m);
-        return student - teacher;
-    });
-}
-
-extern "C" void softmax_gap_teach_columns_float32(const float* z, int64_t rows, int64_t n, const float* t,
-                                                  const float* lse_t, const float* gap, const float* grad_gap,
-                                                  const float* grad_lse, float* out) {
-    pull_columns(rows, n, out, [=](int64_t at, int64_t i, int64_t m) {
-        const V x = load_some(t + at, m), gt = load_some(grad_gap + i, m);
-        const V further = x - load_some(z + at, m) - load_some(gap + i, m);
-        const V share = exponential(x - load_some(lse_t + i, m));
-        return share * (further * gt + (load_some(grad_lse + i, m) + gt));
-    });
+extern "C" void softmax_gap_teach(const float* z, int64_t columns, int64_t rows, int64_t n, const float* t,
+                                  const float* lse_t, const float* gap, const float* grad_gap, const float* grad_lse,
+                                  float* out) {
+    pull(columns, rows, n, out, {lse_t, gap, grad_gap, grad_lse},
+         [=](auto here, const V* of) __attribute__((always_inline)) {
+             const V x = here(t);
+             return exponential(x - of[0]) * ((x - here(z) - of[1]) * of[2] + (of[3] + of[2]));
+         });
 }
 
 // at_most, below [rows]: how many scores are at most high, and how many are below low. A NaN is neither.
-extern "C" void count_float32(const float* z, int64_t rows, int64_t n, const float* high, const float* low,
+extern "C" void count(const float* z, int64_t rows, int64_t n, const float* high, const float* low,
                               int64_t* at_most, int64_t* below) {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; ++row) {

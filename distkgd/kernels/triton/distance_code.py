@@ -14,25 +14,28 @@ from distkgd.kernels.triton.runtime import tl, triton
 
 
 @triton.jit
+def _places(base, rows, present, start, width, KIND: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """Where coordinates start … start + BLOCK - 1 of some rows lie, and which of them there are; with modulus both
+    parts, in whole rows: reading every second number would leave half of each transaction unused."""
+    WIDE: tl.constexpr = 2 if KIND == "modulus" else 1
+    STRIDE: tl.constexpr = 2 if KIND == "modulus" or (KIND == "scaled_manhattan" and SIDE == "query") else 1
+    k = WIDE * start + tl.arange(0, WIDE * BLOCK)
+    return base + rows[:, None] * (STRIDE * width) + k[None, :], present[:, None] & (k < WIDE * width)[None, :]
+
+
+@triton.jit
 def _parts(base, rows, present, start, width, ACC: tl.constexpr, KIND: tl.constexpr, SIDE: tl.constexpr,
            ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Both parts [ROWS, BLOCK] of coordinates start … start + BLOCK - 1 of some rows [ROWS] of a table."""
+    """Both parts [ROWS, BLOCK] of what lies there."""
+    at, mask = _places(base, rows, present, start, width, KIND, SIDE, BLOCK)
+    found = tl.load(at, mask=mask, other=0.0).to(ACC)
     if KIND == "modulus":
-        # Whole rows are read, then split: reading every second number would leave half of each transaction unused.
-        k = 2 * start + tl.arange(0, 2 * BLOCK)
-        mask = present[:, None] & (k < 2 * width)[None, :]
-        both = tl.load(base + rows[:, None] * (2 * width) + k[None, :], mask=mask, other=0.0).to(ACC)
-        first, second = tl.split(tl.reshape(both, (ROWS, BLOCK, 2)))
+        first, second = tl.split(tl.reshape(found, (ROWS, BLOCK, 2)))
     else:
-        k = start + tl.arange(0, BLOCK)
-        mask = present[:, None] & (k < width)[None, :]
+        first = found
+        second = found
         if KIND == "scaled_manhattan" and SIDE == "query":
-            at = base + rows[:, None] * (2 * width) + k[None, :]
-            first = tl.load(at, mask=mask, other=0.0).to(ACC)
             second = tl.load(at + width, mask=mask, other=0.0).to(ACC)
-        else:
-            first = tl.load(base + rows[:, None] * width + k[None, :], mask=mask, other=0.0).to(ACC)
-            second = first
     return first, second
 
 
@@ -40,20 +43,13 @@ def _parts(base, rows, present, start, width, ACC: tl.constexpr, KIND: tl.conste
 def _keep(base, rows, present, start, width, first, second, KIND: tl.constexpr, SIDE: tl.constexpr,
           ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Write what `_parts` reads."""
+    at, mask = _places(base, rows, present, start, width, KIND, SIDE, BLOCK)
     if KIND == "modulus":
-        k = 2 * start + tl.arange(0, 2 * BLOCK)
-        mask = present[:, None] & (k < 2 * width)[None, :]
-        both = tl.reshape(tl.join(first, second), (ROWS, 2 * BLOCK))
-        tl.store(base + rows[:, None] * (2 * width) + k[None, :], both, mask=mask)
+        tl.store(at, tl.reshape(tl.join(first, second), (ROWS, 2 * BLOCK)), mask=mask)
     else:
-        k = start + tl.arange(0, BLOCK)
-        mask = present[:, None] & (k < width)[None, :]
+        tl.store(at, first, mask=mask)
         if KIND == "scaled_manhattan" and SIDE == "query":
-            at = base + rows[:, None] * (2 * width) + k[None, :]
-            tl.store(at, first, mask=mask)
             tl.store(at + width, second, mask=mask)
-        else:
-            tl.store(base + rows[:, None] * width + k[None, :], first, mask=mask)
 
 
 @triton.jit
@@ -93,6 +89,22 @@ def _pull(q0, q1, c0, c1, g, KIND: tl.constexpr):
             apart = q0 - c0
         first = tl.where(apart > 0, g, tl.where(apart < 0, -g, 0.0))
         second = first
+    return first, second
+
+
+@triton.jit
+def _pull_candidates(first, second, q0, q1, c0, c1, g, KIND: tl.constexpr):
+    """Both parts of candidates' gradients with those for g added."""
+    if KIND == "dot":
+        first += g * q0
+    else:
+        p0, p1 = _pull(q0, q1, c0, c1, g, KIND)
+        if KIND == "scaled_manhattan":
+            first -= p0 * q1
+        else:
+            first -= p0
+        if KIND == "modulus":
+            second -= p1
     return first, second
 
 
@@ -194,16 +206,8 @@ def candidates_code(q_ptr, table_ptr, index_ptr, grad_ptr, out_ptr, num_queries,
         q0, q1 = _parts(q_ptr, asked, has_q, start, width, ACC, KIND, "query", BQ, BK)
         at = grad_ptr + asked[:, None] * num_candidates + candidate[None, :]
         g = tl.load(at, mask=has_q[:, None] & has_n[None, :], other=0.0).to(ACC)
-        if KIND == "dot":
-            first += g[:, :, None] * q0[:, None, :]
-        else:
-            p0, p1 = _pull(q0[:, None, :], q1[:, None, :], c0[None, :, :], c1[None, :, :], g[:, :, None], KIND)
-            if KIND == "scaled_manhattan":
-                first -= p0 * q1[:, None, :]
-            else:
-                first -= p0
-            if KIND == "modulus":
-                second -= p1
+        first, second = _pull_candidates(first, second, q0[:, None, :], q1[:, None, :], c0[None, :, :], c1[None, :, :],
+                                         g[:, :, None], KIND)  # fmt: skip
     to = group * num_candidates + candidate
     _keep(out_ptr, to, has_n, start, width, tl.sum(first, 0), tl.sum(second, 0), KIND, "candidate", BN, BK)
 
@@ -232,16 +236,7 @@ def rows_code(q_ptr, table_ptr, grad_ptr, order_ptr, offsets_ptr, out_ptr, num_q
         asked = (pair // num_candidates) * num_queries + entry % num_queries
         g = tl.load(grad_ptr + asked * num_candidates + pair % num_candidates, mask=has, other=0.0).to(ACC)
         q0, q1 = _parts(q_ptr, asked, has, start, width, ACC, KIND, "query", BE, BK)
-        if KIND == "dot":
-            first += g[:, None] * q0
-        else:
-            p0, p1 = _pull(q0, q1, c0, c1, g[:, None], KIND)
-            if KIND == "scaled_manhattan":
-                first -= p0 * q1
-            else:
-                first -= p0
-            if KIND == "modulus":
-                second -= p1
+        first, second = _pull_candidates(first, second, q0, q1, c0, c1, g[:, None], KIND)
     f, s = tl.sum(first, 0), tl.sum(second, 0)
     _keep(out_ptr, alone, exists, start, width, f[None, :], s[None, :], KIND, "candidate", 1, BK)
 

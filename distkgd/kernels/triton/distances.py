@@ -17,14 +17,13 @@ when any input is. φ = 0 has gradient 0; with scaled_manhattan on a GPU, a − 
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from distkgd.kernels.pairs import Kind
 from distkgd.kernels.triton.distance_code import candidates_code, forward_code, gather_code, queries_code, rows_code
-from distkgd.kernels.triton.runtime import OPTIONS, in_triton, pieces, power_of_two, refuse_second_order, sum_dtype
+from distkgd.kernels.triton.runtime import OPTIONS, in_triton, pieces, power_of_two, sum_dtype
 
 # From this many queries per group on, the gradients of indexed candidates are laid out first: a candidate's row is then
 # read once for a block of queries, and not each query's row once for every candidate.
@@ -55,9 +54,7 @@ def block_sizes(kind: Kind, queries: int, candidates: int, width: int, *, gradie
     return Blocks(block_q, min(8 if narrow else 16, power_of_two(candidates)), min(coordinates, power_of_two(width)))
 
 
-def forward(
-    kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int, blocks: Blocks | None = None
-) -> Tensor:
+def forward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int) -> Tensor:
     """[G, Q, N] sums, in the dtype they are summed in.
 
     q: [G, Q, a]; a = 2d with scaled_manhattan (a, b side by side), else d.
@@ -70,7 +67,7 @@ def forward(
     out = q.new_empty(groups, queries, candidates, dtype=wide)
     if out.numel() == 0:
         return out
-    size = blocks or block_sizes(kind, queries, candidates, width)
+    size = block_sizes(kind, queries, candidates, width)
     grid = (groups * pieces(queries, size.queries) * pieces(candidates, size.candidates),)
     forward_code[grid](
         q.contiguous(), table.contiguous(), _pointer(index, table), out, queries, candidates, width,
@@ -79,24 +76,20 @@ def forward(
     return out
 
 
-def backward(
-    kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor, blocks: Blocks | None = None
-) -> tuple[Tensor, Tensor]:
+def backward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor]:
     """([G, Q, a], [M, d]) gradients of q and of the table, for the gradient [G, Q, N] of what `forward` gives."""
     q, table, grad = q.contiguous(), table.contiguous(), grad.contiguous()
-    return query_gradient(kind, q, table, index, grad, blocks), table_gradient(kind, q, table, index, grad, blocks)
+    return query_gradient(kind, q, table, index, grad), table_gradient(kind, q, table, index, grad)
 
 
-def query_gradient(
-    kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor, blocks: Blocks | None = None
-) -> Tensor:
+def query_gradient(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     """[G, Q, a], see `backward`; all tensors contiguous."""
     candidates = grad.shape[2]
     groups, queries, width = _sizes(kind, q, table, index, candidates)
     if grad.numel() == 0:
         return torch.zeros_like(q)
     wide = sum_dtype(q, table)
-    size = blocks or block_sizes(kind, queries, candidates, width, gradient=True)
+    size = block_sizes(kind, queries, candidates, width, gradient=True)
     across = groups * pieces(queries, size.queries)
     down = pieces(width, size.coordinates)
     steps = pieces(candidates, size.candidates)
@@ -110,9 +103,7 @@ def query_gradient(
     return out.sum(0).to(q.dtype) if splits > 1 else out[0]
 
 
-def table_gradient(
-    kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor, blocks: Blocks | None = None
-) -> Tensor:
+def table_gradient(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     """[M, d], see `backward`; all tensors contiguous."""
     candidates = grad.shape[2]
     groups, queries, width = _sizes(kind, q, table, index, candidates)
@@ -128,7 +119,7 @@ def table_gradient(
             ACC=in_triton(wide), KIND=kind, BE=size.candidates, BK=size.coordinates, num_warps=size.warps, **OPTIONS,
         )  # fmt: skip
         return out
-    size = blocks or block_sizes(kind, queries, candidates, width, gradient=True)
+    size = block_sizes(kind, queries, candidates, width, gradient=True)
     each = out if index is None else out.new_empty(groups * candidates, table.shape[1], dtype=wide)
     candidates_code[(groups * pieces(candidates, size.candidates), pieces(width, size.coordinates))](
         q, table, _pointer(index, table), grad, each, queries, candidates, width,
@@ -142,31 +133,6 @@ def table_gradient(
             ACC=in_triton(wide), BE=size.candidates, BK=size.coordinates, num_warps=size.warps, **OPTIONS,
         )  # fmt: skip
     return out
-
-
-def distances(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None = None) -> Tensor:
-    """`forward` with gradients, once differentiable."""
-    return cast(Tensor, _Distances.apply(kind, q, table, index))  # type: ignore[no-untyped-call]
-
-
-class _Distances(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kind: Kind, q: Tensor, table: Tensor, index: Tensor | None) -> Tensor:
-        q, table = q.contiguous(), table.contiguous()
-        ctx.kind = kind
-        ctx.save_for_backward(q, table, index)
-        candidates = len(table) // max(1, len(q)) if index is None else index.shape[1]
-        return forward(kind, q, table, index, candidates)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        refuse_second_order()
-        q, table, index = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        _, need_q, need_table, _ = ctx.needs_input_grad
-        for_q = query_gradient(ctx.kind, q, table, index, grad) if need_q else None
-        for_table = table_gradient(ctx.kind, q, table, index, grad) if need_table else None
-        return None, for_q, for_table, None
 
 
 def _sizes(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidates: int) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ means N(q) and the answer. A batch loss is the mean over the global batch's quer
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -117,16 +117,21 @@ def kl_divergence(
         return {"gap": SoftmaxGap(zs, zt)}
 
     def finish(got: dict[str, Tensor], own_s: Tensor, own_t: Tensor, share: Tensor | None = None) -> Tensor:
-        lse_s = torch.logaddexp(own_s, got["gap.student"])
-        lse_t = torch.logaddexp(own_t, got["gap.lse"])
-        gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
-        divergence = temperature**2 * (gap - lse_t + lse_s)
+        divergence = temperature**2 * kl_of(got, own_s, own_t)
         return divergence if share is None else divergence * share
 
     own_t = teacher.positive.detach() if stop_teacher else teacher.positive
     own_s = student.positive.detach() if stop_student else student.positive
     own = own_s / temperature, own_t / temperature, *_share(student)
     return LossRequest(partials, [student.negatives, teacher.negatives], finish, local=own)
+
+
+def kl_of(got: Mapping[str, Tensor], own_s: Tensor, own_t: Tensor) -> Tensor:
+    """[Q]: KL(t || s) of two softmaxes over all candidates. got: their `SoftmaxGap` "gap" over N(q). own: the answer's
+    logits."""
+    lse_s, lse_t = torch.logaddexp(own_s, got["gap.student"]), torch.logaddexp(own_t, got["gap.lse"])
+    gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
+    return gap - lse_t + lse_s
 
 
 def relation_loss(view: View) -> Tensor:
@@ -188,20 +193,11 @@ def _share(view: View) -> tuple[Tensor, ...]:
     return () if share is None else (share.to(view.positive.dtype),)
 
 
-def divergence(name: str, student: View, teacher: View, temperature: float = 1.0) -> LossRequest:
-    """Asks for [Q]: T^2 times a divergence of the softmaxes over all candidates at temperature T.
-
-    kl: KL(teacher || student). reverse_kl: KL(student || teacher). js: see `js_divergence`.
-    """
-    match name:
-        case "kl":
-            return kl_divergence(student, teacher, temperature)
-        case "reverse_kl":
-            return kl_divergence(teacher, student, temperature)
-        case "js":
-            return js_divergence(student, teacher, temperature)
-        case _:
-            raise AssertionError(name)
+DIVERGENCES: Mapping[str, Callable[[View, View, float], LossRequest]] = {
+    "kl": kl_divergence,
+    "reverse_kl": lambda student, teacher, temperature: kl_divergence(teacher, student, temperature),
+    "js": js_divergence,
+}
 
 
 def huber(difference: Tensor, delta: float = 1.0) -> Tensor:

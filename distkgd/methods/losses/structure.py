@@ -14,34 +14,26 @@ from distkgd.scorers.base import Scorer
 _SMALLEST_NORM = 1e-6  # of an entity row, in the length ratio of DualDE Eq. 5
 
 
-class Shapes:
-    """Cosine and length ratio |h| / |t| of a view's head and tail rows (DualDE Eq. 5).
+def shape(view: View) -> list[Tensor]:
+    """[Q] each: cosine and length ratio |h| / |t| of the head and tail rows of a view's positives (DualDE Eq. 5)."""
+    anchor, answer = view.model.scorer.coordinates(view.anchor), view.model.scorer.coordinates(view.answer)
+    angle = F.cosine_similarity(anchor, answer, dim=-1, eps=_SMALLEST_NORM)
+    return [angle, torch.exp(_sign(view) * (_log_norm(anchor) - _log_norm(answer)))]
 
-    positive: of its positives, [Q] each. fields: of its queries' anchors with every candidate.
-    """
 
-    positive: list[Tensor]
-    fields: list[PairScores]
+def shape_fields(view: View) -> list[PairScores]:
+    """The same two of the anchor of every query with every candidate."""
+    scorer, sign = view.model.scorer, _sign(view)
+    anchor = scorer.coordinates(view.anchor)
+    return [
+        view.field(F.normalize(anchor, dim=-1, eps=_SMALLEST_NORM), partial(_meet_cosine, scorer)),
+        view.field(torch.stack([sign, sign * _log_norm(anchor)], 1), partial(_meet_ratio, scorer)),
+    ]
 
-    def __init__(self, view: View | None, fields: bool) -> None:
-        self.positive, self.fields = [], []
-        if view is None:
-            return
-        asks_head = view.inputs.batch.queries.side == 1
-        sign = torch.where(asks_head, -1.0, 1.0).to(view.anchor.dtype)
-        scorer = view.model.scorer
-        anchor, answer = scorer.coordinates(view.anchor), scorer.coordinates(view.answer)
-        log_anchor = _log_norm(anchor)
-        self.positive = [
-            F.cosine_similarity(anchor, answer, dim=-1, eps=_SMALLEST_NORM),
-            torch.exp(sign * (log_anchor - _log_norm(answer))),
-        ]
-        if fields:
-            ratio = torch.stack([sign, sign * log_anchor], 1)
-            self.fields = [
-                view.field(F.normalize(anchor, dim=-1, eps=_SMALLEST_NORM), partial(_meet_cosine, scorer)),
-                view.field(ratio, partial(_meet_ratio, scorer)),
-            ]
+
+def _sign(view: View) -> Tensor:
+    # [Q] -1 where the anchor is the tail.
+    return torch.where(view.inputs.batch.queries.side == 1, -1.0, 1.0).to(view.anchor.dtype)
 
 
 def _log_norm(rows: Tensor) -> Tensor:

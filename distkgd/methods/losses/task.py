@@ -26,9 +26,10 @@ class TaskLoss:
     relation_dropout: float
     bf16: bool
 
-    def view(self, model: Model, inputs: StepInputs, *, grad: bool) -> View:
-        """The view of a model that learns (with dropout) or is only asked for scores (without)."""
-        dropout, relation_dropout = (self.dropout, self.relation_dropout) if grad else (0.0, 0.0)
+    def view(self, model: Model, inputs: StepInputs, *, grad: bool, dropped: bool | None = None) -> View:
+        """The view of a model that learns or is only asked for scores. dropped: with dropout; default: if it learns."""
+        dropped = grad if dropped is None else dropped
+        dropout, relation_dropout = (self.dropout, self.relation_dropout) if dropped else (0.0, 0.0)
         return View(model, inputs, grad=grad, dropout=dropout, relation_dropout=relation_dropout, bf16=self.bf16)
 
     def request(self, view: View) -> LossRequest:

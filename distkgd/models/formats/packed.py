@@ -13,13 +13,13 @@ from torch import Tensor
 
 from distkgd.distributed.checkpoint.tables import (
     TAGS,
-    Peers,
     Rows,
     read_table,
     safetensors_header,
     write_bytes,
     write_table,
 )
+from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError
 from distkgd.kernels.quantiser import Packed, Quantiser
 
@@ -34,7 +34,7 @@ def packed_rows(rows: Tensor, quantiser: Quantiser) -> Packed:
     return Packed(**parts, columns=pieces[0].columns)
 
 
-def write_packed(folder: Path, name: str, rows: Rows, quantiser: Quantiser, peers: Peers) -> dict[str, list[str]]:
+def write_packed(folder: Path, name: str, rows: Rows, quantiser: Quantiser, peers: Ranks) -> dict[str, list[str]]:
     """Every rank writes its rows; {table: its files}, in the order of their rows."""
     if quantiser.bits == 16:
         return {name: write_table(folder, name, Rows(rows.tensor.bfloat16(), rows.lo, rows.total), peers)}

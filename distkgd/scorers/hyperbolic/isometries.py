@@ -1,14 +1,14 @@
 """RotE and RefE: a relation turns or mirrors every pair of coordinates, then translates."""
 
 import math
-from abc import ABC
-from typing import ClassVar, Literal, final
+from abc import ABC, abstractmethod
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from distkgd.kernels.candidates import Candidates, plain
-from distkgd.scorers.base import Init, Scorer
+from distkgd.scorers.base import CandidateForm, Init, Scorer
 from distkgd.scorers.interleaved import conjugate, join_pairs, split_pairs
 
 
@@ -41,6 +41,7 @@ class Isometry(Scorer, ABC):
 
     dim_multiple: ClassVar[int] = 2
     biases: ClassVar[int] = 1
+    candidate_form: ClassVar[CandidateForm] = "squared"
 
     @property
     def relation_size(self) -> int:
@@ -50,14 +51,26 @@ class Isometry(Scorer, ABC):
     def query_size(self) -> int:
         return 1 + self.dim
 
-    @property
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates", "squared", "hyperbolic"]:
-        return "squared"
+    @abstractmethod
+    def moved(self, x: Tensor, angle: Tensor) -> Tensor:
+        """`[..., dim]` G x of x `[..., dim]`, `[..., dim / 2]` radians."""
+
+    @abstractmethod
+    def moved_back(self, x: Tensor, angle: Tensor) -> Tensor:
+        """The same of G^-1."""
 
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         q, dtype = self.tail_query(h, r), torch.promote_types(h.dtype, torch.float32)
         apart = (q[..., 1:].to(dtype) - t[..., 1:].to(dtype)).square().sum(-1)
         return (q[..., 0] + t[..., 0] - apart).to(h.dtype)
+
+    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
+        angle, shift = pair_by_pair(r, 1, 2)
+        return with_bias(h[..., :1], self.moved(h[..., 1:], angle) + shift)
+
+    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
+        angle, shift = pair_by_pair(r, 1, 2)
+        return with_bias(t[..., :1], self.moved_back(t[..., 1:] - shift, angle))
 
     def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         return less_squares(q, plain(c))
@@ -68,12 +81,6 @@ class Isometry(Scorer, ABC):
     def relation_init(self) -> Init:
         return Init("uniform", 0.1, columns=(10.0 * math.pi, 1.0, 1.0) * (self.dim // 2))
 
-    @staticmethod
-    def _angle_and_shift(r: Tensor) -> tuple[Tensor, Tensor]:
-        # [..., dim / 2] and [..., dim] of a relation.
-        triplets = r.unflatten(-1, (r.shape[-1] // 3, 3))
-        return triplets[..., 0], triplets[..., 1:].flatten(-2)
-
 
 @final
 class RotE(Isometry):
@@ -81,13 +88,11 @@ class RotE(Isometry):
 
     name: ClassVar[str] = "rote"
 
-    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
-        angle, shift = self._angle_and_shift(r)
-        return with_bias(h[..., :1], turned(h[..., 1:], angle) + shift)
+    def moved(self, x: Tensor, angle: Tensor) -> Tensor:
+        return turned(x, angle)
 
-    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
-        angle, shift = self._angle_and_shift(r)
-        return with_bias(t[..., :1], turned(t[..., 1:] - shift, -angle))
+    def moved_back(self, x: Tensor, angle: Tensor) -> Tensor:
+        return turned(x, -angle)
 
 
 @final
@@ -96,13 +101,17 @@ class RefE(Isometry):
 
     name: ClassVar[str] = "refe"
 
-    def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
-        angle, shift = self._angle_and_shift(r)
-        return with_bias(h[..., :1], mirrored(h[..., 1:], angle) + shift)
+    def moved(self, x: Tensor, angle: Tensor) -> Tensor:
+        return mirrored(x, angle)
 
-    def head_query(self, t: Tensor, r: Tensor) -> Tensor:
-        angle, shift = self._angle_and_shift(r)
-        return with_bias(t[..., :1], mirrored(t[..., 1:] - shift, angle))
+    def moved_back(self, x: Tensor, angle: Tensor) -> Tensor:
+        return mirrored(x, angle)
+
+
+def pair_by_pair(parts: Tensor, *widths: int) -> tuple[Tensor, ...]:
+    """`[..., width * pairs]` each, of numbers `[..., sum(widths) * pairs]` stored pair by pair of coordinates."""
+    by_pair = parts.unflatten(-1, (-1, sum(widths)))
+    return tuple(part.flatten(-2) for part in by_pair.split(widths, dim=-1))
 
 
 def with_bias(bias: Tensor, *parts: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NoReturn, final
+from typing import ClassVar, NoReturn, final
 
 import torch
 from torch import Tensor
 
 from distkgd.kernels.candidates import Candidates, plain
-from distkgd.scorers.base import Init, Scorer, check_reciprocal
-from distkgd.scorers.hyperbolic.isometries import mirrored, turned, with_bias
+from distkgd.scorers.base import CandidateForm, Init, Scorer, check_reciprocal
+from distkgd.scorers.hyperbolic.isometries import mirrored, pair_by_pair, turned, with_bias
 from distkgd.scorers.hyperbolic.poincare import curvature, squared_distances, translated
 
 
@@ -18,8 +18,8 @@ class Hyperbolic(Scorer, ABC):
 
     Formula: f = -d_c(exp_0(M(h)) (+) exp_0(r), exp_0(t))^2 + b_h + b_t. The map M of the tangent space at 0 is what
     the models differ in; c = softplus(first number of the relation); the edge of the ball is cut off (`poincare.EDGE`).
-    Real numbers: dim + 1 per entity, the bias first, then a tangent vector at 0; 1 + `per_pair` dim / 2 per relation,
-    the curvature, then pair by pair of coordinates what the model says, the translation r last.
+    Real numbers: dim + 1 per entity, the bias first, then a tangent vector at 0; per relation the curvature, then pair
+    by pair of coordinates what the model says, the translation r last.
     Candidate form: query (b_h, c before the softplus, tangent vector of the translated point); one matrix product and
     elementwise work, as the distance needs only inner products and lengths. In float64, whatever comes in.
     Reciprocal relations are needed: Mobius addition on the right does not keep distances, so that no point stands for
@@ -32,20 +32,16 @@ class Hyperbolic(Scorer, ABC):
 
     biases: ClassVar[int] = 1
     tails_only: ClassVar[bool] = True
-    per_pair: ClassVar[int]  # numbers per relation for every two coordinates
-    ranges: ClassVar[tuple[float, ...]]  # half-widths in which they start
+    candidate_form: ClassVar[CandidateForm] = "hyperbolic"
+    ranges: ClassVar[tuple[float, ...]]  # half-widths in which the numbers per relation of two coordinates start
 
     @property
     def relation_size(self) -> int:
-        return 1 + self.per_pair * self.dim // 2
+        return 1 + len(self.ranges) * self.dim // 2
 
     @property
     def query_size(self) -> int:
         return 2 + self.dim
-
-    @property
-    def candidate_form(self) -> Literal["dot", "l2", "coordinates", "squared", "hyperbolic"]:
-        return "hyperbolic"
 
     @abstractmethod
     def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +85,6 @@ class TransH(Hyperbolic):
     """
 
     name: ClassVar[str] = "transh"
-    per_pair: ClassVar[int] = 2
     ranges: ClassVar[tuple[float, ...]] = (0.1, 0.1)
 
     def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +101,6 @@ class DistH(Hyperbolic):
     """
 
     name: ClassVar[str] = "disth"
-    per_pair: ClassVar[int] = 4
     ranges: ClassVar[tuple[float, ...]] = (1.0, 0.1, 1.0, 0.1)
 
     def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,11 +113,10 @@ class RotH(Hyperbolic):
 
     name: ClassVar[str] = "roth"
     dim_multiple: ClassVar[int] = 2
-    per_pair: ClassVar[int] = 3
     ranges: ClassVar[tuple[float, ...]] = (math.pi, 0.1, 0.1)
 
     def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-        angle, shift = _columns(parts, 3, 1, 2)
+        angle, shift = pair_by_pair(parts, 1, 2)
         return turned(h, angle), shift
 
 
@@ -133,11 +126,10 @@ class RefH(Hyperbolic):
 
     name: ClassVar[str] = "refh"
     dim_multiple: ClassVar[int] = 2
-    per_pair: ClassVar[int] = 3
     ranges: ClassVar[tuple[float, ...]] = (math.pi, 0.1, 0.1)
 
     def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-        angle, shift = _columns(parts, 3, 1, 2)
+        angle, shift = pair_by_pair(parts, 1, 2)
         return mirrored(h, angle), shift
 
 
@@ -151,17 +143,10 @@ class AttH(Hyperbolic):
 
     name: ClassVar[str] = "atth"
     dim_multiple: ClassVar[int] = 2
-    per_pair: ClassVar[int] = 6
     ranges: ClassVar[tuple[float, ...]] = (math.pi, math.pi, 0.1, 0.1, 0.1, 0.1)
 
     def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-        turn, mirror, attention, shift = _columns(parts, 6, 1, 1, 2, 2)
+        turn, mirror, attention, shift = pair_by_pair(parts, 1, 1, 2, 2)
         x, y = turned(h, turn), mirrored(h, mirror)
         weight = (attention * (x - y)).sum(-1, keepdim=True).sigmoid()
         return weight * x + (1.0 - weight) * y, shift
-
-
-def _columns(parts: Tensor, per_pair: int, *widths: int) -> tuple[Tensor, ...]:
-    # [..., width * dim / 2] each, of numbers stored pair by pair.
-    by_pair = parts.unflatten(-1, (parts.shape[-1] // per_pair, per_pair))
-    return tuple(part.flatten(-2) for part in by_pair.split(widths, dim=-1))

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from distkgd.kernels import planes as kernels
-from distkgd.scorers.sums.terms import Dot, Term
+from distkgd.kernels.pairs import Kind
 from distkgd.scorers.sums.tiles import FEW_QUERIES, pair_sums
 
 
-def plane_sums(term: Term, factor: float, q: Tensor, c: Tensor, planes: int) -> Tensor:
+def plane_sums(term: Kind, factor: float, q: Tensor, c: Tensor, planes: int) -> Tensor:
     """`[planes, ..., Q, N]` factor · Σ_k φ of each plane of queries `[..., Q, dim]` and candidates `[..., N, dim]`.
 
     Leading dimensions are equal, or there are none of the candidates'. A result of its own, to be written over.
     """
-    by_product = isinstance(term, Dot) and (c.dim() == 2 or q.shape[-2] >= FEW_QUERIES)
+    by_product = term == "dot" and (c.dim() == 2 or q.shape[-2] >= FEW_QUERIES)
     if not by_product and q.dtype == c.dtype and kernels.available(q.device, q.dtype):
         rows = c.reshape(-1, *c.shape[-2:]).contiguous()
         grouped = q.reshape(len(rows), -1, q.shape[-1]).contiguous()
@@ -28,10 +28,10 @@ def plane_sums(term: Term, factor: float, q: Tensor, c: Tensor, planes: int) -> 
     return _plane_by_plane(term, factor, q, c, planes)
 
 
-def _plane_by_plane(term: Term, factor: float, q: Tensor, c: Tensor, planes: int) -> Tensor:
+def _plane_by_plane(term: Kind, factor: float, q: Tensor, c: Tensor, planes: int) -> Tensor:
     c = c.reshape(*[1] * (q.dim() - c.dim()), *c.shape)
     q, c = (x.unflatten(-1, (planes, -1)).movedim(-2, 0) for x in (q, c))
-    if isinstance(term, Dot):
+    if term == "dot":
         return q @ (c.mT if factor == 1 else factor * c.mT)
     return factor * pair_sums(term, q, c)
 
@@ -40,10 +40,10 @@ class _Compiled(torch.autograd.Function):
     """`[P, G, Q, N]` of queries `[G, Q, dim]` and candidates `[G, N, dim]`."""
 
     @staticmethod
-    def forward(ctx: Any, term: Term, factor: float, planes: int, q: Tensor, c: Tensor) -> Tensor:
+    def forward(ctx: Any, term: Kind, factor: float, planes: int, q: Tensor, c: Tensor) -> Tensor:
         ctx.save_for_backward(q, c)
         ctx.term, ctx.factor = term, factor
-        return kernels.forward(term.kind, planes, factor, q, c)
+        return kernels.forward(term, planes, factor, q, c)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -52,5 +52,5 @@ class _Compiled(torch.autograd.Function):
             sums = _plane_by_plane(ctx.term, ctx.factor, q, c, len(grads[0]))
             found = torch.autograd.grad(sums, (q, c), grads[0], create_graph=True)
         else:
-            found = kernels.backward(ctx.term.kind, ctx.factor, q, c, grads[0])
+            found = kernels.backward(ctx.term, ctx.factor, q, c, grads[0])
         return None, None, None, *found

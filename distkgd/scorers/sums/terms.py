@@ -1,116 +1,50 @@
-"""What coordinate-wise scorers sum over the coordinates."""
+"""What coordinate-wise scorers sum over the coordinates, φ(q, c), in plain torch.
 
-from abc import ABC, abstractmethod
-from typing import ClassVar
+dot: q c. square: (q − c)². manhattan: |q − c|. scaled_manhattan: |a − b·c| with queries (a, b) side by side. modulus:
+|q − c| of complex numbers, stored (re, im, re, im, …). Where φ is not smooth its gradient is 0.
+"""
 
 import torch
 from torch import Tensor
 
-from distkgd.kernels import pairs
-from distkgd.scorers.interleaved import split_pairs
-
-Parts = tuple[Tensor, ...]
+from distkgd.kernels.pairs import Kind
+from distkgd.scorers.interleaved import as_complex
 
 
-class Term(ABC):
-    """φ, summed over coordinates. `kind` is its kernel; the rest works on one tile of the parts of queries
-    `[B, Q, 1, k]` and candidates `[B, 1, N, k]`."""
-
-    kind: ClassVar[pairs.Kind]
-
-    def query_parts(self, q: Tensor) -> Parts:
-        """`[..., Q, k]` each, of queries `[..., Q, width]`."""
-        return (q,)
-
-    def candidate_parts(self, c: Tensor) -> Parts:
-        """`[..., N, k]` each, of candidates `[..., N, dim]`."""
-        return (c,)
-
-    @abstractmethod
-    def value(self, q: Parts, c: Parts) -> Tensor:
-        """`[B, Q, N]` Σ_k φ(q_k, c_k). Runs without autograd, so it may work in place on what it made."""
-
-    @abstractmethod
-    def pull(self, q: Parts, c: Parts, g: Tensor) -> tuple[Parts, Parts]:
-        """Gradients `[B, Q, k]` of query parts and `[B, N, k]` of candidate parts, for g `[B, Q, N, 1]`.
-
-        Written with differentiable operations that keep what they need, for second derivatives.
-        """
+def summed(term: Kind, q: Tensor, c: Tensor) -> Tensor:
+    """`[..., Q, N]` Σ_k φ(q_k, c_k) of queries `[..., Q, 1, width]` and candidates `[..., 1, N, dim]`; differentiable
+    twice."""
+    match term:
+        case "dot":
+            return (q * c).sum(-1)
+        case "square":
+            return (q - c).square().sum(-1)
+        case "manhattan":
+            return (q - c).abs().sum(-1)
+        case "scaled_manhattan":
+            a, b = q.tensor_split(2, -1)
+            return torch.addcmul(a, b, c, value=-1).abs().sum(-1)
+        case "modulus":
+            return as_complex(q - c).abs().sum(-1)
 
 
-class Dot(Term):
-    """Σ q c."""
+def pulled(term: Kind, q: Tensor, c: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """`[B, Q, width]` and `[B, N, dim]`: gradients of `summed` of `[B, Q, 1, width]` and `[B, 1, N, dim]`.
 
-    kind = "dot"
-
-    def value(self, q: Parts, c: Parts) -> Tensor:
-        return (q[0] * c[0]).sum(-1)
-
-    def pull(self, q: Parts, c: Parts, g: Tensor) -> tuple[Parts, Parts]:
-        return ((c[0] * g).sum(2),), ((q[0] * g).sum(1),)
-
-
-class Square(Term):
-    """Σ (q − c)²."""
-
-    kind = "square"
-
-    def value(self, q: Parts, c: Parts) -> Tensor:
-        return (q[0] - c[0]).square_().sum(-1)
-
-    def pull(self, q: Parts, c: Parts, g: Tensor) -> tuple[Parts, Parts]:
-        pulled = 2.0 * (q[0] - c[0]) * g
-        return (pulled.sum(2),), (-pulled.sum(1),)
-
-
-class Manhattan(Term):
-    """Σ |q − c|. The gradient at q = c is 0."""
-
-    kind = "manhattan"
-
-    def value(self, q: Parts, c: Parts) -> Tensor:
-        return (q[0] - c[0]).abs_().sum(-1)
-
-    def pull(self, q: Parts, c: Parts, g: Tensor) -> tuple[Parts, Parts]:
-        pulled = (q[0] - c[0]).sign() * g
-        return (pulled.sum(2),), (-pulled.sum(1),)
-
-
-class ScaledManhattan(Term):
-    """Σ |a − b·c| with queries (a, b) side by side. The gradient where a = b·c is 0."""
-
-    kind = "scaled_manhattan"
-
-    def query_parts(self, q: Tensor) -> Parts:
-        return q.tensor_split(2, -1)
-
-    def value(self, q: Parts, c: Parts) -> Tensor:
-        return torch.addcmul(q[0], q[1], c[0], value=-1).abs_().sum(-1)
-
-    def pull(self, q: Parts, c: Parts, g: Tensor) -> tuple[Parts, Parts]:
-        pulled = torch.addcmul(q[0], q[1], c[0], value=-1).sign() * g
-        return (pulled.sum(2), -(pulled * c[0]).sum(2)), (-(pulled * q[1]).sum(1),)
-
-
-class Modulus(Term):
-    """Σ |q − c| over complex numbers, stored (re, im, re, im, …). The gradient at q = c is 0."""
-
-    kind = "modulus"
-
-    def query_parts(self, q: Tensor) -> Parts:
-        return split_pairs(q)
-
-    def candidate_parts(self, c: Tensor) -> Parts:
-        return split_pairs(c)
-
-    def value(self, q: Parts, c: Parts) -> Tensor:
-        re, im = q[0] - c[0], q[1] - c[1]
-        return re.square_().addcmul_(im, im).sqrt_().sum(-1)
-
-    def pull(self, q: Parts, c: Parts, g: Tensor) -> tuple[Parts, Parts]:
-        re, im = q[0] - c[0], q[1] - c[1]
-        square = re.square() + im.square()
-        # 1/√inf = 0 with a zero derivative: the direction at distance 0 is 0 instead of 0/0.
-        weight = square.masked_fill(square == 0, torch.inf).rsqrt() * g
-        re, im = re * weight, im * weight
-        return (re.sum(2), im.sum(2)), (-re.sum(1), -im.sum(1))
+    grad: [B, Q, N, 1] of the sums.
+    """
+    match term:
+        case "dot":
+            return (c * grad).sum(2), (q * grad).sum(1)
+        case "scaled_manhattan":
+            a, b = q.tensor_split(2, -1)
+            down = torch.addcmul(a, b, c, value=-1).sign_() * grad
+            return torch.cat([down.sum(2), -(down * c).sum(2)], -1), -(down * b).sum(1)
+        case "square":
+            slope = 2.0 * (q - c)
+        case "manhattan":
+            slope = (q - c).sign_()
+        case "modulus":
+            slope = torch.view_as_real(as_complex(q - c).sgn_()).flatten(-2)
+    down = slope * grad
+    return down.sum(2), -down.sum(1)

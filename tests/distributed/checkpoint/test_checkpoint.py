@@ -83,7 +83,7 @@ def test_tables_of_different_totals_and_splits_share_a_checkpoint(tmp_path: Path
     verify(path)
     for name, table in tables.items():
         assert same_bits(load_rows(path, name, 0, len(table)), table)
-    assert read_meta(path)["tables"]["c"]["files"][0]["file"] == "rows-000000000000-000000000004-1.safetensors"
+    assert read_meta(path)["tables"]["c"]["files"][0]["file"] == "rows-00001.safetensors"
 
 
 def test_an_empty_table_is_kept(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_table_larger_than_one_piece_survives(tmp_path: Path, monkeypatch: pyt
 
 def test_files_are_plain_safetensors(tmp_path: Path) -> None:
     path = save_split(tmp_path, 1, {"entity": torch.arange(6.0).reshape(3, 2)}, {"entity": [0, 1, 3]})
-    read = load_file(path / "rows-000000000001-000000000003.safetensors")
+    read = load_file(path / "rows-00001.safetensors")
     assert torch.equal(read["entity"], torch.tensor([[2.0, 3.0], [4.0, 5.0]]))
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
 
@@ -233,7 +233,7 @@ def first_part(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest["tables"]["entity"]["files"][0]
 
 
-ROWS = "rows-000000000000-000000000005.safetensors"
+ROWS = "rows-00000.safetensors"
 DAMAGES = {
     "truncated rows": (ROWS, truncate, "expected"),
     "flipped bit in rows": (ROWS, flip_last_bit, "sha256"),
@@ -458,7 +458,7 @@ def test_a_full_disk_on_one_rank_is_an_error_on_all(
     real = writer.write_tensors
 
     def write(path: Path, tensors: Any) -> Any:
-        if path.name.startswith(f"rows-{2 * victim:012d}"):
+        if path.name.startswith(f"rows-{victim:05d}"):
             raise OSError(28, "No space left on device", str(path))
         return real(path, tensors)
 

@@ -23,7 +23,7 @@ NAMES = ("sgd", "adagrad", "rowwise_adagrad", "adam")
 STAGES = (0, 1, 2, 3)
 # rowwise_adagrad has no form that ZeRO could cut.
 PAIRS = [(name, zero) for name in NAMES for zero in STAGES if name != "rowwise_adagrad" or zero == 0]
-STEPS, LR, ROWS = 20, 0.05, 12
+STEPS, LR, ROWS = 8, 0.05, 12
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
@@ -267,10 +267,9 @@ def test_a_step_is_the_formula_written_out_by_hand(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("world", [2, 3])
-def test_any_number_of_ranks_takes_the_same_steps(name: str, world: int) -> None:
+def test_any_number_of_ranks_takes_the_same_steps(name: str) -> None:
     alone = on_ranks(1, train, engine="ddp", name=name, steps=range(STEPS))
-    assert_same(on_ranks(world, train, engine="ddp", name=name, steps=range(STEPS)), alone, 1e-4)
+    assert_same(on_ranks(3, train, engine="ddp", name=name, steps=range(STEPS)), alone, 1e-4)
     moved = alone["after"]["tensors"]["relation"] - start()["relation"]
     assert moved.abs().min() > 1e-4
 
@@ -325,8 +324,7 @@ def test_deepspeed_takes_the_steps_of_ddp(name: str, zero: int) -> None:
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("zero", STAGES)
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize(("zero", "world"), [(0, 3), (1, 1), (2, 1), (3, 3)])
 def test_deepspeed_takes_them_on_one_and_on_three_ranks(zero: int, world: int) -> None:
     wanted = on_ranks(world, train, engine="ddp", name="adam", steps=range(STEPS))
     found = on_ranks(world, train, engine=zero, name="adam", steps=range(STEPS))
@@ -353,16 +351,10 @@ def test_a_leaf_that_is_written_between_steps_stays_written(zero: int) -> None:
     [
         ("sgd", [(3, 1), (2, 2), (1, 1), ("ddp", 2)]),
         ("rowwise_adagrad", [("ddp", 2), (0, 1), ("ddp", 1), (0, 2)]),
-        *(
-            (name, legs)
-            for name in ("adagrad", "adam")
-            for legs in (
-                [("ddp", 2), (0, 1), (1, 2), ("ddp", 1)],
-                [(2, 1), ("ddp", 2), (3, 2), (0, 2)],
-                [(3, 1), (2, 2), (1, 1), ("ddp", 2)],
-                [(1, 1), (3, 3), (2, 2), (0, 1)],
-            )
-        ),
+        ("adagrad", [("ddp", 2), (0, 1), (1, 2), ("ddp", 1)]),
+        ("adagrad", [(2, 1), ("ddp", 2), (3, 2), (0, 2)]),
+        ("adam", [(3, 1), (2, 2), (1, 1), ("ddp", 2)]),
+        ("adam", [(1, 1), (3, 3), (2, 2), (0, 1)]),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(str(engine) for engine, _ in value),
 )
@@ -397,8 +389,7 @@ def test_a_gradient_through_a_virtual_step_reaches_deepspeed_as_it_reaches_ddp()
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("zero", STAGES)
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("zero", "world"), [(0, 2), (1, 3), (2, 2), (3, 2), (3, 3)])
 def test_the_bytes_counted_are_those_that_deepspeed_sends(zero: int, world: int) -> None:
     for counted, heard in run_on_ranks(world, count_bytes, zero=zero):
         assert counted == pytest.approx(heard, abs=1.0) and heard > 0

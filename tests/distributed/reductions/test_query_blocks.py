@@ -121,7 +121,7 @@ def test_a_large_batch_is_cut_so_that_few_scores_exist_at_once() -> None:
     seen: list[int] = []
     with patch.object(query_blocks, "numbers_at_once", lambda numbers, device: min(numbers, 1000)):
         big, source = ask(600, 100_000, seen)
-        query_blocks.answer_means({"x": big}, {"x": 2.0}, 600)["x"].backward()
+        query_blocks.answer_means({"x": (2.0, big)}, 600)["x"].backward()
     assert max(seen) <= query_blocks._NUMBERS["cpu"] and sum(seen) == 600 * 100_000
     assert source.grad is not None
 
@@ -152,9 +152,9 @@ def test_terms_that_are_weighted_differently_afterwards_are_refused() -> None:
     ):
         first, source = ask(20, 10, [])
         second = LossRequest(first.partials, first.fields, lambda got: got["sum"].sqrt())
-        terms = query_blocks.answer_means({"a": first, "b": second}, {"a": 1.0, "b": 1.0}, 20)
+        terms = query_blocks.answer_means({"a": (1.0, first), "b": (1.0, second)}, 20)
         (3.0 * (terms["a"] + terms["b"])).backward()
         assert source.grad is not None
-        terms = query_blocks.answer_means({"a": first, "b": second}, {"a": 1.0, "b": 1.0}, 20)
+        terms = query_blocks.answer_means({"a": (1.0, first), "b": (1.0, second)}, 20)
         with pytest.raises(AssertionError, match="added up"):
             (terms["a"] + 2.0 * terms["b"]).backward()

@@ -296,9 +296,9 @@ def test_the_card_says_what_the_model_is_and_nothing_of_a_teacher(graph: Graph, 
 
 def test_an_export_of_an_export_that_is_no_plain_model_is_refused(graph: Graph, tmp_path: Path) -> None:
     stage_of(tmp_path, graph, "complex")
-    export_model(tmp_path, tmp_path / "packed", "packed", Ranks())
+    export_model(tmp_path, tmp_path / "sparse", "sparse", Ranks())
     with pytest.raises(ModelError, match="is an export already"):
-        export_model(tmp_path / "packed", tmp_path / "out", "numpy", Ranks())
+        export_model(tmp_path / "sparse", tmp_path / "out", "numpy", Ranks())
 
 
 def test_a_format_whose_library_is_missing_says_how_to_get_it(
