@@ -239,8 +239,10 @@ class Table:
         found: Tree = {name: [stages[-1][name] for stages in runs] for name in names}
         # As exported: a pruned model in its smallest sparse form, one of few bits as it is.
         found["bytes"] = [stages[-1].get("sparse_bytes") or stages[-1]["bytes"] for stages in runs]
-        found["bytes_each"] = found["bytes"][0] / graph_of(self.spec["data"]).num_entities
-        found["bits"] = runs[0][-1].get("bits", 32)
+        entities = runs[0][-1].get("num_entities")  # earlier results lack it
+        found |= {"bits": runs[0][-1].get("bits", 32)} | (
+            {"bytes_each": found["bytes"][0] / entities} if entities else {}
+        )
         found["seconds"] = [sum(stage["train_seconds"] for stage in stages) for stages in runs]
         curves = [stages[-1]["curve"] for stages in runs if "curve" in stages[-1]]
         return found | {"dim": runs[0][-1]["dim"]} | ({"curve": curves} if curves else {})
@@ -256,7 +258,7 @@ class Table:
             known = mean["test_mrr"] is not None
             spread = f"{statistics.stdev(row['test_mrr']):.4f}" if known and len(self.seeds) > 1 else ""
             gain = spelled_out(row["test_gain"]) if "test_gain" in row else ""
-            cells = [arm, f"{mean['bytes']:,.0f}", f"{row['bytes_each']:.1f}"]
+            cells = [arm, f"{mean['bytes']:,.0f}", fixed(row.get("bytes_each"), 1)]
             cells += [*(fixed(mean[name], 4) for name in names[:2]), spread, gain]
             cells += [*(fixed(mean[name], 4) for name in names[2:4]), f"{mean['seconds']:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -315,7 +317,7 @@ def rounded(tree: Tree, folder: Path) -> Tree:
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
     scorer = loaded.model.scorer
     stage = {"name": "student", "method": "round", "scorer": scorer.name, "dim": scorer.dim, "bits": how["bits"]}
-    stage |= {"bytes": bytes_on_disk(out), "train_seconds": 0.0}
+    stage |= {"num_entities": graph.num_entities, "bytes": bytes_on_disk(out), "train_seconds": 0.0}
     return {"stages": [stage | figures("valid", metrics(ranks_of(loaded.model, graph.valid, known, Ranks())))]}
 
 
@@ -339,7 +341,19 @@ def ranked_on_test(tree: Tree, folder: str, dims: list[int]) -> tuple[Tree, Tree
 
 def row(stage: StageResult) -> Tree:
     """What a table needs of a stage."""
-    kept = ("name", "method", "scorer", "dim", "bits", "bytes", "sparse_bytes", "train_seconds", "curve", "chosen")
+    kept = (
+        "name",
+        "method",
+        "scorer",
+        "dim",
+        "bits",
+        "num_entities",
+        "bytes",
+        "sparse_bytes",
+        "train_seconds",
+        "curve",
+        "chosen",
+    )
     found = {name: value for name, value in stage.to_json().items() if name in kept}
     return found | figures("valid", stage.metrics("valid"))
 

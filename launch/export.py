@@ -39,7 +39,7 @@ def main(
     """Write the tables, the names of their rows, and config.json. With any option of bits, in format packed."""
     rounds = (bits, relation_bits, group) != (None, None, None)
     rounding = Rounding(bits or 32, relation_bits or 32, group) if rounds else None
-    kind = format_ or ("packed" if rounds else "safetensors")
+    kind = ("packed" if rounds else "safetensors") if format_ is None else format_
 
     def body(ranks: Ranks, display: Display) -> None:
         files = export_model(model, out, kind, ranks, dim, rounding)

@@ -27,6 +27,7 @@ PRINTED_BY = {
     "distkgd.pipeline.run_folder": TRAINING,
     "distkgd.pipeline.storage": TRAINING,
     "distkgd.evaluation.prediction": ("predict",),
+    "distkgd.evaluation.entity_lookup": ("predict",),
     "distkgd.evaluation.model_metrics": ("evaluate",),
     "distkgd.pipeline.ray.worker_group": ("chain",),
     **{f"distkgd.models.export.{name}_format": ("export",) for name in ("faiss", "numpy", "onnx", "parquet", "pykeen")},

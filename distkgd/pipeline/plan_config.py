@@ -48,14 +48,16 @@ class ChainConfig(Frozen):
         while dims[-1] > end and not dims[-1] % ratio:
             dims.append(dims[-1] // ratio)
         if dims[-1] != end:
-            reached = ", ".join(map(str, numbers))
+            reached = _listed(dims)
             raise ValueError(f"from {start} by ratio {ratio} reaches {reached}, not {end}; change one, or list dims")
         return {"dims": dims} | {k: v for k, v in value.items() if k not in ("from", "to", "ratio")}
 
     @model_validator(mode="after")
     def _falls(self) -> "ChainConfig":
         if len(self.dims) < 2 and not self.bits:
-            raise ValueError("dims of at least two models are needed, or bits of at least one student")
+            raise ValueError(
+                f"dims: at least two are needed (given: {_listed(self.dims) or 'none'}), or bits of a student"
+            )
         if self.dims and self.bits and len(self.bits) != len(self.dims) - 1:
             raise ValueError(
                 f"{len(self.bits)} bits for {len(self.dims) - 1} students; give one for each dim but the first"

@@ -232,7 +232,7 @@ def test_keys_of_one_of_the_bits_are_that_students_alone() -> None:
         ({"bits": [2, 4]}, "dims must fall from teacher to student, or bits where dims stay"),
         ({"bits": [2, 2]}, "or bits where dims stay"),
         ({"dims": [8, 4], "bits": [4, 2]}, "2 bits for 1 students"),
-        ({"dims": [8]}, "dims of at least two models are needed"),
+        ({"dims": [8]}, "dims: at least two are needed"),
         ({"bits": [7]}, "chain.bits.0"),
         ({"bits": [4, 2], "per_bits": {3: {}}}, "per_bits has 3, which is none of the bits 4, 2"),
     ],

@@ -40,7 +40,7 @@ def model(
         dtype=torch.float64,
         row_dtype=row_dtype,
     )
-    made.entity.weight += 0.3  # principal axes about the mean and about zero differ
+    made.entity.weight.add_(0.3)  # principal axes about the mean and about zero differ
     return made
 
 

@@ -622,7 +622,7 @@ def test_an_empty_split_has_no_figures_in_any_report_nor_in_what_mlflow_is_told(
         report = read_report(folder)
         for stage, cells in zip(report.stages, rows(report), strict=True):
             known = stage.final_metrics()
-            for split, column in (("valid", 5), ("test", 6)):
+            for split, column in (("valid", 6), ("test", 7)):
                 figures = [stage.metrics(split), *stage.curve.get(split, {}).values()]
                 assert all((one["mrr"] is None) == (split in empty) for one in figures)
                 assert (cells[column] == "–") == (split in empty) == (f"final/{split}/mrr" not in known)

@@ -14,6 +14,7 @@ from distkgd.models.model_folder import load_model
 from distkgd.pipeline.autoconfig import NOT_REACHABLE, Budget, Outcome, request_of, run_config, run_own
 from distkgd.pipeline.config import load_config
 from distkgd.reporting.run_report import RunReport, read_report
+from tests.launches import distil
 from tests.own_graphs import own_triples, write_tsv
 from tests.test_launch import assert_one_line_error, launch
 
@@ -228,8 +229,8 @@ def test_a_folder_in_another_order_of_columns_is_trained_on_as_it_was_said(tmp_p
 
 
 def test_two_ranks_split_and_train_the_same(file: Path, finished: Path, tmp_path: Path) -> None:
-    done = launch(tmp_path, "distill", *QUICK_TO, "--data", file, "--to", "8", "--out", "run", world=2)
-    assert done.returncode == 0, done.stderr
+    code, text = distil([*QUICK_TO, "--data", file, "--to", "8", "--out", "run"], tmp_path, world=2)
+    assert code == 0, text
     one, two = (read_report(run) for run in (finished, tmp_path / "run"))
     assert one.data == two.data and two.world == 2
     for name, pair in figures(one).items():

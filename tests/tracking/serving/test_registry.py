@@ -326,7 +326,7 @@ def test_a_stage_or_a_model_folder_is_registered_alone(run: Path, uri: str, tmp_
     assert aliases(uri) == {"student-6": "1", "champion": "1"}
     export_model(run / "stages/student", tmp_path / "small packed", "packed", Ranks())
     assert launched(tmp_path / "small packed", name="small") == 0
-    assert aliases(uri, "small") == {"student-6": "1"}  # nobody knows how good it is
+    assert aliases(uri, "small") == {"student-6-8bit": "1"}  # nobody knows how good it is
     assert [entry.alias for entry in entries_at(run / "stages/teacher/model")[0]] == ["teacher"]
     assert not list(tmp_path.rglob(".registering-*"))
 
