@@ -1,6 +1,6 @@
 """What a rehearsal says that a step sends, against the payloads that were handed to collectives."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from distkgd.config.stage import LossConfig
-from distkgd.data import Graph
 from distkgd.distributed.cost import HeldModel, StepShape, human, memory
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions import candidate_layout
@@ -19,7 +18,7 @@ from distkgd.training import communication
 from distkgd.training.communication import choose_communication, count_needs, expected_traffic
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_stage, train_step
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 from tests.toys import toy_graph, toy_job
 
 REGIMES: dict[str, dict[str, Any]] = {
@@ -55,10 +54,11 @@ LOSSES |= {"dualde": ("softmax", "self_adversarial"), "med": ("softmax", "bce")}
 TRIPLES = 72
 
 
-def silent_job(config: dict[str, Any], ranks: Ranks, graph: Graph) -> Job:
-    """`toy_job` that does not say what each move would send, which takes a rehearsal for each."""
+@pytest.fixture
+def unannounced() -> Iterator[None]:
+    """Jobs do not say what each move would send, which takes a rehearsal for each."""
     with patch.object(communication, "forecast", lambda *_: {}):
-        return toy_job(config, ranks, Path("/nonexistent"), graph)
+        yield
 
 
 def count_on_ranks(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, dict[str, float]]]:
@@ -66,7 +66,7 @@ def count_on_ranks(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, 
     graph = toy_graph(entities=300, triples=2000)
     found = []
     for config in cases:
-        job = silent_job(config, ranks, graph)
+        job = toy_job(config, ranks, Path("/nonexistent"), graph)
         inputs, move, progress = job.input_builder, job.input_builder.move, Progress()
         train_step(job, progress, 0)
         ranks.traffic.clear()
@@ -87,17 +87,9 @@ def config_of(method: str, options: dict[str, Any], loss: str, regime: str, move
     return {"student": stage | {"loss": {"name": loss}, "move": move} | more}
 
 
-def count_in_blocks(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[str, dict[str, float]]]:
-    """`count_on_ranks` with scores that are computed in blocks, again in backward."""
-    with patch.object(candidate_layout, "numbers_at_once", lambda _numbers, _device: 1000):
-        return count_on_ranks(ranks, cases)
-
-
-def assert_as_expected(
-    world: int, cases: list[dict[str, Any]], count: Callable[..., Any] = count_on_ranks
-) -> list[dict[str, float]]:
+def assert_as_expected(world: int, cases: list[dict[str, Any]]) -> list[dict[str, float]]:
     """What the first rank has sent in each case."""
-    ranks = run_on_ranks(world, count, cases=cases)
+    ranks = run_on_threads(world, count_on_ranks, cases=cases)
     for i, config in enumerate(cases):
         where = f"{world} ranks, {config['student']}"
         expected = ranks[0][i]["expected"]
@@ -113,6 +105,7 @@ def assert_as_expected(
     return [found["sent"] for found in ranks[0]]
 
 
+@pytest.mark.usefixtures("unannounced")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_sends_what_was_rehearsed(method: str) -> None:
     ways = list(product(OPTIONS[method], LOSSES.get(method, ("softmax",))))
@@ -122,24 +115,28 @@ def test_every_method_sends_what_was_rehearsed(method: str) -> None:
     assert_as_expected(2, [config_of(method, *way, *place) for way, place in turns])
 
 
+@pytest.mark.usefixtures("unannounced")
 def test_several_teachers_send_what_was_rehearsed() -> None:
     places = [("all", "queries"), ("triple", "rows"), ("chunk", "rows")]
     turns = zip(OPTIONS["dualde"], places, strict=True)
     assert_as_expected(3, [{"two": True} | config_of("dualde", way, "softplus", *place) for way, place in turns])
 
 
-@pytest.mark.parametrize(("world", "count"), [(2, count_on_ranks), (3, count_in_blocks)])
-def test_queries_travel_once_however_many_passes_and_blocks_meet_them(world: int, count: Callable[..., Any]) -> None:
+@pytest.mark.usefixtures("unannounced")
+@pytest.mark.parametrize(("world", "at_once"), [(2, 1 << 30), (3, 1000)])
+def test_queries_travel_once_however_many_passes_and_blocks_meet_them(world: int, at_once: int) -> None:
     """The second pass of js takes nothing along but what the first one brought home."""
     js = {"divergence": "js"}
     cases = [config_of("bkd", options, "softmax", "all", "queries") for options in ({}, js, js | {"hard_weight": 0.0})]
     cases += [config_of("bkd", js, loss, "batch", "queries", accumulate=3) for loss in ("softmax", "margin")]
-    sent = assert_as_expected(world, cases, count)
+    with patch.object(candidate_layout, "numbers_at_once", lambda _numbers, _device: at_once):
+        sent = assert_as_expected(world, cases)
     queries = 2 * TRIPLES // world
     assert sent[1]["queries"] - sent[0]["queries"] == 3 * 4 * (world - 1) * queries
     assert sent[1]["partials"] == sent[0]["partials"]
 
 
+@pytest.mark.usefixtures("unannounced")
 def test_smoothing_clipping_parts_and_balance_send_what_was_rehearsed() -> None:
     smoothed = config_of("scratch", {}, "softmax", "batch", "queries")
     smoothed["student"]["loss"]["label_smoothing"] = 0.1
@@ -162,7 +159,7 @@ def rehearse_on_ranks(ranks: Ranks, cases: list[dict[str, Any]]) -> list[dict[st
     """Of each config: what is rehearsed, and whether anything of the job has changed by it."""
     found = []
     for config in cases:
-        job = silent_job(config, ranks, toy_graph(entities=300, triples=2000))
+        job = toy_job(config, ranks, Path("/nonexistent"), toy_graph(entities=300, triples=2000))
         train_step(job, Progress(), 0)
         before, random, kept, sent = tensors_of(job), torch.get_rng_state(), job.method.state(), dict(ranks.traffic)
         expected = [expected_traffic(job.input_builder, job.method, job.config, move) for move in ("rows", "queries")]
@@ -181,10 +178,11 @@ def tensors_of(job: Job) -> list[torch.Tensor]:
     return [x.detach().clone() for x in (*tables, *(t for one in job.dense.values() for t in one.tensors.values()))]
 
 
+@pytest.mark.usefixtures("unannounced")
 def test_a_rehearsal_is_the_same_on_all_ranks_and_changes_nothing() -> None:
     cases = [config_of(method, options[0], "softmax", "batch", "queries") for method, options in OPTIONS.items()]
     cases += [config_of("metasd", {"prune": {"rate": 0.5}, "quiz_batch": 31}, "softmax", "chunk", "queries")]
-    first, *others = run_on_ranks(3, rehearse_on_ranks, cases=cases)
+    first, *others = run_on_threads(3, rehearse_on_ranks, cases=cases)
     for i, one in enumerate(first):
         assert all(one["same"]), cases[i]
         assert all(other[i] == one for other in others), cases[i]
@@ -207,7 +205,7 @@ def in_both_phases(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def test_a_new_phase_is_rehearsed_and_announced_anew(tmp_path: Path) -> None:
-    first, second = run_on_ranks(2, in_both_phases, folder=tmp_path)
+    first, second = run_on_threads(2, in_both_phases, folder=tmp_path)
     before, after, begun_there = first["sent"]
     assert after == begun_there and after["queries"] > before["queries"] and after["dense"] > before["dense"]
     place = next(i for i, line in enumerate(first["said"]) if "next phase" in line)
@@ -219,6 +217,7 @@ def test_every_method_is_counted() -> None:
     assert OPTIONS.keys() == METHODS.keys()
 
 
+@pytest.mark.usefixtures("unannounced")
 def test_nothing_that_is_sent_grows_with_queries_times_candidates() -> None:
     """Ten times the candidates: the same bytes where queries travel, ten times the rows where rows do."""
     graph_sizes = {}
@@ -235,9 +234,9 @@ def test_nothing_that_is_sent_grows_with_queries_times_candidates() -> None:
 def test_the_cheaper_move_is_taken_unless_one_is_named() -> None:
     for kind, num, expected in (("triple", 1, "rows"), ("batch", 3, "rows"), ("all", 0, "queries")):
         config = config_of("scratch", {}, "softmax", "all", "auto", negatives={"kind": kind, "num": max(num, 1)})
-        assert set(run_on_ranks(2, chosen_on_ranks, config=config)) == {expected}, kind
+        assert set(run_on_threads(2, chosen_on_ranks, config=config)) == {expected}, kind
         config["student"]["move"] = "queries" if expected == "rows" else "rows"
-        assert set(run_on_ranks(2, chosen_on_ranks, config=config)) == {config["student"]["move"]}
+        assert set(run_on_threads(2, chosen_on_ranks, config=config)) == {config["student"]["move"]}
 
 
 def chosen_on_ranks(ranks: Ranks, config: dict[str, Any]) -> str:
@@ -246,12 +245,12 @@ def chosen_on_ranks(ranks: Ranks, config: dict[str, Any]) -> str:
 
 
 def test_the_announcement_names_the_move_its_bytes_and_the_memory() -> None:
-    (one,) = run_on_ranks(1, announced_on_ranks, config=config_of("bkd", {}, "softmax", "all", "auto"))
+    (one,) = run_on_threads(1, announced_on_ranks, config=config_of("bkd", {}, "softmax", "all", "auto"))
     assert one.startswith("one rank, nothing travels; memory per rank ") and "tables" in one and "scores" in one
-    two = run_on_ranks(2, announced_on_ranks, config=config_of("bkd", {}, "softmax", "all", "auto"))
+    two = run_on_threads(2, announced_on_ranks, config=config_of("bkd", {}, "softmax", "all", "auto"))
     assert two[0] == two[1] and two[0].startswith("queries travel (chosen; with rows it would be ")
     assert " per step and rank (ids " in two[0] and "partials" in two[0]
-    forced = run_on_ranks(2, announced_on_ranks, config=config_of("bkd", {}, "softmax", "all", "rows"))[0]
+    forced = run_on_threads(2, announced_on_ranks, config=config_of("bkd", {}, "softmax", "all", "rows"))[0]
     assert forced.startswith("candidate rows travel (as configured; with queries it would be ")
 
 

@@ -11,7 +11,7 @@ from distkgd.distributed import pruning
 from distkgd.distributed.pruning import Scope, largest, nth_magnitude, num_pruned
 from distkgd.distributed.ranks import Ranks
 from distkgd.scorers import build_scorer
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 
 SCOPES = get_args(Scope)
 
@@ -63,7 +63,7 @@ def test_any_number_of_ranks_keeps_the_largest_as_sorting_would(scope: Scope, dt
             for world in (1, 2, 3):
                 options: dict[str, Any] = {"rate": rate, "scope": scope, "scorer": scorer}
                 for at_once in (1 << 22, 13):
-                    found = run_on_ranks(
+                    found = run_on_threads(
                         world, prune_on_ranks, entity=entity, relation=relation, at_once=at_once, **options
                     )
                     assert torch.equal(torch.cat([one[0] for one in found]), wanted[0])

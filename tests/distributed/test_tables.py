@@ -7,7 +7,7 @@ from torch import Tensor
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable, plan_route
 from tests.jobs import look_up_on_ranks
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 
 TOTAL, DIM = 11, 3
 WEIGHT = torch.randn(TOTAL, DIM, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -47,7 +47,7 @@ def test_rows_and_their_first_and_second_gradients_are_those_of_one_dense_table(
     ids = REQUESTS[request_name][:world]
     given = factors(ids)
     chosen = CANDIDATES[candidates]
-    parts = run_on_ranks(world, look_up_on_ranks, weight=WEIGHT, ids=ids, factors=given, candidates=chosen)
+    parts = run_on_threads(world, look_up_on_ranks, weight=WEIGHT, ids=ids, factors=given, candidates=chosen)
     everything = [entity for mine in ids for entity in mine]
     expected = dense(everything, torch.cat(given))
     if everything:
@@ -64,7 +64,7 @@ def test_rows_and_their_first_and_second_gradients_are_those_of_one_dense_table(
 def test_the_first_gradient_adds_up_over_duplicates_like_index_add() -> None:
     ids = REQUESTS["duplicates"][:2]
     given = factors(ids)
-    parts = run_on_ranks(2, look_up_on_ranks, weight=WEIGHT, ids=ids, factors=given, candidates=[])
+    parts = run_on_threads(2, look_up_on_ranks, weight=WEIGHT, ids=ids, factors=given, candidates=[])
     everything = torch.tensor([entity for mine in ids for entity in mine])
     expected = torch.zeros(TOTAL, DIM, dtype=torch.float64)
     expected.index_add_(0, everything, torch.cat(given) * WEIGHT[everything].cos())

@@ -21,8 +21,9 @@ from tests.ranks import run_on_ranks
 
 NAMES = ("sgd", "adagrad", "rowwise_adagrad", "adam")
 STAGES = (0, 1, 2, 3)
-# rowwise_adagrad has no form that ZeRO could cut.
-PAIRS = [(name, zero) for name in NAMES for zero in STAGES if name != "rowwise_adagrad" or zero == 0]
+WAYS = (0, 2, 3)  # 1 takes that of 2
+# Each optimiser and each stage; rowwise_adagrad has no form that ZeRO could cut.
+PAIRS = [("sgd", 0), ("sgd", 3), ("adagrad", 1), ("adagrad", 3), ("rowwise_adagrad", 0), ("adam", 2), ("adam", 3)]
 STEPS, LR, ROWS = 8, 0.05, 12
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
@@ -324,22 +325,22 @@ def test_deepspeed_takes_the_steps_of_ddp(name: str, zero: int) -> None:
 
 
 @needs_deepspeed
-@pytest.mark.parametrize(("zero", "world"), [(0, 3), (1, 1), (2, 1), (3, 3)])
-def test_deepspeed_takes_them_on_one_and_on_three_ranks(zero: int, world: int) -> None:
-    wanted = on_ranks(world, train, engine="ddp", name="adam", steps=range(STEPS))
-    found = on_ranks(world, train, engine=zero, name="adam", steps=range(STEPS))
+@pytest.mark.parametrize("zero", STAGES)
+def test_deepspeed_takes_them_on_one_rank(zero: int) -> None:
+    wanted = on_ranks(1, train, engine="ddp", name="adam", steps=range(STEPS))
+    found = on_ranks(1, train, engine=zero, name="adam", steps=range(STEPS))
     assert_same(found["after"]["tensors"], wanted["after"]["tensors"], 1e-5)
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("zero", STAGES)
+@pytest.mark.parametrize("zero", WAYS)
 def test_gradients_that_were_summed_before_make_the_same_step(zero: int) -> None:
     options = {"engine": zero, "name": "sgd", "steps": range(3)}
     assert_same(on_ranks(2, train, reduced=True, **options), on_ranks(2, train, reduced=False, **options))
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("zero", STAGES)
+@pytest.mark.parametrize("zero", WAYS)
 def test_a_leaf_that_is_written_between_steps_stays_written(zero: int) -> None:
     options = {"name": "adagrad", "steps": range(4), "disturb": write_leaf}
     assert_same(on_ranks(2, train, engine=zero, **options), on_ranks(2, train, engine="ddp", **options), 1e-5)
@@ -354,7 +355,7 @@ def test_a_leaf_that_is_written_between_steps_stays_written(zero: int) -> None:
         ("adagrad", [("ddp", 2), (0, 1), (1, 2), ("ddp", 1)]),
         ("adagrad", [(2, 1), ("ddp", 2), (3, 2), (0, 2)]),
         ("adam", [(3, 1), (2, 2), (1, 1), ("ddp", 2)]),
-        ("adam", [(1, 1), (3, 3), (2, 2), (0, 1)]),
+        ("adam", [(1, 1), (3, 2), (2, 2), (0, 1)]),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(str(engine) for engine, _ in value),
 )
@@ -371,7 +372,7 @@ def test_a_checkpoint_moves_between_engines_stages_and_world_sizes(name: str, le
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("zero", STAGES)
+@pytest.mark.parametrize("zero", WAYS)
 def test_only_the_group_that_steps_moves(zero: int) -> None:
     found, wanted = on_ranks(2, train_two, engine=zero), on_ranks(2, train_two, engine="ddp")
     assert_same(found, wanted)
@@ -389,9 +390,9 @@ def test_a_gradient_through_a_virtual_step_reaches_deepspeed_as_it_reaches_ddp()
 
 
 @needs_deepspeed
-@pytest.mark.parametrize(("zero", "world"), [(0, 2), (1, 3), (2, 2), (3, 2), (3, 3)])
-def test_the_bytes_counted_are_those_that_deepspeed_sends(zero: int, world: int) -> None:
-    for counted, heard in run_on_ranks(world, count_bytes, zero=zero):
+@pytest.mark.parametrize("zero", STAGES)
+def test_the_bytes_counted_are_those_that_deepspeed_sends(zero: int) -> None:
+    for counted, heard in run_on_ranks(2, count_bytes, zero=zero):
         assert counted == pytest.approx(heard, abs=1.0) and heard > 0
 
 

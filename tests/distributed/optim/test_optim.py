@@ -12,7 +12,7 @@ from distkgd.distributed.optim.rows import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS, Ro
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable, plan_route
 from tests.jobs import optimise_on_ranks
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 
 TOTAL, DIM, STEPS = 9, 4, 5
 OPTIONS = {"lr": 0.1, "small_lr": 0.03}
@@ -37,7 +37,7 @@ SPARSE = [
 def run(name: str, steps: list[dict[str, Any]], world: int = 1) -> tuple[Tensor, dict[str, Any]]:
     """All rows, and what rank 0 says."""
     options = OPTIONS | {"name": name}
-    parts = run_on_ranks(world, optimise_on_ranks, weight=WEIGHT, small=SMALL, steps=steps, options=options)
+    parts = run_on_threads(world, optimise_on_ranks, weight=WEIGHT, small=SMALL, steps=steps, options=options)
     for part in parts:
         assert torch.equal(part["small"], parts[0]["small"]) and part["clips"] == parts[0]["clips"]
     return torch.cat([part["rows"] for part in parts]), parts[0]
@@ -255,7 +255,7 @@ def test_bfloat16_rows_are_the_full_update_rounded_up_or_down(name: str, ids: Te
 
 def test_stochastic_rounding_depends_on_seed_step_row_and_column_alone() -> None:
     def rows(world: int, seed: int, steps: int = 2) -> Tensor:
-        parts = run_on_ranks(world, round_on_ranks, seed=seed, steps=steps)
+        parts = run_on_threads(world, round_on_ranks, seed=seed, steps=steps)
         return torch.cat(parts)
 
     assert torch.equal(rows(1, 0), rows(2, 0)) and torch.equal(rows(1, 0), rows(3, 0))
@@ -266,8 +266,8 @@ def test_stochastic_rounding_depends_on_seed_step_row_and_column_alone() -> None
 def test_state_on_the_host_trains_the_same_rows(name: str) -> None:
     options = OPTIONS | {"name": name}
     for steps in (DENSE, SPARSE):
-        plain = run_on_ranks(1, optimise_on_ranks, weight=WEIGHT, small=SMALL, steps=steps, options=options)[0]
-        moved = run_on_ranks(
+        plain = run_on_threads(1, optimise_on_ranks, weight=WEIGHT, small=SMALL, steps=steps, options=options)[0]
+        moved = run_on_threads(
             1, optimise_on_ranks, weight=WEIGHT, small=SMALL, steps=steps, options=options | {"more": {"offload": True}}
         )[0]
         assert torch.equal(plain["rows"], moved["rows"])

@@ -12,7 +12,7 @@ from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, Candid
 from distkgd.distributed.reductions.loss_requests import reduce
 from distkgd.distributed.reductions.partials import LogSumExp, SoftmaxMean, Sum
 from tests.jobs import PARTIALS, RowsCase, closeness, dot, every_partial, reduce_on_ranks
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_threads
 
 WIDTH = 4
 
@@ -85,13 +85,13 @@ def test_partials_and_gradients_are_those_of_one_dense_matrix(
     world: int, queries: int, candidates: int, exclude: str
 ) -> None:
     case = rows_case(queries, candidates, exclude=exclude)
-    assert_dense(case, run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(candidates, world)))
+    assert_dense(case, run_on_threads(world, reduce_on_ranks, case=case, cuts=even(candidates, world)))
 
 
 @pytest.mark.parametrize("cuts", [[0, 0, 8], [0, 8, 8], [0, 3, 3, 8], [0, 0, 0, 8]], ids=str)
 def test_a_rank_may_have_no_candidates(cuts: list[int]) -> None:
     case = rows_case(5, 8, exclude="all of one")
-    assert_dense(case, run_on_ranks(len(cuts) - 1, reduce_on_ranks, case=case, cuts=cuts, block_numbers=None))
+    assert_dense(case, run_on_threads(len(cuts) - 1, reduce_on_ranks, case=case, cuts=cuts, block_numbers=None))
 
 
 @pytest.mark.parametrize("only", ["sum", "mean", "lse"])
@@ -99,7 +99,7 @@ def test_a_rank_without_candidates_takes_part_in_backward_whichever_partial_is_a
     """Were it to miss one exchange of gradients, the others would wait for it."""
     case = rows_case(5, 8, exclude="none")
     case.weights[:, [name.split(".")[0] != only for name in PARTIALS]] = 0.0
-    parts = run_on_ranks(2, reduce_on_ranks, case=case, cuts=[0, 8, 8], only=only)
+    parts = run_on_threads(2, reduce_on_ranks, case=case, cuts=[0, 8, 8], only=only)
     expected = dense(case)
     for name in ("queries", "rows"):
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), expected[name])
@@ -108,17 +108,17 @@ def test_a_rank_without_candidates_takes_part_in_backward_whichever_partial_is_a
 @pytest.mark.parametrize("queries", [1, 2])
 def test_a_rank_may_have_no_queries(queries: int) -> None:
     case = rows_case(queries, 7)
-    assert_dense(case, run_on_ranks(3, reduce_on_ranks, case=case, cuts=even(7, 3), block_numbers=None))
+    assert_dense(case, run_on_threads(3, reduce_on_ranks, case=case, cuts=even(7, 3), block_numbers=None))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("block_numbers", [1, 14, 35])
 def test_blocks_that_are_recomputed_change_no_value_and_no_gradient(world: int, block_numbers: int) -> None:
     case = rows_case(7, 12, exclude="all of one")
-    parts = run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(12, world), block_numbers=block_numbers)
+    parts = run_on_threads(world, reduce_on_ranks, case=case, cuts=even(12, world), block_numbers=block_numbers)
     assert all(int(part["blocks"]) > 1 for part in parts) or (world, block_numbers) == (3, 35)
     assert_dense(case, parts)
-    whole = run_on_ranks(world, reduce_on_ranks, case=case, cuts=even(12, world))
+    whole = run_on_threads(world, reduce_on_ranks, case=case, cuts=even(12, world))
     for one, other in zip(parts, whole, strict=True):
         assert int(other["blocks"]) == 1
         for name in ("queries", "thresholds", "rows"):
@@ -128,7 +128,7 @@ def test_blocks_that_are_recomputed_change_no_value_and_no_gradient(world: int, 
 @pytest.mark.parametrize("cuts", [[0, 6, 13], [0, 2, 9], [0, 0, 5], [0, 2, 3, 9]], ids=str)
 def test_ranks_may_cut_their_candidates_into_different_numbers_of_blocks(cuts: list[int]) -> None:
     case = rows_case(7, cuts[-1])
-    parts = run_on_ranks(len(cuts) - 1, reduce_on_ranks, case=case, cuts=cuts, block_numbers=14)
+    parts = run_on_threads(len(cuts) - 1, reduce_on_ranks, case=case, cuts=cuts, block_numbers=14)
     assert len({int(part["blocks"]) for part in parts}) > 1
     assert_dense(case, parts)
 
