@@ -9,9 +9,12 @@ def all_pairs(*parameters: Iterable[Any]) -> list[tuple[Any, ...]]:
     """Few rows, of one value of each parameter, in which any two values of two parameters stand together.
 
     Greedy, and the same in every process: each row begins with a pair that is still missing, and takes of every other
-    parameter the value that brings most of the missing ones.
+    parameter the value that brings most of the missing ones. ValueError: of less than two parameters, or one without
+    values, there are no pairs.
     """
     columns = [list(values) for values in parameters]
+    if len(columns) < 2 or not all(columns):
+        raise ValueError(f"no pairs of {columns}")
     # A pair: (which parameter, which of its values), twice. A dict in place of a set: it keeps its order.
     missing = dict.fromkeys(
         ((a, i), (b, j))

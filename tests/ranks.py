@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -68,7 +67,7 @@ class _Threads:
     def __init__(self, world: int) -> None:
         self._world = world
         self._mine = threading.local()
-        self._baton = threading.Lock()
+        self._only_one = threading.Lock()
         self._gate = threading.Barrier(world, timeout=ANSWER_SECONDS)
         # Two, by turns: nobody writes into one before all have read it.
         self._slots: list[list[Any]] = [[None] * world, [None] * world]
@@ -76,7 +75,7 @@ class _Threads:
     def answer(self, rank: int, fn: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[bool, Any]:
         """(whether it went well, what fn returned or how it failed) on a rank."""
         self._mine.rank, self._mine.turn = rank, 0
-        with self._baton:
+        with self._only_one:
             try:
                 return True, fn(Ranks(rank, self._world), **kwargs)
             except threading.BrokenBarrierError:
@@ -86,27 +85,25 @@ class _Threads:
                 return False, f"rank {rank}: {traceback.format_exc()}"
 
     def barrier(self) -> None:
-        self._baton.release()
+        self._only_one.release()
         try:
             self._gate.wait()
         finally:
-            self._baton.acquire()
+            self._only_one.acquire()
 
     def all_gather_object(self, values: list[Any], value: Any) -> None:
         values[:] = map(pickle.loads, self._everyones(pickle.dumps(value)))
 
-    def all_reduce(self, tensor: Tensor, async_op: bool) -> SimpleNamespace:
+    def all_reduce(self, tensor: Tensor, async_op: bool) -> "_Arriving":
         first, *others = self._everyones(tensor.detach().clone())
-        tensor.detach().copy_(sum(others, first))
-        return SimpleNamespace(wait=lambda: None)
+        return _Arriving(tensor.detach(), sum(others, first))
 
     def all_to_all_single(
         self, out: Tensor, rows: Tensor, receive: list[int], send: list[int], async_op: bool
-    ) -> SimpleNamespace:
+    ) -> "_Arriving":
         parts = [given.split(sizes)[self._mine.rank] for given, sizes in self._everyones((rows.detach().clone(), send))]
         assert [len(part) for part in parts] == receive
-        out.copy_(torch.cat(parts))
-        return SimpleNamespace(wait=lambda: None)
+        return _Arriving(out, torch.cat(parts))
 
     def _everyones(self, value: Any) -> list[Any]:
         self._mine.turn = 1 - self._mine.turn
@@ -114,6 +111,20 @@ class _Threads:
         slots[self._mine.rank] = value
         self.barrier()
         return list(slots)
+
+
+class _Arriving:
+    """A message under way: until somebody waits for it, its place holds no numbers that could be of use."""
+
+    def __init__(self, place: Tensor, content: Tensor) -> None:
+        self._place, self._content = place, content
+        self._arrived = False
+        place.fill_(torch.nan if place.is_floating_point() else torch.iinfo(place.dtype).min)
+
+    def wait(self) -> None:
+        if not self._arrived:
+            self._place.copy_(self._content)
+            self._arrived = True
 
 
 class _Pool:

@@ -128,10 +128,29 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(
     assert_one_line_error(launch(place, "distill", *arguments), *words)
 
 
-def test_a_mistake_ends_a_process_in_the_same_way(place: Path) -> None:
-    command = [sys.executable, str(ROOT / "launch/distill.py"), "small.yaml", "student.dimm=3"]
+def in_a_process(cwd: Path, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / f"launch/{name}.py"), *arguments]
     env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    done = subprocess.run(
-        command, cwd=place, env=env, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
     )
-    assert_one_line_error(done, "student.dimm")
+
+
+def test_a_mistake_ends_a_process_in_the_same_way(place: Path) -> None:
+    assert_one_line_error(in_a_process(place, "distill", "small.yaml", "student.dimm=3"), "student.dimm")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "printed", "told"),
+    [
+        ("evaluate", ("--split", "valid"), "overall", ""),
+        ("predict", ("--head", "e03", "--relation", "r1", "--top", "3"), "e03", ""),
+        ("export", ("exported", "--format", "numpy"), "", "written: exported (config.json, entities.tsv, entity.npy"),
+    ],
+)
+def test_a_launcher_of_a_finished_run_is_a_program(
+    place: Path, name: str, arguments: tuple[str, ...], printed: str, told: str
+) -> None:
+    done = in_a_process(place, name, "run/stages/student", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout and told in " ".join(done.stderr.split()) and "Traceback" not in done.stderr

@@ -12,7 +12,7 @@ from distkgd.common.console import Display
 from distkgd.config.stage import StageOptions
 from distkgd.data import Graph, Vocabulary
 from distkgd.data.filters import KnownAnswers
-from distkgd.data.step_inputs import StepInputBuilder
+from distkgd.data.step_inputs import Move, StepInputBuilder
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions import candidate_layout
 from distkgd.methods import METHODS, Method
@@ -22,7 +22,7 @@ from distkgd.pipeline.stage_job import Run, build_job
 from distkgd.pipeline.stages import Stage, build_plan
 from distkgd.scorers import build_scorer
 from distkgd.tracking.mlflow_runs import open_tracking
-from distkgd.training.communication import choose_communication
+from distkgd.training.communication import forecast
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 
@@ -88,12 +88,11 @@ def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     return build_job(run, stage, "digest", run.tracking.stage("student", {}, {}), teachers=teachers)
 
 
-def move_as_configured(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions) -> str:
-    """In place of `choose_communication`: no forecast, which takes as long as several steps of a toy."""
-    if config.move == "auto":
-        return choose_communication(input_builder, method, config)
-    input_builder.move = config.move
-    return ""
+def forecast_for_auto(
+    input_builder: StepInputBuilder, method: Method[Any], config: StageOptions
+) -> dict[Move, dict[str, float]]:
+    """In place of `communication.forecast`, which takes as long as several steps of a toy: only for a choice."""
+    return forecast(input_builder, method, config) if config.move == "auto" else {}
 
 
 def in_blocks(at_once: int | None) -> AbstractContextManager[Any]:
@@ -104,7 +103,8 @@ def in_blocks(at_once: int | None) -> AbstractContextManager[Any]:
 
 
 def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "/nonexistent") -> dict[str, Any]:
-    """Losses of `steps` steps, then this rank's rows, the replicated tensors of every group, and validation metrics."""
+    """Losses of `steps` steps, then this rank's rows, the replicated tensors of every group, and validation metrics;
+    and the epoch of the last step."""
     job = toy_job(config, ranks, Path(folder))
     progress = Progress()
     losses = []
@@ -116,4 +116,5 @@ def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "
     tables = {g: o.table.weight.clone() for g, o in job.rows.items()}
     tensors = {f"{g}.{k}": t.detach().clone() for g, o in job.dense.items() for k, t in o.tensors.items()}
     assert job.validate is not None
-    return {"losses": losses, "tables": tables, "tensors": tensors, "valid": job.validate()}
+    epoch = (steps - 1) // job.input_builder.sampler.steps_per_epoch
+    return {"losses": losses, "tables": tables, "tensors": tensors, "valid": job.validate(), "epoch": epoch}

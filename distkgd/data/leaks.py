@@ -74,7 +74,7 @@ def find_leaks(splits: Mapping[str, Tensor], names: pl.Series) -> Leaks:
     """
     held = {split: rows for split, rows in splits.items() if split != "train"}
     met = partners(torch.cat(list(held.values())), [splits["train"]])
-    twins = _twins(list(splits.values()), len(names), met["relation"].unique().to_list()) if len(met) else {}
+    twins = _twin_shares(list(splits.values()), len(names), met["relation"].unique().to_list()) if len(met) else {}
     schema = {"relation": pl.Int64, "other": pl.Int64, "turned": pl.Boolean}
     leaking = met.join(pl.DataFrame(list(twins), schema=schema, orient="row"), on=list(schema), how="semi")["row"]
     counts, first = {}, 0
@@ -109,7 +109,7 @@ def _places(triples: Tensor) -> Tensor:
     return (triples[:, 0] * triples[:, 2]).mul_(_ODD).bitwise_right_shift_(64 - _BITS)
 
 
-def _twins(parts: Sequence[Tensor], num_relations: int, of: Sequence[int]) -> dict[tuple[int, int, bool], float]:
+def _twin_shares(parts: Sequence[Tensor], num_relations: int, of: Sequence[int]) -> dict[tuple[int, int, bool], float]:
     # (relation, twin, turned round) -> share of the triples of each relation in `of` that the twin has too, among all
     # in `parts`, where one may be in several. Of a relation of more than SAMPLED triples it is that of about so many.
     asked = _sampled(parts, num_relations, of)

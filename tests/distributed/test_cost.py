@@ -1,7 +1,6 @@
 """What a rehearsal says that a step sends, against the payloads that were handed to collectives."""
 
 from collections.abc import Iterator
-from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +17,7 @@ from distkgd.training import communication
 from distkgd.training.communication import choose_communication, count_needs, expected_traffic
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_stage, train_step
+from tests.covering import all_pairs
 from tests.ranks import run_on_threads
 from tests.toys import toy_graph, toy_job
 
@@ -27,8 +27,6 @@ REGIMES: dict[str, dict[str, Any]] = {
     "batch": {"kind": "batch", "num": 60},
     "all": {"kind": "all"},
 }
-# Each regime with each move; the order mixes them with the options of a method, which are taken in turn.
-PLACES = [(regime, "rows") for regime in REGIMES] + [(regime, "queries") for regime in reversed(REGIMES)]
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "scratch": [{}],
     "bkd": [{}, {"divergence": "reverse_kl"}, {"divergence": "js"}],
@@ -108,11 +106,11 @@ def assert_as_expected(world: int, cases: list[dict[str, Any]]) -> list[dict[str
 @pytest.mark.usefixtures("unannounced")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_sends_what_was_rehearsed(method: str) -> None:
-    ways = list(product(OPTIONS[method], LOSSES.get(method, ("softmax",))))
-    places = PLACES + [(regime, "nothing") for regime in ("triple", "chunk", "batch") if method == "scratch"]
-    assert len(ways) <= len(places)
-    turns = zip(cycle(ways), places, strict=False)
-    assert_as_expected(2, [config_of(method, *way, *place) for way, place in turns])
+    losses = LOSSES.get(method, ("softmax",))
+    cases = all_pairs(OPTIONS[method], losses, REGIMES, ["rows", "queries"])
+    if method == "scratch":
+        cases += [({}, *case, "nothing") for case in all_pairs(losses, ["triple", "chunk", "batch"])]
+    assert_as_expected(2, [config_of(method, *case) for case in cases])
 
 
 @pytest.mark.usefixtures("unannounced")

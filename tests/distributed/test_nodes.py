@@ -1,10 +1,8 @@
 """Data once per node: who builds, who maps, what stays behind, and that errors reach everyone."""
 
-import io
 import os
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -14,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.cli import terminal, told
-from distkgd.data import Graph, Vocabulary, load_graph, sharing
+from distkgd.data import Graph, Vocabulary, sharing
 from distkgd.data.filters import KnownAnswers, both_sides
 from distkgd.data.sharing import shared_answers, shared_graph
 from distkgd.data.triples import SPLITS
@@ -23,7 +20,7 @@ from distkgd.distributed import node_sharing
 from distkgd.distributed.node_sharing import node_ranks, share_tensors, together
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
-from tests.launches import kill_all, rank_process, small_config, small_data, start, steps_saved, wait_for
+from tests.launches import distil, kill_all, rank_process, small_config, small_data, start, steps_saved, wait_for
 from tests.ranks import run_on_ranks
 from tests.toys import labels_of, toy_graph
 
@@ -277,20 +274,14 @@ def test_a_doubled_or_missing_name_is_refused_in_any_order(names: list[str | Non
         Vocabulary(pl.Series(names, dtype=pl.String))
 
 
-def tell_of_a_mistake(ranks: Ranks, data: Path) -> tuple[int, str]:
-    with redirect_stderr(io.StringIO()) as said, pytest.raises(DataError) as info:
-        shared_graph(ranks, lambda: load_graph(data))
-    with redirect_stderr(said):
-        return told(info.value, terminal()), said.getvalue()
-
-
 def test_two_ranks_report_a_mistake_in_the_data_once(tmp_path: Path) -> None:
     data = small_data(tmp_path / "data")
     with (data / "train.tsv").open("a", encoding="utf-8") as file:
         file.write("only\ttwo\n")
-    (code, said), silent = run_on_ranks(2, tell_of_a_mistake, data=data)
-    assert code == 2 and said.startswith("error: ") and said.count("2 columns in") == 1
-    assert silent == (2, "")
+    code, output = distil([small_config(tmp_path / "c.yaml", data), "--out", tmp_path / "run"], tmp_path, world=2)
+    # What follows the line is torchrun's own.
+    assert code != 0 and output.startswith("error: ") and output.count("2 columns in") == 1
+    assert "(exitcode: 2)" in output and "Traceback" not in output.partition("(exitcode")[0]
 
 
 def test_a_run_on_two_ranks_has_its_data_in_memory_once(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "scratch": {},
     "bkd": {"method": "bkd", "distill": {"temperature": 2.0}},
     "med": {"method": "med", "distill": {"evaluator_lr": 0.5}},
-    "metasd": {"method": "metasd", "distill": {"prune": {"rate": 0.5, "every": 11, "ramp": 3}, "meta_lr": 0.05}},
+    "metasd": {"method": "metasd", "distill": {"prune": {"rate": 0.5, "every": 7, "ramp": 3}, "meta_lr": 0.05}},
     "dualde": {"method": "dualde", "patience": 2, "distill": {"stage_two": {"start": "plateau", "epochs": 2}}},
     "mulde": {"method": "mulde"},
     "dml": {"method": "dml", "distill": {"peer_dim": 12}},

@@ -2,11 +2,11 @@
 
 import pytest
 
-from distkgd.pipeline import stage_job
-from tests.toys import move_as_configured
+from distkgd.training import communication
+from tests.toys import forecast_for_auto
 
 
 @pytest.fixture(autouse=True)
 def without_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a step sends is rehearsed in tests/distributed/test_cost.py."""
-    monkeypatch.setattr(stage_job, "choose_communication", move_as_configured)
+    monkeypatch.setattr(communication, "forecast", forecast_for_auto)

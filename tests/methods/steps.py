@@ -52,18 +52,18 @@ def one_step(ranks: Ranks, config: dict[str, Any], step: int = 0) -> dict[str, A
     return {"losses": losses, "gradients": moved}
 
 
-Way = tuple[int, str, int | None]  # how many ranks, what travels, in blocks of how many numbers
+Sharding = tuple[int, str, int | None]  # how many ranks, what travels, in blocks of how many numbers
 
 
-def in_ways(names: str, *values: Iterable[Any]) -> pytest.MarkDecorator:
-    """Parametrises a test by `names` and its `way`, any two values of any two of them together."""
+def over_shardings(names: str, *values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrises a test by `names` and its `sharding`, any two values of any two of them together."""
     rows = all_pairs(*values, [1, 3], ["rows", "queries"], [None, 20])
-    return pytest.mark.parametrize([*names.split(), "way"], [(*row[:-3], row[-3:]) for row in rows])
+    return pytest.mark.parametrize([*names.split(), "sharding"], [(*row[:-3], row[-3:]) for row in rows])
 
 
-def on_ranks(way: Way, fn: Callable[..., Any], config: dict[str, Any], **arguments: Any) -> list[Any]:
+def on_ranks(sharding: Sharding, fn: Callable[..., Any], config: dict[str, Any], **arguments: Any) -> list[Any]:
     """What fn(ranks, config, …) finds on each rank."""
-    world, move, at_once = way
+    world, move, at_once = sharding
     moved = config | {"student": config["student"] | {"move": move}}
     with in_blocks(at_once):
         return run_on_threads(world, fn, config=moved, **arguments)
@@ -115,7 +115,7 @@ def kl(theirs: Tensor, own: Tensor, temperature: float) -> Tensor:
 def assert_step_is(
     config: dict[str, Any],
     formula: Callable[[Naive], dict[str, Tensor]],
-    way: Way = (3, "queries", None),
+    sharding: Sharding = (3, "queries", None),
     step: int = 0,
 ) -> dict[str, float]:
     """Loss terms and gradients of one step are those of `formula`.
@@ -132,7 +132,7 @@ def assert_step_is(
     }
     gradients |= {f"evaluators.{name}": tensor.grad for name, tensor in naive.evaluators.items()}
     values = {name: float(value.detach()) for name, value in expected.items()}
-    found = on_ranks(way, one_step, config, step=step)
+    found = on_ranks(sharding, one_step, config, step=step)
     terms = {name: value for name, value in found[0]["losses"].items() if "/" not in name}
     assert terms == pytest.approx(values, rel=1e-9, abs=1e-12)
     assert found[0]["gradients"].keys() == gradients.keys()

@@ -18,7 +18,7 @@ from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.covering import all_pairs
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
-from tests.methods.steps import GRAPH, REGIMES, Naive, Way, assert_step_is, in_ways, one_step, plain_sgd
+from tests.methods.steps import GRAPH, REGIMES, Naive, Sharding, assert_step_is, one_step, over_shardings, plain_sgd
 from tests.ranks import run_on_threads
 from tests.toys import toy_job
 
@@ -88,16 +88,16 @@ def config_of(divergence: str, regime: str, **more: Any) -> dict[str, Any]:
     return plain_sgd("bkd", distill, regime, **more)
 
 
-@in_ways("divergence regime", NAIVE, REGIMES)
+@over_shardings("divergence regime", NAIVE, REGIMES)
 def test_on_any_number_of_ranks_in_blocks_or_not_a_step_is_that_of_the_formula(
-    divergence: str, regime: str, way: Way
+    divergence: str, regime: str, sharding: Sharding
 ) -> None:
     config = config_of(divergence, regime)
 
     def formula(naive: Naive) -> Any:
         return naive_terms(naive.models["student"], naive.teachers[0], naive.asked, config["student"]["distill"])
 
-    assert_step_is(config, formula, way)
+    assert_step_is(config, formula, sharding)
 
 
 @EVERY_DIVERGENCE

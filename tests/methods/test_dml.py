@@ -17,12 +17,12 @@ from tests.methods.steps import (
     GRAPH,
     REGIMES,
     Naive,
-    Way,
+    Sharding,
     assert_step_is,
     cross_entropy,
-    in_ways,
     kl,
     learned,
+    over_shardings,
     plain_sgd,
 )
 from tests.toys import toy_job
@@ -55,10 +55,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@in_ways("variant regime", VARIANTS, REGIMES)
-def test_each_model_learns_the_labels_and_the_others_distribution(variant: str, regime: str, way: Way) -> None:
+@over_shardings("variant regime", VARIANTS, REGIMES)
+def test_each_model_learns_the_labels_and_the_others_distribution(
+    variant: str, regime: str, sharding: Sharding
+) -> None:
     options = VARIANTS[variant]
-    assert_step_is(plain_sgd("dml", options, regime), lambda naive: terms(naive, options), way)
+    assert_step_is(plain_sgd("dml", options, regime), lambda naive: terms(naive, options), sharding)
 
 
 def test_the_peer_has_its_own_dim_and_starts_from_numbers_of_its_own(tmp_path: Any) -> None:

@@ -13,7 +13,17 @@ from distkgd.methods.dualde import DualDE, mean_of
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.jobs import Asked, NaiveModel
-from tests.methods.steps import GRAPH, REGIMES, Naive, Way, assert_step_is, cross_entropy, in_ways, kl, plain_sgd
+from tests.methods.steps import (
+    GRAPH,
+    REGIMES,
+    Naive,
+    Sharding,
+    assert_step_is,
+    cross_entropy,
+    kl,
+    over_shardings,
+    plain_sgd,
+)
 from tests.toys import toy_job
 
 BOTH = {"stage_one": False, "stage_two": {"lr_scale": 1.0, "teacher_lr_scale": 1.0}}
@@ -92,20 +102,20 @@ def config_of(options: dict[str, Any], regime: str, loss: str) -> dict[str, Any]
     return {"two": True} | plain_sgd("dualde", options, regime, loss={"name": loss}, dim=8, batch_size=6)
 
 
-@in_ways("stage regime", [1, 2], REGIMES)
-def test_the_student_is_compared_with_the_average_of_its_teachers(stage: int, regime: str, way: Way) -> None:
+@over_shardings("stage regime", [1, 2], REGIMES)
+def test_the_student_is_compared_with_the_average_of_its_teachers(stage: int, regime: str, sharding: Sharding) -> None:
     config = config_of(FIRST if stage == 1 else BOTH, regime, "softplus")
     sides = 1 if stage == 1 else 3
     config["student"]["distill"] = config["student"]["distill"] | {"alpha": 0.3, "beta": 0.1}
-    assert_step_is(config, lambda naive: pointwise(naive, sides), way)
+    assert_step_is(config, lambda naive: pointwise(naive, sides), sharding)
 
 
-@in_ways("stage regime", [1, 2], REGIMES)
-def test_listwise_the_divergences_from_the_teachers_are_averaged(stage: int, regime: str, way: Way) -> None:
+@over_shardings("stage regime", [1, 2], REGIMES)
+def test_listwise_the_divergences_from_the_teachers_are_averaged(stage: int, regime: str, sharding: Sharding) -> None:
     how = {"soft": "kl", "temperature": 2.0, "structure": False, "alpha": 0.3}
     config = config_of((FIRST if stage == 1 else BOTH) | how, regime, "softmax")
     sides = 1 if stage == 1 else 3
-    assert_step_is(config, lambda naive: listwise(naive, sides), way)
+    assert_step_is(config, lambda naive: listwise(naive, sides), sharding)
 
 
 def test_teachers_rest_in_stage_one_and_all_of_them_learn_in_stage_two(tmp_path: Any) -> None:

@@ -13,7 +13,17 @@ from distkgd.pipeline.config import StageConfig, parse_config
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.jobs import Asked
-from tests.methods.steps import GRAPH, REGIMES, Naive, Way, assert_step_is, cross_entropy, in_ways, kl, plain_sgd
+from tests.methods.steps import (
+    GRAPH,
+    REGIMES,
+    Naive,
+    Sharding,
+    assert_step_is,
+    cross_entropy,
+    kl,
+    over_shardings,
+    plain_sgd,
+)
 from tests.toys import toy_job
 
 EPOCHS = 4
@@ -60,13 +70,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@in_ways("variant regime", VARIANTS, REGIMES)
+@over_shardings("variant regime", VARIANTS, REGIMES)
 def test_a_step_is_the_hard_loss_and_the_weighed_distance_to_the_teachers_scores(
-    variant: str, regime: str, way: Way
+    variant: str, regime: str, sharding: Sharding
 ) -> None:
     options = VARIANTS[variant]
     # An epoch has 8 steps: this one is in epoch 2.
-    assert_step_is(plain_sgd("iterde", options, regime), lambda naive: terms(naive, options), way, step=17)
+    assert_step_is(plain_sgd("iterde", options, regime), lambda naive: terms(naive, options), sharding, step=17)
 
 
 def rescaled(product: float) -> float:
@@ -79,8 +89,8 @@ def rescaled(product: float) -> float:
     return power
 
 
-@in_ways("soft regime", ["huber", "kl"], REGIMES)
-def test_two_phase_first_divides_by_a_product_that_is_not_detached(soft: str, regime: str, way: Way) -> None:
+@over_shardings("soft regime", ["huber", "kl"], REGIMES)
+def test_two_phase_first_divides_by_a_product_that_is_not_detached(soft: str, regime: str, sharding: Sharding) -> None:
     options = {"k": 0.3, "schedule": "two_phase", "soft": soft}
 
     def first_half(naive: Naive) -> dict[str, Tensor]:
@@ -94,8 +104,8 @@ def test_two_phase_first_divides_by_a_product_that_is_not_detached(soft: str, re
         return {"soft": 0.3 * soft_loss(naive, options), "hard": hard}
 
     config = plain_sgd("iterde", options, regime)
-    assert_step_is(config, first_half, way, step=15)
-    assert_step_is(config, second_half, way, step=16)
+    assert_step_is(config, first_half, sharding, step=15)
+    assert_step_is(config, second_half, sharding, step=16)
 
 
 def test_in_the_first_of_two_phases_no_gradient_comes_from_the_teacher() -> None:

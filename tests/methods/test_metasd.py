@@ -23,7 +23,7 @@ from distkgd.pipeline.config import parse_config
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 from tests.jobs import NaiveModel, spelled_out
-from tests.methods.steps import Way, in_ways, on_ranks
+from tests.methods.steps import Sharding, on_ranks, over_shardings
 from tests.toys import toy_graph, toy_job
 
 GRAPH = toy_graph(entities=15, relations=3, triples=150)
@@ -193,8 +193,8 @@ def assert_found(found: list[dict[str, Any]], terms: Mapping[str, float], entity
 # -- the quiz: Eq. 4-6 ----------------------------------------------------------------------------------------------
 
 
-@in_ways("regime", REGIMES)
-def test_the_meta_gradient_is_that_of_the_quiz_loss_through_the_virtual_step(regime: str, way: Way) -> None:
+@over_shardings("regime", REGIMES)
+def test_the_meta_gradient_is_that_of_the_quiz_loss_through_the_virtual_step(regime: str, sharding: Sharding) -> None:
     config = config_of(regime, regulariser={"name": "n3", "weight": 0.02})
     job = job_of(config)
     method = method_of(job)
@@ -204,7 +204,7 @@ def test_the_meta_gradient_is_that_of_the_quiz_loss_through_the_virtual_step(reg
     loss = quiz_loss(given, given, method.mask, job, DISTILL, weight=0.02)
     entity, relation = torch.autograd.grad(loss, given)
     assert entity.abs().max() > 1e-4 and relation.abs().max() > 1e-4
-    found = on_ranks(way, meta_on_ranks, config)
+    found = on_ranks(sharding, meta_on_ranks, config)
     assert found[0]["groups"] == {"meta"}
     assert torch.equal(torch.cat([one["mask"].entity for one in found]), method.mask.entity)
     assert_found(found, {"quiz": float(loss.detach())}, entity, relation)
@@ -279,9 +279,9 @@ def test_a_quiz_step_moves_the_source_model_by_its_own_rate_and_optimiser() -> N
 # -- learning from each other: Eq. 1-3, 7-11 ------------------------------------------------------------------------
 
 
-@in_ways("reciprocal regime", [True, False], REGIMES)
+@over_shardings("reciprocal regime", [True, False], REGIMES)
 def test_a_mutual_step_is_that_of_the_formulas_each_model_taking_the_other_as_it_is(
-    reciprocal: bool, regime: str, way: Way
+    reciprocal: bool, regime: str, sharding: Sharding
 ) -> None:
     more = {"reciprocal": reciprocal, "regulariser": {"name": "n3", "weight": 0.02}}
     config = config_of(regime, distill={"meta": False, "relation_weight": 0.7}, **more)
@@ -310,7 +310,7 @@ def test_a_mutual_step_is_that_of_the_formulas_each_model_taking_the_other_as_it
     }
     entity, relation = torch.autograd.grad(sum(terms.values()), (like.entity, like.relation))
     assert_found(
-        on_ranks(way, mutual_on_ranks, config),
+        on_ranks(sharding, mutual_on_ranks, config),
         {name: float(term.detach()) for name, term in terms.items()},
         entity,
         relation,

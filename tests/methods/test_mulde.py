@@ -14,7 +14,17 @@ from distkgd.methods.mulde import MulDE
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.jobs import Asked, spelled_out
-from tests.methods.steps import GRAPH, REGIMES, Naive, Way, assert_step_is, cross_entropy, in_ways, kl, plain_sgd
+from tests.methods.steps import (
+    GRAPH,
+    REGIMES,
+    Naive,
+    Sharding,
+    assert_step_is,
+    cross_entropy,
+    kl,
+    over_shardings,
+    plain_sgd,
+)
 from tests.toys import toy_job
 
 
@@ -78,12 +88,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@in_ways("variant regime", VARIANTS, REGIMES)
+@over_shardings("variant regime", VARIANTS, REGIMES)
 def test_a_step_is_the_hard_loss_the_seniors_distribution_and_the_seniors_own_loss(
-    variant: str, regime: str, way: Way
+    variant: str, regime: str, sharding: Sharding
 ) -> None:
     options = VARIANTS[variant]
-    assert_step_is(plain_sgd("mulde", options, regime), lambda naive: terms(naive, options), way)
+    assert_step_is(plain_sgd("mulde", options, regime), lambda naive: terms(naive, options), sharding)
 
 
 def test_the_teachers_differ_in_scorer_and_dim_and_none_of_them_moves(tmp_path: Any) -> None:

@@ -15,7 +15,16 @@ from distkgd.pipeline.config import parse_config
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 from tests.jobs import Asked, NaiveModel
-from tests.methods.steps import GRAPH, REGIMES, Naive, Way, assert_step_is, cross_entropy, in_ways, plain_sgd
+from tests.methods.steps import (
+    GRAPH,
+    REGIMES,
+    Naive,
+    Sharding,
+    assert_step_is,
+    cross_entropy,
+    over_shardings,
+    plain_sgd,
+)
 from tests.toys import toy_job
 
 
@@ -83,18 +92,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@in_ways("variant regime", VARIANTS, REGIMES)
+@over_shardings("variant regime", VARIANTS, REGIMES)
 def test_a_step_is_the_hard_loss_and_the_distances_and_angles_within_each_group(
-    variant: str, regime: str, way: Way
+    variant: str, regime: str, sharding: Sharding
 ) -> None:
     options = VARIANTS[variant]
-    values = assert_step_is(plain_sgd("rkd", options, regime), lambda naive: terms(naive, options), way)
+    values = assert_step_is(plain_sgd("rkd", options, regime), lambda naive: terms(naive, options), sharding)
     assert all(value > 1e-4 for value in values.values())
 
 
-def test_more_ranks_than_groups_leave_a_rank_without_samples() -> None:
-    options = {"group": 4}
-    assert_step_is(plain_sgd("rkd", options, "batch", batch_size=4), lambda naive: terms(naive, options))
+@pytest.mark.parametrize("move", ["rows", "queries"])
+@pytest.mark.parametrize("at_once", [None, 20])
+def test_more_ranks_than_groups_leave_a_rank_without_samples(move: str, at_once: int | None) -> None:
+    config = plain_sgd("rkd", {"group": 4}, "batch", batch_size=4)
+    assert_step_is(config, lambda naive: terms(naive, {"group": 4}), (3, move, at_once))
 
 
 def test_chunks_and_groups_both_stay_whole(tmp_path: Any) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import distkgd
 from distkgd.common.console import Display
 from distkgd.data import load_graph
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
+from distkgd.errors import ConfigError, ModelError
 from distkgd.evaluation.model_metrics import evaluate_model
 from distkgd.pipeline.config import parse_config
 from distkgd.pipeline.plan import run_plan
@@ -30,6 +31,15 @@ SCORES = json.loads((EARLIER / "scores.json").read_text(encoding="utf-8"))
 def test_a_model_of_an_earlier_version_scores_as_it_did(model: str) -> None:
     found = distkgd.load(EARLIER / model, data=EARLIER / "data").score(load_graph(EARLIER / "data").test, ids=True)
     torch.testing.assert_close(found, torch.tensor(SCORES[model]))
+
+
+def test_rows_of_eight_bits_that_are_of_another_type_are_refused_by_name(tmp_path: Path) -> None:
+    folder = shutil.copytree(EARLIER / "exported_int8", tmp_path / "model")
+    distkgd.load(folder)
+    tensors = load_file(folder / "entity.safetensors")
+    save_file(tensors | {"rows": tensors["rows"].float()}, folder / "entity.safetensors")
+    with pytest.raises(ModelError, match=r"entity\.safetensors: 'rows' is .* of torch\.float32, not"):
+        distkgd.load(folder)
 
 
 def test_a_stage_of_an_earlier_version_is_ranked() -> None:

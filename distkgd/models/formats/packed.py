@@ -24,7 +24,7 @@ from distkgd.errors import ModelError
 from distkgd.kernels.quantiser import Packed, Quantiser
 
 PARTS = ("codes", "step", "bias")
-_NUMBERS_AT_ONCE = 1 << 21
+_NUMBERS_AT_ONCE = 1 << 18
 
 
 def packed_rows(rows: Tensor, quantiser: Quantiser) -> Packed:
@@ -86,7 +86,7 @@ def read_packed(
 
 
 def unpacked(packed: Packed, quantiser: Quantiser) -> Iterator[Tensor]:
-    """[k, biases + columns] float32 rows in order, a few megabytes at a time."""
+    """[k, biases + columns] float32 rows in order, a megabyte at a time."""
     rows = max(1, _NUMBERS_AT_ONCE // (quantiser.biases + packed.columns))
     for at in range(0, len(packed.codes), rows):
         yield quantiser.unpack(packed.select(slice(at, at + rows)))

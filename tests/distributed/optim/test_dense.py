@@ -325,10 +325,10 @@ def test_deepspeed_takes_the_steps_of_ddp(name: str, zero: int) -> None:
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("zero", STAGES)
-def test_deepspeed_takes_them_on_one_rank(zero: int) -> None:
-    wanted = on_ranks(1, train, engine="ddp", name="adam", steps=range(STEPS))
-    found = on_ranks(1, train, engine=zero, name="adam", steps=range(STEPS))
+@pytest.mark.parametrize(("zero", "world"), [(0, 1), (1, 3), (2, 1), (3, 3)])
+def test_deepspeed_takes_them_on_one_and_on_three_ranks(zero: int, world: int) -> None:
+    wanted = on_ranks(world, train, engine="ddp", name="adam", steps=range(STEPS))
+    found = on_ranks(world, train, engine=zero, name="adam", steps=range(STEPS))
     assert_same(found["after"]["tensors"], wanted["after"]["tensors"], 1e-5)
 
 

@@ -1,5 +1,6 @@
 """Compiles what the wrappers of the Triton kernels would launch, for a GPU that need not be there."""
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -51,11 +52,12 @@ def launches_compiled(capability: int) -> dict[str, int]:
 
 
 def _launch() -> None:
+    from distkgd.kernels.pairs import KINDS
     from distkgd.kernels.triton import distances, losses
 
     index = torch.zeros(2, 64, dtype=torch.int64)
     # The two kinds that need the most registers; of one query and of many other kernels are launched.
-    for kind, queries in (("scaled_manhattan", 1), ("modulus", 16)):
+    for kind, queries in product(KINDS[3:], (1, 16)):
         q = torch.zeros(2, queries, 512 * (2 if kind == "scaled_manhattan" else 1))
         table = torch.zeros(99, 512)
         distances.forward(kind, q, table, index, 64)

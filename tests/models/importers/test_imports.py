@@ -544,17 +544,18 @@ def test_a_plan_takes_a_teacher_of_another_library(world: int, graph: Graph, tmp
     assert again["stages"] == report["stages"]
 
 
-def test_a_resumed_plan_no_longer_needs_the_source_of_its_teacher(graph: Graph, tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_resumed_plan_no_longer_needs_the_source_of_its_teacher(world: int, graph: Graph, tmp_path: Path) -> None:
     rotate_folder(tmp_path / "theirs", "ComplEx", "complex")
     data = data_folder(tmp_path / "data", graph)
     arguments = {"source": f"rotate:{tmp_path / 'theirs'}", "data": str(data), "out": str(tmp_path / "run")}
-    report = run_taught(Ranks(), **arguments)
+    report = run_on_ranks(world, run_taught, **arguments)[0]
     shutil.rmtree(tmp_path / "theirs")
-    assert run_taught(Ranks(), **arguments, resume=True)["stages"] == report["stages"]
+    assert run_on_ranks(world, run_taught, **arguments, resume=True)[0]["stages"] == report["stages"]
     student = tmp_path / "run/stages/student"
     before = next((student / "model").glob("entity*")).read_bytes()
     shutil.rmtree(student)  # as if it had been stopped before its first step
-    again = run_taught(Ranks(), **arguments, resume=True)
+    again = run_on_ranks(world, run_taught, **arguments, resume=True)[0]
     assert [row["valid"] for row in again["stages"]] == [row["valid"] for row in report["stages"]]
     assert next((student / "model").glob("entity*")).read_bytes() == before
     (folder,) = (tmp_path / "run" / "imported").iterdir()

@@ -20,6 +20,7 @@ from distkgd.evaluation.ranking import ranks_of
 from distkgd.models.model_folder import load_model
 from distkgd.reporting.html import examples as examples_module
 from distkgd.reporting.html import remake, render
+from distkgd.reporting.html.charts import Matrix
 from distkgd.reporting.html.examples import PER_RELATION, SEED
 from distkgd.reporting.report import HEADER, rows
 from tests.launches import call
@@ -119,6 +120,53 @@ def test_the_bars_are_the_metrics_by_relation_and_by_degree(page: Node, report: 
     assert {"tail asked", "head asked"} <= {
         r[0] for r in cells(figure(page, "Directions and categories").find("table")[0])
     }
+
+
+def rule(page: Node, selector: str) -> str:
+    """What the page's style says of a selector; empty: nothing."""
+    return page.find("style")[0].text.partition(f"{selector} {{")[2].partition("}")[0].strip()
+
+
+def test_bars_are_as_long_as_the_metrics_they_tell(page: Node, report: dict[str, Any]) -> None:
+    found = figure(page, "By relation")
+    words, tracks = [word.text for word in found.find("span", class_="word")], found.find("div", class_="track")
+    assert set(words) == report["stages"][1]["test_by"]["relation"].keys()
+    for name, track in zip(words, tracks, strict=True):
+        values = [stage["test_by"]["relation"][name]["mrr"] for stage in report["stages"]]
+        assert [bar.attributes for bar in track.find("i")] == [
+            {"class": f"{shape} {role}", "style": f"--x: {100 * mrr}%"}
+            for (shape, role), mrr in zip(
+                [("broad", "teacher"), ("slim", "student"), ("tick", "direct")], values, strict=True
+            )
+        ]
+    assert "width: var(--x)" in rule(page, ".bars i") and "left: var(--x)" in rule(page, ".bars .tick")
+    assert len({rule(page, f".bars .{shape}") for shape in ("broad", "slim", "tick")}) == 3
+
+
+def test_roles_differ_by_shape_and_not_by_colour_alone(page: Node) -> None:
+    marks = figure(page, "What the bytes buy").find("i", class_="mark")
+    assert {mark.attributes["class"] for mark in marks} == {"mark teacher", "mark student", "mark direct"}
+    shapes = [rule(page, f".mark.{role}") for role in ("teacher", "student", "direct", "assistant")]
+    assert shapes[0] == "" and len(set(shapes)) == 4  # a square, and others
+    assert all("border-radius" in shape or "clip-path" in shape for shape in shapes[1:])
+
+
+def test_discs_of_the_ranks_are_as_large_as_they_are_many(page: Node, folder: Path) -> None:
+    ranks = json.loads((folder / "examples.json").read_text(encoding="utf-8"))["ranks"]
+    counted = Matrix(ranks, ("", ""))
+    (table,) = figure(page, "Ranks").find("table", class_="matrix")
+    seen = {}
+    for row, line in enumerate(table.find("tbody")[0].find("tr")):
+        for column, cell in enumerate(line.find("td")):
+            assert (cell.attributes.get("class") == "same") == (row == column)
+            if cell.children:
+                (disc,), (number,) = cell.find("i"), cell.find("span")
+                behind = column > row
+                assert disc.attributes["class"] == ("direct" if behind else "student")
+                assert disc.attributes["style"] == f"width: {counted.size(row, column)}%"
+                seen[row, column] = int(number.text)
+    assert seen == counted.counts and sum(seen.values()) == len(ranks)
+    assert "border-radius: 50%" in rule(page, ".matrix i") and "aspect-ratio: 1" in rule(page, ".matrix i")
 
 
 def test_learning_curves_show_stages_their_best_and_the_second_phase(page: Node, report: dict[str, Any]) -> None:
