@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distkgd.distributed.ranks import PEER_TIMEOUT, Ranks
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_ranks, run_on_threads
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64]
 WORLDS = pytest.mark.parametrize("world", [2, 3])
@@ -74,6 +74,18 @@ def test_messages_of_any_size_arrive_whole_in_whatever_order_they_are_asked_for_
             assert traffic[str(kind)] == sent
         assert traffic["queries"] == (2 * rank + 1) * (world - 1) * 3 * 4
         assert traffic["control"] == round(2 * 8 * (world - 1) / world)
+
+
+def read_too_early(ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    sums = torch.ones(2)
+    finish = ranks.begin_all_reduce(sums)
+    early = sums.clone()
+    return early, finish(), finish().add_(1)
+
+
+def test_what_ranks_that_are_threads_send_is_not_there_before_it_is_waited_for() -> None:
+    for early, sums, again in run_on_threads(3, read_too_early):
+        assert early.isnan().all() and sums is again and again.tolist() == [4.0, 4.0]
 
 
 def die(ranks: Ranks) -> None:
