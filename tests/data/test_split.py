@@ -128,7 +128,7 @@ def test_twins_and_leaks_are_those_of_the_naive_definition() -> None:
     rows = {(a, 0, b) for a, b in pairs} | {(b, 1, a) for a, b in pairs[:100]} | {(a, 2, b) for a, b in pairs[:20]}
     rows |= {(a, 3, b) for a, b in pairs[:40]} | {(b, 3, a) for a, b in pairs[:40]} | {(5, 4, 5), (6, 4, 6)}
     triples = torch.tensor(sorted(rows))
-    twins = leaks._twins([triples], 5, range(5))
+    twins = leaks._twin_shares([triples], 5, range(5))
     expected = naive_twins(rows, 5)
     assert twins == expected
     assert {(1, 0, True), (2, 0, False), (3, 3, True)} <= set(twins) and not any(a == 4 for a, _, _ in twins)
@@ -183,7 +183,7 @@ def test_a_large_relation_is_judged_by_a_sample_and_only_held_out_triples_make_i
     rows = [
         torch.stack([a[:, i], torch.full((len(a),), r), a[:, 1 - i]], 1) for r, a, i in ((0, pairs, 0), (1, turned, 1))
     ]
-    share = leaks._twins([torch.cat(rows)], 2, range(2))[0, 1, True]
+    share = leaks._twin_shares([torch.cat(rows)], 2, range(2))[0, 1, True]
     assert share != 0.9 and abs(share - 0.9) < 0.03
     asked: list[int] = []
     monkeypatch.setattr(leaks, "_twins", lambda *_: asked.append(1) or {})
