@@ -4,23 +4,15 @@ python -m benchmarks.bits [--repeats 15]        # of WN18RR's size; benchmarks/r
 """
 
 import statistics
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 
-from benchmarks.side_by_side.jobs import bare_job, random_triples
+from benchmarks.foundation import save
+from benchmarks.side_by_side.jobs import bare_job, random_triples, seconds_in_turn
 from distkgd.distributed.ranks import Ranks
 from distkgd.kernels.memory import keep_freed_memory
-from distkgd.training.job import Progress
-from distkgd.training.loop import train_step
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from foundation import save
 
 ENTITIES, RELATIONS, TRIPLES = 40_943, 11, 86_835
 STAGE: dict[str, Any] = {
@@ -45,17 +37,11 @@ def main(repeats: int = 15) -> None:
         for name, method in CASES.items():
             stages = [STAGE | method | {"dim": dim, "bits": bits, "relation_bits": min(32, 2 * bits)} for bits in SIZES]
             jobs = [bare_job(one, train, ENTITIES, RELATIONS, ranks, dim if method else 0) for one in stages]
-            seconds: list[list[float]] = [[] for _ in jobs]
-            for index in range(repeats + 2):
-                for job, mine in zip(jobs, seconds, strict=True):
-                    started = time.monotonic()
-                    train_step(job, Progress(step=index), 0)
-                    mine.append(time.monotonic() - started)
-            plain = seconds[0][2:]
-            for bits, mine in zip(SIZES[1:], seconds[1:], strict=True):
-                ratios = sorted(few / whole for few, whole in zip(mine[2:], plain, strict=True))
+            plain, *others = seconds_in_turn(jobs, repeats)
+            for bits, mine in zip(SIZES[1:], others, strict=True):
+                ratios = sorted(few / whole for few, whole in zip(mine, plain, strict=True))
                 row = {"case": name, "dim": dim, "bits": bits, "ratio": statistics.median(ratios)}
-                row |= {"smallest": ratios[len(ratios) // 4], "largest": ratios[-len(ratios) // 4]}
+                row |= {"smallest": ratios[0], "largest": ratios[-1]}
                 rows.append(row | {"float32_ms": 1000 * statistics.median(plain)})
                 spread = f"{row['ratio']:.2f} ({row['smallest']:.2f}–{row['largest']:.2f})"
                 whole_ms = f"{rows[-1]['float32_ms']:.0f} ms"

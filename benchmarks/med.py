@@ -21,7 +21,7 @@ from tables import key, spelled_out
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `benchmarks` is found
 
-from benchmarks.side_by_side.jobs import bare_job, random_triples
+from benchmarks.side_by_side.jobs import bare_job, random_triples, seconds_in_turn
 from benchmarks.side_by_side.machine import status_bytes
 from distkgd.common.intervals import paired_interval
 from distkgd.distributed.ranks import Ranks
@@ -114,13 +114,7 @@ def singly(repeats: int = 7) -> None:
     stages = [plain | {"dim": dim} for dim in range(8, 129, 8)]
     stages.append(plain | {"dim": 128, "method": "med", "distill": {"dims": {"from": 8, "to": 128, "step": 8}}})
     jobs = [bare_job(one, train, 2034, 42, ranks) for one in stages]
-    seconds: list[list[float]] = [[] for _ in jobs]
-    for index in range(repeats + 2):
-        for job, mine in zip(jobs, seconds, strict=True):
-            started = time.monotonic()
-            train_step(job, Progress(step=index), 0)
-            mine.append(time.monotonic() - started)
-    *direct, croppable = (1000 * statistics.median(mine[2:]) for mine in seconds)
+    *direct, croppable = (1000 * statistics.median(mine) for mine in seconds_in_turn(jobs, repeats))
     print(f"croppable {croppable:.1f} ms, all direct ones {sum(direct):.1f} ms: {croppable / sum(direct):.2f}")
     save("med_singly", {"croppable": croppable, "direct": direct, "ratio": croppable / sum(direct)})
 

@@ -6,7 +6,8 @@ The YAML names the data, the teachers (trained once per seed and shared), what e
 arms (each a `plan`, or `round`: a teacher and bits, which is not trained), and `space`: keys of the plan with the
 values that trials draw from, those of an arm beside those of all. Trial 0 takes the first value of each key; the
 others are drawn, the same for every run of this script. Every arm has as many trials as the others, with the first
-seed; the one with the best validation MRR (of a croppable model the mean of its sub-models') is trained with all seeds.
+seed, or with seed `chosen_by`, and if there is a `trial_share`, in that share of the epochs; the one with the best
+validation MRR (of a croppable model the mean of its sub-models') is trained with all seeds.
 No run reads the test split: the models of the chosen trials, and the teachers,
 are ranked on it in the end. A finished run is repeated only if the file has come to say another plan.
 benchmarks/results/table_NAME.json is written after every run.
@@ -82,6 +83,7 @@ class Table:
     def __init__(self, spec: Tree, name: str, arms: list[str], folder: Path, pool: ProcessPoolExecutor) -> None:
         self.spec, self.name, self.arms, self.folder, self.pool = spec, name, arms, folder, pool
         self.seeds: list[int] = spec.get("seeds", [0, 1, 2])
+        self.chosen_by: int = spec.get("chosen_by", self.seeds[0])
         self.path = RESULTS / f"table_{name}.json"
         before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
         # What the file no longer says is no result of it.
@@ -93,16 +95,16 @@ class Table:
     def plans(self) -> dict[str, Tree]:
         """{name: plan} of every run that there may be."""
         found = {f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers()}
-        for arm, n, seed in itertools.product(self.spec["arms"], range(self.trials()), self.seeds):
-            found[key(arm, n, seed)] = self.plan(arm, n, seed)
+        for arm, n in itertools.product(self.spec["arms"], range(self.trials())):
+            found |= self.trial(arm, n) | {key(arm, n, seed): self.plan(arm, n, seed) for seed in self.seeds}
         return found
 
     def run(self) -> None:
         """Teachers, then trials, then the chosen trials with the other seeds, and all but the other trials on test."""
         teachers = {f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers()}
         self.finish(teachers)
-        first = self.seeds[0]
-        self.finish({key(arm, n, first): self.plan(arm, n, first) for n in range(self.trials()) for arm in self.arms})
+        trials = [self.trial(arm, n) for n in range(self.trials()) for arm in self.arms]
+        self.finish({name: tree for trial in trials for name, tree in trial.items()})
         chosen = {arm: self.chosen(arm) for arm in self.arms}
         final = {key(arm, n, seed): self.plan(arm, n, seed) for seed in self.seeds for arm, n in chosen.items()}
         self.finish(final)
@@ -115,7 +117,7 @@ class Table:
 
     def teachers(self) -> Iterator[tuple[str, int]]:
         """(name, seed) of all of them."""
-        for seed in self.seeds:
+        for seed in sorted({self.chosen_by, *self.seeds}):
             for name in self.spec["teachers"]:
                 yield name, seed
 
@@ -135,8 +137,17 @@ class Table:
             drawn |= dict(zip(space, values, strict=True))
         return drawn
 
+    def trial_key(self, arm: str, number: int) -> str:
+        """Of a trial's run."""
+        return ("trial " if "trial_share" in self.spec else "") + key(arm, number, self.chosen_by)
+
+    def trial(self, arm: str, number: int) -> dict[str, Tree]:
+        """{its key: its plan} of a trial, with the seed that chooses."""
+        tree = self.plan(arm, number, self.chosen_by)
+        return {self.trial_key(arm, number): shortened(tree, self.spec.get("trial_share", 1.0))}
+
     def plan(self, arm: str, number: int, seed: int) -> Tree:
-        """The plan of a trial; its teachers are paths."""
+        """The plan of an arm with a trial's values; its teachers are paths."""
         if (how := self.spec["arms"][arm].get("round")) is not None:
             teacher = self.folder_of(self.teacher(how["teacher"].removeprefix("@"), seed)) / "stages/student"
             return {"data": self.spec["data"], "seed": seed, "round": how | {"teacher": str(teacher)}}
@@ -160,24 +171,27 @@ class Table:
 
     def finish(self, plans: Mapping[str, Tree]) -> None:
         """Run what has no result, and note each result as it comes."""
-        waiting: dict[Future[Tree], str] = {}
+        waiting: dict[Future[Tree], list[str]] = {}
+        submitted: dict[Path, Future[Tree]] = {}  # equal plans run once
         for name, tree in plans.items():
             folder = self.folder_of(tree)
             teacher_gone = name.startswith("teacher") and not (folder / "report.json").exists()
             if name not in self.runs or teacher_gone:
-                waiting[self.pool.submit(train, tree, str(folder))] = name
+                if folder not in submitted:
+                    submitted[folder] = self.pool.submit(train, tree, str(folder))
+                waiting.setdefault(submitted[folder], []).append(name)
         for done in as_completed(waiting):
-            name = waiting[done]
-            digest = {"digest": self.folder_of(plans[name]).name}
-            try:
-                self.runs[name] = digest | done.result()
-                student = self.runs[name]["stages"][-1]
-                print(f"{name}: valid MRR {student['valid_mrr']:.4f}, {student['train_seconds']:.0f} s", flush=True)
-            except DivergedError as error:
-                if name.startswith("teacher"):
-                    raise
-                self.runs[name] = digest | {"diverged": str(error)}
-                print(f"{name}: {error}", flush=True)
+            for name in waiting[done]:
+                digest = {"digest": self.folder_of(plans[name]).name}
+                try:
+                    self.runs[name] = digest | done.result()
+                    student = self.runs[name]["stages"][-1]
+                    print(f"{name}: valid MRR {student['valid_mrr']:.4f}, {student['train_seconds']:.0f} s", flush=True)
+                except DivergedError as error:
+                    if name.startswith("teacher"):
+                        raise
+                    self.runs[name] = digest | {"diverged": str(error)}
+                    print(f"{name}: {error}", flush=True)
             self.write()
 
     def rank_test(self, plans: Mapping[str, Tree]) -> None:
@@ -203,11 +217,11 @@ class Table:
 
     def sound(self, arm: str) -> list[int]:
         """The trials of an arm that have not diverged."""
-        return [n for n in range(self.trials()) if "diverged" not in self.runs[key(arm, n, self.seeds[0])]]
+        return [n for n in range(self.trials()) if "diverged" not in self.runs[self.trial_key(arm, n)]]
 
     def valid_mrr(self, arm: str, number: int) -> float:
         """Of a trial's student, or the mean of its sub-models."""
-        student = self.runs[key(arm, number, self.seeds[0])]["stages"][-1]
+        student = self.runs[self.trial_key(arm, number)]["stages"][-1]
         sub_models = student.get("curve", {}).get("valid")
         return statistics.mean(one["mrr"] for one in sub_models.values()) if sub_models else float(student["valid_mrr"])
 
@@ -215,7 +229,7 @@ class Table:
         """{arm: figures over the seeds}, for arms that are through; gains over arm `beside`, or each one's own."""
         found: Tree = {}
         for arm in self.spec["arms"]:
-            trials = [n for n in range(self.trials()) if key(arm, n, self.seeds[0]) in self.runs]
+            trials = [n for n in range(self.trials()) if self.trial_key(arm, n) in self.runs]
             if len(trials) < self.trials():
                 continue
             if not self.sound(arm):
@@ -278,6 +292,18 @@ class Table:
         aside.replace(self.path)
 
 
+def shortened(tree: Tree, share: float) -> Tree:
+    """A plan with every number of epochs cut to a share of it."""
+    return {
+        name: shortened(value, share)
+        if isinstance(value, dict)
+        else max(1, round(share * value))
+        if name == "epochs"
+        else value
+        for name, value in tree.items()
+    }
+
+
 def key(arm: str, number: int, seed: int) -> str:
     """Of a run."""
     return f"{arm} {number} {seed}"
@@ -328,7 +354,7 @@ def config_of(tree: Tree) -> RunConfig:
 
 def ranked_on_test(tree: Tree, folder: str, dims: list[int]) -> tuple[Tree, Tree]:
     """Test figures of a run's student, trained again if it is gone, and {dim: metrics} of its crops; in a worker."""
-    if "round" in tree or not (Path(folder) / "report.json").exists():
+    if not (Path(folder) / ("stages/student/model" if "round" in tree else "report.json")).exists():
         train(tree, folder)
     graph, config = graph_of(tree["data"]), config_of({key: tree[key] for key in tree if key != "round"})
     model = load_model(Path(folder) / "stages/student", Ranks()).model

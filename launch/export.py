@@ -31,15 +31,17 @@ def main(
     ] = None,
     dim: Annotated[int | None, typer.Option(min=1, help="Keep the first so many numbers per entity.")] = None,
     bits: Annotated[
-        int | None, typer.Option(help=f"Round the entities' numbers to so many: {', '.join(map(str, BITS))}.")
+        int | None,
+        typer.Option(help=f"Round the entities' numbers to so many ({', '.join(map(str, BITS))}); default: 8."),
     ] = None,
     relation_bits: Annotated[int | None, typer.Option(help="Round the relations' numbers, likewise.")] = None,
     group: Annotated[int | None, typer.Option(min=1, help="Columns of a row that share a step; default: all.")] = None,
 ) -> None:
     """Write the tables, the names of their rows, and config.json. With any option of bits, in format packed."""
-    rounds = (bits, relation_bits, group) != (None, None, None)
-    rounding = Rounding(bits or 32, relation_bits or 32, group) if rounds else None
-    kind = ("packed" if rounds else "safetensors") if format_ is None else format_
+    given = {"bits": bits, "relation_bits": relation_bits, "group": group}
+    asked = {name: value for name, value in given.items() if value is not None}
+    rounding = Rounding(**asked) if asked else None
+    kind = ("packed" if asked else "safetensors") if format_ is None else format_
 
     def body(ranks: Ranks, display: Display) -> None:
         files = export_model(model, out, kind, ranks, dim, rounding)

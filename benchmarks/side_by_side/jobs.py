@@ -1,7 +1,8 @@
 """Jobs without names or files: what a step costs, and nothing else."""
 
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.sharing import shared_graph
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
-from distkgd.kernels.quantiser import Rounding
 from distkgd.methods import Setup, build_method
 from distkgd.models.model import Model, new_model
 from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.stages import rounding_of
 from distkgd.scorers import build_scorer
 from distkgd.tracking.mlflow_runs import open_tracking
-from distkgd.training.job import Job
+from distkgd.training.job import Job, Progress
+from distkgd.training.loop import train_step
 
 
 def random_triples(entities: int, triples: int, relations: int, ranks: Ranks, skew: float = 0.0) -> Tensor:
@@ -31,6 +33,17 @@ def random_triples(entities: int, triples: int, relations: int, ranks: Ranks, sk
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([entities, relations, entities])
     return (torch.rand(triples, 3, generator=generator, dtype=torch.float64) * sizes).long()
+
+
+def seconds_in_turn(jobs: Sequence[Job], repeats: int) -> list[list[float]]:
+    """Wall seconds of `repeats` steps of each job, the jobs taking turns, after two that are not counted."""
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for index in range(repeats + 2):
+        for job, mine in zip(jobs, seconds, strict=True):
+            started = time.monotonic()
+            train_step(job, Progress(step=index), 0)
+            mine.append(time.monotonic() - started)
+    return [mine[2:] for mine in seconds]
 
 
 def bare_job(
@@ -71,7 +84,7 @@ def bare_job(
     input_builder.together = config.distill.triples_together
     setup = Setup(sampler.steps_per_epoch, config.epochs, lambda dim, _name: fresh(dim, 2), input_builder)
     teachers = [fresh(teacher_dim, 1)] if teacher_dim else []
-    method = build_method(config, fresh(config.dim, 0).quantised(Rounding.of(config)), teachers, setup)
+    method = build_method(config, fresh(config.dim, 0).quantised(rounding_of(config)), teachers, setup)
     return Job(
         name="student",
         config=config,

@@ -164,8 +164,6 @@ class StageOptions(Frozen):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of {unit} (accumulate x chunk of triples)"
             )
-        if self.group is not None and self.bits > 8:
-            raise ValueError(f"group shares a step among columns, of which {self.bits} bits have none; set bits")
         if self.bits < 32 and self.row_dtype != "full":
             raise ValueError("bits below 32 are rounded from rows in full precision; drop row_dtype, or bits")
         if self.move == "nothing" and self.negatives.kind == "all":

@@ -6,9 +6,9 @@ numbers: that of the least squared error, found by turns of rounding and fitting
 distribution; from 8 bits on, the one that reaches the largest magnitude. So the master rows are all that is trained,
 and whoever holds a row can round it.
 
-In training the gradient passes straight through to the numbers inside of the levels' range, and stops at the others
-(Bengio et al. 2013; Esser et al. 2020 without a step to be learned). 16 bits are bfloat16, which needs no step. Biases
-stand before the coordinates and are always bfloat16.
+In training the gradient passes straight through to the numbers that lie no more than half a step beyond the outermost
+levels, and stops at the others (Bengio et al. 2013; Esser et al. 2020 without a step to be learned). 16 bits are
+bfloat16, which needs no step. Biases stand before the coordinates and are always bfloat16.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from distkgd.config.stage import StageOptions
 from distkgd.errors import ConfigError
 
 BITS = (1, 2, 3, 4, 8, 16, 32)
 # Of a normal distribution, the steps of the least squared error as multiples of the mean magnitude.
 _NORMAL_STEP = {1: 2.0, 2: 1.2479, 3: 0.7344, 4: 0.4199}
 _FITS = 2  # turns of rounding and fitting
+_NUMBERS_AT_ONCE = 1 << 18  # rounded: what is made on the way is several times as large
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ class Quantiser:
         """(rounded [n, biases + columns], bool [n, columns] which numbers lie inside of the levels' range)."""
         if self.bits == 16:
             return rows.bfloat16().to(rows.dtype), torch.ones_like(rows[:, self.biases :], dtype=torch.bool)
+        if len(rows) > (few := max(1, _NUMBERS_AT_ONCE // rows.shape[1])):
+            pieces = zip(*(self.round(piece) for piece in rows.split(few)), strict=True)
+            rounded, inside = (torch.cat(piece) for piece in pieces)
+            return rounded, inside
         numbers = self._grouped(rows)
         step = self._step(numbers)
         levels = self._levels(numbers, step)
@@ -100,7 +104,7 @@ class Quantiser:
         step = self._step(numbers)
         codes = (self._levels(numbers, step) + (2 ** (self.bits - 1) - 0.5)).to(torch.uint8)
         return Packed(
-            pack_codes(codes.reshape(len(rows), -1), self.bits),
+            pack_codes(codes.flatten(1), self.bits),
             step.squeeze(-1).bfloat16(),
             rows[:, : self.biases].detach().bfloat16(),
             rows.shape[1] - self.biases,
@@ -111,7 +115,7 @@ class Quantiser:
         codes = unpack_codes(packed.codes, self.bits, packed.columns).float() - (2 ** (self.bits - 1) - 0.5)
         groups = packed.step.shape[1]
         numbers = codes.reshape(len(codes), groups, packed.columns // groups) * packed.step.float().unsqueeze(-1)
-        return torch.cat([packed.bias.float(), numbers.reshape(len(codes), -1)], 1)
+        return torch.cat([packed.bias.float(), numbers.flatten(1)], 1)
 
     def _grouped(self, rows: Tensor) -> Tensor:
         # [n, groups, columns of a group]
@@ -141,7 +145,7 @@ class Quantiser:
 class Rounding:
     """Bits of the entities' and of the relations' numbers; columns of an entity's row that share a step (None: all)."""
 
-    bits: int
+    bits: int = 8
     relation_bits: int = 32
     group: int | None = None
 
@@ -152,11 +156,6 @@ class Rounding:
                 raise ConfigError(f"{bits} bits per number; allowed: {', '.join(map(str, BITS))}.")
         if self.group is not None and self.bits > 8:
             raise ConfigError(f"group: {self.group} columns share a step, and {self.bits} bits have none; give bits.")
-
-    @classmethod
-    def of(cls, stage: StageOptions) -> "Rounding":
-        """A stage's student's."""
-        return cls(stage.bits, stage.relation_bits, stage.group)
 
     def quantisers(self, scorer: "Widths") -> "dict[str, Quantiser]":
         """{"entity" or "relation": its quantiser}, of those below 32 bits; ConfigError where the group does not fit."""
@@ -201,20 +200,20 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """[n, ceil(columns * bits / 8)] uint8 of codes [n, columns] below 2^bits, lowest bits first."""
     if bits == 8:
         return codes
-    place = torch.arange(bits, dtype=torch.uint8)
-    ticks = (codes.unsqueeze(-1) >> place) & 1
+    place = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    ticks = (codes.unsqueeze(-1) >> place[:bits]) & 1
     ticks = torch.nn.functional.pad(ticks.flatten(1), (0, -codes.shape[1] * bits % 8))
-    weights = 2 ** torch.arange(8, dtype=torch.uint8)
-    return (ticks.reshape(len(codes), -1, 8) * weights).sum(-1, dtype=torch.uint8)
+    return (ticks.reshape(len(codes), ticks.shape[1] // 8, 8) << place).sum(-1, dtype=torch.uint8)
 
 
 def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     """[n, columns] uint8: what `pack_codes` packed."""
     if bits == 8:
         return packed
-    ticks = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    place = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    ticks = (packed.unsqueeze(-1) >> place) & 1
     ticks = ticks.flatten(1)[:, : columns * bits].reshape(len(packed), columns, bits)
-    return (ticks << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return (ticks << place[:bits]).sum(-1, dtype=torch.uint8)
 
 
 def _to_bfloat16(step: Tensor) -> Tensor:

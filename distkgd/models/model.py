@@ -24,7 +24,6 @@ from distkgd.scorers.base import check_reciprocal
 
 ScoreCandidates = Callable[[Tensor, Candidates], Tensor]
 
-_ROUNDED_ROWS = 1 << 13
 _INIT_NUMBERS = 1 << 17  # initialised at a time: a dozen temporaries of 8 bytes for each
 
 
@@ -100,7 +99,7 @@ class Model:
         table = self.entity
         if table.quantiser is None and self.relation_quantiser is None:
             return self
-        weight = table.weight if table.quantiser is None else _by_blocks(table.quantiser, table.weight)
+        weight = table.weight if table.quantiser is None else table.quantiser(table.weight)
         entity = ShardedTable(weight, table.total, table.ranks, table.dtype)
         return Model(self.scorer, entity, self.relations.detach(), self.num_relations, self.reciprocal)
 
@@ -129,20 +128,13 @@ class Model:
         return queries.relation + self.num_relations * queries.side if self.reciprocal else queries.relation
 
 
-def _by_blocks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    # [n, ...] of rows [n, width], a few at a time: what is made on the way is several times as large.
-    out = torch.empty_like(rows)
-    for piece, into in zip(rows.split(_ROUNDED_ROWS), out.split(_ROUNDED_ROWS), strict=True):
-        into.copy_(function(piece))
-    return out
-
-
 def broken_row_of(model: Model) -> Broken | None:
     """The first row of a model's tables that holds NaN or an infinity, None where none does. All ranks call it."""
     table = model.entity
-    packed = table.shard.packed if isinstance(table.shard, PackedRows) else None
-    parts = [table.weight] if packed is None else [packed.step, packed.bias]
-    mine = next(filter(None, (broken_row("entity", part, table.lo) for part in parts)), None)
+    parts = {"entity": table.shard} if isinstance(table.shard, Tensor) else {}
+    if isinstance(table.shard, PackedRows):
+        parts = {"entity.step": table.shard.packed.step, "entity.bias": table.shard.packed.bias}
+    mine = next(filter(None, (broken_row(name, part, table.lo) for name, part in parts.items())), None)
     mine = mine or broken_row("relation", model.relation)
     return first_broken(mine, table.ranks)
 

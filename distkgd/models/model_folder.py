@@ -138,15 +138,15 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
             f"{folder}: the tables have {entity.shape[1]} and {relation.shape[1]} columns, "
             f"the scorer in config.json ({scorer}) needs {scorer.entity_size} and {scorer.relation_size}."
         )
-    wanted = dtype or relation.dtype
+    wanted = dtype or (torch.float32 if config["format"] == PACKED else relation.dtype)
     # Rows in bfloat16 stay as they are and are widened where they are used; packed ones on a CPU too.
     if isinstance(entity, torch.Tensor) or ranks.device.type != "cpu":
-        stored = entity.dtype if entity.dtype == torch.bfloat16 and config["format"] == FORMAT else wanted
+        stored = entity.dtype if entity.dtype == torch.bfloat16 else wanted
         entity = plain(entity).to(ranks.device, stored)
     table = ShardedTable(entity, num_entities, ranks, wanted)
     model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
     if (broken := broken_row_of(model)) is not None:
-        held = files.get(broken.tensor) or files[f"{broken.tensor}.step"]
+        held = files[broken.tensor]
         ends = accumulate(rows_in(folder / file) for file in held)
         path = folder / next(file for file, end in zip(held, ends, strict=True) if broken.row < end or file == held[-1])
         raise ModelError(_refusal(path, broken, entities, relations))
@@ -156,10 +156,10 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
 def _read_rows(
     folder: Path, config: Mapping[str, Any], name: str, width: int, lo: int, hi: int
 ) -> torch.Tensor | PackedRows:
-    # [hi - lo, width] of a folder of format PACKED, in float32.
+    # [hi - lo, width] of a folder of format PACKED.
     about = config["packed"].get(name)
     if about is None or about["bits"] == 16:
-        return read_table(folder, config["files"][name], name, lo, hi).float()
+        return read_table(folder, config["files"][name], name, lo, hi)
     quantiser = Quantiser(**about)
     return PackedRows(read_packed(folder, config["files"], name, quantiser, width, lo, hi), quantiser)
 
@@ -223,7 +223,10 @@ def bytes_on_disk(folder: AnyPath) -> int:
 
 
 def crop_bytes(model: Model, dims: Sequence[int], whole: int) -> dict[int, int]:
-    """dim -> bytes of the table files of the crop of a model to it, of which the files of all of it have `whole`."""
+    """dim -> bytes of the table files of the crop of a model to it, of which the files of all of it have `whole`.
+
+    Of a model whose numbers all have their full size on disk.
+    """
     scorer, table, relation = model.scorer, model.entity, model.relation
     found = {}
     for dim in dims:
@@ -235,18 +238,40 @@ def crop_bytes(model: Model, dims: Sequence[int], whole: int) -> dict[int, int]:
     return found
 
 
-def row_bytes(model: Model) -> int:
-    """Bytes of an entity's row as the model is saved: codes, steps, biases."""
-    table = model.entity
-    return table.quantiser.row_bytes(table.dim) if table.quantiser else table.dim * table.weight.element_size()
+def sizes_on_disk(folder: AnyPath) -> dict[str, int]:
+    """What a model folder takes: bytes of its table files, bits of both tables' numbers, row_bytes, num_entities.
+
+    row_bytes: of an entity's row (codes, steps, biases); left out of exports that have no rows of one size.
+    """
+    config = read_config(find_model(folder))
+    how = {name: Quantiser(**about) for name, about in config.get("packed", {}).items()}
+    names = {"entity": "bits", "relation": "relation_bits"}
+    found = {key: how[name].bits if name in how else 32 for name, key in names.items()}
+    found |= {"bytes": bytes_on_disk(folder), "num_entities": int(config["num_entities"])}
+    width = from_constants(config["scorer"]).entity_size
+    if "entity" in how:
+        found["row_bytes"] = how["entity"].row_bytes(width)
+    elif config["format"] in (FORMAT, PACKED):
+        found["row_bytes"] = width * getattr(torch, config["dtype"]).itemsize
+    return found
 
 
 def distinct_rows(model: Model) -> int:
     """How many entities' rows differ as the model is saved: of few bits, some may be equal. All ranks call it."""
     table = model.entity
-    seen = model.rounded().entity.weight
-    mine = {hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest() for row in seen.cpu()}
-    return len(set().union(*table.ranks.gather_objects(mine)))
+    # A row is told by 64 bits, the sum of its numbers' bits, mixed, times odd whole numbers; 0.0 makes minus zero zero.
+    factors = 1 + 2 * torch.randint(1 << 62, (table.dim,), generator=torch.Generator().manual_seed(0))
+    factors = factors.to(table.weight.device)
+    pieces = table.weight.split(max(1, (1 << 20) // table.dim))
+    seen = (piece if table.quantiser is None else table.quantiser(piece) for piece in pieces)
+    mine = torch.cat([(_mixed((rows.float() + 0.0).view(torch.int32)) * factors).sum(1) for rows in seen]).unique()
+    return len(torch.cat(table.ranks.gather_objects(mine.cpu())).unique())
+
+
+def _mixed(bits: torch.Tensor) -> torch.Tensor:
+    # Numbers that differ in their sign alone differ in the lower half too.
+    spread = bits * 0x1E3779B97F4A7C15
+    return spread ^ (spread >> 32)
 
 
 def sparse_bytes(model: Model) -> int:
@@ -291,8 +316,8 @@ def check_numbers(folder: Path) -> None:
     if config["format"] == SPARSE:
         load_model(folder, Ranks())
         return
-    for key, files in config["files"].items():
-        name, start = key.partition(".")[0], 0
+    for name, files in config["files"].items():
+        start = 0
         for file in files:
             if (found := broken_in_file(folder / file)) is not None:
                 entities = read_names(folder, "entities", "entity_labels", int(config["num_entities"]))
@@ -304,7 +329,7 @@ def check_numbers(folder: Path) -> None:
 
 def told(broken: Broken, entities: Vocabulary, relations: Vocabulary) -> str:
     """A broken row in words: its tensor, number, name and value."""
-    if broken.tensor == "entity":
+    if broken.tensor.startswith("entity"):
         name = f"entity {entities.name(broken.row)!r}"
     else:
         inverse, row = divmod(broken.row, len(relations))

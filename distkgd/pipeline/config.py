@@ -213,8 +213,10 @@ class RunConfig(Frozen):
             return {}
         found = {}
         for name, size in sizes.items():
-            over = merge(per_dim.get(size["dim"], {}), per_bits.get(size.get("bits", 32), {}))
-            found[name] = resized(self.student, size["dim"], size | over, f"{key}.per_dim.{size['dim']}")
+            dim, bits = size["dim"], size.get("bits", 32)
+            over = merge(per_dim.get(dim, {}), per_bits.get(bits, {}))
+            where = f"{key}.per_bits.{bits}" if bits in per_bits and dim not in per_dim else f"{key}.per_dim.{dim}"
+            found[name] = resized(self.student, dim, size | over, where)
         return found
 
     def all_teachers(self) -> dict[str, StageConfig | str | None]:

@@ -115,7 +115,7 @@ def best_so_far(run: Run, stage: Stage) -> Model:
         try:
             step = on_every_rank(ranks, partial(best_step, newest), CheckpointError)[0]
             on_every_rank(ranks, partial(read, folder / step_name(step)), CheckpointError)
-            return model
+            return model.rounded()
         except CheckpointError:
             if attempt + 1 == TRIES:
                 raise

@@ -70,11 +70,9 @@ class ChainConfig(Frozen):
                 f"{name} {_listed(given)}" for name, given in (("dims", self.dims), ("bits", self.bits)) if given
             )
             raise ValueError(f"dims must fall from teacher to student, or bits where dims stay (given: {what})")
-        _check_per_dim(self.per_dim, self.dims)
-        if others := [bits for bits in self.per_bits if bits not in self.bits]:
-            raise ValueError(
-                f"per_bits has {_listed(others)}, which is none of the bits {_listed(self.bits) or '(none)'}"
-            )
+        fixed = ("dim", "bits") if self.bits else ("dim",)
+        _check_keys("per_dim", self.per_dim, "dims", self.dims, fixed)
+        _check_keys("per_bits", self.per_bits, "bits", self.bits, fixed)
         return self
 
     def students(self, dim: int) -> dict[str, dict[str, int]]:
@@ -110,15 +108,17 @@ class AssistantConfig(Frozen):
     def _fits(self) -> "AssistantConfig":
         if len(set(self.dims)) != len(self.dims):
             raise ValueError(f"dims must differ (given: {_listed(self.dims)})")
-        _check_per_dim(self.per_dim, self.dims)
+        _check_keys("per_dim", self.per_dim, "dims", self.dims, ("dim",))
         return self
 
 
-def _check_per_dim(per_dim: PerDim, dims: list[int]) -> None:
-    if others := [dim for dim in per_dim if dim not in dims]:
-        raise ValueError(f"per_dim has {_listed(others)}, which is none of the dims {_listed(dims)}")
-    if twice := [dim for dim, over in per_dim.items() if "dim" in over]:
-        raise ValueError(f"per_dim of {_listed(twice)} sets dim again; leave it out")
+def _check_keys(key: str, per: PerDim, what: str, sizes: Sequence[int], fixed: Sequence[str]) -> None:
+    # fixed: what the chain says of each of its models, so that keys of one of them may not.
+    if others := [size for size in per if size not in sizes]:
+        raise ValueError(f"{key} has {_listed(others)}, which is none of the {what} {_listed(sizes) or '(none)'}")
+    for name in fixed:
+        if twice := [size for size, over in per.items() if name in over]:
+            raise ValueError(f"{key} of {_listed(twice)} sets {name} again; leave it out")
 
 
 def _listed(numbers: Sequence[int]) -> str:

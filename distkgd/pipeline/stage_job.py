@@ -22,18 +22,17 @@ from distkgd.methods import Method, Setup, build_method
 from distkgd.models.init_from_teacher import init_from_teacher
 from distkgd.models.model import Model, new_model
 from distkgd.models.model_folder import (
-    bytes_on_disk,
     distinct_rows,
     load_model,
-    row_bytes,
     same_vocabulary,
+    sizes_on_disk,
     sparse_bytes,
     told,
 )
 from distkgd.models.run_paths import stage_folder, teacher_folder
 from distkgd.models.stage_result import Rounded, StageResult
 from distkgd.pipeline.config import RunConfig, StageConfig
-from distkgd.pipeline.stages import Plan, Stage
+from distkgd.pipeline.stages import Plan, Stage, rounding_of
 from distkgd.pipeline.storage import Storage
 from distkgd.scorers import build_scorer
 from distkgd.tracking.tracker import StageTracking, Tracking
@@ -75,24 +74,32 @@ class Run(Plan):
 
     def measured(self, model: Model, folder: Path) -> dict[str, Any]:
         """What a `StageResult` tells of a finished model: sizes, metrics on all `splits`, on `shown_split` in parts."""
-        sizes = {"scorer": model.scorer.name, "dim": model.scorer.dim, "biases": model.scorer.biases}
-        sizes |= {"bytes": bytes_on_disk(folder), "sparse_bytes": None if model.quantisers else sparse_bytes(model)}
-        names = {"entity": "bits", "relation": "relation_bits"}
-        sizes |= {names[table]: quantiser.bits for table, quantiser in model.quantisers.items()}
-        if "entity" in model.quantisers:
-            sizes |= {"distinct_rows": distinct_rows(model)}
-        sizes |= {"row_bytes": row_bytes(model), "num_entities": model.entity.total}
-        sizes |= {"num_parameters": model.num_parameters}
+        sizes: dict[str, Any] = {"scorer": model.scorer.name, "dim": model.scorer.dim, "biases": model.scorer.biases}
+        sizes |= (taken := sizes_on_disk(folder)) | {"num_parameters": model.num_parameters}
+        whole = taken["bits"] == taken["relation_bits"] == 32
+        sizes |= {"distinct_rows": distinct_rows(model)} if taken["bits"] < 32 else {}
+        sizes |= {"sparse_bytes": sparse_bytes(model) if whole else None}
         found = {split: self.evaluate(model, split) for split in self.splits}
         last = self.shown_split
         parts = in_parts(found[last][1], getattr(self.graph, last), self.graph)
         return sizes | {split: figures for split, (figures, _) in found.items()} | {f"{last}_by": parts}
 
     def rounded(self, model: Model, bits: int) -> Rounded:
-        """A model with the numbers of both tables rounded to so many bits, ranked on all `splits`."""
-        seen = model.quantised(Rounding(bits, bits))
-        of_relations = len(model.relation) * seen.quantisers["relation"].row_bytes(model.relation.shape[1])
-        size = model.entity.total * row_bytes(seen) + of_relations
+        """A model rounded to so many bits, ranked on all `splits`.
+
+        Relations and groups are as the student's, where that has few bits; else relations are like entities.
+        """
+        like, dim = self.config.student, model.scorer.dim
+        how = Rounding(bits, bits)
+        if like.bits < 32:
+            shares = like.group is not None and bits <= 8 and not dim % like.group
+            how = Rounding(bits, like.relation_bits, like.group if shares else None)
+        seen = model.quantised(how)
+        widths = {"entity": (model.entity.total, model.entity.dim), "relation": tuple(model.relation.shape)}
+        size = 0
+        for name, (rows, width) in widths.items():
+            quantiser = seen.quantisers.get(name)
+            size += rows * (width * model.relation.element_size() if quantiser is None else quantiser.row_bytes(width))
         return Rounded(bytes=size, **{split: self.evaluate(seen, split)[0] for split in self.splits})
 
     def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:
@@ -158,7 +165,7 @@ def validation(run: Run, method: Method[Any]) -> dict[str, float]:
 
 def student_model(run: Run, config: StageConfig, seed: int) -> Model:
     """An untrained student of `config`, whose rows are seen with as many bits as it has."""
-    return fresh_model(run, config, config.dim, seed).quantised(Rounding.of(config))
+    return fresh_model(run, config, config.dim, seed).quantised(rounding_of(config))
 
 
 def fresh_model(run: Run, config: StageConfig, dim: int, seed: int) -> Model:

@@ -155,12 +155,17 @@ def check_stage(stage: Stage, graph: Graph, world: int = 1) -> list[Shape]:
     return [check_config(stage.name, config, graph, world) for config in stage.configs]
 
 
+def rounding_of(config: StageConfig) -> Rounding:
+    """Of a stage's student; ConfigError where there are no such rows."""
+    return Rounding(config.bits, config.relation_bits, config.group)
+
+
 def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> Shape:
     """`check_stage` of one config."""
     try:
         scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
         check_reciprocal(scorer, config.reciprocal)
-        Rounding.of(config).quantisers(scorer)
+        rounding_of(config).quantisers(scorer)
     except DistkgdError as error:
         raise type(error)(f"{name}: {error}") from None
     if config.bf16 and scorer.candidate_form != "dot":

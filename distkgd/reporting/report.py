@@ -94,8 +94,7 @@ def notes(report: RunReport) -> list[str]:
         data_line(report),
         *comparisons(report),
         *choices(report.stages),
-        *_equal_rows(report.stages),
-        *_rounded(report),
+        *few_bits(report),
         *_long_tail(report),
         *served(report.serving),
         *report.remarks,
@@ -190,19 +189,14 @@ def choices(stages: Sequence[StageResult]) -> list[str]:
     return sentences
 
 
-def _equal_rows(stages: Sequence[StageResult]) -> list[str]:
-    """A line for each model whose few bits give several entities the same row: their scores tie."""
-    return [
-        f"{stage.name}: {count_text(stage.distinct_rows)} distinct rows of {count_text(stage.num_entities)} entities."
-        for stage in stages
-        if stage.distinct_rows is not None and stage.distinct_rows != stage.num_entities
-    ]
-
-
-def _rounded(report: RunReport) -> list[str]:
-    """One line for each model that was also rounded without training."""
+def few_bits(report: RunReport) -> list[str]:
+    """Of each model of few bits its row bytes and how many rows differ; the models that were also only rounded."""
     split, sentences = report.shown_split, []
     for stage in report.stages:
+        if stage.distinct_rows is not None:
+            # Entities of equal rows have equal scores.
+            rows_text = f"{count_text(stage.distinct_rows)} distinct rows of {count_text(stage.num_entities)} entities"
+            sentences.append(f"{stage.name}: {stage.row_bytes} bytes a row; {rows_text}.")
         if stage.rounded:
             each = [
                 f"{bits} bit ({size_text(one.bytes)}) {fixed(one.mrr(split))}" for bits, one in stage.rounded.items()

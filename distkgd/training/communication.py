@@ -156,7 +156,10 @@ def _held(method: Method[Any], config: StageOptions) -> list[HeldModel]:
         recipes = [method.groups[name].recipe(config.optimizer) for name, one in trained.items() if id(one) == key]
         state = sum(state_numbers(recipe.name, size) for recipe in recipes)
         learns = any(id(one) == key for one in learning.values())
-        found.append(HeldModel(size, model.entity.weight.element_size(), state, learns))
+        number_bytes = model.entity.weight.element_size()
+        if model.entity.quantiser is not None:  # a rounded copy, and which numbers lie inside of the levels
+            number_bytes = 2 * number_bytes + 1
+        found.append(HeldModel(size, number_bytes, state, learns))
     return found
 
 

@@ -234,3 +234,30 @@ def test_a_table_has_no_test_figures_where_there_are_no_test_triples(
     table.runs = {f"{arm} 0 {seed}": {"digest": "", "stages": [student]} for arm in ("direct", "a") for seed in (0, 1)}
     assert table.table().splitlines()[2] == "| direct | 8 | – | 0.3000 | – |  |  | – | – | 1 |"
     assert "valid_gain" in table.summary()["a"] and "test_gain" not in table.summary()["a"]
+
+
+def test_trials_can_be_shorter_and_of_another_seed_than_what_is_reported(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = toy_table(
+        tables,
+        monkeypatch,
+        tmp_path,
+        [1],
+        {"direct": {}, "bkd": {"plan": {"teacher": "@big", "student": {"method": "bkd"}}}},
+        data=str(small_data(tmp_path / "graph")),
+        trials=2,
+        chosen_by=0,
+        trial_share=0.5,
+        plan={"student": {"dim": 4, "epochs": 4, "batch_size": 200}, "device": "cpu", "report": {"html": False}},
+        space={"student.optimizer.lr": [0.05, 0.1]},
+        teachers={"big": {"dim": 4, "epochs": 2, "batch_size": 200}},
+    )
+    table.run()
+    trials = {f"trial {arm} {n} 0" for arm in ("direct", "bkd") for n in (0, 1)}
+    chosen = {f"{arm} {table.chosen(arm)} 1" for arm in ("direct", "bkd")}
+    assert set(table.runs) == trials | chosen | {"teacher big 0", "teacher big 1"}
+    plans = table.plans()
+    assert {plans[name]["student"]["epochs"] for name in trials} == {2}
+    assert {plans[name]["student"]["epochs"] for name in chosen} == {4}
+    assert all(("test_mrr" in run["stages"][-1]) == (not name.startswith("trial")) for name, run in table.runs.items())

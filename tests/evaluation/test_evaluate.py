@@ -205,7 +205,7 @@ class Scaled:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the compiled count, and without it
-@pytest.mark.parametrize("ties", ["optimistic", "pessimistic"])  # realistic is their mean
+@pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_scores_times_a_positive_factor_rank_the_same(scorer: str, ties: str, dtype: torch.dtype) -> None:
     known = KnownAnswers(EVERYTHING, GRAPH.num_entities)

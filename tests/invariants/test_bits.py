@@ -17,11 +17,21 @@ from distkgd.kernels.quantiser import Rounding
 from distkgd.methods import METHODS
 from distkgd.models.export import export_model
 from distkgd.models.export.source import open_source
-from distkgd.models.model_folder import bytes_on_disk, check_files, check_numbers, load_model, row_bytes, save_model
+from distkgd.models.model import new_model
+from distkgd.models.model_folder import (
+    bytes_on_disk,
+    check_files,
+    check_numbers,
+    distinct_rows,
+    load_model,
+    save_model,
+    sizes_on_disk,
+)
 from distkgd.models.stage_result import read_result
 from distkgd.pipeline.config import parse_config
 from distkgd.pipeline.plan import run_plan
-from distkgd.scorers import SCORERS
+from distkgd.reporting.run_report import read_report
+from distkgd.scorers import SCORERS, build_scorer
 from distkgd.tracking.serving.entries import entry_of_model, read_run
 from tests.invariants.test_world_size import METHOD_OPTIONS, REGIMES, assert_same, merged, student
 from tests.ranks import run_on_threads
@@ -60,12 +70,11 @@ def test_a_batch_in_four_parts_trains_the_same_rows_of_few_bits() -> None:
 
 
 def run_of(folder: Path, **more: Any) -> Path:
-    """A finished run of a teacher and a student of few bits."""
+    """A finished run of a teacher (teacher: another, None: none) and a student of few bits, of which `more` is said."""
     sizes = {"dim": 8, "batch_size": 100, "negatives": {"kind": "batch", "num": 8}, "epochs": 2, "validate_every": 1}
-    teacher = {"teacher": sizes | {"scorer": "rote"}} if "teacher" not in more else {}
+    teacher = more.pop("teacher", sizes | {"scorer": "rote"})
     taught = sizes | {"method": "bkd", "start": "crop", "scorer": "rote"} | FEW
-    taught |= {key: value for key, value in more.items() if key != "teacher"}
-    tree = {"data": "toy", **teacher, "student": taught, "report": {"html": False}}
+    tree = {"data": "toy", "teacher": teacher, "student": taught | more, "report": {"html": False}}
     config = parse_config(tree | {"mlflow": {"enabled": False}, "dtype": "float32"}, "test")
     run_plan(config, toy_graph(), Ranks(), folder, resume=False, display=Display(False))
     return folder
@@ -97,7 +106,29 @@ def test_equal_rows_are_counted(finished: Path, tmp_path: Path) -> None:
     tiny = run_of(tmp_path / "run", scorer="complex", dim=2, bits=1, start="random", method="scratch", teacher=None)
     small = read_result(tiny / "stages/student")
     assert small is not None and small.distinct_rows is not None and small.distinct_rows < small.num_entities
-    assert f"student: {small.distinct_rows} distinct rows of 41 entities" in (tiny / "report.md").read_text()
+    assert (
+        f"student: 3 bytes a row; {small.distinct_rows} distinct rows of 41 entities"
+        in (tiny / "report.md").read_text()
+    )
+
+
+def test_rows_that_differ_in_their_signs_alone_are_told_apart() -> None:
+    signs = 1.0 - 2.0 * ((torch.arange(4096).unsqueeze(1) >> torch.arange(12)) & 1)
+    model = new_model(build_scorer("distmult", 12), 4096, 1, Ranks(), reciprocal=False, seed=0)
+    model.entity.weight.data.copy_(signs)
+    assert distinct_rows(model.quantised(Rounding(1))) == 4096
+
+
+def test_croppable_models_and_packed_teachers_have_their_own_sizes(finished: Path, tmp_path: Path) -> None:
+    med = {"method": "med", "scorer": "complex", "start": "random", "distill": {"dims": [4, 8]}}
+    croppable = read_result(run_of(tmp_path / "med", **med, teacher=None) / "stages/student")
+    assert croppable is not None and croppable.bits == 2 and set(croppable.curve["test"]) == {4, 8}
+    assert not croppable.crop_bytes
+    brought = run_of(tmp_path / "run", teacher=str(finished / "stages/student"))
+    result = read_report(brought).stage("teacher")
+    assert result is not None and (result.bits, result.row_bytes) == (2, 6)
+    assert result.bytes == bytes_on_disk(finished / "stages/student")
+    assert "equally small" not in (brought / "report.md").read_text()
 
 
 def test_an_export_of_packed_rows_widens_them_and_is_packed_no_second_time(finished: Path, tmp_path: Path) -> None:
@@ -119,7 +150,8 @@ def save_few_bits(ranks: Ranks, folder: str) -> dict[str, Any]:
     job = toy_job(config, ranks, Path(folder))
     save_model(Path(folder) / "model", job.method.student, toy_graph(), {})
     rounded = job.method.student.rounded()
-    return {"entity": rounded.entity.weight, "relation": rounded.relation, "bytes": row_bytes(job.method.student)}
+    sizes = sizes_on_disk(Path(folder) / "model")
+    return {"entity": rounded.entity.weight, "relation": rounded.relation, "bytes": sizes["row_bytes"]}
 
 
 @pytest.mark.parametrize(("wrote", "reads"), [(1, 3), (3, 1), (3, 2)])
@@ -162,7 +194,7 @@ def test_a_step_that_is_no_number_is_named(tmp_path: Path) -> None:
     step[3] = torch.nan
     write_tensors(path, {"entity.step": step})
     for read in (lambda: load_model(tmp_path, Ranks()), lambda: check_numbers(tmp_path / "model")):
-        with pytest.raises(ModelError, match=rf"{path.name}: tensor 'entity', row 3 \(entity 'e003'\), holds nan"):
+        with pytest.raises(ModelError, match=rf"{path.name}: tensor 'entity.step', row 3 \(entity 'e003'\), holds nan"):
             read()
 
 
@@ -172,7 +204,7 @@ def test_a_step_that_is_no_number_is_named(tmp_path: Path) -> None:
         ({"bits": 5}, "bits"),
         ({"bits": True}, "a number is needed"),
         ({"bits": 2, "group": 3}, "do not divide 8"),
-        ({"group": 4, "bits": 16}, "group shares a step"),
+        ({"group": 4, "bits": 16}, "student: group: 4 columns share a step, and 16 bits have none"),
         ({"bits": 2, "row_dtype": "bfloat16"}, "rounded from rows in full precision"),
         ({"bits": 2, "method": "metasd", "start": "random"}, "0 is no level of few bits"),
     ],
@@ -235,6 +267,9 @@ def test_keys_of_one_of_the_bits_are_that_students_alone() -> None:
         ({"dims": [8]}, "dims: at least two are needed"),
         ({"bits": [7]}, "chain.bits.0"),
         ({"bits": [4, 2], "per_bits": {3: {}}}, "per_bits has 3, which is none of the bits 4, 2"),
+        ({"bits": [4, 2], "per_bits": {4: {"dim": 4}}}, "per_bits of 4 sets dim again"),
+        ({"bits": [4, 2], "per_bits": {4: {"bits": 8}}}, "per_bits of 4 sets bits again"),
+        ({"bits": [4, 2], "per_bits": {4: {"epochs": -1}}}, r"chain\.per_bits\.4"),
     ],
 )
 def test_a_chain_that_does_not_fall_is_refused(chain: dict[str, Any], said: str) -> None:
@@ -255,12 +290,11 @@ def test_a_teacher_is_also_only_rounded_where_the_report_asks_for_it(tmp_path: P
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
     teacher = load_model(tmp_path / "run/stages/teacher", Ranks()).model
     for bits in (8, 2):
-        export_model(
-            tmp_path / "run/stages/teacher", tmp_path / f"{bits}", "packed", Ranks(), rounding=Rounding(bits, bits)
-        )
+        how = Rounding(bits, config.student.relation_bits)  # as the student has them
+        export_model(tmp_path / "run/stages/teacher", tmp_path / f"{bits}", "packed", Ranks(), rounding=how)
         rank = ranks_of(load_model(tmp_path / f"{bits}", Ranks()).model, graph.test, known, Ranks())
         assert result.rounded[bits].mrr("test") == pytest.approx(float((1 / rank).mean()), abs=1e-12)
-        tensors = teacher.entity.total * row_bytes(teacher.quantised(Rounding(bits)))
+        tensors = teacher.entity.total * Rounding(bits).quantisers(teacher.scorer)["entity"].row_bytes(8)
         assert tensors < result.rounded[bits].bytes < bytes_on_disk(tmp_path / f"{bits}")
     assert "teacher, only rounded, test MRR: 8 bit (" in (tmp_path / "run/report.md").read_text()
     assert "2 bit" in (tmp_path / "run/report.html").read_text()

@@ -83,6 +83,14 @@ def test_powers_of_two_go_through(bits: int) -> None:
         assert torch.equal(quantiser(rows * factor), quantiser(rows) * factor)
 
 
+@pytest.mark.parametrize("bits", FEW)
+def test_a_rank_without_rows_packs_none(bits: int) -> None:
+    quantiser, none = Quantiser(bits, 4, 1), torch.empty(0, 13)
+    packed = quantiser.pack(none)
+    assert packed.codes.shape == (0, quantiser.code_bytes(13)) and packed.step.shape == (0, 3)
+    assert quantiser.unpack(packed).shape == quantiser(none).shape == (0, 13)
+
+
 def test_sixteen_bits_are_bfloat16() -> None:
     rows, quantiser = some_rows(biases=1), Quantiser(16, biases=1)
     assert torch.equal(quantiser(rows), rows.bfloat16().float()) and quantiser.row_bytes(13) == 26

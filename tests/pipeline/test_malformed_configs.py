@@ -93,6 +93,8 @@ def method_of(path: tuple[str, ...]) -> str:
     """A method in whose config a path may stand."""
     if "stage_two" in path:
         return "dualde"
+    if "prune" in path:
+        return "metasd"
     return "bkd" if "distill" in path or path[:1] in (("teacher",), ("baseline",)) else "scratch"
 
 
@@ -136,7 +138,7 @@ def test_a_wrong_value_or_key_in_a_file_is_named(
     file.write_text(yaml.safe_dump(placed(GOOD[method], path, value), allow_unicode=True), encoding="utf-8")
     message = refused(file)
     assert str(file) in message
-    assert path[-1][:40] in message  # a long word may be cut
+    assert path[-1] in message
 
 
 @pytest.mark.parametrize(("method", "path", "value"), [case[1:] for case in TREES[::4]], ids=IDS[::4])
@@ -147,7 +149,7 @@ def test_a_wrong_value_or_key_in_an_override_is_named(
     file.write_text(yaml.safe_dump(GOOD[method]), encoding="utf-8")
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
     message = refused(file, [f"{'.'.join(path)}={text}"])
-    assert path[-1][:40] in message  # a long word may be cut
+    assert path[-1] in message
 
 
 @pytest.mark.parametrize(

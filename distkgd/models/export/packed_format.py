@@ -5,7 +5,7 @@ from typing import Any
 
 from distkgd.errors import ModelError
 from distkgd.models.export.safetensors_format import write_plain
-from distkgd.models.export.source import PackedTable, Source
+from distkgd.models.export.source import Source
 from distkgd.models.formats.packed import stream_packed
 from distkgd.models.model_folder import PACKED
 
@@ -15,7 +15,7 @@ def write_packed_tables(source: Source, folder: Path) -> dict[str, Any]:
 
     ModelError where a table is packed already: it would be rounded twice.
     """
-    if any(isinstance(table, PackedTable) for table in source.tables):
+    if source.config["format"] == PACKED:
         raise ModelError(f"{source.folder} is packed already; pack the model that it was made of, or copy the folder.")
     how = source.rounding.quantisers(source.scorer)
     files: dict[str, list[str]] = {}

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ from torch import Tensor
 from distkgd.common.paths import AnyPath
 from distkgd.distributed.checkpoint.tables import TAGS, stored_tensor
 from distkgd.errors import ModelError
-from distkgd.kernels.quantiser import Packed, Quantiser, Rounding
-from distkgd.models.formats.packed import read_packed, unpacked
+from distkgd.kernels.packed import PackedRows
+from distkgd.kernels.quantiser import Quantiser, Rounding
+from distkgd.models.formats.packed import read_packed
 from distkgd.models.model_folder import FORMAT, PACKED, check_files, check_numbers, find_model, read_config
 from distkgd.scorers import Scorer, from_constants
 
 PIECE_BYTES = 1 << 22
+_NUMBERS_AT_ONCE = 1 << 18  # of packed rows widened
 DTYPE_OF = {tag: dtype for dtype, tag in TAGS.items()}
 ITEM_BYTES = {tag: dtype.itemsize for dtype, tag in TAGS.items()}
 
@@ -52,8 +53,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """Parts that make one table [rows, columns] of one dtype (`tag`: as safetensors spells it).
+    """Parts that make one table [rows, columns] of one dtype.
 
+    tag: of the rows as they are given out, as safetensors spells it; the parts may be in a narrower one.
     columns: those of the parts' columns that the table has, in its order; None: all.
     """
 
@@ -70,7 +72,7 @@ class Table:
 
     def pieces(self) -> Iterator[bytes]:
         """All rows in order: little-endian, row after row."""
-        if self.columns is None:
+        if self.columns is None and all(part.tag == self.tag for part in self.parts):
             for part in self.parts:
                 yield from part.pieces()
         else:
@@ -79,8 +81,8 @@ class Table:
 
     def blocks(self) -> Iterator[Tensor]:
         """[k, columns] all rows in order, a few megabytes at a time."""
-        dtype = DTYPE_OF[self.tag]
         for part in self.parts:
+            dtype = DTYPE_OF[part.tag]
             data, row_bytes = bytearray(), math.prod(part.shape[1:]) * dtype.itemsize
             for piece in part.pieces():
                 data += piece
@@ -94,7 +96,7 @@ class Table:
     def rows(self, ids: Tensor) -> Tensor:
         """[len(ids), columns]: rows by number, reading only those."""
         wanted, place = ids.unique(return_inverse=True)
-        found = torch.empty(len(wanted), self.parts[0].shape[1], dtype=DTYPE_OF[self.tag])
+        found = torch.empty(len(wanted), self.parts[0].shape[1], dtype=DTYPE_OF[self.parts[0].tag])
         start = 0
         for part in self.parts:
             here = ((wanted >= start) & (wanted < start + part.shape[0])).nonzero().flatten().tolist()
@@ -111,15 +113,14 @@ class Table:
         return replace(self, shape=(self.shape[0], len(columns)), columns=columns)
 
     def _columns(self, rows: Tensor) -> Tensor:
-        return rows if self.columns is None else rows[:, self.columns]
+        return (rows if self.columns is None else rows[:, self.columns]).to(DTYPE_OF[self.tag])
 
 
 @dataclass(frozen=True)
 class PackedTable(Table):
-    """A table of few bits, widened to float32 by whoever reads it; packed it is in memory."""
+    """A table of few bits, widened to float32 by whoever reads it; packed it is in memory. held: its rows."""
 
-    packed: Packed | None = None
-    quantiser: Quantiser | None = None
+    held: PackedRows = field(kw_only=True)
 
     def pieces(self) -> Iterator[bytes]:
         """All rows in order: little-endian, row after row."""
@@ -128,18 +129,13 @@ class PackedTable(Table):
 
     def blocks(self) -> Iterator[Tensor]:
         """[k, columns] all rows in order, a few megabytes at a time."""
-        assert self.packed is not None
-        for rows in self._unpacked(self.packed):
-            yield self._columns(rows)
+        few = max(1, _NUMBERS_AT_ONCE // self.held.shape[1])
+        for at in range(0, len(self.held), few):
+            yield self._columns(self.held.take(slice(at, at + few)))
 
     def rows(self, ids: Tensor) -> Tensor:
         """[len(ids), columns]: rows by number."""
-        assert self.packed is not None
-        return self._columns(torch.cat([*self._unpacked(self.packed.select(ids))]))
-
-    def _unpacked(self, packed: Packed) -> Iterator[Tensor]:
-        assert self.quantiser is not None
-        return unpacked(packed, self.quantiser)
+        return self._columns(self.held.take(ids))
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,7 @@ class Source:
     scorer: Scorer
     entity: Table
     relation: Table
-    rounding: Rounding = field(default_factory=partial(Rounding, 8))
+    rounding: Rounding = field(default_factory=Rounding)
 
     @property
     def tables(self) -> tuple[Table, Table]:
@@ -201,10 +197,12 @@ def open_source(folder: AnyPath) -> Source:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json lacks or garbles {error}; write the model again.") from None
+    if packed:
+        check_files(folder)  # packed tables are read whole; the others are checked as they are streamed
     tables = [
         _open_packed(folder, config, name, shape, packed[name])
         if name in packed
-        else _open_table(folder, name, shape, files.get(name, []))
+        else _open_table(folder, name, shape, files.get(name, []), config["format"] == PACKED)
         for name, shape in shapes.items()
     ]
     check_numbers(folder)
@@ -215,19 +213,20 @@ def open_source(folder: AnyPath) -> Source:
 def _open_packed(
     folder: Path, config: dict[str, Any], name: str, shape: tuple[int, int], quantiser: Quantiser
 ) -> PackedTable:
-    check_files(folder)
     packed = read_packed(folder, config["files"], name, quantiser, shape[1], 0, shape[0])
-    return PackedTable(name, "F32", shape, (), None, packed, quantiser)
+    return PackedTable(name, "F32", shape, (), held=PackedRows(packed, quantiser))
 
 
-def _open_table(folder: Path, name: str, shape: tuple[int, int], files: list[tuple[str, str]]) -> Table:
+def _open_table(folder: Path, name: str, shape: tuple[int, int], files: list[tuple[str, str]], widens: bool) -> Table:
+    # widens: of a packed model, which computes in float32 whatever it stores.
     parts = tuple(_open_part(folder / file, name, sha256) for file, sha256 in files)
     tags = {part.tag for part in parts}
     rows = sum(part.shape[0] for part in parts)
     if len(tags) != 1 or {part.shape[1:] for part in parts} != {shape[1:]} or rows != shape[0]:
         held = ", ".join(f"{part.path.name}: {part.tag} {list(part.shape)}" for part in parts) or "no file"
         raise ModelError(f"{folder}: config.json promises a table {name!r} of {list(shape)}, there is {held}.")
-    return Table(name, tags.pop(), shape, parts)
+    tag = tags.pop()
+    return Table(name, "F32" if widens else tag, shape, parts)
 
 
 def _open_part(path: Path, name: str, sha256: str) -> Part:

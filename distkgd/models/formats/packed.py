@@ -4,8 +4,8 @@ Their rows are those of `distkgd.kernels.quantiser.Packed`; each is written by r
 other. 16 bits need none of it: the table NAME itself is in bfloat16.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from distkgd.distributed.checkpoint.tables import (
     Rows,
     read_table,
     safetensors_header,
-    write_bytes,
     write_table,
 )
 from distkgd.distributed.ranks import Ranks
@@ -46,21 +45,24 @@ def write_packed(folder: Path, name: str, rows: Rows, quantiser: Quantiser, peer
 def stream_packed(
     folder: Path, name: str, blocks: Callable[[], Iterable[Tensor]], shape: tuple[int, int], quantiser: Quantiser
 ) -> dict[str, list[str]]:
-    """`write_packed` of a table of `shape` given as blocks of rows, none of which stays in memory; a pass per part."""
+    """`write_packed` of a table of `shape` given as blocks of rows, none of which stays in memory, in one pass."""
 
-    def part_of(rows: Tensor, part: str) -> Tensor:
-        return rows.bfloat16() if quantiser.bits == 16 else getattr(packed_rows(rows.float(), quantiser), part)
+    def parts_of(rows: Tensor) -> dict[str, Tensor]:
+        if quantiser.bits == 16:
+            return {name: rows.bfloat16()}
+        packed = packed_rows(rows.float(), quantiser)
+        return {f"{name}.{part}": getattr(packed, part) for part in PARTS if getattr(packed, part).shape[1]}
 
-    files = {}
-    for part in PARTS[: 1 if quantiser.bits == 16 else None]:
-        row = part_of(torch.zeros(1, shape[1]), part)
-        if not row.shape[1]:
-            continue
-        key = name if quantiser.bits == 16 else f"{name}.{part}"
-        layout = {key: (TAGS[row.dtype], [shape[0], row.shape[1]], shape[0] * row.nbytes)}
-        content = (part_of(block, part).contiguous().view(torch.uint8).numpy().tobytes() for block in blocks())
-        files[key] = [f"{key}.safetensors"]
-        write_bytes(folder / files[key][0], chain([safetensors_header(layout)], content))
+    rows = parts_of(torch.zeros(1, shape[1]))
+    files = {key: [f"{key}.safetensors"] for key in rows}
+    with ExitStack() as stack:
+        writers = {key: stack.enter_context(open(folder / file, "xb")) for key, (file,) in files.items()}
+        for key, row in rows.items():
+            layout = {key: (TAGS[row.dtype], [shape[0], row.shape[1]], shape[0] * row.nbytes)}
+            writers[key].write(safetensors_header(layout))
+        for block in blocks():
+            for key, part in parts_of(block).items():
+                writers[key].write(part.contiguous().view(torch.uint8).numpy().data)
     return files
 
 
@@ -83,10 +85,3 @@ def read_packed(
                 f"config.json says {[sizes[part]]} {wanted}. Write the model again."
             )
     return Packed(**parts, columns=width - quantiser.biases)
-
-
-def unpacked(packed: Packed, quantiser: Quantiser) -> Iterator[Tensor]:
-    """[k, biases + columns] float32 rows in order, a megabyte at a time."""
-    rows = max(1, _NUMBERS_AT_ONCE // (quantiser.biases + packed.columns))
-    for at in range(0, len(packed.codes), rows):
-        yield quantiser.unpack(packed.select(slice(at, at + rows)))

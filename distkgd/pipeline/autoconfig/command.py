@@ -178,6 +178,11 @@ def _check_budget(request: DistillRequest, config: RunConfig, graph: Graph, crop
     """ConfigError where a budget could not be judged in the end."""
     if not request.budget:
         return
+    if min(config.student.bits, config.student.relation_bits) < 32:
+        raise ConfigError(
+            "a budget is judged by the float32 sizes of one model: leave student.bits and student.relation_bits out, "
+            "or choose them yourself without a budget."
+        )
     if not len(graph.valid):
         raise ConfigError(
             f"{graph.name} has no valid triples to judge a budget by; give one file, which is then split."

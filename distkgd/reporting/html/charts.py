@@ -27,13 +27,13 @@ class Dot:
         return f"{self.name}: {size_text(self.size)}, {fixed(self.mrr)}"
 
 
-def sizes(dots: Sequence[Dot], crops: Mapping[str, Sequence[Dot]], split: str) -> Plot:
-    """MRR against bytes. crops: of each stage that has them, joined by a line."""
-    every = [*dots, *(dot for line in crops.values() for dot in line)]
+def sizes(dots: Sequence[Dot], lines: Sequence[Sequence[Dot]], split: str) -> Plot:
+    """MRR against bytes. lines: smaller forms of one model each (crops, fewer bits), joined by a line."""
+    every = [*dots, *(dot for line in lines for dot in line)]
     x = logarithmic("bytes of the model's files", [dot.size for dot in every], _round_size)
     y = linear(f"{split} MRR", [dot.mrr for dot in every])
     plot = Plot(f"{split} MRR of every model against the bytes of its files", x, y, 260)
-    for line in crops.values():
+    for line in lines:
         plot.curve([(dot.size, dot.mrr) for dot in line], line[0].role)
         last = -math.inf
         for dot in line:

@@ -48,32 +48,34 @@ def size_section(report: RunReport) -> Section:
         if (mrr := stage.mrr(split)) is not None
     ]
     crops = {stage.name: line for stage in stages if len(line := _crops(stage, report.role_of(stage), split)) > 1}
-    crops |= {
-        f"{stage.name} rounded": line for stage in stages if (line := _rounded(stage, report.role_of(stage), split))
-    }
+    rounded = {stage.name: line for stage in stages if (line := _rounded(stage, report.role_of(stage), split))}
     section = Section("size", "Size and quality")
     if not dots:
         section.missing.append(f"No model of this run has bytes and {split} MRR.")
         return section
     rows = [[dot.name, size_text(dot.size), fixed(dot.mrr)] for dot in dots]
     for name, line in crops.items():
-        rows += [
-            [
-                f"{name}, {dot.name if 'bit' in dot.name else f'first {dot.name} numbers'}",
-                size_text(dot.size),
-                fixed(dot.mrr),
-            ]
-            for dot in line
-        ]
+        rows += [[f"{name}, first {dot.name} numbers", size_text(dot.size), fixed(dot.mrr)] for dot in line]
+    for name, line in rounded.items():
+        rows += [[f"{name}, only rounded, {dot.name}", size_text(dot.size), fixed(dot.mrr)] for dot in line]
     caption = (
         f"{split.capitalize()} MRR of every finished model against the bytes of its table files, on a scale of ratios."
     )
     if crops:
-        caption += (
-            " Small marks: crops, the first numbers of every entity, and models rounded to few bits without training."
-        )
+        caption += " The small marks are crops: the first numbers of every entity, as many as are written below."
+    if rounded:
+        caption += " Marks with bits are the teacher merely rounded to so many, without training."
     header = ("model", "bytes", f"{split} MRR")
-    section.figures.append(Figure("What the bytes buy", sizes(dots, crops, split), caption, header, rows, full=True))
+    section.figures.append(
+        Figure(
+            "What the bytes buy",
+            sizes(dots, [*crops.values(), *rounded.values()], split),
+            caption,
+            header,
+            rows,
+            full=True,
+        )
+    )
     lost = [stage.name for stage in stages if stage.curve and stage.name not in crops]
     if lost:
         section.missing.append(f"The bytes of the crops of {', '.join(lost)} are not in this run's report.json.")

@@ -30,6 +30,7 @@ from distkgd.reporting.report import (
     comparisons,
     data_line,
     difference,
+    few_bits,
     protocol_line,
     rows,
     served,
@@ -122,7 +123,13 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
         text_columns=NUM_TEXT_COLUMNS,
         results=rows(report),
         roles=[report.role_of(stage) for stage in report.stages],
-        remarks=[*comparisons(report), *choices(report.stages), *served(report.serving), *report.remarks],
+        remarks=[
+            *comparisons(report),
+            *choices(report.stages),
+            *few_bits(report),
+            *served(report.serving),
+            *report.remarks,
+        ],
         sections=sections,
         asked=asked,
         pair=pair,
@@ -188,7 +195,7 @@ def _keys(report: RunReport) -> list[tuple[str, str]]:
     # A crop of a model is held beside the direct model of its own dim.
     crops = {dim: metrics["mrr"] for dim, metrics in student.curve.get(split, {}).items()}
     for direct in (stage for stage in report.stages if stage.is_direct):
-        if direct.dim == student.dim:
+        if direct is report.direct_of(student):
             words = f"{split} MRR over {direct.name}, equally small and trained without a teacher"
             found.append((difference(student.mrr(split), direct.mrr(split), split).split()[0], words))
         elif direct.dim in crops:

@@ -132,7 +132,10 @@ class RegisteredRun:
         """A line where the directly trained model of the student's size is better. entries: of what is registered."""
         direct = self.results.get("direct")
         student = next((entry for entry in entries if entry.role == "student"), None)
-        if student is None or direct is None or direct.dim != student.dim:
+        if student is None or direct is None:
+            return []
+        taught = self.results.get(student.stage)
+        if direct.dim != student.dim or direct.bits != (32 if taught is None else taught.bits):
             return []
         told = told_better(direct.mrr("valid"), student.valid_mrr, student.stage)
         if told is not None and all(entry.role != "direct" for entry in entries):

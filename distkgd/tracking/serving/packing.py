@@ -12,7 +12,7 @@ import torch
 from distkgd.common.version import __version__
 from distkgd.distributed.ranks import Ranks
 from distkgd.models.export import export_model
-from distkgd.models.model_folder import FORMAT, check_numbers, find_model, read_config, read_names
+from distkgd.models.model_folder import FORMAT, check_files, check_numbers, find_model, read_config, read_names
 from distkgd.tracking.serving.questions import DEFAULT_K
 
 SERVED = Path(__file__).with_name("served.py")
@@ -34,6 +34,7 @@ def pack(model: Path, out: Path) -> None:
             export_model(folder, Path(scratch) / "model", "safetensors", Ranks())
             folder = Path(scratch) / "model"
         else:
+            check_files(folder)
             check_numbers(folder)
         pyfunc.save_model(
             path=str(out),

@@ -566,9 +566,7 @@ def test_exports_that_are_model_folders_are_refused_when_their_numbers_are_none(
     write_tensors(path, tensors)
     row = 4 if format_ == "packed" else "[0-9]+"
     for act in (lambda: load_model(tmp_path / "out", Ranks()), lambda: check_numbers(tmp_path / "out")):
-        with pytest.raises(
-            ModelError, match=rf"{key}.safetensors: tensor 'entity', row {row} \(entity 'e...'\), holds"
-        ):
+        with pytest.raises(ModelError, match=rf"{key}.safetensors: tensor '{key}', row {row} \(entity 'e...'\), holds"):
             act()
 
 
