@@ -5,7 +5,7 @@ row only where the caller has said `ids`.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distkgd.data import Vocabulary
 from distkgd.data.triples import loose
+from distkgd.data.triples import rows_of as rows_among
 from distkgd.errors import DataError, shorten
 
 # Names, labels or whole numbers: one, or many of them in anything that can be iterated over.
@@ -135,12 +136,7 @@ def _rows_of_names(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int | N
     """Of each text the row that has it as its name."""
     if len(texts) <= FEW:
         return [vocabulary.row_of_name(text) for text in texts]
-    names = pl.DataFrame({"name": vocabulary.names, "row": pl.int_range(len(vocabulary), eager=True)})
-    return (
-        pl.DataFrame({"name": texts}, schema={"name": pl.String})
-        .join(names, on="name", how="left", maintain_order="left")["row"]
-        .to_list()
-    )
+    return rows_among(pl.Series(texts, dtype=pl.String), vocabulary.names).to_list()
 
 
 def only_row(
@@ -166,11 +162,8 @@ def find_rows(
         row = int(text) if len(text) < 20 else len(vocabulary)  # Python reads no number of thousands of digits
         vocabulary.name(row)  # which refuses a row that is not there
         return [row]
-    readings = [(column, text) for column in (vocabulary.names, vocabulary.labels) if column is not None]
     loosely = "" if exact else str(loose(pl.Series([text]))[0])
-    if loosely:
-        readings += [(column, loosely) for column in vocabulary.loose]
-    for column, word in readings:
+    for column, word in _readings(vocabulary, text, loosely):
         if rows := (column == word).arg_true().to_list():
             return [int(row) for row in rows]
     rows = _rows_that_end(vocabulary.loose[0], loosely.lstrip("/.:")) if loosely else []
@@ -179,6 +172,16 @@ def find_rows(
     if not rows:
         raise _unknown(vocabulary, kind, text, hint)
     return rows
+
+
+def _readings(vocabulary: Vocabulary, text: str, loosely: str) -> Iterator[tuple[pl.Series, str]]:
+    # Where to look for which word, the strictest first: only what is no name and no label costs the loose columns.
+    for column in (vocabulary.names, vocabulary.labels):
+        if column is not None:
+            yield column, text
+    if loosely:
+        for column in vocabulary.loose:
+            yield column, loosely
 
 
 def _rows_that_end(names: pl.Series, wanted: str) -> list[int]:

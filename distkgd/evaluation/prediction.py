@@ -155,7 +155,7 @@ def predict(
         raise ConfigError("--exclude-known needs the data set, which is not at hand; give --data NAME_OR_FOLDER.")
     entity, *also = find_rows(loaded.entities, "entity", text, ids)
     if also and graph is not None:
-        count = torch.bincount(graph.train[:, [0, 2]].reshape(-1), minlength=graph.num_entities)
+        count = degrees(graph)
         entity, *also = sorted([entity, *also], key=lambda row: (-int(count[row]), row))
     r = only_row(loaded.relations, "relation", relation, ids)
     device = loaded.model.relation.device

@@ -144,6 +144,13 @@ def test_an_exact_name_wins_over_a_label_and_a_label_over_a_loose_match() -> Non
     assert find_rows(vocabulary(a="Cat", b="Cow"), "entity", "_CAT") == [0]
 
 
+def test_only_a_word_that_is_no_name_and_no_label_has_all_names_written_loosely() -> None:
+    words = vocabulary(a="Cat", b="Cow")
+    for text, row in (("b", 1), ("Cow", 1)):
+        assert find_rows(words, "entity", text) == [row] and "loose" not in vars(words)
+    assert find_rows(words, "entity", "cow") == [1] and "loose" in vars(words)
+
+
 def test_entities_with_one_label_are_all_found() -> None:
     words = vocabulary(a="bank", b="bank", c="bank", d="river")
     assert find_rows(words, "entity", "bank") == [0, 1, 2]
