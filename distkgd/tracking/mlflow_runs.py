@@ -27,7 +27,17 @@ from distkgd.tracking.mlflow_text import one_line, safe_name
 from distkgd.tracking.run_ids import keep, noted, read_state, run_ids
 from distkgd.tracking.serving.entries import Entry
 from distkgd.tracking.serving.registry import Registered, register
-from distkgd.tracking.tracker import NO_METRICS, Metrics, Params, StageTracking, Status, Tags, Tracking
+from distkgd.tracking.tracker import (
+    NO_METRICS,
+    Metrics,
+    NoStageTracking,
+    NoTracking,
+    Params,
+    StageTracking,
+    Status,
+    Tags,
+    Tracking,
+)
 
 METRICS_PER_CALL = 1000  # as many as MLflow allows
 FLUSH_POINTS, FLUSH_SECONDS = 500, 5.0
@@ -46,10 +56,10 @@ def open_tracking(*, run_folder: Path, name: str, uri: str | None, enabled: bool
     active: false on every rank but the first.
     """
     if not enabled:
-        return Tracking()
+        return NoTracking()
     uri = resolve_uri(uri, run_folder)  # before `active`: a typing error stops all ranks and not one
     if not active:
-        return Tracking()
+        return NoTracking()
     try:
         import_mlflow()
     except ImportError as error:
@@ -57,7 +67,7 @@ def open_tracking(*, run_folder: Path, name: str, uri: str | None, enabled: bool
             "mlflow cannot be imported (%s): metrics go to metrics.jsonl only; pip install 'distkgd[mlflow]'",
             error,
         )
-        return Tracking()
+        return NoTracking()
     return MlflowTracking(run_folder, name, uri)
 
 
@@ -107,7 +117,7 @@ class MlflowStageTracking(StageTracking):
         self._guard.attempt(self._opened)
 
     def log(self, metrics: Metrics, step: int) -> None:
-        self._add(metrics, step)
+        self._points += self._made(metrics, step)
         self._last_step = max(self._last_step, step)
         waited = time.monotonic() - self._flushed_at
         is_due = len(self._points) >= FLUSH_POINTS or waited >= FLUSH_SECONDS
@@ -122,18 +132,24 @@ class MlflowStageTracking(StageTracking):
         if not self.is_open:
             return
         self.is_open = False
-        self._guard.attempt(self._opened)  # which knows the last step of a run that went on
-        self._add(metrics, self._last_step)
         self._guard.attempt(self._flush)
+        # Newer than what a reopened run may have at this step: `_flush` would leave them out.
+        self._guard.attempt(lambda: self._send(self._opened().id, self._made(metrics, self._last_step)))
         if model_folder is not None:
             self._guard.attempt(lambda: self._store.log_files(self._opened().id, model_folder, "model"))
         if self._monitor is not None:
             self._guard.attempt(self._monitor.finish)
         self._guard.attempt(lambda: self._store.client.set_terminated(self._opened().id, status))
 
-    def _add(self, metrics: Metrics, step: int) -> None:
+    def _made(self, metrics: Metrics, step: int) -> list[Any]:
         metric, now = import_module("mlflow.entities").Metric, time.time_ns() // 1_000_000
-        self._points += [metric(safe_name(name), float(value), now, step) for name, value in metrics.items()]
+        return [metric(safe_name(name), float(value), now, step) for name, value in metrics.items()]
+
+    def _send(self, run_id: str, points: list[Any]) -> None:
+        """Send points, which leave the list as they arrive."""
+        while points:
+            self._store.client.log_batch(run_id, metrics=points[:METRICS_PER_CALL], synchronous=True)
+            del points[:METRICS_PER_CALL]
 
     def _opened(self) -> OpenRun:
         if self._run is None:
@@ -148,9 +164,7 @@ class MlflowStageTracking(StageTracking):
         """Send the buffer. What the reopened run already has is not sent twice: one value per step."""
         run = self._opened()
         self._points = [point for point in self._points if point.step > run.steps.get(point.key, -math.inf)]
-        while self._points:
-            self._store.client.log_batch(run.id, metrics=self._points[:METRICS_PER_CALL], synchronous=True)
-            del self._points[:METRICS_PER_CALL]
+        self._send(run.id, self._points)
         self._flushed_at = time.monotonic()
 
     def _checkpoint(self, path: Path, step: int, sha256: str) -> None:
@@ -231,7 +245,7 @@ class MlflowTracking(Tracking):
 
     def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
         if self._attached and self._store is None:
-            return StageTracking()
+            return NoStageTracking()
         assert self._store is not None and self._run_id is not None, "stage() before start()"
         tags = dict(tags) | {"mlflow.parentRunId": self._run_id, "stage": name}
         stage = MlflowStageTracking(self._store, name, params, tags, self._dataset)

@@ -15,7 +15,7 @@ import pytest
 from distkgd.errors import ConfigError
 from distkgd.tracking import mlflow_runs as module
 from distkgd.tracking.mlflow_runs import MlflowTracking, open_tracking
-from distkgd.tracking.tracker import StageTracking, Tracking
+from distkgd.tracking.tracker import NoStageTracking, NoTracking, StageTracking, Tracking
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.usefixtures("uri")
@@ -284,10 +284,10 @@ def test_finishing_the_plan_closes_the_stages_that_are_open_and_no_others(uri: s
 def test_disabled_tracking_and_other_ranks_do_nothing_at_all(uri: str, tmp_path: Path, enabled: bool, active: bool):
     before = sorted(tmp_path.rglob("*"))
     tracking = open_tracking(run_folder=tmp_path / "run", name="plan", uri=uri, enabled=enabled, active=active)
-    assert type(tracking) is Tracking
+    assert type(tracking) is NoTracking
     tracking.start({"seed": 1}, {}, DATASET)
     stage = tracking.stage("student", {}, {})
-    assert type(stage) is StageTracking
+    assert type(stage) is NoStageTracking
     stage.log({"loss": 1.0}, 0)
     stage.checkpoint(tmp_path, 1, "a")
     stage.finish("FINISHED", tmp_path, {"mrr": 0.5})
@@ -302,7 +302,7 @@ def test_without_mlflow_one_warning_says_where_the_metrics_are(
     tracking = _open(uri)
     tracking.start({}, {}, DATASET)
     tracking.stage("student", {}, {}).log({"loss": 1.0}, 0)
-    assert type(tracking) is Tracking
+    assert type(tracking) is NoTracking
     (warning,) = _warnings(caplog)
     assert "metrics.jsonl" in warning
     assert "distkgd[mlflow]" in warning
@@ -389,6 +389,23 @@ def test_final_metrics_of_a_stage_resumed_at_its_end_stand_at_its_last_step(uri:
     tracking.finish("KILLED")
     _started(uri).stage("student", {}, {}).finish("FINISHED", None, {"mrr": 0.5})
     assert _curve(uri, "student", "mrr") == [(50, 0.5)]
+
+
+def test_final_metrics_of_a_stage_that_was_trained_again_are_the_new_ones(uri: str):
+    for mrr in (0.1, 0.5):
+        tracking = _started(uri)
+        stage = tracking.stage("student", {}, {})
+        stage.log({"loss": 1.0}, 50)
+        stage.finish("FINISHED", None, {"final/mrr": mrr})
+        tracking.finish("FINISHED")
+    assert _runs(uri)["student"].data.metrics["final/mrr"] == 0.5
+    assert _curve(uri, "student", "loss") == [(50, 1.0)]
+
+
+def test_a_tracker_that_lacks_a_method_is_no_tracker():
+    for one in (Tracking, StageTracking):
+        with pytest.raises(TypeError, match="abstract"):
+            one()  # type: ignore[abstract]
 
 
 def _raise(*args: object, **kwargs: object) -> None:

@@ -31,7 +31,7 @@ from distkgd.pipeline.run_folder import refuse_existing
 from distkgd.pipeline.stage_job import Run
 from distkgd.pipeline.stages import Plan, Stage
 from distkgd.reporting.run_report import RunReport
-from distkgd.tracking.tracker import Tracking
+from distkgd.tracking.tracker import NoTracking
 
 NOT_REACHABLE = 3  # exit code: the budget cannot be met
 CONFIG = "config.yaml"
@@ -197,7 +197,7 @@ def _announce(request: DistillRequest, plan: Plan, ranks: Ranks, display: Displa
     sizes = f"{graph.num_entities:,} entities, {graph.num_relations:,} relations"
     held = ", ".join(f"{len(getattr(graph, split)):,} {split}" for split in ("train", "valid", "test"))
     display.line(f"{graph.name}: {sizes}; triples: {held}")
-    run = open_run(plan, ranks, Tracking(), display)
+    run = open_run(plan, ranks, NoTracking(), display)
     if request.budget:
         reason = out_of_reach(run, config.student, smallest_dim(config.student), request.budget)
         if reason is not None:

@@ -11,7 +11,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.models.model import Model, new_model
 from distkgd.pipeline.stage_job import Run, build_job, fresh_model, stage_seed, validation
 from distkgd.pipeline.stages import Stage, shape_of_teacher
-from distkgd.tracking.tracker import Tracking
+from distkgd.tracking.tracker import NoTracking
 from distkgd.training.communication import expected_memory
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
@@ -53,7 +53,7 @@ def forecast(run: Run, stages: Sequence[Stage]) -> list[Forecast]:
 
     All ranks call it.
     """
-    silent = replace(run, stages=stages, display=Display(False), tracking=Tracking())
+    silent = replace(run, stages=stages, display=Display(False), tracking=NoTracking())
     return [_forecast(silent, stage) for stage in stages]
 
 
@@ -103,7 +103,7 @@ def held_memory() -> int:
 def _forecast(run: Run, stage: Stage) -> Forecast:
     config, graph = stage.config, run.graph
     teachers = [_untrained(run, name) for name in stage.teachers]
-    job = build_job(run, stage, "forecast", Tracking().stage("", {}, {}), teachers)
+    job = build_job(run, stage, "forecast", NoTracking().stage("", {}, {}), teachers)
     steps = config.epochs * job.input_builder.sampler.steps_per_epoch
     held = sum(expected_memory(job.input_builder, job.method, config).values())
     few = replace(run, graph=replace(graph, valid=graph.valid[:RANKED]))

@@ -20,7 +20,7 @@ from distkgd.distributed.checkpoint.tables import Rows, seal
 from distkgd.distributed.checkpoint.writer import State, Writer
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
-from distkgd.tracking.tracker import StageTracking
+from distkgd.tracking.tracker import NO_METRICS, Metrics, StageTracking, Status
 from distkgd.training import loop
 from distkgd.training.job import Job, Progress, load_group, step_name, write
 from distkgd.training.loop import train_stage
@@ -355,6 +355,12 @@ class Registered(StageTracking):
         assert read_meta(path)["step"] == step
         assert hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest() == sha256
         self.steps.append(step)
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        assert metrics
+
+    def finish(self, status: Status, model_folder: Path | None, metrics: Metrics = NO_METRICS) -> None:
+        raise AssertionError("a loop ends no run")
 
 
 def test_every_checkpoint_is_registered_while_it_is_still_there(tmp_path: Path) -> None:
