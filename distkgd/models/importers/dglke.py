@@ -23,9 +23,13 @@ MODELS = rotate.MODELS | {
 def open_dglke(path: Path, given: Given) -> Foreign:
     """The model in the folder `path`."""
     config = read_json(path / "config.json")
-    # Both spellings occur, by the version that wrote them.
-    for name, other in (("model", "model_name"), ("hidden_dim", "emb_size")):
-        config.setdefault(name, config.get(other))
+    try:
+        # Both spellings occur, by the version that wrote them.
+        config["model"] = config.get("model_name") or config["model"]
+        config["hidden_dim"] = config.get("hidden_dim") or config["emb_size"]
+    except KeyError as error:
+        what = "model_name, hidden_dim and gamma"
+        raise ModelError(f"{path}/config.json lacks {error}; it must say {what}.") from None
     files = _only(path, "*_entity.npy"), _only(path, "*_relation.npy")
     return rotate.of_arrays("DGL-KE", MODELS, path, config, files, given.folders(path))
 

@@ -1,6 +1,7 @@
 """What an importer makes of another library's files: rows and constants in this library's layout, not yet written."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +81,16 @@ class Foreign:
     unchecked: str = "it is not at hand; the formula is that of its documentation"
 
     def __post_init__(self) -> None:
-        width, scorer = self.relation.shape[1], self.scorer
-        if self.entity.shape[1] != scorer.entity_size or width != scorer.relation_size:
+        (rows, width), scorer, relations = self.relation.shape, self.scorer, len(self.names[1])
+        entities_fit = self.entity.shape[1] == scorer.entity_size
+        if not entities_fit or width != scorer.relation_size:
             raise ModelError(
-                f"{self.files[1]}: relations of {width} numbers, beside {self.entity.shape[1]} per entity, do not fit "
-                f"{scorer}, which needs {scorer.relation_size} beside {scorer.entity_size}."
+                f"{self.files[entities_fit]}: relations of {width} numbers, beside {self.entity.shape[1]} per entity, "
+                f"do not fit {scorer}, which needs {scorer.relation_size} beside {scorer.entity_size}."
             )
+        if rows != relations * (2 if self.reciprocal else 1):
+            each = "two rows each, the inverse ones last" if self.reciprocal else "one row each"
+            raise ModelError(f"{self.files[1]}: {rows:,} rows do not fit {relations:,} relations with {each}.")
 
     def rows(self, table: Table, ids: Tensor) -> Tensor:
         """[k, size] rows of a table in this library's layout."""
@@ -146,7 +151,10 @@ def in_pairs(scorer: str, table: Table) -> bool:
 def open_array(path: Path) -> Tensor:
     """[rows, columns] of a .npy file, mapped, not read; ModelError when it is damaged or something else."""
     try:
-        found = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)  # "c" would claim as much memory as the file is long
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that such a tensor must not be written to
+            found = torch.from_numpy(rows)
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise ModelError(f"{path}: missing, truncated, or no .npy file of numbers: {error}.") from None
     return table_of(found, path)

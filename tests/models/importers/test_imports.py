@@ -26,7 +26,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError, ModelError, UnsupportedError
 from distkgd.models.export import export_model
 from distkgd.models.importers import IMPORTERS, Given, import_model, writing
-from distkgd.models.importers.foreign import Foreign
+from distkgd.models.importers.foreign import Foreign, open_array
 from distkgd.models.model_folder import load_model, save_model
 from distkgd.pipeline.foreign_reports import seen_held_out
 from distkgd.scorers import SCORERS, build_scorer
@@ -163,12 +163,43 @@ def test_models_of_dglke_score_alike(model: str, tmp_path: Path) -> None:
     same_scores(tmp_path / "out", lambda h, r, t: formula(name, entity[h], relation[r], entity[t], GAMMA, norm, turn))
 
 
+@pytest.mark.parametrize(
+    ("said", "lacks"),
+    [
+        ({"model_name": "TransE_l1", "model": "nonsense", "hidden_dim": None, "emb_size": HIDDEN}, None),
+        ({"model": "TransE_l1", "hidden_dim": HIDDEN, "emb_size": 9}, None),
+        ({"hidden_dim": HIDDEN}, "'model'"),
+        ({"model_name": "TransE_l1"}, "'emb_size'"),
+        ({"model_name": "TransE_l1", "hidden_dim": None}, "'emb_size'"),
+    ],
+)
+def test_both_spellings_of_dglke_are_read_and_what_is_missing_is_named(
+    said: dict[str, Any], lacks: str | None, tmp_path: Path
+) -> None:
+    entity, relation = tables("transe")
+    write_names(tmp_path / "theirs", "entities.tsv", "relations.tsv")
+    np.save(tmp_path / "theirs/x_entity.npy", entity)
+    np.save(tmp_path / "theirs/x_relation.npy", relation)
+    (tmp_path / "theirs/config.json").write_text(json.dumps(said | {"gamma": GAMMA}))
+    if lacks is not None:
+        with pytest.raises(ModelError, match=f"lacks {lacks}; it must say model_name, hidden_dim and gamma"):
+            bring(f"dglke:{tmp_path / 'theirs'}", tmp_path / "out")
+        return
+    bring(f"dglke:{tmp_path / 'theirs'}", tmp_path / "out")
+    same_scores(tmp_path / "out", lambda h, r, t: formula("transe", entity[h], relation[r], entity[t], GAMMA, 1, 1.0))
+
+
 # -- LibKGE -----------------------------------------------------------------------------------------------------------
 
 
-def libkge_file(path: Path, name: str, *, reciprocal: bool, norm: float, package: bool) -> tuple[Array, Array]:
-    """A checkpoint as LibKGE's jobs and `kge package` write one, its configuration an object of LibKGE's class."""
-    entity, relation = tables(name, 2 * RELATIONS if reciprocal else RELATIONS)
+def libkge_file(
+    path: Path, name: str, *, reciprocal: bool, norm: float, package: bool, more: int = 0
+) -> tuple[Array, Array]:
+    """A checkpoint as LibKGE's jobs and `kge package` write one, its configuration an object of LibKGE's class.
+
+    more: rows of relations that do not belong there.
+    """
+    entity, relation = tables(name, (2 * RELATIONS if reciprocal else RELATIONS) + more)
     options: dict[str, Any] = {name: {"class_name": name, "l_norm": norm}, "model": name, "train": {"type": "KvsAll"}}
     if reciprocal:
         options |= {"model": "reciprocal_relations_model", "reciprocal_relations_model": {"base_model": {"type": name}}}
@@ -226,6 +257,19 @@ def test_checkpoints_of_libkge_score_alike_and_run_nothing(
     same_scores(tmp_path / "out", theirs)
     if reciprocal:  # LibKGE's inverse of p is p + number of relations
         same_scores(tmp_path / "out", lambda h, r, t: theirs(t, r + RELATIONS, h), ask="head")
+
+
+def test_an_odd_number_of_relations_with_inverse_ones_is_refused(tmp_path: Path) -> None:
+    told = rf"{2 * RELATIONS + 1} rows do not fit {RELATIONS} relations with two rows each, the inverse ones last"
+    libkge_file(tmp_path / "theirs.pt", "distmult", reciprocal=True, norm=1.0, package=True, more=1)
+    with pytest.raises(ModelError, match=rf"theirs\.pt: {told}"):
+        bring(f"libkge:{tmp_path / 'theirs.pt'}", tmp_path / "out")
+    plain_folder(tmp_path / "theirs", list(range(ENTITIES)))
+    np.save(tmp_path / "theirs/relation.npy", random_rows(2 * RELATIONS + 1, HIDDEN))
+    (tmp_path / "theirs/config.json").write_text(json.dumps({"reciprocal": True}))
+    with pytest.raises(ModelError, match=rf"relation\.npy: {told}"):
+        bring(f"plain:{tmp_path / 'theirs'}", tmp_path / "out", Given(scorer="distmult"))
+    assert not (tmp_path / "out").exists()
 
 
 class Bomb:
@@ -467,6 +511,25 @@ def test_a_damaged_source_is_refused_by_name_and_nothing_is_left(damage: str, tm
     with pytest.raises(DistkgdError, match=file):
         bring(f"plain:{tmp_path / 'theirs'}", tmp_path / "out", given)
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("table", ["entity", "relation"])
+def test_the_table_that_does_not_fit_its_scorer_is_named(table: str, tmp_path: Path) -> None:
+    plain_folder(tmp_path / "theirs", list(range(ENTITIES)))
+    np.save(tmp_path / f"theirs/{table}.npy", random_rows(ENTITIES if table == "entity" else RELATIONS, HIDDEN + 1))
+    constants = build_scorer("distmult", HIDDEN).constants()
+    (tmp_path / "theirs/config.json").write_text(json.dumps({"scorer": constants}))
+    with pytest.raises(ModelError, match=rf"{table}\.npy: .*do not fit DistMult"):
+        bring(f"plain:{tmp_path / 'theirs'}", tmp_path / "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says how a file is mapped")
+@pytest.mark.filterwarnings("error")
+def test_an_array_is_mapped_so_that_it_claims_no_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", random_rows(ENTITIES, HIDDEN))
+    found = open_array(tmp_path / "rows.npy")
+    (line,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path / "rows.npy") in line]
+    assert line.split()[1].startswith("r--") and found[7].tolist() == random_rows(ENTITIES, HIDDEN)[7].tolist()
 
 
 def test_what_names_no_model_and_what_exists_is_refused(tmp_path: Path) -> None:
