@@ -45,7 +45,8 @@ def sizes(dots: Sequence[Dot], lines: Sequence[Sequence[Dot]], split: str) -> Pl
         plot.mark(dot.size, dot.mrr, dot.role, dot.words)
     sides = ["left" if x(dot.size) > 60 else "right" for dot in dots]
     named = zip(dots, sides, strict=True)
-    plot.labels([(dot.size, dot.mrr, f"{dot.name} {fixed(dot.mrr)}", f"{side} {dot.role}") for dot, side in named])
+    # The figure first: of words without room the end is cut.
+    plot.labels([(dot.size, dot.mrr, f"{fixed(dot.mrr)} {dot.name}", f"{side} {dot.role}") for dot, side in named])
     return plot
 
 

@@ -178,8 +178,11 @@ _EXPONENTS = {"w_1": "w1 positives", "w_2": "w2 negatives", "w_3": "w3 dims"}
 
 def _evaluators(kind: str, what: str, learned: Mapping[str, Points]) -> tuple[str, str, dict[str, Points], str]:
     said = f"DualDE Eq. 8, 9, 12, 13: the learned {what} in \u03c3(\u03b1(f + \u03b2)), a soft label's quality."
-    of_whom = enumerate(("student, true", "student, false", "teacher, true", "teacher, false"), 1)
-    series = {f"{what[-1]}{i} {whose}": learned.get(f"{kind}_{i}", []) for i, whose in of_whom}
+    series: dict[str, Points] = {}
+    for i in sorted(int(key.removeprefix(f"{kind}_")) for key in learned if key.startswith(f"{kind}_")):
+        model, turn = divmod(i - 1, 2)
+        whose = ("student", "teacher")[model] if model < 2 else f"teacher {model}"
+        series[f"{what[-1]}{i} {whose}, {('true', 'false')[turn]}"] = learned[f"{kind}_{i}"]
     return f"Evaluators' {what}", kind, series, said
 
 

@@ -9,7 +9,9 @@ import pytest
 from distkgd.reporting.html import plot as module
 from distkgd.reporting.html.charts import Bar, Bars, Dot, Matrix, Run, lines, scatter, sizes, timeline
 from distkgd.reporting.html.curves import Curves, read_curves
+from distkgd.reporting.html.figures import method_figures
 from distkgd.reporting.html.plot import LINE, Plot, apart, linear, logarithmic, nice, thinned
+from tests.records import STAGE, report_of
 
 RANGES = [(0.0, 1.0), (0.401, 0.467), (-3.0, 12.0), (5.0, 5.0), (0.0, 0.0), (0, 9e6)]
 
@@ -70,7 +72,7 @@ def test_a_mark_stands_where_its_numbers_are() -> None:
     places = {mark.words.partition(":")[0]: mark for mark in plot.marks}
     assert places["big"].x > places["small"].x + 25 and places["small"].x == places["alone"].x == places["16"].x
     assert places["big"].y > places["small"].y > places["alone"].y > places["8"].y
-    assert words(plot, "label").keys() == {"big 0.500", "small 0.400", "alone 0.300"}
+    assert words(plot, "label").keys() == {"0.500 big", "0.400 small", "0.300 alone"}  # a long name's end is cut
     assert words(plot, "below")["8"] == (places["8"].x, places["8"].y)
     assert {mark.role for mark in plot.marks} == {"teacher", "student", "direct"}
 
@@ -99,6 +101,22 @@ def test_every_line_has_its_name_and_a_dash_of_its_own() -> None:
     style = Path(module.__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     dashes = [style.partition(f"path.{kind} ")[2].partition("}")[0].partition("dasharray:")[2] for kind in kinds]
     assert dashes[0] == "" and len(set(dashes)) == 4
+
+
+def test_evaluators_of_every_teacher_are_drawn() -> None:
+    series = {
+        f"evaluator/{kind}_{i}": [(0.0, 1.0), (9.0, float(i))] for kind in ("alpha", "beta") for i in range(1, 11)
+    }
+    found = {
+        one.title: one.chart for one in method_figures(report_of({"stages": [STAGE]}).stages[0], Curves("x", 9, series))
+    }
+    plot = found["Evaluators' slopes α of student"]
+    assert isinstance(plot, Plot) and list(words(plot, "label")) == [
+        "α1 student, true", "α2 student, false", "α3 teacher, true", "α4 teacher, false", "α5 teacher 2, true",
+        "α6 teacher 2, false", "α7 teacher 3, true", "α8 teacher 3, false", "α9 teacher 4, true",
+        "α10 teacher 4, false",
+    ]  # fmt: skip
+    assert len(plot.curves) == 10 and "Evaluators' offsets β of student" in found
 
 
 def test_true_and_random_triples_have_other_marks() -> None:

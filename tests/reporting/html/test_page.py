@@ -106,7 +106,7 @@ def test_the_chart_of_sizes_has_every_model(page: Node, report: dict[str, Any]) 
     expected = [[s["name"], size_text(s["bytes"]), fixed(s["test"]["mrr"])] for s in report["stages"]]
     assert cells(found.find("table")[0]) == expected
     words = [word.text for word in found.find("span", class_="label")]
-    assert sorted(words) == sorted(f"{name} {mrr}" for name, _, mrr in expected)
+    assert sorted(words) == sorted(f"{mrr} {name}" for name, _, mrr in expected)
 
 
 def test_the_bars_are_the_metrics_by_relation_and_by_degree(page: Node, report: dict[str, Any]) -> None:
@@ -189,6 +189,23 @@ def test_protocol_hashes_config_and_time_are_told(page: Node, folder: Path, repo
     assert facts["commit of the code"] == report["machine"]["commit"]
     known = all(stage["joules"] is not None for stage in report["stages"])
     assert ("kJ" if known else "not known") in facts["energy, all stages"]
+
+
+def test_every_role_keeps_its_bar_where_another_one_has_none(copy: Path, report: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(report))
+    relation = next(iter(changed["stages"][1]["test_by"]["relation"]))
+    del changed["stages"][0]["test_by"]["relation"][relation]  # the teacher's
+    bars = figure(read(render(copy, report_of(changed), loaded)[0]), "By relation")
+    names = [word.text for word in bars.find("span", class_="word")]
+    drawn = [[bar.attributes["class"] for bar in track.find("i")] for track in bars.find("div", class_="track")]
+    found = dict(zip(names, drawn, strict=True))
+    assert found.pop(relation) == ["slim student", "tick direct"]
+    assert all(row == ["broad teacher", "slim student", "tick direct"] for row in found.values()) and found
+
+
+def test_charts_are_printed_with_their_backgrounds(page: Node) -> None:
+    (style,) = page.find("style")
+    assert re.search(r"\.chart \{[^}]* print-color-adjust: exact", style.text)
 
 
 # -- examples -------------------------------------------------------------------------------------------------------
