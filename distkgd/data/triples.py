@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -280,8 +281,9 @@ def assemble(
             first = keys[split].is_first_distinct()
             rows[split], keys[split] = rows[split][torch.from_numpy(first.to_numpy())], keys[split].filter(first)
             notes.append(f"{split}: {dropped:,} of {before:,} triples were there twice; the repeats were dropped")
-    notes += told_unseen(rows, len(entities))
+    unseen = told_unseen(rows, len(entities))
     for split in SPLITS[1:]:
+        notes += [unseen[split]] if split in unseen else []
         # A set of the held-out triples is small; one of the training triples would take as long as reading them.
         if known := int(keys["train"].is_in(keys[split].implode()).sum()):
             notes.append(f"{split}: {known:,} of {len(rows[split]):,} triples are in train too; they are kept")
@@ -292,16 +294,17 @@ def assemble(
     return Graph(name, rows["train"], rows["valid"], rows["test"], entities, relations, sha256, tuple(notes))
 
 
-def told_unseen(rows: Mapping[str, torch.Tensor], num_entities: int) -> Iterator[str]:
-    """How many triples of valid and test ([n, 3] each) hold an entity that train lacks."""
+def told_unseen(rows: Mapping[str, torch.Tensor], num_entities: int) -> dict[str, str]:
+    """Of valid and test ([n, 3] each) how many triples hold an entity that train lacks, where there are any."""
     seen = torch.zeros(num_entities, dtype=torch.bool)
     for place in (0, 2):
         seen[rows["train"][:, place]] = True
-    for split in SPLITS[1:]:
-        if unseen := int((~seen[rows[split][:, [0, 2]]]).any(1).sum()):
-            yield (
-                f"{split}: {unseen:,} of {len(rows[split]):,} triples hold an entity that train lacks; they are kept"
-            )
+    unseen = {split: int((~seen[rows[split][:, [0, 2]]]).any(1).sum()) for split in SPLITS[1:]}
+    return {
+        split: f"{split}: {num:,} of {len(rows[split]):,} triples hold an entity that train lacks; they are kept"
+        for split, num in unseen.items()
+        if num
+    }
 
 
 def _told_common(common: int, valid: int, test: int) -> str:
@@ -320,10 +323,12 @@ def _keys(rows: torch.Tensor, num_entities: int, num_relations: int) -> pl.Serie
 
 def encode(frame: pl.DataFrame, entities: pl.Series, relations: pl.Series) -> torch.Tensor:
     """int64 [n, 3]: where the words of the columns head, relation, tail stand among the names."""
-    columns = zip(COLUMNS, (entities, relations, entities), strict=True)
-    found = pl.DataFrame({column: rows_of(frame[column], names) for column, names in columns})
-    assert not any(column.null_count() for column in found), "the vocabularies were built from these very frames"
-    return torch.from_numpy(found.cast(pl.Int64).to_numpy(order="c", writable=True))
+    triples = np.empty((len(frame), 3), dtype=np.int64)  # filled by column: a frame of all three would be copied twice
+    for place, (column, names) in enumerate(zip(COLUMNS, (entities, relations, entities), strict=True)):
+        found = rows_of(frame[column], names)
+        assert not found.null_count(), "the vocabularies were built from these very frames"
+        triples[:, place] = found.to_numpy()
+    return torch.from_numpy(triples)
 
 
 def rows_of(wanted: pl.Series, names: pl.Series) -> pl.Series:

@@ -55,7 +55,7 @@ def power_law_graph(
         entities=Vocabulary(_names("e", entities)),
         relations=Vocabulary(_names("r", relations)),
         sha256=digest.hexdigest(),
-        warnings=tuple(told_unseen(rows, entities)),
+        warnings=tuple(told_unseen(rows, entities).values()),
     )
 
 

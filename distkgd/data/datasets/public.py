@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import io
 import os
-import shutil
 import tarfile
 import tempfile
 import urllib.request
@@ -85,22 +84,20 @@ def load_public(name: str) -> Graph:
     for folder in ([Path(data) / name] if data else []) + [cache]:
         if folder.is_dir():
             return _read(folder, name)
+    unpacked = ""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        unpacked = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache.parent, ignore_cleanup_errors=True) as unpacked:
+            _download(PUBLIC[name], Path(unpacked))
+            graph = _read(Path(unpacked), name)
+            _move(Path(unpacked), cache)
+            return graph
     except OSError as error:
         raise DataError(f"{cache}: no place for a download ({error}); set XDG_CACHE_HOME or DISTKGD_DATA") from error
-    try:
-        _download(PUBLIC[name], unpacked)
-        graph = _read(unpacked, name)
-        _move(unpacked, cache)
     except DataError as error:
-        reason = str(error).replace(str(unpacked), PUBLIC[name])
+        reason = str(error).replace(unpacked, PUBLIC[name])
         by_hand = f"put its files into {Path(data or '$DISTKGD_DATA') / name}"
         raise DataError(f"{name} was not downloaded, nothing was kept: {reason}; try again, or {by_hand}") from error
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
-    return graph
 
 
 def cache_folder() -> Path:
@@ -148,6 +145,10 @@ def _fetch(address: str) -> bytes:
             # All at once: then it is an error if fewer bytes arrive than were promised.
             data: bytes = response.read()
             return data
+    except http.client.IncompleteRead as error:
+        arrived = len(error.partial)
+        told = f"{arrived:,} bytes arrived, {arrived + (error.expected or 0):,} were promised"
+        raise DataError(f"{address}: {told}") from error
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{address}: {error or type(error).__name__}") from error
 
@@ -155,18 +156,21 @@ def _fetch(address: str) -> bytes:
 def _unpack(archive: bytes, folder: Path, address: str) -> None:
     """Take the three files out and nothing else; where the archive would like to put them does not matter."""
     missing = {f"{split}.txt" for split in SPLITS}
+    found: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 content = tar.extractfile(member) if name in missing and member.isfile() else None
                 if content is not None:
-                    (folder / name).write_bytes(content.read())
+                    found[name] = content.read()
                     missing.remove(name)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{address}: the archive is damaged: {error}") from error
     if missing:
         raise DataError(f"{address}: the archive holds no {', '.join(sorted(missing))}")
+    for name, data in found.items():
+        (folder / name).write_bytes(data)
 
 
 def _move(unpacked: Path, cache: Path) -> None:

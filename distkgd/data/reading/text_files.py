@@ -26,6 +26,13 @@ _BLOCK = 64 << 20
 _LOOKED_AT = 1 << 14  # bytes, to tell commas from semicolons
 _FIRST_LINES = 50  # among which the first two that are no comments are looked for
 _SEPARATORS = {"\t": "TABs", ",": "commas", ";": "semicolons"}
+# What is left out on the way, in the order in which it is told.
+_BLANK = "blank lines were skipped"
+_COMMENTS = "lines that begin with # and hold no triple were skipped"
+_HEADERS = "more lines like the header were skipped"
+_TRAILING = "lines had empty fields behind the last column, which were dropped"
+_AROUND_QUOTES = "fields had white space around their quotes, which was dropped"
+_LEFT_OUT = (_BLANK, _COMMENTS, _HEADERS, _TRAILING, _AROUND_QUOTES)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def read_lines(text: bytes, layout: Layout, path: Path, notes: list[str], quoted
     quoted: takes the names to which quotes gave outer white space. All other white space around fields stays.
     Raises DataError naming file, line and cure.
     """
-    number, left = layout.line, Counter[str]()
+    number, left = layout.line, Counter[str](dict.fromkeys(_LEFT_OUT, 0))
     for start, end in _blocks(text, layout.start):
         lines = lines_of(text[start:end], number)
         number += len(lines)
@@ -228,10 +235,10 @@ def _blocks(data: bytes, start: int = 0) -> Iterator[tuple[int, int]]:
 def _triples(lines: pl.DataFrame, layout: Layout, path: Path, left: Counter[str], quoted: set[str]) -> pl.DataFrame:
     # left: what was left out on the way, and how often.
     full = lines.filter(pl.col("line").str.strip_chars() != "")
-    left["blank lines were skipped"] += len(lines) - len(full)
+    left[_BLANK] += len(lines) - len(full)
     if layout.header is not None:
         kept = full.filter(pl.col("line") != layout.header.decode())
-        left["more lines like the header were skipped"] += len(full) - len(kept)
+        left[_HEADERS] += len(full) - len(kept)
         full = kept
     cells = full.with_columns(_cut(layout).alias("cells")).unnest("cells")
     last, rest = f"field_{layout.width - 1}", f"field_{layout.width}"
@@ -240,10 +247,10 @@ def _triples(lines: pl.DataFrame, layout: Layout, path: Path, left: Counter[str]
     if wrong.any():
         comment = wrong & cells["line"].str.starts_with("#")
         _refuse_widths(cells.filter(wrong & ~comment), layout, path)
-        left["lines that begin with # and hold no triple were skipped"] += int(comment.sum())
+        left[_COMMENTS] += int(comment.sum())
         cells = cells.filter(~comment)
     trailing = cells[rest] != "" if layout.quoted else cells[rest].is_not_null()
-    left["lines had empty fields behind the last column, which were dropped"] += int(trailing.sum())
+    left[_TRAILING] += int(trailing.sum())
     places = zip(layout.places, COLUMNS, strict=True)
     frame = cells.select("number", "line", *(pl.col(f"field_{place}").alias(name) for place, name in places))
     if layout.quoted:
@@ -272,7 +279,7 @@ def _unquoted(frame: pl.DataFrame, left: Counter[str], quoted: set[str]) -> pl.D
         raw = frame[column]
         bare = raw.str.strip_chars()
         marked = bare.str.starts_with('"')
-        left["fields had white space around their quotes, which was dropped"] += int((marked & (raw != bare)).sum())
+        left[_AROUND_QUOTES] += int((marked & (raw != bare)).sum())
         inner = bare.str.slice(1).str.head(-1).str.replace_all('""', '"', literal=True)
         quoted.update(inner.filter(marked & (inner != inner.str.strip_chars())).unique().to_list())
         frame = frame.with_columns(pl.when(marked).then(inner).otherwise(raw.str.strip_chars("\t")).alias(column))

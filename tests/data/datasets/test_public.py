@@ -1,5 +1,6 @@
 """Public data sets: where they are looked for, how they are fetched from a (local) server, what is refused."""
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -13,6 +14,7 @@ import pytest
 from distkgd.data import load_graph
 from distkgd.data.datasets import public
 from distkgd.errors import DataError
+from distkgd.kernels.build import library
 
 FILES = {
     "train.txt": b"a\tr\tb\r\nb\tr\ta\r\n",
@@ -79,6 +81,7 @@ def server():
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """An empty cache, no data folder, and no way to a real address."""
+    library("names")  # else the first reader would be compiled into this cache
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("DISTKGD_DATA", raising=False)
     for name in public.PUBLIC:
@@ -184,7 +187,7 @@ def test_a_download_that_breaks_off_is_refused(server, monkeypatch, cache):
     server.content = {f"/{file}": data for file, data in FILES.items()}
     server.short = 3
     monkeypatch.setitem(public.PUBLIC, "codex-m", server.address + "/{split}.txt")
-    with pytest.raises(DataError, match=r"nothing was kept: .*IncompleteRead\(11 bytes read, 3 more expected\)"):
+    with pytest.raises(DataError, match=r"nothing was kept: .*11 bytes arrived, 14 were promised"):
         load_graph("codex-m")
     assert left_on_disk(cache) == []
 
@@ -252,6 +255,23 @@ def test_a_cache_that_cannot_be_created_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"no place for a download .*set XDG_CACHE_HOME or DISTKGD_DATA"):
         load_graph("umls")
+
+
+@pytest.mark.parametrize("kind", ["archive", "files"])
+def test_a_full_disk_is_told_with_the_folder_that_had_no_place(server, monkeypatch, cache, kind):
+    serve_archive(server, monkeypatch)
+    if kind == "files":
+        server.content = {f"/{file}": data for file, data in FILES.items()}
+        monkeypatch.setitem(public.PUBLIC, "umls", server.address + "/{split}.txt")
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(DataError, match=rf"{cache / 'umls'}: no place for a download .*No space left") as e:
+            load_graph("umls")
+    assert "set XDG_CACHE_HOME or DISTKGD_DATA" in str(e.value) and left_on_disk(cache) == []
 
 
 def test_every_public_set_has_an_https_address_and_some_check_or_is_known_to_have_none(monkeypatch):

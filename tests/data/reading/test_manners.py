@@ -208,6 +208,19 @@ def test_lines_that_are_no_triples_are_skipped_and_counted(tmp_path: Path) -> No
     assert read(tmp_path / "names", "#a\tr\tb\n#b\tr\t#a\n")[0] == [("#a", "r", "b"), ("#b", "r", "#a")]
 
 
+def test_what_was_left_out_is_told_in_one_order(tmp_path: Path) -> None:
+    header = "head\trelation\ttail\n"
+    empty = "".join(f"{line}\t\n" for line in lines(ROWS[60:]).splitlines())
+    rows, notes = read(tmp_path, header + lines(ROWS[:60]) + header + "# more\n\n" + empty)
+    assert rows == ROWS
+    assert [note.partition(": ")[2] for note in notes[1:]] == [
+        "1 blank lines were skipped",
+        "1 lines that begin with # and hold no triple were skipped",
+        "1 more lines like the header were skipped",
+        "60 lines had empty fields behind the last column, which were dropped",
+    ]
+
+
 @pytest.mark.parametrize(("mark", "ending"), [("\t", ".tsv"), (",", ".csv")])
 def test_empty_fields_behind_the_last_column_are_dropped_and_counted(tmp_path: Path, mark: str, ending: str) -> None:
     rows, notes = read(
