@@ -29,8 +29,10 @@ class Display:
     @contextmanager
     def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """A progress bar of `total` steps, drawn on a terminal alone; moved to a step by what is yielded."""
+        if not (self._active and self._console.is_terminal):
+            yield lambda step: None
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        hidden = not (self._active and self._console.is_terminal)
-        with Progress(*columns, console=self._console, transient=True, disable=hidden) as progress:
+        with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(name, total=total)
             yield lambda step: progress.update(task, completed=step)

@@ -252,7 +252,7 @@ class Prefetcher:
         """Forget the inputs that were begun, once nothing of them is on its way any more; all ranks do so together."""
         if self._begun is not None:
             self._finished()
-            self._begun = None
+            self._begun = self._inputs = None
 
     def _begin(self, step: int, part: int) -> None:
         if self._parts[0] != step:

@@ -3,6 +3,8 @@
 That rows or queries may travel and train the same rows is in test_world_size.py.
 """
 
+import gc
+import weakref
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +44,17 @@ def inputs_ahead_and_afresh(ranks: Ranks, config: dict[str, Any]) -> list[tuple[
         out.append((ahead.batch.triples, afresh.batch.triples))
     job.prefetcher.drop()
     return out
+
+
+def test_inputs_that_were_begun_and_dropped_are_kept_by_nobody() -> None:
+    ahead = toy_job({"student": student("bkd", {}, REGIMES["triple"])}, Ranks(), Path("/nonexistent")).prefetcher
+    ahead.inputs(0, 0)
+    while ahead._inputs is None:
+        ahead.advance()
+    begun = weakref.ref(ahead._inputs)
+    ahead.drop()
+    gc.collect()
+    assert begun() is None
 
 
 # -- candidates from the own shard ----------------------------------------------------------------------------------
