@@ -30,7 +30,7 @@ from distkgd.pipeline.config import RunConfig, StageConfig, parse_config
 from distkgd.pipeline.plan import run_plan
 from distkgd.scorers import SCORERS
 from distkgd.tracking.mlflow_runs import open_tracking
-from distkgd.tracking.tracker import Tracking
+from distkgd.tracking.tracker import NoTracking
 from distkgd.training import job as job_module
 from distkgd.training.loop import train_stage
 from launch import distill
@@ -407,7 +407,7 @@ def registered_by(folder: Path, options: dict[str, Any]) -> list[tuple[str, floa
         return []
 
     untracked: Callable[..., Any] = lambda **given: open_tracking(**{**given, "enabled": False})  # noqa: E731
-    with mock.patch.object(plan, "open_tracking", untracked), mock.patch.object(Tracking, "register", register):
+    with mock.patch.object(plan, "open_tracking", untracked), mock.patch.object(NoTracking, "register", register):
         run_toy(folder, merge({"mlflow": {"enabled": True}}, options))
     return asked
 

@@ -51,7 +51,7 @@ def test_labels_are_moved_apart_and_keep_their_order() -> None:
 
 
 def test_a_plot_is_as_high_as_its_labels_need() -> None:
-    plot = sizes([Dot(f"m{i}", "student", 1e6, 0.3) for i in range(30)], {}, "test")
+    plot = sizes([Dot(f"m{i}", "student", 1e6, 0.3) for i in range(30)], [], "test")
     places = sorted(y for _, y in words(plot, "label").values())
     assert len(places) == 30 and places[0] >= 0 and places[-1] <= 100
     assert all((b - a) * plot.height / 100 >= LINE - 1e-6 for a, b in pairwise(places))
@@ -68,7 +68,7 @@ def test_thinned_curves_keep_ends_and_extremes() -> None:
 
 def test_a_mark_stands_where_its_numbers_are() -> None:
     dots = [Dot("big", "teacher", 1e8, 0.5), Dot("small", "student", 1e6, 0.4), Dot("alone", "direct", 1e6, 0.3)]
-    plot = sizes(dots, {"small": [Dot("8", "student", 1e5, 0.2), Dot("16", "student", 1e6, 0.4)]}, "test")
+    plot = sizes(dots, [[Dot("8", "student", 1e5, 0.2), Dot("16", "student", 1e6, 0.4)]], "test")
     places = {mark.words.partition(":")[0]: mark for mark in plot.marks}
     assert places["big"].x > places["small"].x + 25 and places["small"].x == places["alone"].x == places["16"].x
     assert places["big"].y > places["small"].y > places["alone"].y > places["8"].y
