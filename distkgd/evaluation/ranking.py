@@ -186,7 +186,7 @@ def thresholds(own: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unsound_last(rank: Tensor, own: Tensor, queries: Queries, total: int, known: KnownAnswers | None) -> Tensor:
-    """[..., Q] ranks; those of answers whose `own` score is NaN, infinite or beyond NEVER / 2 come last, by any rule.
+    """[..., Q] ranks; answers whose `own` score is NaN, infinite or beyond MASKED_SCORE / 2 come last, by any rule.
 
     known: answers that are no candidates.
     """

@@ -1,6 +1,7 @@
 """Sums over the candidates of nested models' scores on a CPU: nested.cpp with tensors, float32 and contiguous only.
 
-Model i scores margin + b_0 + … + b_i of contributions b [P, ..., n]; a pair that does not count has b_0 near NEVER.
+Model i scores margin + b_0 + … + b_i of contributions b [P, ..., n]; a pair that does not count has b_0 near
+MASKED_SCORE.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ from torch import Tensor
 from distkgd.kernels import build
 from distkgd.kernels.build import call
 
-MASKED_SCORE = -1e30  # as in distributed/reductions/loss_requests.py
+MASKED_SCORE = -1e30  # as in distributed/reductions/candidate_layout.py
 _TILE, _SLABS = 256, 8  # kTile and kSlabs there
 
 

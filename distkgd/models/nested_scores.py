@@ -105,7 +105,7 @@ class NestedScores:
         return torch.stack([part.sum(-1) for part in products.split(self._widths, -1)])
 
     def scores(self, contributions: Tensor) -> Tensor:
-        """[P, ...] of contributions [P, ...]; far below NEVER / 2 where a pair does not count."""
+        """[P, ...] of contributions [P, ...]; far below MASKED_SCORE / 2 where a pair does not count."""
         if self.form is None:
             return contributions
         sums = contributions.cumsum(0)

@@ -18,9 +18,24 @@ from distkgd.scorers.transe import TransE
 
 __all__ = ["SCORERS", "Init", "Scorer", "build_scorer", "from_constants"]
 
-_EUCLIDEAN: tuple[type[Scorer], ...] = (TransE, DistMult, ComplEx, SimplE, RotatE, PairRE, CP, Rescal, RotE, RefE)
-_HYPERBOLIC: tuple[type[Scorer], ...] = (TransH, DistH, RotH, RefH, AttH)
-SCORERS: dict[str, type[Scorer]] = {scorer.name: scorer for scorer in (*_EUCLIDEAN, *_HYPERBOLIC)}
+_ALL: tuple[type[Scorer], ...] = (
+    TransE,
+    DistMult,
+    ComplEx,
+    SimplE,
+    RotatE,
+    PairRE,
+    CP,
+    Rescal,
+    RotE,
+    RefE,
+    TransH,
+    DistH,
+    RotH,
+    RefH,
+    AttH,
+)
+SCORERS: dict[str, type[Scorer]] = {scorer.name: scorer for scorer in _ALL}
 
 
 # Constants that a scorer got later, and what models written before that mean.

@@ -75,7 +75,7 @@ class Scorer(ABC):
 
     @property
     def relation_size(self) -> int:
-        """Real numbers per relation."""
+        """Real numbers per relation: one per coordinate, unless the scorer says otherwise."""
         return self.dim
 
     @property

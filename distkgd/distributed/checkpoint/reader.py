@@ -5,7 +5,7 @@
       replicated.safetensors    what every rank holds alike, written by rank 0
       manifest.json             written last: tables, files with sizes and sha256, meta, its own checksum
 
-`checkpoint_writer` fills a hidden folder and renames it when complete: what has this name was whole once.
+`writer.py` fills a hidden folder and renames it when complete: what has this name was whole once.
 """
 
 import hashlib

@@ -170,7 +170,7 @@ class CandidateLayout:
         ]
 
     def leave_out(self, scores: "Tensor | LazyScores", start: int, stop: int) -> None:
-        """Write NEVER, in place, over the pairs of candidates start … stop - 1 that do not count."""
+        """Write MASKED_SCORE, in place, over the pairs of candidates start … stop - 1 that do not count."""
         if self._mask is not None:
             assert isinstance(scores, Tensor), "scores of groups are made"
             scores.masked_fill_(self._mask[..., start:stop], MASKED_SCORE)
@@ -227,10 +227,10 @@ class PairScores:
         self._whole: Any = None
 
     def block(self, queries: Tensor, rows: Candidates, start: int, stop: int) -> Any:
-        """[..., Q, stop - start]: the numbers of candidates start … stop - 1, NEVER where a pair does not count."""
+        """[..., Q, stop - start]: the numbers of candidates start … stop - 1; MASKED_SCORE: does not count."""
         scores = self.score_candidates(queries, rows.to(queries.dtype))
         with torch.no_grad():
-            # Untracked on purpose: what is summed vanishes at NEVER, and so does its gradient.
+            # Untracked on purpose: what is summed vanishes at MASKED_SCORE, and so does its gradient.
             self.layout.leave_out(scores, start, stop)
         return scores
 

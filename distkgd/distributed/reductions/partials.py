@@ -16,7 +16,7 @@ from distkgd.kernels import scores as kernels
 
 @dataclass(frozen=True)
 class Sum:
-    """Sum over candidates of `value` [Q, N], which must vanish where the scores are NEVER."""
+    """Sum over candidates of `value` [Q, N], which must vanish where the scores are MASKED_SCORE."""
 
     value: Tensor
 

@@ -11,9 +11,8 @@ list; most blocks hold no excluded pair and pay one comparison per query for it.
 
 from distkgd.kernels.triton.runtime import tl, triton
 
-MASKED_SCORE = (
-    tl.constexpr(-1e30) if tl.constexpr is not None else -1e30
-)  # as in distributed/reductions/loss_requests.py
+# As in distributed/reductions/candidate_layout.py.
+MASKED_SCORE = tl.constexpr(-1e30) if tl.constexpr is not None else -1e30
 NOWHERE = tl.constexpr(2**31 - 1) if tl.constexpr is not None else 2**31 - 1
 
 
@@ -47,7 +46,7 @@ def _excluded_here(columns_ptr, cursor, end, candidate, stop, BQ: tl.constexpr, 
 
 @triton.jit
 def _limit(z, hidden, candidate, num_candidates):
-    """Scores with NEVER where a pair does not count, and -inf beyond the last candidate."""
+    """Scores with MASKED_SCORE where a pair does not count, and -inf beyond the last candidate."""
     z = tl.where(hidden, MASKED_SCORE, z)
     return tl.where((candidate < num_candidates)[None, :], z, float("-inf"))
 

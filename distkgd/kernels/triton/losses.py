@@ -27,7 +27,7 @@ from distkgd.kernels.triton.runtime import OPTIONS, in_triton, pieces, refuse_se
 
 Reduction = Literal["log_sum_exp", "self_adversarial", "kl"]
 
-MASKED_SCORE = -1e30  # as in distributed/reductions/loss_requests.py
+MASKED_SCORE = -1e30  # as in distributed/reductions/candidate_layout.py
 SCRATCH = 1 << 23
 _STRIDE = 1 << 31  # more than there are candidates
 PROGRAMS = 512  # that keep a large GPU busy; each walks over as many blocks of candidates as that leaves
@@ -72,7 +72,7 @@ class Excluded:
 def log_sum_exp(q: Tensor, c: Tensor, excluded: Excluded, **options: Any) -> Tensor:
     """[Q] log Σ exp(q · c) over candidates that count; q [Q, a], c [N, a]. Cross-entropy = this − the answer's score.
 
-    With no candidate left the result is below NEVER / 2 and its gradient 0. options: see `Run`.
+    With no candidate left the result is below MASKED_SCORE / 2 and its gradient 0. options: see `Run`.
     """
     found: Tensor = _Reduced.apply("log_sum_exp", Run(excluded, **options), q, c, q, c)  # type: ignore[no-untyped-call]
     return found[0]

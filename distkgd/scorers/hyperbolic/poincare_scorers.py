@@ -33,7 +33,8 @@ class Hyperbolic(Scorer, ABC):
     biases: ClassVar[int] = 1
     tails_only: ClassVar[bool] = True
     candidate_form: ClassVar[CandidateForm] = "hyperbolic"
-    ranges: ClassVar[tuple[float, ...]]  # half-widths in which the numbers per relation of two coordinates start
+    # What a relation holds of two coordinates, in the order in which it is stored: each number starts within [-x, x].
+    ranges: ClassVar[tuple[float, ...]]
 
     @property
     def relation_size(self) -> int:
@@ -44,14 +45,14 @@ class Hyperbolic(Scorer, ABC):
         return 2 + self.dim
 
     @abstractmethod
-    def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    def mapped(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
         """M(h) and r, `[..., dim]` both, of h `[..., dim]` and the relation but its curvature."""
 
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         return self.score_candidates(self.tail_query(h, r).unsqueeze(-2), t.unsqueeze(-2))[..., 0, 0]
 
     def tail_query(self, h: Tensor, r: Tensor) -> Tensor:
-        tangent, shift = self.moved(h[..., 1:].double(), r[..., 1:].double())
+        tangent, shift = self.mapped(h[..., 1:].double(), r[..., 1:].double())
         end = translated(tangent, shift, curvature(r[..., :1].double()))
         return with_bias(h[..., :1], r[..., :1], end.to(h.dtype))
 
@@ -87,7 +88,7 @@ class TransH(Hyperbolic):
     name: ClassVar[str] = "transh"
     ranges: ClassVar[tuple[float, ...]] = (0.1, 0.1)
 
-    def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    def mapped(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
         return h, parts
 
 
@@ -103,7 +104,7 @@ class DistH(Hyperbolic):
     name: ClassVar[str] = "disth"
     ranges: ClassVar[tuple[float, ...]] = (1.0, 0.1, 1.0, 0.1)
 
-    def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    def mapped(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
         return h * parts[..., 0::2], parts[..., 1::2]
 
 
@@ -115,7 +116,7 @@ class RotH(Hyperbolic):
     dim_multiple: ClassVar[int] = 2
     ranges: ClassVar[tuple[float, ...]] = (math.pi, 0.1, 0.1)
 
-    def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    def mapped(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
         angle, shift = pair_by_pair(parts, 1, 2)
         return turned(h, angle), shift
 
@@ -128,7 +129,7 @@ class RefH(Hyperbolic):
     dim_multiple: ClassVar[int] = 2
     ranges: ClassVar[tuple[float, ...]] = (math.pi, 0.1, 0.1)
 
-    def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    def mapped(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
         angle, shift = pair_by_pair(parts, 1, 2)
         return mirrored(h, angle), shift
 
@@ -145,7 +146,7 @@ class AttH(Hyperbolic):
     dim_multiple: ClassVar[int] = 2
     ranges: ClassVar[tuple[float, ...]] = (math.pi, math.pi, 0.1, 0.1, 0.1, 0.1)
 
-    def moved(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    def mapped(self, h: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
         turn, mirror, attention, shift = pair_by_pair(parts, 1, 1, 2, 2)
         x, y = turned(h, turn), mirrored(h, mirror)
         weight = (attention * (x - y)).sum(-1, keepdim=True).sigmoid()

@@ -183,7 +183,7 @@ def hidden_pairs(which: str, queries: int, candidates: int) -> Tensor:
 
 
 def naive_losses(kind: str, z: Sequence[Tensor], temperature: float) -> list[Tensor]:
-    """From [Q, N] scores with NEVER where a pair does not count: student's, then teacher's."""
+    """From [Q, N] scores with MASKED_SCORE where a pair does not count: student's, then teacher's."""
     if kind == "log_sum_exp":
         return [torch.logsumexp(z[0], -1)]
     if kind == "self_adversarial":
