@@ -47,7 +47,8 @@ template <class F> void by_rows(const Task& t, const F& body) {
 // The gradient for b of one row. model(plane, place) makes what adds to the gradient for the scores of that model, from
 // these and those of the model below.
 template <class M>
-INLINE void pull_row(const Task& t, int64_t row, const float* grad_gap, float* out, float* z, float* pulled, const M& model) {
+INLINE void pull_row(const Task& t, int64_t row, const float* grad_gap, float* out, float* z, float* pulled,
+                     const M& model) {
     // What the largest model scores; the smaller ones follow by subtraction.
     for (int64_t i = 0; i < t.n; i += L) store(z + i, V{} + t.margin), store(pulled + i, V{});
     for (int64_t plane = 0; plane < t.planes; ++plane)

@@ -1,5 +1,5 @@
-// What the kernels of nested models share: model i scores margin + b_0 + … + b_i of contributions b, and a pair that does
-// not count scores far below zero.
+// What the kernels of nested models share: model i scores margin + b_0 + … + b_i of contributions b, and a pair that
+// does not count scores far below zero.
 
 #pragma once
 

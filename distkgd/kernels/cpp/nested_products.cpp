@@ -1,7 +1,7 @@
-// Sums over the candidates of nested models' scores, and their gradients, where all queries meet the same candidates and
-// contribution b_i is the inner product of the i-th block of `width` columns of a query and a candidate. Products, sums
-// and gradients are made tile by tile, so that no b is ever in memory, and of the scores only those of the largest model,
-// from which backward goes down to the smaller ones; for contributions that are in memory, see nested.cpp.
+// Sums over the candidates of nested models' scores, and their gradients, where all queries meet the same candidates
+// and contribution b_i is the inner product of the i-th block of `width` columns of a query and a candidate. Products,
+// sums and gradients are made tile by tile, so that no b is ever in memory, and of the scores only those of the largest
+// model, from which backward goes down to the smaller ones; for contributions that are in memory, see nested.cpp.
 //
 // The lanes hold candidates, which come in turned tiles: c [tiles, planes * width, kTile]. What a thread sums does not
 // depend on how many there are: forward it has some queries and all candidates, backward a slab of candidates and all
@@ -62,8 +62,8 @@ INLINE void products(const Some& some, const float* c, int64_t first, int64_t st
     }
 }
 
-// What a group and a tile need: of each query [kTile] scores, how steep Huber's loss may get, and gradients for scores. A
-// query's lie together: were they whole pages apart, stores would hold up loads.
+// What a group and a tile need: of each query [kTile] scores, how steep Huber's loss may get, and gradients for scores.
+// A query's lie together: were they whole pages apart, stores would hold up loads.
 class Work {
     Floats all{kGroup * 3 * kTile};
 
@@ -321,9 +321,9 @@ extern "C" void nested_products_turn(const float* c, int64_t n, int64_t dim, flo
         }
 }
 
-// [planes, queries] each: lse of the scores times `sharp`, or where `mean` is not null of the weights of a mean softplus,
-// as in nested.cpp; gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`; mean_w, lse_w: slopes of the two in
-// w; z [queries, tiles, kTile], if not null: the largest model's scores.
+// [planes, queries] each: lse of the scores times `sharp`, or where `mean` is not null of the weights of a mean
+// softplus, as in nested.cpp; gap: sum of Huber's loss of b_i, 0 for i = 0 and without `gaps`; mean_w, lse_w: slopes of
+// the two in w; z [queries, tiles, kTile], if not null: the largest model's scores.
 extern "C" void nested_products(const float* q, const float* c, int64_t queries, int64_t n, int64_t planes,
                                 int64_t width, double margin, double delta, int64_t gaps, const int64_t* starts,
                                 const int64_t* skipped, int64_t weighted, double w, const float* sharp, float* lse,

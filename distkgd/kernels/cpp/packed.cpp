@@ -1,8 +1,8 @@
-// Rows of few bits (distkgd/kernels/quantiser.py): as floats, and their inner products with queries, straight from codes.
+// Rows of few bits (distkgd/kernels/quantiser.py): as floats, and their products with queries, straight from codes.
 //
-// Products are sums of whole numbers. A query is rounded to whole numbers of 24 bits, each three signed bytes ("limbs"),
-// by which the codes are multiplied where they lie: 32 or 64 codes an instruction. Nothing is lost but the last bit of
-// the query's largest number, which float32 would lose in the sum.
+// Products are sums of whole numbers. A query is rounded to whole numbers of 24 bits, each three signed bytes
+// ("limbs"), by which the codes are multiplied where they lie: 32 or 64 codes an instruction. Nothing is lost but the
+// last bit of the query's largest number, which float32 would lose in the sum.
 //
 // A row is read as digits of 1, 2 or 4 bits that lie side by side in whole bytes: 8 bits are two digits of 4 (the upper
 // one counts 16), 3 bits are three of 1. So one loop serves all: shift, mask, multiply.

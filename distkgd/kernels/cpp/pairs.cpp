@@ -214,12 +214,13 @@ template <class T> void clear(T* to, int64_t n) {
 template <class P, class T> void backward(const Task<T>& t, const T* grad, T* dq, T* dtable) {
     constexpr int L = Vec<T>::lanes;
     const int64_t vectors = t.dim / L;
-    // Where rows of a table are listed for few queries each, going through the table once beats going through the lists.
+    // Where rows of a table are listed for few queries each, going through the table once beats going through lists.
     const bool by_rows = t.queries < 4;
     const ByRow by_row(t.index, by_rows ? t.groups * t.candidates : 0, by_rows ? t.rows : 0);
     clear(dq, t.groups * t.queries * t.width);
     if (!by_rows) clear(dtable, t.rows * t.dim);
-    else for (int64_t r = 0; r < t.rows; ++r) std::fill(dtable + r * t.dim + vectors * L, dtable + (r + 1) * t.dim, T(0));
+    for (int64_t r = 0; by_rows && r < t.rows; ++r)
+        std::fill(dtable + r * t.dim + vectors * L, dtable + (r + 1) * t.dim, T(0));
 #pragma omp parallel
     {
         const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
@@ -239,8 +240,8 @@ template <class P, class T> void backward(const Task<T>& t, const T* grad, T* dq
 
 }  // namespace
 
-// rows: of the table. out: sums, or null. dq, dtable: gradients for `grad`, or null. All are written over; an empty tensor
-// has no address.
+// rows: of the table. out: sums, or null. dq, dtable: gradients for `grad`, or null. All are written over; an empty
+// tensor has no address.
 #define PAIRS(NAME, T)                                                                                              \
     extern "C" void pairs_##NAME(int64_t kind, const T* q, const T* table, const int64_t* index, int64_t groups,    \
                                  int64_t queries, int64_t candidates, int64_t dim, int64_t width, int64_t rows,     \

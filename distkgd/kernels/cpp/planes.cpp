@@ -103,7 +103,7 @@ template <class P, class T> void forward(const Task<T>& t, T* out) {
     }
 }
 
-// Adds gradients of NQ queries to dq [NQ, columns, lanes] and those of NV vectors of candidates to dc [columns, stride].
+// Adds gradients of NQ queries to dq [NQ, columns, lanes], those of NV vectors of candidates to dc [columns, stride].
 template <class P, class T, int NQ, int NV>
 INLINE void pull(const Task<T>& t, const T* const* q, const T* c, int64_t columns, const T* const* g, T* dq, T* dc) {
     constexpr int L = Vec<T>::lanes, U = P::unit;

@@ -15,7 +15,8 @@ template <class T> void take(const T* table, const int64_t* rows, int64_t n, int
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; ++i) {
         if (i + 4 < n)
-            for (int64_t k = 0; k < dim; k += 64 / (int64_t)sizeof(T)) __builtin_prefetch(table + rows[i + 4] * dim + k);
+            for (int64_t k = 0; k < dim; k += 64 / (int64_t)sizeof(T))
+                __builtin_prefetch(table + rows[i + 4] * dim + k);
         std::memcpy(out + i * dim, table + rows[i] * dim, sizeof(T) * dim);
     }
 }
@@ -36,12 +37,12 @@ template <class T> void add(T* table, const int64_t* rows, int64_t n, int64_t di
     }
 }
 
-// The formulas of distributed/optim/rows.py. rows: which rows the gradients [n, dim] belong to, each once; null: 0 … n - 1.
+// The formulas of distributed/optim/rows.py. rows: to which the gradients [n, dim] belong, each once; null: 0 … n - 1.
 enum Rule { sgd = 0, adagrad = 1, rowwise_adagrad = 2, adam = 3 };
 
 template <class T>
-void update(int64_t rule, T* table, const int64_t* rows, int64_t n, int64_t dim, const T* grad, T* first, T* second, T lr,
-            T clip, T eps, T beta1, T beta2, int64_t step) {
+void update(int64_t rule, T* table, const int64_t* rows, int64_t n, int64_t dim, const T* grad, T* first, T* second,
+            T lr, T clip, T eps, T beta1, T beta2, int64_t step) {
     const T rate = rule == adam ? lr / (1 - (T)std::pow((double)beta1, (double)step)) : lr;
     const T spread = rule == adam ? 1 / (1 - (T)std::pow((double)beta2, (double)step)) : 1;
 #pragma omp parallel for schedule(static)
@@ -92,9 +93,9 @@ void update(int64_t rule, T* table, const int64_t* rows, int64_t n, int64_t dim,
     extern "C" void add_##NAME(T* table, const int64_t* rows, int64_t n, int64_t dim, const T* values) {            \
         add<T>(table, rows, n, dim, values);                                                                         \
     }                                                                                                                \
-    extern "C" void update_##NAME(int64_t rule, T* table, const int64_t* rows, int64_t n, int64_t dim, const T* grad,    \
-                                  T* first, T* second, double lr, double clip, double eps, double beta1,             \
-                                  double beta2, int64_t step) {                                                      \
+    extern "C" void update_##NAME(int64_t rule, T* table, const int64_t* rows, int64_t n, int64_t dim,               \
+                                  const T* grad, T* first, T* second, double lr, double clip, double eps,            \
+                                  double beta1, double beta2, int64_t step) {                                        \
         update<T>(rule, table, rows, n, dim, grad, first, second, lr, clip, eps, beta1, beta2, step);                \
     }
 

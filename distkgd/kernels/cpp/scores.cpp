@@ -1,8 +1,8 @@
 // What is made of a block of scores z [rows, n], row by row, in one or two visits.
 //
 // columns: the same of scores that lie candidate by candidate, [n, rows], as the faster matrix product leaves them:
-// sixteen rows at a time, a few candidates at a time while these are in the cache. Pieces of n have a fixed size and are
-// merged in order, so that nothing depends on the number of threads.
+// sixteen rows at a time, a few candidates at a time while these are in the cache. Pieces of n have a fixed size and
+// are merged in order, so that nothing depends on the number of threads.
 
 #include <cmath>
 #include <limits>
@@ -131,8 +131,8 @@ void over_columns(const float* z, const float* other, int64_t rows, int64_t n, c
     }
 }
 
-// out: gradient(here, of) of each sixteen scores, `here` reading what lies as the scores do, `of` holding what is given by
-// row.
+// out: gradient(here, of) of each sixteen scores, `here` reading what lies as the scores do, `of` holding what is given
+// by row.
 template <bool COLUMNS, int GIVEN, class F>
 void pull(int64_t rows, int64_t n, float* out, const float* const (&given)[GIVEN], const F& gradient) {
     const int64_t lines = COLUMNS ? n : rows, length = COLUMNS ? rows : n;
@@ -219,7 +219,7 @@ extern "C" void softmax_gap_teach(const float* z, int64_t columns, int64_t rows,
 
 // at_most, below [rows]: how many scores are at most high, and how many are below low. A NaN is neither.
 extern "C" void count(const float* z, int64_t rows, int64_t n, const float* high, const float* low,
-                              int64_t* at_most, int64_t* below) {
+                      int64_t* at_most, int64_t* below) {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const float* from = z + row * n;

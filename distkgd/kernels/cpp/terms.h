@@ -49,9 +49,9 @@ INLINE V<float> swap_pairs(V<float> v) {
 }
 INLINE V<double> swap_pairs(V<double> v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6); }
 
-// What is summed, of vectors or single coordinates. add: one coordinate of a query and a candidate into `sum`. pull: their
-// gradients for upstream gradient g. Where unit is 2, the *_apart functions do so for a first and a second coordinate, add
-// and pull for vectors of both by turns.
+// What is summed, of vectors or single coordinates. add: one coordinate of a query and a candidate into `sum`. pull:
+// their gradients for upstream gradient g. Where unit is 2, the *_apart functions do so for a first and a second
+// coordinate, add and pull for vectors of both by turns.
 
 template <class T> struct Dot {  // q c
     static constexpr int parts = 1, unit = 1;
