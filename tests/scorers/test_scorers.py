@@ -144,7 +144,7 @@ def test_meet_has_the_right_gradient_and_second_derivative(name: str, norm: int 
 
 
 @EVERY_CASE
-def test_meet_over_many_tiles_has_the_gradient_of_the_score(
+def test_meet_over_many_tiles_has_the_derivatives_of_the_score(
     name: str, norm: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distkgd.scorers.sums.tiles._kernels", lambda _: None)
@@ -157,10 +157,14 @@ def test_meet_over_many_tiles_has_the_gradient_of_the_score(
     expected = scorer.score(h[:, :, None], r[:, :, None], c[:, None])
     torch.testing.assert_close(found, expected)
     weights = rows(*expected.shape, seed=11)
-    torch.testing.assert_close(
-        torch.autograd.grad((found * weights).sum(), (h, r, c)),
-        torch.autograd.grad((expected * weights).sum(), (h, r, c)),
+    found_grads = torch.autograd.grad((found * weights).sum(), (h, r, c), create_graph=True)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), (h, r, c), create_graph=True)
+    torch.testing.assert_close(found_grads, expected_grads)
+    found_again, expected_again = (
+        torch.autograd.grad(sum(grad.square().sum() for grad in grads), (h, r, c))
+        for grads in (found_grads, expected_grads)
     )
+    torch.testing.assert_close(found_again, expected_again)
 
 
 @EVERY_CASE

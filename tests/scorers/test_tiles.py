@@ -2,9 +2,13 @@
 
 import resource
 import sys
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from distkgd.scorers import build_scorer
 from distkgd.scorers.sums.tiles import _CPU_TILE, _DEVICE_TILE, _tiles
@@ -22,6 +26,34 @@ def test_many_candidates_need_no_tensor_of_all_coordinates(name: str) -> None:
     assert c.grad is not None and c.grad.isfinite().all()
     # Copies of the candidates and their gradient are allowed (12 MB each); all pairs would take 790 MB.
     assert _peak_bytes() - before < 180e6
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that was made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("name", ["transe", "rotate", "pairre"])
+def test_second_derivatives_need_no_tensor_of_all_coordinates_either(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distkgd.scorers.sums.tiles._CPU_TILE", 2**12)
+    queries, candidates, dim = 40, 100, 64
+    scorer = build_scorer(name, dim)
+    q = torch.rand(queries, scorer.query_size).requires_grad_()
+    c = torch.rand(candidates, dim).requires_grad_()
+    with Largest() as largest:
+        first = torch.autograd.grad(scorer.score_candidates(q, c).sigmoid().sum(), (q, c), create_graph=True)
+        second = torch.autograd.grad(first[0].sum() + first[1].square().sum(), (q, c))
+    assert all(x.isfinite().all() and x.any() for x in second)
+    # All pairs would have 256,000 numbers.
+    assert largest.numbers <= 2 * candidates * dim
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 3000), (40, 1, 64), (3, 100, 100), (1, 1, 1), (2, 0, 5), (2, 5, 0)])

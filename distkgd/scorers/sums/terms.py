@@ -1,4 +1,4 @@
-"""What coordinate-wise scorers sum over the coordinates, φ(q, c), in plain torch.
+"""What coordinate-wise scorers sum over the coordinates, φ(q, c), in plain torch, for one tile of pairs.
 
 dot: q c. square: (q − c)². manhattan: |q − c|. scaled_manhattan: |a − b·c| with queries (a, b) side by side. modulus:
 |q − c| of complex numbers, stored (re, im, re, im, …). Where φ is not smooth its gradient is 0.
@@ -12,27 +12,25 @@ from distkgd.scorers.interleaved import as_complex
 
 
 def summed(term: Kind, q: Tensor, c: Tensor) -> Tensor:
-    """`[..., Q, N]` Σ_k φ(q_k, c_k) of queries `[..., Q, 1, width]` and candidates `[..., 1, N, dim]`; differentiable
-    twice."""
+    """`[B, Q, N]` Σ_k φ(q_k, c_k) of queries `[B, Q, width]` and candidates `[B, N, dim]`, without a gradient."""
+    q, c = q.unsqueeze(2), c.unsqueeze(1)
     match term:
         case "dot":
             return (q * c).sum(-1)
         case "square":
-            return (q - c).square().sum(-1)
+            return (q - c).square_().sum(-1)
         case "manhattan":
-            return (q - c).abs().sum(-1)
+            return (q - c).abs_().sum(-1)
         case "scaled_manhattan":
             a, b = q.tensor_split(2, -1)
-            return torch.addcmul(a, b, c, value=-1).abs().sum(-1)
+            return torch.addcmul(a, b, c, value=-1).abs_().sum(-1)
         case "modulus":
             return as_complex(q - c).abs().sum(-1)
 
 
 def pulled(term: Kind, q: Tensor, c: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """`[B, Q, width]` and `[B, N, dim]`: gradients of `summed` of `[B, Q, 1, width]` and `[B, 1, N, dim]`.
-
-    grad: [B, Q, N, 1] of the sums.
-    """
+    """`[B, Q, width]` and `[B, N, dim]`: gradients of `summed` for `[B, Q, N]` of the sums; differentiable."""
+    q, c, grad = q.unsqueeze(2), c.unsqueeze(1), grad.unsqueeze(-1)
     match term:
         case "dot":
             return (c * grad).sum(2), (q * grad).sum(1)

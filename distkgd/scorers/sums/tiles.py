@@ -2,12 +2,12 @@
 
 L1, RotatE and PairRE need Σ_k φ(q_k, c_k) for every (query, candidate) pair. Broadcasting that is a
 `[Q, N, k]` tensor, 40 GB for an ordinary batch. Compiled kernels (kernels/pairs.py) sum it pair by pair. Where
-there is none, the pairs are cut into tiles that fit a cache; a tile is summed and forgotten, and backward
-visits the tiles again. Memory is O(Q·N) for the result plus one tile.
+there is none, and for second derivatives, the pairs are cut into tiles that fit a cache; a tile is summed and
+forgotten, and backward visits the tiles again. Memory is O(Q·N) for the result plus one tile.
 
 Why not `torch.cdist(p=1)`: it has no formula for RotatE and PairRE, no second derivative, its CUDA backward allocates
 the very `[N, Q, k]` buffer that must not exist, and on one CPU core it was measured two to three times slower than
-these tiles. (Second derivatives take that buffer here too; no method asks for them.)
+these tiles.
 
 Sums run in a fixed order: tiles are visited in order and no kernel adds through atomics. Tile sizes depend on
 the shapes and the kind of device only, never on the number of threads.
@@ -117,29 +117,50 @@ class _PairSums(torch.autograd.Function):
         c = table.view(len(q), candidates, table.shape[-1])
         sums = q.new_empty(*q.shape[:2], candidates)
         for b, rows, columns in _tiles(sums.shape, c.shape[-1], q.device):
-            sums[b, rows, columns] = summed(term, q[b, rows].unsqueeze(2), c[b, columns].unsqueeze(1))
+            sums[b, rows, columns] = summed(term, q[b, rows], c[b, columns])
         return sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (q, table, index), (grad,) = ctx.saved_tensors, grads
-        kernels, shape = _kernels(q), (len(q), grad.shape[2], table.shape[1])
-        found: tuple[Tensor, ...]
-        if torch.is_grad_enabled():  # second derivatives are wanted: by the formula in plain torch
-            listed = table.view(shape) if index is None else plain(GatheredRows(table, index))
-            sums = summed(ctx.term, q.unsqueeze(2), listed.unsqueeze(1))
-            found = torch.autograd.grad(sums, (q, table), grad, create_graph=True)
-        elif kernels is not None:
-            found = kernels.backward(ctx.term, q, table, index, grad)
-        else:
-            found = of_q, of_table = torch.zeros_like(q), torch.zeros_like(table)
-            c, of_c = table.view(shape), of_table.view(shape)
-            for b, rows, columns in _tiles(grad.shape, c.shape[-1], q.device):
-                cut = q[b, rows].unsqueeze(2), c[b, columns].unsqueeze(1), grad[b, rows, columns].unsqueeze(-1)
-                more_q, more_c = pulled(ctx.term, *cut)
-                of_q[b, rows] += more_q
-                of_c[b, columns] += more_c
-        return None, None, *found, None
+        kernels = _kernels(q)
+        if kernels is not None and not torch.is_grad_enabled():
+            return None, None, *kernels.backward(ctx.term, q, table, index, grad), None
+        c = table.view(len(q), grad.shape[2], table.shape[1]) if index is None else plain(GatheredRows(table, index))
+        of_q, of_c = _Pulled.apply(ctx.term, q, c, grad)  # type: ignore[no-untyped-call]
+        if index is None:
+            return None, None, of_q, of_c.view(table.shape), None
+        return None, None, of_q, torch.zeros_like(table).index_add(0, index.flatten(), of_c.flatten(0, 1)), None
+
+
+class _Pulled(torch.autograd.Function):
+    """`[G, Q, width]` and `[G, N, dim]`: gradients of the sums of queries and candidates for `[G, Q, N]` of the sums."""
+
+    @staticmethod
+    def forward(ctx: Any, term: pairs.Kind, q: Tensor, c: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(q, c, grad)
+        ctx.term = term
+        of_q, of_c = torch.zeros_like(q), torch.zeros_like(c)
+        for b, rows, columns in _tiles(grad.shape, c.shape[-1], q.device):
+            more_q, more_c = pulled(term, q[b, rows], c[b, columns], grad[b, rows, columns])
+            of_q[b, rows] += more_q
+            of_c[b, columns] += more_c
+        return of_q, of_c
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        given = ctx.saved_tensors
+        found = [torch.zeros_like(x) for x in given]
+        for b, rows, columns in _tiles(given[2].shape, given[1].shape[-1], grads[0].device):
+            places = (b, rows), (b, columns), (b, rows, columns)
+            with torch.enable_grad():
+                cut = [x[at].detach().requires_grad_() for x, at in zip(given, places, strict=True)]
+                made = pulled(ctx.term, *cut)
+            more = torch.autograd.grad(made, cut, [grad[at] for grad, at in zip(grads, places, strict=False)])
+            for total, at, mine in zip(found, places, more, strict=True):
+                total[at] += mine
+        return None, *found
 
 
 def _tiles(shape: torch.Size, num_coordinates: int, device: torch.device) -> Iterator[tuple[slice, slice, slice]]:
