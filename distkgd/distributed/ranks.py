@@ -3,9 +3,11 @@
 import gc
 import math
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +21,8 @@ from distkgd.errors import ConfigError
 # A peer that died ends the others at once; one that hangs is given up after this.
 PEER_TIMEOUT = timedelta(seconds=45)
 LARGEST_WORLD = 1 << 20
+# What gloo and NCCL say of a peer that is not there any more, or silent.
+_LOST = re.compile(r"connection|broken pipe|timed? ?out", re.IGNORECASE)
 START = "start the ranks with torchrun, which sets WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT, or unset WORLD_SIZE."
 
 
@@ -55,26 +59,30 @@ class Ranks:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
-            dist.barrier()
+            with self._peers():
+                dist.barrier()
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's `value`, in rank order, on every rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        with self._peers():
+            dist.all_gather_object(values, value)
         return values
 
     def all_reduce(self, tensor: Tensor, kind: str = "control") -> Tensor:
-        """`tensor` summed over ranks, in place."""
+        """`tensor`, which is contiguous, summed over ranks, in place."""
         return self.begin_all_reduce(tensor, kind)()
 
     def begin_all_reduce(self, tensor: Tensor, kind: str = "control") -> Callable[[], Tensor]:
         """`all_reduce` on its way while other work is done; the result waits for it."""
         if self.world == 1:
             return lambda: tensor
+        if not tensor.is_contiguous():
+            raise AssertionError("what is summed over ranks must be contiguous")
         self.sent(kind, 2 * tensor.numel() * tensor.element_size() * (self.world - 1) / self.world)
-        return _arrival(dist.all_reduce(tensor, async_op=True), tensor)
+        return self._arrival(dist.all_reduce(tensor, async_op=True), tensor)
 
     def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int], kind: str) -> Tensor:
         """[sum(receive), ...]: rows sent to ranks 0, 1, … in runs of `send`; differentiable any number of times.
@@ -93,7 +101,7 @@ class Ranks:
         out = rows.new_empty((sum(receive), *rows.shape[1:]))
         kept = rows.contiguous()
         self.sent(kind, (sum(send) - send[self.rank]) * math.prod(rows.shape[1:]) * rows.element_size())
-        return _arrival(dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True), out)
+        return self._arrival(dist.all_to_all_single(out, kept, list(receive), list(send), async_op=True), out)
 
     def gather(self, rows: Tensor, counts: Sequence[int], kind: str) -> Tensor:
         """[sum(counts), ...]: every rank's rows ([counts[rank], ...]) in rank order; differentiable."""
@@ -102,13 +110,27 @@ class Ranks:
         copies = rows.repeat(self.world, *([1] * (rows.dim() - 1)))
         return self.exchange(copies, [len(rows)] * self.world, counts, kind)
 
+    def _arrival(self, work: Any, result: Tensor) -> Callable[[], Tensor]:
+        def arrived() -> Tensor:
+            with self._peers():
+                work.wait()
+            return result
 
-def _arrival(work: Any, result: Tensor) -> Callable[[], Tensor]:
-    def arrived() -> Tensor:
-        work.wait()
-        return result
+        return arrived
 
-    return arrived
+    @contextmanager
+    def _peers(self) -> Iterator[None]:
+        # RendezvousError in place of what torch says of a peer that has died or is silent.
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            if not _LOST.search(reason):
+                raise
+            raise RendezvousError(
+                f"rank {self.rank} has lost another rank, whose own error, if it had one, is above or in its log "
+                f"({reason})."
+            ) from error
 
 
 class _Exchange(torch.autograd.Function):
@@ -183,7 +205,7 @@ def _number(name: str, least: int, most: int) -> int:
 def leave_ranks(ranks: Ranks) -> None:
     """Shut the process group down; gloo's threads need the short sleep or may abort the interpreter at exit."""
     if ranks.world > 1 and dist.is_initialized():
-        dist.barrier()
+        ranks.barrier()
         dist.destroy_process_group()
         gc.collect()
         time.sleep(0.05)

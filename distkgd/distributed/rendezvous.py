@@ -21,7 +21,7 @@ POLL_SECONDS = 0.02
 
 
 class RendezvousError(DistkgdError):
-    """Ranks that were started did not find each other; each rank knows only its own part of it."""
+    """Ranks that were started did not find each other, or have lost one; each rank knows only its own part of it."""
 
 
 def meet(store: Store, rank: int, world: int, timeout: timedelta) -> Store:

@@ -297,39 +297,50 @@ class _Sums:
 
     def __init__(self, method: Med, w: Tensor) -> None:
         self.method, self.w = method, w
-        self._last: tuple[Tensor | Products, dict[str, Partial]] | None = None  # a block, and what was made of it
+        self._kept: tuple[Tensor | Products, dict[str, Partial]] | None = None  # a block, and what L_ML needs of it
 
     def evolution(self, block: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
-        """What L_EI needs; w2 unless listwise."""
-        made = self._of(block, *w2)
+        """What L_EI needs; w2 unless listwise. What L_ML needs of the same block is kept until it asks."""
+        made = self._made(block, *w2)
+        if self.method.settings.mutual:
+            self._kept = block, {"gap": made["gap"], "count": made["count"]}
         return {name: made[name] for name in (("lse",) if self.method.listwise else ("mean", "count"))}
 
     def mutual(self, block: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
-        """What L_ML needs."""
-        made = self._of(block, *w2)
-        return {"gap": made["gap"], "count": made["count"]}
-
-    def _of(self, block: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
-        if self._last is None or self._last[0] is not block:
-            count = block.count().unsqueeze(-1) if isinstance(block, Products) else valid_mask(block[0].detach())
-            self._last = block, self._made(block, *w2) | {"count": Sum(count)}
-        return self._last[1]
+        """What L_ML needs of the block that `evolution` was given last."""
+        kept, self._kept = self._kept, None
+        if kept is None or kept[0] is not block:
+            raise AssertionError("both losses ask of each block, evolution first")
+        return kept[1]
 
     def _made(self, block: Tensor | Products, *w2: Tensor) -> dict[str, Partial]:
-        method, how = self.method, self.method.settings
-        if not isinstance(block, Products) and not method.has_kernel(block):
-            z = method.crops.scores(block)
-            gap = huber(method.crops.steps(block, z), how.mutual_delta) if how.mutual else z[:0]
-            if method.listwise:
-                return {"lse": LogSumExp(z * method.sharp.reshape(-1, *[1] * (z.dim() - 1))), "gap": Sum(gap)}
-            return {"mean": SoftmaxMean(method.negative_logits(z, *w2), F.softplus(z)), "gap": Sum(gap)}
-        kernels: Any = block if isinstance(block, Products) else nested
-        given: list[Any] = [] if isinstance(block, Products) else [block]
-        given += [method.student.scorer.margin, how.mutual_delta, how.mutual]
+        method, mutual = self.method, self.method.settings.mutual
+        made: dict[str, Partial] = {}
+        if mutual or not method.listwise:
+            made["count"] = Sum(
+                block.count().unsqueeze(-1) if isinstance(block, Products) else valid_mask(block[0].detach())
+            )
+        if isinstance(block, Products) or method.has_kernel(block):
+            lse, *mean, gap = (x.unsqueeze(-1) for x in self._by_kernel(block, *w2))
+            made |= {"mean": SoftmaxMean(lse, *mean)} if mean else {"lse": LogSumExp(lse)}
+            return made | ({"gap": Sum(gap[1:])} if mutual else {})
+        z = method.crops.scores(block)
         if method.listwise:
-            found = kernels.listwise(*given, method.sharp)
+            made["lse"] = LogSumExp(z * method.sharp.reshape(-1, *[1] * (z.dim() - 1)))
         else:
-            found = kernels.pointwise(*given, how.evolution, *w2)
-        lse, *mean, gap = (x.unsqueeze(-1) for x in found)
-        steps = {"gap": Sum(gap[1:])}
-        return {"mean": SoftmaxMean(lse, *mean), **steps} if mean else {"lse": LogSumExp(lse), **steps}
+            made["mean"] = SoftmaxMean(method.negative_logits(z, *w2), F.softplus(z))
+        if mutual:
+            made["gap"] = Sum(huber(method.crops.steps(block, z), method.settings.mutual_delta))
+        return made
+
+    def _by_kernel(self, block: Tensor | Products, *w2: Tensor) -> tuple[Tensor, ...]:
+        # [P, ...] each: lse, mean unless listwise, gap.
+        method, how = self.method, self.method.settings
+        given = method.student.scorer.margin, how.mutual_delta, how.mutual
+        if isinstance(block, Products):
+            if method.listwise:
+                return block.listwise(*given, method.sharp)
+            return block.pointwise(*given, how.evolution, *w2)
+        if method.listwise:
+            return nested.listwise(block, *given, method.sharp)
+        return nested.pointwise(block, *given, how.evolution, *w2)

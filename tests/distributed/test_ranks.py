@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distkgd.distributed.ranks import PEER_TIMEOUT, Ranks
+from distkgd.distributed.rendezvous import RendezvousError
 from tests.ranks import run_on_ranks, run_on_threads
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64]
@@ -88,20 +89,43 @@ def test_what_ranks_that_are_threads_send_is_not_there_before_it_is_waited_for()
         assert early.isnan().all() and sums is again and again.tolist() == [4.0, 4.0]
 
 
-def die(ranks: Ranks) -> None:
+def die(ranks: Ranks, collective: Callable[[Ranks], Any]) -> None:
     """Rank 1 dies; rank 0 says what it is told, and when."""
     if ranks.rank == 1:
         os._exit(1)
     began = time.monotonic()
-    with pytest.raises(RuntimeError) as info:
-        ranks.all_reduce(torch.ones(3))
+    with pytest.raises(RendezvousError) as info:
+        collective(ranks)
     raise AssertionError(f"after {time.monotonic() - began:.0f} s: {info.value}")
 
 
-def test_a_rank_that_dies_ends_the_others_at_once() -> None:
-    with pytest.raises(AssertionError, match=r"rank 0: (?s:.*)after \d s: .*[Cc]onnection") as info:
-        run_on_ranks(2, die)
+def summed(ranks: Ranks) -> Any:
+    return ranks.all_reduce(torch.ones(3))
+
+
+def exchanged(ranks: Ranks) -> Any:
+    return ranks.exchange(torch.ones(2), [1, 1], [1, 1], "rows")
+
+
+def gathered(ranks: Ranks) -> Any:
+    return ranks.gather_objects("here")
+
+
+@pytest.mark.parametrize("collective", [Ranks.barrier, summed, exchanged, gathered])
+def test_a_rank_that_dies_ends_the_others_at_once(collective: Callable[[Ranks], Any]) -> None:
+    told = r"rank 0: (?s:.*)after \d s: rank 0 has lost another rank, whose own error, .* log \(.*[Cc]onnection"
+    with pytest.raises(AssertionError, match=told) as info:
+        run_on_ranks(2, die, collective=collective)
     assert "rank 1 died" in str(info.value)
+
+
+def strided(ranks: Ranks) -> None:
+    ranks.all_reduce(torch.ones(3, 3)[:, 0])
+
+
+def test_only_contiguous_tensors_are_summed() -> None:
+    with pytest.raises(AssertionError, match="must be contiguous"):
+        run_on_threads(2, strided)
 
 
 def patience(ranks: Ranks) -> Any:

@@ -1,5 +1,6 @@
 """MED against its formulas, one triple and one sub-model at a time."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +14,7 @@ from distkgd.distributed.reductions import candidate_layout, query_blocks
 from distkgd.errors import ConfigError
 from distkgd.kernels import nested, nested_products
 from distkgd.methods import TaskLoss
-from distkgd.methods.med import Med, MedConfig
+from distkgd.methods.med import Med, MedConfig, _Sums
 from distkgd.pipeline.config import parse_config
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.training.job import Progress
@@ -364,6 +365,18 @@ def test_the_kernel_does_in_float32_what_plain_torch_does_in_float64(
         fast = step_on(1, exact | {"dtype": "float32"}, blocks)
     assert calls.call_count >= 2
     assert_close_in_float32(fast, slow)
+
+
+@pytest.mark.parametrize("mutual", [True, False])
+def test_nothing_of_a_block_is_kept_when_its_losses_have_asked(mutual: bool) -> None:
+    model = toy_model(GRAPH, "complex", 8)
+    method = Med(model, settings(), [], options(mutual=mutual), toy_setup(GRAPH))
+    sums, block = _Sums(method, method.w), torch.rand(3, 5, 7, dtype=torch.float64)
+    asked = {**sums.evolution(block), **(sums.mutual(block) if mutual else {})}
+    assert set(asked) == ({"lse", "gap", "count"} if mutual else {"lse"})
+    gone = weakref.ref(block)
+    del block, asked
+    assert gone() is None
 
 
 def test_sharper_logits_are_of_a_softmax() -> None:

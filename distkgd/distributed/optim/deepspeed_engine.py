@@ -16,7 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from typing import Any, ClassVar
 
@@ -224,8 +224,10 @@ def import_deepspeed(device: torch.device) -> Any:
     Raises UnsupportedError when it is not installed, or bound to another type.
     """
     # Its autotuner imports mlflow, which no rank needs here: a second, 140 MB, and telemetry that nobody switched off.
+    # Where somebody has imported it, that is done already, and other threads must go on finding it.
+    hidden = nullcontext() if "mlflow" in sys.modules else _set(sys.modules, "mlflow", None)
     # Its kind of device it chooses when it is imported; this is how it is told.
-    bound, hidden = _set(os.environ, "DS_ACCELERATOR", device.type), _set(sys.modules, "mlflow", None)
+    bound = _set(os.environ, "DS_ACCELERATOR", device.type)
     with bound, hidden, redirect_stdout(sys.stderr):
         try:
             deepspeed = importlib.import_module("deepspeed")

@@ -134,7 +134,7 @@ class _PairSums(torch.autograd.Function):
 
 
 class _Pulled(torch.autograd.Function):
-    """`[G, Q, width]` and `[G, N, dim]`: gradients of the sums of queries and candidates for `[G, Q, N]` of the sums."""
+    """`[G, Q, width]` and `[G, N, dim]`: gradients of the sums of queries and candidates for `[G, Q, N]` of these."""
 
     @staticmethod
     def forward(ctx: Any, term: pairs.Kind, q: Tensor, c: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

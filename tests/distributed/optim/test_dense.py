@@ -1,5 +1,6 @@
 """Replicated tensors: our formulas against arithmetic, and DeepSpeed's engines against our formulas."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distkgd.distributed.optim.deepspeed_engine import DeepSpeedDense, check_supported
+from distkgd.distributed.optim.deepspeed_engine import DeepSpeedDense, check_supported, import_deepspeed
 from distkgd.distributed.optim.dense import Dense, DenseOptimizer, begin_reducing
 from distkgd.distributed.optim.rows import ADAGRAD_EPS, ADAM_BETAS, ADAM_EPS
 from distkgd.distributed.ranks import Ranks
@@ -432,6 +433,24 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
         pytest.raises(UnsupportedError, match=r"pip install 'distkgd\[deepspeed\]', or use engine: ddp"),
     ):
         DeepSpeedDense("sgd", start(), lr=LR, zero=0, ranks=Ranks())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_mlflow_is_hidden_from_deepspeed_unless_somebody_has_it_already(known: bool) -> None:
+    seen = []
+
+    def imported(name: str) -> None:
+        seen.append(sys.modules["mlflow"])
+        raise ModuleNotFoundError(name=name)
+
+    with patch.dict(sys.modules), patch.object(importlib, "import_module", imported):
+        sys.modules.pop("mlflow", None)
+        if known:
+            sys.modules["mlflow"] = sys
+        with pytest.raises(UnsupportedError, match="pip install"):
+            import_deepspeed(torch.device("cpu"))
+        assert seen == [sys if known else None]
+        assert ("mlflow" in sys.modules) == known
 
 
 ALONE = """
