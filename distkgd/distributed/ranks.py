@@ -124,7 +124,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            # The first sentence, without the place in their source that comes before it.
+            reason = re.sub(r"^\[\S+\] ", "", str(error)).partition("\n")[0].partition(". ")[0].rstrip(".")
             if not _LOST.search(reason):
                 raise
             raise RendezvousError(

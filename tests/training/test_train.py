@@ -422,9 +422,10 @@ def test_one_dying_rank_ends_the_whole_launch_within_a_minute(tmp_path: Path) ->
     assert len(members) == 3, "torchrun and two ranks"
     begun = time.monotonic()
     rank_process(process, 1).kill()
-    code, _ = finish(process, tmp_path, seconds=60)
+    code, said = finish(process, tmp_path, seconds=60)
     _, alive = psutil.wait_procs(members, timeout=max(0.0, begun + 60 - time.monotonic()))
     assert code != 0
+    assert "error: rank 0 has lost another rank" in said
     assert not alive, "a rank outlived the launch"
     assert not (tmp_path / "run/report.json").exists()
 
