@@ -41,7 +41,8 @@ class StepInputs:
 class StepInputBuilder:
     """Turns global batches into this rank's step inputs.
 
-    kind, num, chunk: what a positive triple's answer is compared with. filtered: known answers are left out.
+    kind, num, chunk: what a positive triple's answer is compared with (DualDE Eq. 3). filtered: known answers are left
+        out.
     label_shares: k-vs-all. move: candidate rows to the queries, queries to the candidates, or neither: then candidates
         are drawn from the own shard only, and the model depends on the number of ranks.
     together: so many consecutive triples of a batch stay on one rank, beside what chunks ask for.

@@ -166,14 +166,15 @@ class DualDE(Method[DualdeConfig]):
         how, both = self.settings, self.stage == 2
         views = [self.task.view(self.student, inputs, grad=True)]
         views += [self.task.view(model, inputs, grad=both) for model in self.teachers]
-        learning = len(views) if both else 1  # of the models, the student first: L_Stu, and in stage two each L_Tea
+        num_learning = len(views) if both else 1  # the student first: L_Stu, and in stage two each L_Tea
         if how.soft == "kl":
-            kind, (distances, hard, terms) = "", self._listwise(views, learning)
+            kind, (distances, hard, terms) = "", self._listwise(views, num_learning)
         else:
-            kind, (distances, hard, terms) = "_positive", self._pointwise(views, learning)
+            kind, (distances, hard, terms) = "_positive", self._pointwise(views, num_learning)
         positives, watched, groups = [view.positive for view in views], {}, set()
         shapes = [shape(view) for view in views] if how.structure else []
-        for i in range(learning):
+        # Eq. 10-11 (and 14-15) of positive triples or whole queries; all terms together are Eq. 1.
+        for i in range(num_learning):
             soft_weight, hard_weight = self._weights(2 * i, self._pair(i, positives)[1], self.alpha, self.beta)
             distance = self._with_shapes(distances[i], i, shapes)
             terms[f"{_tag(i)}soft{kind}"] = how.soft_weight * soft_weight * distance
@@ -182,7 +183,7 @@ class DualDE(Method[DualdeConfig]):
             if isinstance(soft_weight, Tensor):  # its mean over positive triples
                 watched[f"soft_weight/{_group(i)}_positive"] = batch_mean(soft_weight.detach(), inputs)
         terms = {name: batch_mean(value, inputs) for name, value in terms.items()}
-        for i, view in enumerate(views[:learning]):
+        for i, view in enumerate(views[:num_learning]):
             terms |= {f"{_tag(i)}{name}": value for name, value in self.task.penalty(view).items()}
         yield Update(frozenset(groups | ({"evaluators"} if how.evaluation else set())), terms, watched)
 
@@ -206,35 +207,35 @@ class DualDE(Method[DualdeConfig]):
         # is the student's, or for the student the mean over teachers.
         own, other = numbers[which], numbers[0]
         if which == 0:
-            other = mean_of(numbers[1:], own)
+            other = _mean_of(numbers[1:], own)
         return own, other.detach() if self.settings.stop_opposite else other
 
     def _distance(self, own: Tensor, other: Tensor) -> Tensor:
-        # DualDE Eq. 4
+        # Eq. 4
         if self.settings.probabilities:
             own, other = torch.sigmoid(own), torch.sigmoid(other)
         return huber(own - other, self.settings.delta)
 
     def _with_shapes(self, distance: Tensor, which: int, shapes: Sequence[Sequence[Tensor]]) -> Tensor:
-        # DualDE Eq. 5 on top: angle and length ratio of head and tail, of all models, or nothing.
+        # Eq. 5 on top: Eq. 7. Angle and length ratio of head and tail, of all models, or nothing.
         for numbers in zip(*shapes, strict=True):
             own, other = self._pair(which, numbers)
             distance = distance + huber(own - other, self.settings.delta)
         return distance
 
-    def _pointwise(self, views: Sequence[View], learning: int) -> Losses:
-        # Eq. 10-11 (and 14-15) with a distance for every candidate.
-        asks = {"negatives": self._negatives(views, learning)}
+    def _pointwise(self, views: Sequence[View], num_learning: int) -> Losses:
+        # With a distance for every candidate; the hard loss of positive triples is that of Eq. 2.
+        asks = {"negatives": self._negatives(views, num_learning)}
         if self.task.loss == "softmax":
-            asks |= {str(i): self.task.request(view) for i, view in enumerate(views[:learning])}
+            asks |= {str(i): self.task.request(view) for i, view in enumerate(views[:num_learning])}
         got = reduce_over_candidates(asks)
         scores = [view.positive for view in views]
-        distances = [self._distance(*self._pair(i, scores)) for i in range(learning)]
-        hard = [got[str(i)] if str(i) in got else F.softplus(-scores[i]) for i in range(learning)]
+        distances = [self._distance(*self._pair(i, scores)) for i in range(num_learning)]
+        hard = [got[str(i)] if str(i) in got else F.softplus(-scores[i]) for i in range(num_learning)]
         return distances, hard, got["negatives"]
 
-    def _negatives(self, views: Sequence[View], learning: int) -> LossRequest:
-        # All negative terms of all models that learn.
+    def _negatives(self, views: Sequence[View], num_learning: int) -> LossRequest:
+        # Eq. 10-11 (and 14-15) of the negatives of all models that learn.
         listed, n = self.task.loss == "softmax", len(views)
 
         def partials(*more: Tensor) -> dict[str, Partial]:
@@ -242,7 +243,7 @@ class DualDE(Method[DualdeConfig]):
             scores, rest = fields[:n], fields[n:]
             each = [rest[2 * i : 2 * i + 2] for i in range(n)] if rest else []
             out: dict[str, Partial] = {"count": Sum(valid_mask(scores[0].detach()))}
-            for i in range(learning):
+            for i in range(num_learning):
                 own, other = self._pair(i, scores)
                 soft_weight, hard_weight = self._weights(2 * i + 1, other, alpha, beta)
                 distance = self._with_shapes(self._distance(own, other), i, each)
@@ -267,17 +268,17 @@ class DualDE(Method[DualdeConfig]):
             return SoftmaxMean(self.task.temperature * own.detach(), value)
         return Sum(value)
 
-    def _listwise(self, views: Sequence[View], learning: int) -> Losses:
+    def _listwise(self, views: Sequence[View], num_learning: int) -> Losses:
         # One weight per query, from its positive triple; the distance of a query is a KL divergence.
         how = self.settings
-        asks = {str(i): self.task.request(view) for i, view in enumerate(views[:learning])}
-        others = [views[1:], *([views[0]] for _ in views[1:learning])]  # whom each model imitates
+        asks = {str(i): self.task.request(view) for i, view in enumerate(views[:num_learning])}
+        others = [views[1:], *([views[0]] for _ in views[1:num_learning])]  # whom each model imitates
         for i, theirs in enumerate(others):
             for j, other in enumerate(theirs):
                 asks[f"{i} {j}"] = kl_divergence(views[i], other, how.temperature, stop_teacher=how.stop_opposite)
         got = reduce_over_candidates(asks)
         distances = [sum(got[f"{i} {j}"] for j in range(len(one))) / len(one) for i, one in enumerate(others)]
-        return distances, [got[str(i)] for i in range(learning)], {}
+        return distances, [got[str(i)] for i in range(num_learning)], {}
 
 
 def _group(which: int) -> str:
@@ -290,7 +291,7 @@ def _tag(which: int) -> str:
     return f"{_group(which)}_" if which else ""
 
 
-def mean_of(teachers: Sequence[Tensor], own: Tensor) -> Tensor:
+def _mean_of(teachers: Sequence[Tensor], own: Tensor) -> Tensor:
     """[...]: mean over teachers of a number of theirs; where a pair does not count in `own`, the very number that says
     so, of which rounding would make another."""
     if len(teachers) == 1:

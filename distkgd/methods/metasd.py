@@ -187,6 +187,7 @@ class MetaSD(Method[MetasdConfig]):
             quizzes = self.quiz_inputs()
             quiz = quizzes.inputs(*quizzes.parts(inputs.batch.step, 1))
             yield Update(frozenset({"meta"}), {"quiz": self._meta(inputs, quiz)})
+        # Eq. 7 and 11 in one step.
         small, source = self.task.view(self.small, inputs, grad=True), self.task.view(self.student, inputs, grad=True)
         asks = self._asks(small, source) | self._asks(small, source, teacher=True)
         terms = answer_means(asks, inputs.batch.num_queries) | self.task.penalty(small)
@@ -206,6 +207,7 @@ class MetaSD(Method[MetasdConfig]):
         due = step - step % (how.every or per_epoch)
         if due == self.pruned_at:
             return
+        # Zhu & Gupta 2017, Eq. 1
         missing = max(0.0, 1.0 - due / (how.ramp * per_epoch)) if how.ramp else 0.0
         found = mask_of(self.student, how.rate * (1.0 - missing**3), how.scope)
         self.masked, self.churn = changed(self.mask, found, self.student.entity.ranks)

@@ -9,7 +9,7 @@ from torch import Tensor
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE
 from distkgd.methods.base import trained_models
-from distkgd.methods.dualde import DualDE, mean_of
+from distkgd.methods.dualde import DualDE, _mean_of
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.jobs import Asked, NaiveModel
@@ -142,6 +142,6 @@ def test_the_average_of_scores_that_do_not_count_is_exactly_such_a_score(dtype: 
     """However many teachers there are: a rounding error of 1e30 would be a distance."""
     for number in range(1, 9):
         scores = [torch.full((50,), MASKED_SCORE, dtype=dtype)] * number
-        assert torch.equal(mean_of(scores, scores[0]), scores[0])
+        assert torch.equal(_mean_of(scores, scores[0]), scores[0])
     own, *scores = [torch.full((50,), float(i), dtype=dtype) for i in range(4)]
-    assert mean_of(scores, own).tolist() == [2.0] * 50
+    assert _mean_of(scores, own).tolist() == [2.0] * 50

@@ -242,6 +242,7 @@ def regulariser(
 
 
 def _dura(view: View, scorer: Scorer, times: Tensor | None) -> Tensor:
+    # [Q]: Zhang et al., NeurIPS 2020, Eq. 8.
     if scorer.candidate_form != "dot":
         raise UnsupportedError(f"regulariser dura is defined for bilinear scorers, not {scorer.name}; use n2 or n3.")
     forth = scorer.tail_query(view.anchor, view.relation)
