@@ -2,13 +2,13 @@
 
     python benchmarks/tables.py benchmarks/tables/umls_16.yaml [--arm NAME]… [--beside NAME] [--workers 2] [--out …]
 
-The YAML names the data, the teachers (trained once per seed and shared), what every arm's plan has (`plan`), the
-arms (each a `plan`, or `round`: a teacher and bits, which is not trained), and `space`: keys of the plan with the
-values that trials draw from, those of an arm beside those of all. Trial 0 takes the first value of each key; the
-others are drawn, the same for every run of this script. Every arm has as many trials as the others, with the first
-seed, or with seed `chosen_by`, and if there is a `trial_share`, in that share of the epochs; the one with the best
-validation MRR (of a croppable model the mean of its sub-models') is trained with all seeds.
-No run reads the test split: the models of the chosen trials, and the teachers,
+The YAML names the data, the teachers (trained once per seed and shared; one with a `teacher` is taught by that one of
+them), what every arm's plan has (`plan`), the arms (each a `plan`, or `round`: a teacher, bits and, if it is cropped,
+a dim, which is not trained), and `space`: keys of the plan with the values that trials draw from, those of an arm
+beside those of all. Trial 0 takes the first value of each key; the others are drawn, the same for every run of this
+script. Every arm has as many trials as the others, with the first seed, or with seed `chosen_by`, and if there is a
+`trial_share`, in that share of the epochs; the one with the best validation MRR (of a croppable model the mean of its
+sub-models') is trained with all seeds. No run reads the test split: the models of the chosen trials, and the teachers,
 are ranked on it in the end. A finished run is repeated only if the file has come to say another plan.
 benchmarks/results/table_NAME.json is written after every run.
 
@@ -102,7 +102,8 @@ class Table:
     def run(self) -> None:
         """Teachers, then trials, then the chosen trials with the other seeds, and all but the other trials on test."""
         teachers = {f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers()}
-        self.finish(teachers)
+        for taught in (False, True):  # those that are taught by others in the end
+            self.finish({name: tree for name, tree in teachers.items() if ("teacher" in tree) == taught})
         trials = [self.trial(arm, n) for n in range(self.trials()) for arm in self.arms]
         self.finish({name: tree for trial in trials for name, tree in trial.items()})
         chosen = {arm: self.chosen(arm) for arm in self.arms}
@@ -123,7 +124,14 @@ class Table:
 
     def teacher(self, name: str, seed: int) -> Tree:
         """Its plan."""
-        return {"data": self.spec["data"], "seed": seed, "student": self.spec["teachers"][name], "baseline": False}
+        student = dict(self.spec["teachers"][name])
+        taught_by = student.pop("teacher", None)
+        tree = {"data": self.spec["data"], "seed": seed, "student": student, "baseline": False}
+        return tree if taught_by is None else tree | {"teacher": self.student_of(taught_by, seed)}
+
+    def student_of(self, name: str, seed: int) -> str:
+        """Where the model of teacher "@name" lies."""
+        return str(self.folder_of(self.teacher(name.removeprefix("@"), seed)) / "stages/student")
 
     def overrides(self, arm: str, number: int) -> Tree:
         """{key: value} of a trial."""
@@ -149,19 +157,18 @@ class Table:
     def plan(self, arm: str, number: int, seed: int) -> Tree:
         """The plan of an arm with a trial's values; its teachers are paths."""
         if (how := self.spec["arms"][arm].get("round")) is not None:
-            teacher = self.folder_of(self.teacher(how["teacher"].removeprefix("@"), seed)) / "stages/student"
-            return {"data": self.spec["data"], "seed": seed, "round": how | {"teacher": str(teacher)}}
+            how = how | {"teacher": self.student_of(how["teacher"], seed)}
+            return {"data": self.spec["data"], "seed": seed, "round": how}
         tree = merge(self.spec["plan"], self.spec["arms"][arm].get("plan", {}))
         for name, value in self.overrides(arm, number).items():
             for part in reversed(name.split(".")):
                 value = {part: value}  # noqa: PLW2901 - from the leaf to the root
             tree = merge(tree, value)
         tree = merge({"data": self.spec["data"], "seed": seed, "baseline": False}, tree)
-        paths = {f"@{name}": self.folder_of(self.teacher(name, seed)) for name in self.spec["teachers"]}
         if "teacher" in tree:
-            tree["teacher"] = str(paths[tree["teacher"]] / "stages/student")
+            tree["teacher"] = self.student_of(tree["teacher"], seed)
         if "teachers" in tree:
-            tree["teachers"] = {name: str(paths[at] / "stages/student") for name, at in tree["teachers"].items()}
+            tree["teachers"] = {name: self.student_of(at, seed) for name, at in tree["teachers"].items()}
         return tree
 
     def folder_of(self, tree: Tree) -> Path:
@@ -338,7 +345,7 @@ def rounded(tree: Tree, folder: Path) -> Tree:
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         rounding = Rounding(how["bits"], how.get("relation_bits", 32), how.get("group"))
-        export_model(how["teacher"], out, "packed", Ranks(), rounding=rounding)
+        export_model(how["teacher"], out, "packed", Ranks(), how.get("dim"), rounding)
     graph, loaded = graph_of(tree["data"]), load_model(out, Ranks())
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
     scorer = loaded.model.scorer

@@ -244,20 +244,31 @@ def test_trials_can_be_shorter_and_of_another_seed_than_what_is_reported(
         monkeypatch,
         tmp_path,
         [1],
-        {"direct": {}, "bkd": {"plan": {"teacher": "@big", "student": {"method": "bkd"}}}},
+        {
+            "direct": {},
+            "bkd": {"plan": {"teacher": "@small", "student": {"method": "bkd"}}},
+            "rounded": {"round": {"teacher": "@small", "bits": 2, "dim": 4}},
+        },
         data=str(small_data(tmp_path / "graph")),
         trials=2,
         chosen_by=0,
         trial_share=0.5,
         plan={"student": {"dim": 4, "epochs": 4, "batch_size": 200}, "device": "cpu", "report": {"html": False}},
         space={"student.optimizer.lr": [0.05, 0.1]},
-        teachers={"big": {"dim": 4, "epochs": 2, "batch_size": 200}},
+        teachers={
+            "small": {"dim": 6, "method": "bkd", "teacher": "@big", "epochs": 2, "batch_size": 200},
+            "big": {"dim": 8, "epochs": 2, "batch_size": 200},
+        },
     )
     table.run()
-    trials = {f"trial {arm} {n} 0" for arm in ("direct", "bkd") for n in (0, 1)}
-    chosen = {f"{arm} {table.chosen(arm)} 1" for arm in ("direct", "bkd")}
-    assert set(table.runs) == trials | chosen | {"teacher big 0", "teacher big 1"}
+    trials = {f"trial {arm} {n} 0" for arm in table.arms for n in (0, 1)}
+    chosen = {f"{arm} {table.chosen(arm)} 1" for arm in table.arms}
+    assert set(table.runs) == trials | chosen | {
+        f"teacher {name} {seed}" for name in ("big", "small") for seed in (0, 1)
+    }
     plans = table.plans()
-    assert {plans[name]["student"]["epochs"] for name in trials} == {2}
-    assert {plans[name]["student"]["epochs"] for name in chosen} == {4}
+    assert {plans[name]["student"]["epochs"] for name in trials if "rounded" not in name} == {2}
+    assert {plans[name]["student"]["epochs"] for name in chosen if "rounded" not in name} == {4}
+    assert table.runs["teacher small 1"]["stages"][-1]["method"] == "bkd"
+    assert table.runs["rounded 0 1"]["stages"][-1]["dim"] == 4
     assert all(("test_mrr" in run["stages"][-1]) == (not name.startswith("trial")) for name, run in table.runs.items())
