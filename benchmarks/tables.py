@@ -101,7 +101,10 @@ class Table:
 
     def run(self) -> None:
         """Teachers, then trials, then the chosen trials with the other seeds, and all but the other trials on test."""
-        teachers = {f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers()}
+        needed = self.needed(json.dumps([self.spec["plan"], *(self.spec["arms"][arm] for arm in self.arms)]))
+        teachers = {
+            f"teacher {name} {seed}": self.teacher(name, seed) for name, seed in self.teachers() if name in needed
+        }
         for taught in (False, True):  # those that are taught by others in the end
             self.finish({name: tree for name, tree in teachers.items() if ("teacher" in tree) == taught})
         trials = [self.trial(arm, n) for n in range(self.trials()) for arm in self.arms]
@@ -121,6 +124,11 @@ class Table:
         for seed in sorted({self.chosen_by, *self.seeds}):
             for name in self.spec["teachers"]:
                 yield name, seed
+
+    def needed(self, text: str) -> set[str]:
+        """The teachers that a text names with an @, and theirs."""
+        named = {name for name in self.spec["teachers"] if f'"@{name}"' in text}
+        return named | {other for name in named for other in self.needed(json.dumps(self.spec["teachers"][name]))}
 
     def teacher(self, name: str, seed: int) -> Tree:
         """Its plan."""
