@@ -8,6 +8,8 @@ from distkgd.config.fields import Count, Factor, Frozen, Positive, Rate, Real, S
 
 Bits = Annotated[Literal[1, 2, 3, 4, 8, 16, 32], BeforeValidator(no_flag)]
 
+PackedBits = Annotated[Literal[1, 2, 3, 4, 8], BeforeValidator(no_flag)]
+
 FewBits = Annotated[Literal[1, 2, 3, 4, 8, 16], BeforeValidator(no_flag)]
 
 

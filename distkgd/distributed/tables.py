@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
 from distkgd.kernels.candidates import GatheredRows
 from distkgd.kernels.packed import PackedRows
 from distkgd.kernels.quantiser import Quantiser
@@ -225,6 +226,23 @@ class ShardedTable:
         if isinstance(self.shard, Tensor):
             return self
         return ShardedTable(self.weight, self.total, self.ranks, self.dtype)
+
+    def in_bits(self, bits: int) -> "ShardedTable":
+        """This table, its rows seen in a width that is nested in theirs; ConfigError where there is none such.
+
+        What steps open of it is opened of this table too.
+        """
+        if isinstance(self.shard, PackedRows):
+            seen = self.shard.crop(bits, torch.arange(self.shard.packed.columns))
+            return ShardedTable(seen, self.total, self.ranks, self.dtype)
+        if self.quantiser is None:
+            raise ConfigError(
+                f"{bits} bits: these rows have none that are nested; take a model that was trained with distill.bits, "
+                "on a CPU, or round this one: launch/export.py --bits."
+            )
+        table = ShardedTable(self.shard, self.total, self.ranks, self.dtype, self.quantiser.narrowed(bits))
+        table.opened = self.opened
+        return table
 
     def open(self, route: Route, *, grad: bool, mask: Tensor | None = None) -> OpenRows:
         """The rows of `route`, as far as `mask` ([rows, dim] bool) lets them be seen; with `grad` they collect one.

@@ -213,12 +213,14 @@ class TrainedModel:
             lambda at: self._nearest(found.ids[at].to(device), k), questions, "neighbour", k, found.errors
         )
 
-    def crop(self, dim: int) -> "TrainedModel":
+    def crop(self, dim: int | None = None, bits: int | None = None) -> "TrainedModel":
         """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none.
 
+        bits: of each number, of those that the model was trained with (`distill.bits`); default: as many as there are.
         Of a packed model the crop is not packed.
         """
-        return TrainedModel(replace(self._loaded, model=self._model.crop(dim)), self._folder, self._data)
+        model = self._model.crop(self.scorer.dim if dim is None else dim, bits)
+        return TrainedModel(replace(self._loaded, model=model), self._folder, self._data)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder; ConfigError when `folder` exists. Packed rows are widened."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distkgd.errors import ConfigError
 from distkgd.kernels.build import address, library
-from distkgd.kernels.quantiser import Packed, Quantiser
+from distkgd.kernels.quantiser import Packed, Quantiser, pack_codes, unpack_codes
 
 WAYS = ("portable", "avx2", "avx512")
 _FEW_QUERIES = 16
@@ -48,6 +48,27 @@ class PackedRows:
     def take(self, rows: Tensor | slice) -> Tensor:
         """[n, entity_size]: these rows, unpacked."""
         return unpack(self.packed.select(rows), self.quantiser).to(self.dtype)
+
+    def crop(self, bits: int, columns: Tensor) -> "PackedRows":
+        """Some of the numbers beside the biases ([k] int64), as the top `bits` of their codes, with steps as they are.
+
+        ConfigError for other bits than the rows are nested in, and where columns that share a step are torn apart.
+        """
+        packed, whole = self.packed, self.quantiser
+        if whole.group is not None and len(columns) % whole.group:
+            raise ConfigError(
+                f"group: {whole.group} columns that share a step do not divide {len(columns)}; take a multiple."
+            )
+        narrow = replace(whole.narrowed(bits), of=None)
+        groups, at = packed.step.shape[1], whole.widths.index(bits) * packed.step.shape[1]
+        step = packed.step if bits == whole.bits else packed.coarser[:, at : at + groups]
+        codes = [
+            pack_codes(unpack_codes(piece, whole.bits, packed.columns)[:, columns] >> (whole.bits - bits), bits)
+            for piece in packed.codes.split(max(1, _NUMBERS_AT_ONCE // packed.columns))
+        ]
+        kept = step[:, : narrow.groups(narrow.biases + len(columns))].contiguous()
+        rows = Packed(torch.cat(codes), kept, packed.bias, packed.coarser[:, :0], len(columns))
+        return replace(self, packed=rows, quantiser=narrow)
 
     def products(self, queries: Tensor) -> Tensor:
         """[Q, N] inner products of queries [Q, dim] and rows that have no biases."""

@@ -6,12 +6,17 @@ numbers: that of the least squared error, found by turns of rounding and fitting
 distribution; from 8 bits on, the one that reaches the largest magnitude. So the master rows are all that is trained,
 and whoever holds a row can round it.
 
+Widths can be nested: the code of b bits is the top b bits of the widest code, and each width has a step of its own,
+that of the least squared error given its codes. There 8 bits divide the cells of 4, so that the narrow widths have good
+thresholds.
+
 In training the gradient passes straight through to the numbers that lie no more than half a step beyond the outermost
 levels, and stops at the others (Bengio et al. 2013; Esser et al. 2020 without a step to be learned). 16 bits are
 bfloat16, which needs no step. Biases stand before the coordinates and are always bfloat16.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,23 +35,25 @@ _NUMBERS_AT_ONCE = 1 << 18  # rounded: what is made on the way is several times 
 class Packed:
     """Rows of few bits. codes: [n, bytes] uint8, number i of a row in its bits i * b … (i + 1) * b - 1, lowest first.
 
-    step: [n, groups] bfloat16. bias: [n, biases] bfloat16. columns: numbers of a row beside its biases.
+    step: [n, groups] bfloat16. bias: [n, biases] bfloat16. coarser: [n, narrower widths * groups] bfloat16, the steps
+    of the codes' top bits, width by width. columns: numbers of a row beside its biases.
     """
 
     codes: Tensor
     step: Tensor
     bias: Tensor
+    coarser: Tensor
 
     columns: int
 
     @property
     def nbytes(self) -> int:
         """Of all rows."""
-        return self.codes.nbytes + self.step.nbytes + self.bias.nbytes
+        return self.codes.nbytes + self.step.nbytes + self.bias.nbytes + self.coarser.nbytes
 
     def select(self, rows: Tensor | slice) -> "Packed":
         """Some of the rows."""
-        return Packed(self.codes[rows], self.step[rows], self.bias[rows], self.columns)
+        return Packed(self.codes[rows], self.step[rows], self.bias[rows], self.coarser[rows], self.columns)
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,15 @@ class Quantiser:
     """How rows [n, biases + columns] are rounded to `bits` (1, 2, 3, 4, 8) per number, or to bfloat16 (16).
 
     group: columns that share a step, a divisor of their number; None: all of a row.
+    of: the codes are the top `bits` of codes of so many; None: widths are not nested.
+    coarser: ascending narrower widths whose steps are kept with the rows, where `bits` is the widest.
     """
 
     bits: int
     group: int | None = None
     biases: int = 0
+    of: int | None = None
+    coarser: tuple[int, ...] = ()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[n, biases + columns] what the rows are rounded to; gradients pass through to the rows."""
@@ -67,7 +78,9 @@ class Quantiser:
 
     def row_bytes(self, width: int) -> int:
         """Of a packed row of so many numbers, biases among them."""
-        return 2 * width if self.bits == 16 else self.code_bytes(width) + 2 * self.groups(width) + 2 * self.biases
+        if self.bits == 16:
+            return 2 * width
+        return self.code_bytes(width) + 2 * self.groups(width) * (1 + len(self.coarser)) + 2 * self.biases
 
     def code_bytes(self, width: int) -> int:
         """Of the codes of a row of so many numbers, biases among them."""
@@ -77,9 +90,20 @@ class Quantiser:
         """How many steps a row of so many numbers has."""
         return 1 if self.group is None else (width - self.biases) // self.group
 
-    def to_json(self) -> dict[str, int | None]:
-        """What makes it again."""
-        return asdict(self)
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """All that rows which are packed by this can be seen in, ascending."""
+        return *self.coarser, self.bits
+
+    def narrowed(self, bits: int) -> "Quantiser":
+        """The one of a nested width, which knows no other; ConfigError where there is no such width."""
+        if bits not in self.widths:
+            raise ConfigError(f"{bits} bits: the model has {', '.join(map(str, self.widths))}; take one of these.")
+        return replace(self, bits=bits, coarser=())
+
+    def to_json(self) -> dict[str, Any]:
+        """What `quantiser_of` makes it of again."""
+        return {key: value for key, value in asdict(self).items() if key not in ("of", "coarser") or value}
 
     def round(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(rounded [n, biases + columns], bool [n, columns] which numbers lie inside of the levels' range)."""
@@ -90,8 +114,7 @@ class Quantiser:
             rounded, inside = (torch.cat(piece) for piece in pieces)
             return rounded, inside
         numbers = self._grouped(rows)
-        step = self._step(numbers)
-        levels = self._levels(numbers, step)
+        levels, step = self._coded(numbers)
         inside = numbers.abs() <= step * 2.0 ** (self.bits - 1)
         rounded = (levels * step).flatten(1)
         if self.biases:
@@ -101,12 +124,14 @@ class Quantiser:
     def pack(self, rows: Tensor) -> Packed:
         """`round`ed rows [n, biases + columns] in as few bytes as they need; fewer than 16 bits."""
         numbers = self._grouped(rows.detach())
-        step = self._step(numbers)
-        codes = (self._levels(numbers, step) + (2 ** (self.bits - 1) - 0.5)).to(torch.uint8)
+        levels, step = self._coded(numbers)
+        codes = (levels + (2 ** (self.bits - 1) - 0.5)).to(torch.uint8)
+        coarser = [self.narrowed(bits)._coded(numbers)[1].squeeze(-1).bfloat16() for bits in self.coarser]
         return Packed(
             pack_codes(codes.flatten(1), self.bits),
             step.squeeze(-1).bfloat16(),
             rows[:, : self.biases].detach().bfloat16(),
+            torch.cat([step.new_empty(len(rows), 0, dtype=torch.bfloat16), *coarser], 1),
             rows.shape[1] - self.biases,
         )
 
@@ -123,31 +148,37 @@ class Quantiser:
         groups = self.groups(rows.shape[1])
         return rows[:, self.biases :].reshape(len(rows), groups, columns // groups)
 
-    def _step(self, numbers: Tensor) -> Tensor:
-        # [n, groups, 1] exact in bfloat16; 0 of a group of zeros.
-        magnitude = numbers.abs()
+    def _coded(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        # (levels [n, groups, columns of a group], step [n, groups, 1] exact in bfloat16; 0 of a group of zeros).
+        if self.of is not None:
+            few = min(self.of, 4)
+            finest = _levels(numbers, _fitting_step(numbers, few) * 2.0 ** (few - self.of), self.of)
+            levels = (finest * 2.0 ** (self.bits - self.of)).floor_().add_(0.5)
+            return levels, _to_bfloat16(_least_squares(numbers, levels))
         if self.bits >= 8:
-            return _to_bfloat16(magnitude.amax(-1, keepdim=True) / (2 ** (self.bits - 1) - 0.5))
-        step = magnitude.mean(-1, keepdim=True) * _NORMAL_STEP[self.bits]
-        for _ in range(_FITS if self.bits > 1 else 0):  # of one bit the first is exact
-            levels = self._levels(magnitude, step)
-            step = (magnitude * levels).sum(-1, keepdim=True) / levels.square().sum(-1, keepdim=True)
-        return _to_bfloat16(step)
+            step = numbers.abs().amax(-1, keepdim=True) / (2 ** (self.bits - 1) - 0.5)
+        else:
+            step = _fitting_step(numbers, self.bits)
+        step = _to_bfloat16(step)
+        return _levels(numbers, step, self.bits), step
 
-    def _levels(self, numbers: Tensor, step: Tensor) -> Tensor:
-        # Half-integers; 0.5 of what has no step.
-        largest = 2 ** (self.bits - 1) - 0.5
-        levels = torch.where(step > 0, numbers / step, 0.0).floor_().add_(0.5)
-        return levels.clamp_(-largest, largest)
+
+def quantiser_of(about: Mapping[str, Any]) -> Quantiser:
+    """What `Quantiser.to_json` told of."""
+    return Quantiser(**{**about, "coarser": tuple(about.get("coarser", ()))})
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Bits of the entities' and of the relations' numbers; columns of an entity's row that share a step (None: all)."""
+    """Bits of the entities' and of the relations' numbers; columns of an entity's row that share a step (None: all).
+
+    coarser: ascending narrower widths of the entities' numbers that are nested in `bits`.
+    """
 
     bits: int = 8
     relation_bits: int = 32
     group: int | None = None
+    coarser: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """ConfigError unless there are such rows."""
@@ -161,7 +192,8 @@ class Rounding:
         """{"entity" or "relation": its quantiser}, of those below 32 bits; ConfigError where the group does not fit."""
         found = {}
         if self.bits < 32:
-            found["entity"] = Quantiser(self.bits, self.group, scorer.biases)
+            of = self.bits if self.coarser else None
+            found["entity"] = Quantiser(self.bits, self.group, scorer.biases, of, self.coarser)
             if self.group is not None and scorer.dim % self.group:
                 raise ConfigError(
                     f"group: {self.group} columns that share a step do not divide {scorer.dim}; use a divisor, or none."
@@ -214,6 +246,27 @@ def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     ticks = (packed.unsqueeze(-1) >> place) & 1
     ticks = ticks.flatten(1)[:, : columns * bits].reshape(len(packed), columns, bits)
     return (ticks << place[:bits]).sum(-1, dtype=torch.uint8)
+
+
+def _fitting_step(numbers: Tensor, bits: int) -> Tensor:
+    # [..., 1] of the least squared error, of at most 4 bits.
+    magnitude = numbers.abs()
+    step = magnitude.mean(-1, keepdim=True) * _NORMAL_STEP[bits]
+    for _ in range(_FITS if bits > 1 else 0):  # of one bit the first is exact
+        step = _least_squares(magnitude, _levels(magnitude, step, bits))
+    return step
+
+
+def _least_squares(numbers: Tensor, levels: Tensor) -> Tensor:
+    # [..., 1] the step by which the levels are nearest to the numbers.
+    return (numbers * levels).sum(-1, keepdim=True) / levels.square().sum(-1, keepdim=True)
+
+
+def _levels(numbers: Tensor, step: Tensor, bits: int) -> Tensor:
+    # Half-integers; 0.5 of what has no step.
+    largest = 2 ** (bits - 1) - 0.5
+    levels = torch.where(step > 0, numbers / step, 0.0).floor_().add_(0.5)
+    return levels.clamp_(-largest, largest)
 
 
 def _to_bfloat16(step: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -15,9 +15,20 @@ from distkgd.distributed.checkpoint.tables import Rows
 from distkgd.methods.losses.task import TaskLoss
 from distkgd.models.model import Model
 
-# (dims, "valid" or "test") -> {dim: metrics of the output model's crop to it}.
-Curve = Callable[[Sequence[int], str], Mapping[int, Mapping[str, float | None]]]
-KnownCurve = Callable[[Sequence[int], str], dict[int, dict[str, float]]]  # of a split that holds triples
+M_co = TypeVar("M_co", covariant=True)
+
+
+class CurveOf(Protocol[M_co]):
+    """(dims, "valid" or "test") -> {dim: metrics of the output model's crop to it}.
+
+    bits: of its entities' numbers, where these are nested; None: all.
+    """
+
+    def __call__(self, dims: Sequence[int], split: str, bits: int | None = None) -> Mapping[int, M_co]: ...
+
+
+Curve = CurveOf[Mapping[str, float | None]]
+KnownCurve = CurveOf[dict[str, float]]  # of a split that holds triples
 
 
 class MethodSettings(Frozen):
@@ -32,6 +43,11 @@ class MethodSettings(Frozen):
     def triples_together(self) -> int:
         """Runs of so many triples of a batch stay whole on one rank."""
         return 1
+
+    @property
+    def nested_bits(self) -> tuple[int, ...]:
+        """Ascending widths of the student's entity numbers, each the top bits of the next; () where there is one."""
+        return ()
 
     def check(self, stage: StageOptions) -> None:
         """ValueError for a combination with other options of the stage that the method cannot do."""

@@ -19,11 +19,14 @@ Differs from the paper:
 - The paper names no regulariser. Every sub-model has its own here, times its weight as its loss is: a column is
   regularised with the weights of all sub-models that have it (DURA's queries are those of the whole model). Small ones
   can be regularised more (`small_regulariser`).
+- The numbers of an entity can be croppable too (`bits`): the top b bits of every code are a model's. A step sees all
+  sub-models in one of the widths, by turns of the step's number, so it costs what it does without.
 Differs from the authors' code: none was released.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -31,8 +34,9 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, model_validator
 from torch import Tensor
 
+from distkgd.common.metrics import crop_metric
 from distkgd.config.fields import Positive, Rate, Real, Weight
-from distkgd.config.stage import StageOptions
+from distkgd.config.stage import PackedBits, StageOptions
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.batch import batch_softmax
 from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, PairScores, valid_mask
@@ -64,6 +68,8 @@ class MedConfig(MethodSettings):
 
     dims: those of the sub-models, ascending, the last one the stage's; or {from: 10, to: 640, step: 10}. None: eighths
         of the stage's dim.
+    bits: ascending widths of an entity's numbers, each the top bits of the next, in place of the stage's bits: every
+        dim in every width is a model. Step s trains all dims in width s mod len(bits).
     mutual: neighbours teach each other (MED[ML]). mutual_weight: factor on that (the paper's is 1).
         mutual_delta: of its Huber distance.
     evolution: what the next smaller sub-model gets wrong weighs more (MED[EI]); off: all triples weigh the same.
@@ -81,6 +87,7 @@ class MedConfig(MethodSettings):
     """
 
     dims: Annotated[tuple[Positive, ...] | None, BeforeValidator(_span)] = None
+    bits: tuple[PackedBits, ...] | None = None
     mutual: bool = True
     mutual_weight: Rate = 1.0
     mutual_delta: Rate = 1.0
@@ -101,6 +108,8 @@ class MedConfig(MethodSettings):
     def _has_sub_models_and_bounds(self) -> "MedConfig":
         if self.dims is not None and len(self.dims) < 2:
             raise ValueError(f"dims {list(self.dims)}: med needs two sub-models at least; one alone is method scratch")
+        if self.bits is not None and (len(self.bits) < 2 or any(a >= b for a, b in pairwise(self.bits))):
+            raise ValueError(f"bits {list(self.bits)} must ascend, two at least; one width alone is the stage's bits")
         if self.weights is not None and self.dynamic:
             raise ValueError("weights replace the dynamic ones; set dynamic: false beside them")
         for name in ("w1", "w2", "w3"):
@@ -108,6 +117,10 @@ class MedConfig(MethodSettings):
             if not low < high:
                 raise ValueError(f"{name} holds its bounds, lowest first (given: [{low}, {high}])")
         return self
+
+    @property
+    def nested_bits(self) -> tuple[int, ...]:
+        return self.bits or ()
 
     def check(self, stage: StageOptions) -> None:
         scorer = build_scorer(stage.scorer, stage.dim, stage.margin, stage.norm)
@@ -117,6 +130,8 @@ class MedConfig(MethodSettings):
         if len(dims) < 2:
             raise ValueError(f"med needs two sub-models at least, and dim {stage.dim} makes one; use method scratch")
         check_dims(scorer, dims)
+        if self.bits:
+            _check_bits(stage, dims)
         if self.weights is not None and len(self.weights) != len(dims):
             raise ValueError(
                 f"distill.weights has {len(self.weights)} numbers; it must have one for each of {len(dims)} dims"
@@ -140,6 +155,18 @@ class MedConfig(MethodSettings):
             )
 
 
+def _check_bits(stage: StageOptions, dims: Sequence[int]) -> None:
+    if stage.bits < 32:
+        raise ValueError(
+            f"distill.bits are widths of the numbers that bits {stage.bits} is one of; drop one of the two"
+        )
+    if stage.row_dtype != "full":
+        raise ValueError("distill.bits are rounded from rows in full precision; drop row_dtype, or distill.bits")
+    torn = [str(dim) for dim in dims if stage.group is not None and dim % stage.group]
+    if torn:
+        raise ValueError(f"group: {stage.group} columns that share a step do not divide dims {', '.join(torn)}")
+
+
 def sub_dims(settings: MedConfig, scorer: Scorer) -> tuple[int, ...]:
     """Ascending dims of the sub-models of a model of `scorer`."""
     if settings.dims is not None:
@@ -158,6 +185,7 @@ class Med(Method[MedConfig]):
     def prepare(self) -> None:
         self.dims = sub_dims(self.settings, self.student.scorer)
         self.crops = NestedScores(self.student.scorer, self.dims)
+        self.turns = [self.student.in_bits(bits) for bits in self.settings.nested_bits] or [self.student]
         relation = self.student.relation
         low, high = torch.tensor([self.settings.w1, self.settings.w2, self.settings.w3], dtype=torch.float64).T
         start = torch.full_like(low, self.settings.w)
@@ -186,7 +214,8 @@ class Med(Method[MedConfig]):
         return self._low + self._span * torch.sigmoid(self.u)
 
     def updates(self, inputs: StepInputs) -> Iterator[Update]:
-        view = self.task.view(self.student, inputs, grad=True)
+        seen = self.turns[inputs.batch.step % len(self.turns)]
+        view = self.task.view(seen, inputs, grad=True)
         queries = self.crops.queries(inputs.batch.queries, self.student.reciprocal, *view.dropped)
         if self.task.loss != "self_adversarial" and self.crops.has_products(queries, inputs.layout):
             field = PairScores(inputs.layout, self.crops.products, queries, view.negatives.rows)
@@ -207,13 +236,22 @@ class Med(Method[MedConfig]):
         yield Update(frozenset(self.groups), terms | penalty)
 
     def validate(self, evaluate: Callable[[], dict[str, float]], curve: KnownCurve) -> dict[str, float]:
-        found = curve(self.dims, "valid")
-        chosen = list(found.values()) if self.settings.select == "mean" else [found[self.dims[-1]]]
+        found = {
+            crop_metric(dim, bits): one
+            for bits in self.settings.nested_bits or (None,)
+            for dim, one in curve(self.dims, "valid", bits).items()
+        }
+        every = list(found.values())  # the largest is last
+        chosen = every if self.settings.select == "mean" else every[-1:]
         means = {name: sum(one[name] for one in chosen) / len(chosen) for name in chosen[0]}
-        return means | {f"mrr_{dim}": one["mrr"] for dim, one in found.items()}
+        return means | {name: one["mrr"] for name, one in found.items()}
 
     def report(self, curve: Curve, splits: Sequence[str]) -> dict[str, Any]:
-        return {"curve": {split: curve(self.dims, split) for split in splits}}
+        widths = self.settings.nested_bits
+        if not widths:
+            return {"curve": {split: curve(self.dims, split) for split in splits}}
+        found = {split: {bits: curve(self.dims, split, bits) for bits in widths} for split in splits}
+        return {"curve": {split: of_bits[widths[-1]] for split, of_bits in found.items()}, "bits_curve": found}
 
     @property
     def listwise(self) -> bool:

@@ -66,12 +66,22 @@ class Model:
         """Real numbers stored, over all ranks."""
         return self.entity.total * self.entity.dim + self.relation.numel()
 
-    def crop(self, dim: int) -> "Model":
+    def in_bits(self, bits: int) -> "Model":
+        """This model, its entities' rows seen in a width that is nested in theirs; ConfigError where that is none.
+
+        It stands on the same tables: what is learned through it is learned by this model.
+        """
+        seen, how = self.entity.in_bits(bits), self.relation_quantiser
+        return Model(self.scorer, seen, self.relation, self.num_relations, self.reciprocal, self.mask, how)
+
+    def crop(self, dim: int, bits: int | None = None) -> "Model":
         """A model of its own, made of the first `dim` columns of every entity and what of the relations goes with them.
 
-        ConfigError or UnsupportedError where the scorer has no such crop. Of packed rows the crop is not packed.
+        bits: as `in_bits`; None: all of them. ConfigError or UnsupportedError where the scorer has no such crop. Of
+        packed rows the crop is not packed.
         """
-        scorer, whole = self.scorer.crop(dim), self.rounded()
+        scorer = self.scorer.crop(dim)
+        whole = (self if bits is None else self.in_bits(bits)).rounded()
         columns = self.scorer.crop_columns(dim).to(self.relation.device)
         table = whole.entity
         entity = ShardedTable(table.weight[:, : scorer.entity_size].clone(), table.total, table.ranks, table.dtype)
@@ -133,7 +143,8 @@ def broken_row_of(model: Model) -> Broken | None:
     table = model.entity
     parts = {"entity": table.shard} if isinstance(table.shard, Tensor) else {}
     if isinstance(table.shard, PackedRows):
-        parts = {"entity.step": table.shard.packed.step, "entity.bias": table.shard.packed.bias}
+        packed = table.shard.packed
+        parts = {"entity.step": packed.step, "entity.bias": packed.bias, "entity.coarser": packed.coarser}
     mine = next(filter(None, (broken_row(name, part, table.lo) for name, part in parts.items())), None)
     mine = mine or broken_row("relation", model.relation)
     return first_broken(mine, table.ranks)

@@ -10,7 +10,7 @@ model/
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,7 +28,7 @@ from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
 from distkgd.kernels.candidates import plain
 from distkgd.kernels.packed import PackedRows, chosen
-from distkgd.kernels.quantiser import Quantiser
+from distkgd.kernels.quantiser import quantiser_of
 from distkgd.models.formats.int8 import read_int8
 from distkgd.models.formats.packed import read_packed, write_packed
 from distkgd.models.formats.sparse import read_sparse, smallest
@@ -160,7 +160,7 @@ def _read_rows(
     about = config["packed"].get(name)
     if about is None or about["bits"] == 16:
         return read_table(folder, config["files"][name], name, lo, hi)
-    quantiser = Quantiser(**about)
+    quantiser = quantiser_of(about)
     return PackedRows(read_packed(folder, config["files"], name, quantiser, width, lo, hi), quantiser)
 
 
@@ -222,20 +222,18 @@ def bytes_on_disk(folder: AnyPath) -> int:
     return sum(path.stat().st_size for path in find_model(folder).glob("*.safetensors"))
 
 
-def crop_bytes(model: Model, dims: Sequence[int], whole: int) -> dict[int, int]:
-    """dim -> bytes of the table files of the crop of a model to it, of which the files of all of it have `whole`.
-
-    Of a model whose numbers all have their full size on disk.
-    """
+def table_bytes(model: Model, dim: int | None = None) -> int:
+    """Of a trained model's tables, or those of its crop to `dim`, as they are saved; headers of files not counted."""
     scorer, table, relation = model.scorer, model.entity, model.relation
-    found = {}
-    for dim in dims:
-        crop = scorer.crop(dim)
-        rows = (scorer.entity_size - crop.entity_size) * table.total * table.weight.element_size()
-        found[dim] = (
-            whole - rows - (scorer.relation_size - crop.relation_size) * len(relation) * relation.element_size()
-        )
-    return found
+    scorer = scorer if dim is None else scorer.crop(dim)
+    shapes = {
+        "entity": (table.total, scorer.entity_size, table.weight.element_size()),
+        "relation": (len(relation), scorer.relation_size, relation.element_size()),
+    }
+    how, size = model.quantisers, 0
+    for name, (rows, width, item) in shapes.items():
+        size += rows * (how[name].row_bytes(width) if name in how else width * item)
+    return size
 
 
 def sizes_on_disk(folder: AnyPath) -> dict[str, int]:
@@ -244,7 +242,7 @@ def sizes_on_disk(folder: AnyPath) -> dict[str, int]:
     row_bytes: of an entity's row (codes, steps, biases); left out of exports that have no rows of one size.
     """
     config = read_config(find_model(folder))
-    how = {name: Quantiser(**about) for name, about in config.get("packed", {}).items()}
+    how = {name: quantiser_of(about) for name, about in config.get("packed", {}).items()}
     names = {"entity": "bits", "relation": "relation_bits"}
     found = {key: how[name].bits if name in how else 32 for name, key in names.items()}
     found |= {"bytes": bytes_on_disk(folder), "num_entities": int(config["num_entities"])}

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distkgd.common.files import write_atomic
-from distkgd.common.metrics import Metrics, known_figures
+from distkgd.common.metrics import Metrics, crop_metric, known_figures
 from distkgd.common.paths import AnyPath
 from distkgd.errors import ModelError
 from distkgd.models.model_folder import read_json
@@ -67,8 +67,9 @@ class StageResult(Record):
         where the machine has no counter. best_step: whose rows were kept, -1 where nothing was validated.
     valid, test: metrics by name (None: the split has no triples); None where the split was not ranked.
     valid_by, test_by: metrics in parts, of the last split that has triples. curve: split -> dim of a crop -> metrics.
-    crop_bytes: dim -> bytes. rounded: bits -> the model rounded to so many. early_steps: taken on an unfinished
-    teacher. warnings: what speaks against its figures.
+    crop_bytes: dim -> bytes. bits_curve: split -> nested width -> dim -> metrics; `curve` is that of the widest.
+    bits_bytes: width -> dim -> bytes of packed tables. rounded: bits -> the model rounded to so many. early_steps:
+    taken on an unfinished teacher. warnings: what speaks against its figures.
     brought: its teachers from elsewhere. digest: sha256 of what determined it. Both stand in result.json alone.
     """
 
@@ -102,6 +103,8 @@ class StageResult(Record):
     early_steps: int | None = None
     curve: dict[str, dict[int, Metrics]] = Field(default={})
     crop_bytes: dict[int, int] = Field(default={})
+    bits_curve: dict[str, dict[int, dict[int, Metrics]]] = Field(default={})
+    bits_bytes: dict[int, dict[int, int]] = Field(default={})
     rounded: dict[int, Rounded] = Field(default={})
     warnings: tuple[str, ...] = ()
     brought: tuple["StageResult", ...] = Field(default=(), exclude=True)
@@ -133,6 +136,9 @@ class StageResult(Record):
     def final_metrics(self) -> dict[str, float]:
         """valid and test metrics by flat names, as a tracker has them; of an empty split none."""
         found = {split: known_figures(self.metrics(split)) for split in ("valid", "test")}
+        for split, of_bits in self.bits_curve.items():
+            crops = {crop_metric(dim, b): one["mrr"] for b, of_dim in of_bits.items() for dim, one in of_dim.items()}
+            found[split] |= known_figures(crops)
         return {f"final/{split}/{name}": value for split in found for name, value in found[split].items()}
 
     def folder_in(self, run_folder: Path) -> Path:

@@ -31,7 +31,7 @@ from distkgd.distributed.ownership import owned
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, Stopped
 from distkgd.evaluation.ranking import protocol
-from distkgd.models.model_folder import crop_bytes, find_model, read_json, save_model
+from distkgd.models.model_folder import find_model, read_json, save_model, table_bytes
 from distkgd.models.run_paths import stage_folder, teacher_folder
 from distkgd.models.stage_result import Chosen, StageResult, read_result
 from distkgd.pipeline.config import RunConfig, resolved
@@ -286,8 +286,13 @@ def finish_stage(
     save_model(folder / "model", student, run.graph, about)
     found = run.measured(student, folder)
     found |= job.method.report(partial(run.curve, student), run.splits)
-    if "curve" in found and not student.quantisers:  # a crop of packed rows has no files of its own
-        found["crop_bytes"] = crop_bytes(student, list(next(iter(found["curve"].values()))), found["bytes"])
+    dims = list(next(iter(found.get("curve", {}).values()), {}))
+    if dims and not student.quantisers:  # a crop of packed rows has no files of its own
+        headers = found["bytes"] - table_bytes(student)
+        found["crop_bytes"] = {dim: headers + table_bytes(student, dim) for dim in dims}
+    if nested := config.distill.nested_bits:
+        seen = {bits: student.in_bits(bits) for bits in nested}
+        found["bits_bytes"] = {bits: {dim: table_bytes(one, dim) for dim in dims} for bits, one in seen.items()}
     found |= {} if chosen is None else {"chosen": chosen}
     if stage.name in run.config.all_teachers() and not student.quantisers:
         found |= {"rounded": {bits: run.rounded(student, bits) for bits in run.config.report.rounded}}

@@ -27,6 +27,7 @@ from distkgd.models.model_folder import (
     same_vocabulary,
     sizes_on_disk,
     sparse_bytes,
+    table_bytes,
     told,
 )
 from distkgd.models.run_paths import stage_folder, teacher_folder
@@ -95,12 +96,7 @@ class Run(Plan):
             shares = like.group is not None and bits <= 8 and not dim % like.group
             how = Rounding(bits, like.relation_bits, like.group if shares else None)
         seen = model.quantised(how)
-        widths = {"entity": (model.entity.total, model.entity.dim), "relation": tuple(model.relation.shape)}
-        size = 0
-        for name, (rows, width) in widths.items():
-            quantiser = seen.quantisers.get(name)
-            size += rows * (width * model.relation.element_size() if quantiser is None else quantiser.row_bytes(width))
-        return Rounded(bytes=size, **{split: self.evaluate(seen, split)[0] for split in self.splits})
+        return Rounded(bytes=table_bytes(seen), **{split: self.evaluate(seen, split)[0] for split in self.splits})
 
     def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:
         """Metrics and ranks of a model on "valid" or "test"."""
@@ -109,11 +105,15 @@ class Run(Plan):
         rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
         return metrics(rank), rank
 
-    def curve(self, model: Model, dims: Sequence[int], split: str) -> dict[int, Metrics]:
-        """dim -> metrics of the crop of a model to it, on "valid" or "test"; all dims in one pass."""
+    def curve(self, model: Model, dims: Sequence[int], split: str, bits: int | None = None) -> dict[int, Metrics]:
+        """dim -> metrics of the crop of a model to it, on "valid" or "test"; all dims in one pass.
+
+        bits: of its entities' numbers, where these are nested; None: all.
+        """
         triples, config = getattr(self.graph, split).to(self.ranks.device), self.config
+        seen = model if bits is None else model.in_bits(bits)
         found = ranks_of_crops(
-            model, dims, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter
+            seen, dims, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter
         )
         return {dim: metrics(rank) for dim, rank in found.items()}
 
@@ -157,8 +157,8 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
 def validation(run: Run, method: Method[Any]) -> dict[str, float]:
     """What a method makes of the metrics of its product on the validation split, which must hold triples."""
 
-    def curve(dims: Sequence[int], split: str) -> dict[int, dict[str, float]]:
-        return {dim: known_figures(one) for dim, one in run.curve(method.output_model, dims, split).items()}
+    def curve(dims: Sequence[int], split: str, bits: int | None = None) -> dict[int, dict[str, float]]:
+        return {dim: known_figures(one) for dim, one in run.curve(method.output_model, dims, split, bits).items()}
 
     return method.validate(lambda: known_figures(run.evaluate(method.output_model, "valid")[0]), curve)
 

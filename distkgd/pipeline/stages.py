@@ -157,7 +157,9 @@ def check_stage(stage: Stage, graph: Graph, world: int = 1) -> list[Shape]:
 
 def rounding_of(config: StageConfig) -> Rounding:
     """Of a stage's student; ConfigError where there are no such rows."""
-    return Rounding(config.bits, config.relation_bits, config.group)
+    nested = config.distill.nested_bits
+    bits = nested[-1] if nested else config.bits
+    return Rounding(bits, config.relation_bits, config.group, nested[:-1])
 
 
 def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> Shape:

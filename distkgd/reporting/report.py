@@ -5,7 +5,7 @@ sentences (`notes`), so that they cannot disagree. Nothing here computes a metri
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from distkgd.common.console import Display
 from distkgd.common.files import write_atomic
+from distkgd.common.metrics import Metrics
 from distkgd.common.text import NONE, count_text, fixed, seconds_text, size_text
 from distkgd.models.stage_result import StageResult
 from distkgd.reporting.run_report import RunReport
@@ -102,12 +103,21 @@ def notes(report: RunReport) -> list[str]:
 
 
 def _curve(stage: StageResult) -> str:
-    """The crops of a stage's model as a table: dim, and MRR and H@10 on each split."""
-    head = ["dim", *(f"{split} {name}" for split in stage.curve for name in ("MRR", "H@10"))]
-    lines = []
-    for dim in next(iter(stage.curve.values())):
-        found = [of_dim[dim] for of_dim in stage.curve.values()]
-        lines.append([str(dim), *(fixed(one[key]) for one in found for key in ("mrr", "hits_at_10"))])
+    """The crops of a stage's model as a table: dim (and bits and bytes), and MRR and H@10 on each split."""
+    figures = [f"{split} {name}" for split in stage.curve for name in ("MRR", "H@10")]
+
+    def texts(found: Iterable[Metrics]) -> list[str]:
+        return [fixed(one[key]) for one in found for key in ("mrr", "hits_at_10")]
+
+    if stage.bits_curve:
+        head, lines = ["dim", "bits", "size", *figures], []
+        for bits, sizes in stage.bits_bytes.items():
+            for dim, size in sizes.items():
+                found = (of_bits[bits][dim] for of_bits in stage.bits_curve.values())
+                lines.append([str(dim), str(bits), size_text(size), *texts(found)])
+    else:
+        head, first = ["dim", *figures], next(iter(stage.curve.values()))
+        lines = [[str(dim), *texts(of_dim[dim] for of_dim in stage.curve.values())] for dim in first]
     return f"Crops of {stage.name}:\n\n{_markdown_table(head, lines, 0)}"
 
 

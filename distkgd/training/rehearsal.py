@@ -67,7 +67,7 @@ class Miniature:
     def _method(self, method: Method[Any], config: StageOptions, inputs: "_SmallInputs") -> Method[Any]:
         # The same method in the same phase, with tables of few rows.
         def small(scorer: Scorer, like: Model, seed: int) -> Model:
-            return new_model(
+            found = new_model(
                 scorer,
                 inputs.sampler.num_entities,
                 self.relations,
@@ -77,6 +77,8 @@ class Miniature:
                 dtype=like.entity.dtype,
                 row_dtype=like.entity.weight.dtype,
             )
+            found.entity.quantiser = like.entity.quantiser
+            return found
 
         def fresh(dim: int, _name: str) -> Model:
             return small(build_scorer(config.scorer, dim, config.margin, config.norm), method.student, 1)
@@ -98,7 +100,7 @@ class Miniature:
             names |= update.terms.keys() | update.watched.keys()
             self.updates.append((update.groups, len(names)))
             for model in trained_models(self.method).values():
-                model.entity.opened = []
+                model.entity.opened.clear()
 
 
 class _SmallInputs(StepInputBuilder):

@@ -171,6 +171,7 @@ CASES: dict[str, Case] = {
     "iterde.delta": Case([0.01, 1.0], context=ITERDE),
     "iterde.temperature": Case([1.0, 4.0], context=merge(ITERDE, {"distill": {"soft": "kl"}})),
     "med.dims": Case([None, (2, 8), (4, 8)], context=MED),
+    "med.bits": Case([None, (1, 2), (1, 8)], context=MED),
     "med.mutual": Case([False, True], context=MED),
     "med.mutual_weight": Case([0.5, 1.0], context=MED),
     "med.mutual_delta": Case([0.01, 1.0], context=MED),
@@ -247,7 +248,7 @@ def observe(student: dict[str, Any], folder: Path, curve: list[float], anew: boo
         "checkpoints": list_steps(job.checkpoints),
         "rows": digest(job.method.student.entity.weight),
         "relation": digest(job.method.student.relation),
-        "validated": job.method.validate(dict, lambda dims, _: {dim: {"mrr": dim / 100} for dim in dims}).get("mrr"),
+        "validated": job.method.validate(dict, lambda dims, *_: {dim: {"mrr": dim / 100} for dim in dims}).get("mrr"),
         "teacher": digest(teacher.entity.weight) if teacher is not None else None,
     }
     return SEEN[key]

@@ -1,12 +1,13 @@
 """Rows of few bits against the naive formula: levels, steps, packing, and where gradients pass."""
 
 import itertools
+import json
 
 import pytest
 import torch
 
 from distkgd.errors import ConfigError
-from distkgd.kernels.quantiser import BITS, Quantiser, Rounding, pack_codes, unpack_codes
+from distkgd.kernels.quantiser import BITS, Quantiser, Rounding, pack_codes, quantiser_of, unpack_codes
 from distkgd.scorers import build_scorer
 
 FEW = [bits for bits in BITS if bits < 16]
@@ -120,3 +121,68 @@ def test_what_cannot_be_rounded_is_refused() -> None:
         Rounding(16, group=4)
     assert Rounding(32).quantisers(scorer) == {}
     assert Rounding(2, 4).quantisers(scorer) == {"entity": Quantiser(2, None, 1), "relation": Quantiser(4)}
+
+
+def nested(of: int, bits: int, coarser: tuple[int, ...] = (), **more: int) -> Quantiser:
+    return Quantiser(bits, of=of, coarser=coarser, **more)
+
+
+@pytest.mark.parametrize("of", FEW)
+@pytest.mark.parametrize("group", [None, 4])
+def test_nested_codes_are_the_top_bits_of_the_widest_with_the_step_that_fits_them_best(
+    of: int, group: int | None
+) -> None:
+    narrower = tuple(bits for bits in FEW if bits < of)
+    rows, widest = some_rows(biases=1), Quantiser(of, group, 1, of, narrower)
+    whole = widest.pack(rows)
+    codes = unpack_codes(whole.codes, of, 12)
+    groups = whole.step.shape[1]
+    assert whole.nbytes == len(rows) * widest.row_bytes(13) and widest.widths == (*narrower, of)
+    for i, bits in enumerate(narrower):
+        one = widest.narrowed(bits)
+        packed = one.pack(rows)
+        assert torch.equal(unpack_codes(packed.codes, bits, 12), codes >> (of - bits)) and not packed.coarser.numel()
+        assert torch.equal(whole.coarser[:, i * groups : (i + 1) * groups], packed.step)
+        assert torch.equal(one.unpack(packed), one(rows)) and packed.nbytes == len(rows) * one.row_bytes(13)
+    for bits in (*narrower, of):
+        one = widest.narrowed(bits)
+        packed = one.pack(rows)
+        for row, held, steps in zip(
+            rows[:, 1:].tolist(), unpack_codes(packed.codes, bits, 12).tolist(), packed.step, strict=True
+        ):
+            for at, step in enumerate(steps):
+                columns = slice(at * (group or 12), (at + 1) * (group or 12))
+                levels = [code - (2**bits - 1) / 2 for code in held[columns]]
+                fitted = sum(x * level for x, level in zip(row[columns], levels, strict=True))
+                fitted /= sum(level * level for level in levels)
+                assert float(step) == pytest.approx(fitted, rel=2.0**-8, abs=1e-30)
+
+
+def test_a_number_of_eight_nested_bits_divides_the_cells_of_four() -> None:
+    rows = torch.randn(50, 64, generator=torch.Generator().manual_seed(5))
+    four, eight = nested(4, 4), nested(8, 8)
+    coarse, fine = (unpack_codes(one.pack(rows).codes, one.bits, 64).int() for one in (four, eight))
+    assert (coarse - (fine >> 4)).abs().max() <= 1 and (coarse == fine >> 4).float().mean() > 0.98
+    errors = [float((nested(8, bits)(rows) - rows).square().mean()) for bits in (1, 2, 3, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+    plain = [float((Quantiser(bits)(rows) - rows).square().mean()) for bits in (1, 4)]
+    assert [errors[0], errors[3]] == pytest.approx(plain, rel=0.1)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_gradients_of_nested_bits_stop_outside_of_their_own_levels(bits: int) -> None:
+    rows = some_rows(biases=1).requires_grad_()
+    quantiser = nested(8, bits, biases=1)
+    factors = torch.randn(rows.shape, generator=torch.Generator().manual_seed(2))
+    (quantiser(rows) * factors).sum().backward()
+    reach = quantiser.pack(rows).step.float() * 2 ** (bits - 1)
+    inside = torch.cat([torch.ones(len(rows), 1, dtype=torch.bool), rows[:, 1:].abs() <= reach], 1)
+    assert torch.equal(rows.grad, torch.where(inside, factors, 0.0)) and not inside.all()
+
+
+def test_a_nested_quantiser_is_made_again_of_what_it_tells() -> None:
+    widest = nested(8, 8, (1, 2, 4), group=4)
+    assert quantiser_of(json.loads(json.dumps(widest.to_json()))) == widest
+    assert Quantiser(2).to_json() == {"bits": 2, "group": None, "biases": 0}
+    with pytest.raises(ConfigError, match="3 bits: the model has 1, 2, 4, 8; take one of these"):
+        widest.narrowed(3)

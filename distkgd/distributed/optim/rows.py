@@ -89,7 +89,7 @@ class RowOptimizer:
 
     def clear(self) -> None:
         """Forget gradients that were not applied."""
-        self.table.opened = []
+        self.table.opened.clear()
 
     def square_norm(self) -> Tensor:
         """[] float64: sum of squares of this rank's row gradients (each row is owned once)."""

@@ -30,7 +30,7 @@ def gradient_of(model: Model) -> Model:
             whole += gradient
         else:
             whole.index_add_(0, touched, gradient)
-    table.opened = []
+    table.opened.clear()
     relation = torch.zeros_like(model.relation) if model.relation.grad is None else model.relation.grad
     return model_like(model, whole, table.ranks.all_reduce(relation, "dense"))
 

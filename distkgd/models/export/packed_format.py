@@ -1,27 +1,54 @@
-"""Tables rounded to few bits, without training. A model folder: all launchers read it."""
+"""Tables rounded to few bits, without training, or nested ones narrowed. A model folder: all launchers read it."""
 
 from pathlib import Path
 from typing import Any
 
-from distkgd.errors import ModelError
+from distkgd.distributed.checkpoint.tables import write_tensors
+from distkgd.errors import ConfigError, ModelError
+from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.models.export.safetensors_format import write_plain
-from distkgd.models.export.source import Source
-from distkgd.models.formats.packed import stream_packed
+from distkgd.models.export.source import PackedTable, Source
+from distkgd.models.formats.packed import stream_packed, tables_of
 from distkgd.models.model_folder import PACKED
 
 
 def write_packed_tables(source: Source, folder: Path) -> dict[str, Any]:
     """Write the tables as `models.formats.packed` has them, those that keep 32 bits as they are.
 
-    ModelError where a table is packed already: it would be rounded twice.
+    Of a model of nested bits those of its tables that are packed keep their codes and steps, the entities' in as many
+    bits as are asked for (default: all). ModelError where another model is packed already: it would be rounded twice.
     """
-    if source.config["format"] == PACKED:
+    rounding = source.rounding or Rounding()
+    if (nested := _nested(source)) is not None:
+        rounding = _kept(source, nested)
+    elif source.config["format"] == PACKED:
         raise ModelError(f"{source.folder} is packed already; pack the model that it was made of, or copy the folder.")
-    how = source.rounding.quantisers(source.scorer)
+    how = rounding.quantisers(source.scorer)
     files: dict[str, list[str]] = {}
     for table in source.tables:
-        if table.name in how:
+        if isinstance(table, PackedTable):
+            for key, part in tables_of(table.name, table.packed(how[table.name].bits)).items():
+                files[key] = [f"{key}.safetensors"]
+                write_tensors(folder / files[key][0], {key: part})
+        elif table.name in how:
             files |= stream_packed(folder, table.name, table.blocks, table.shape, how[table.name])
         else:
             files |= write_plain(table, folder)
     return {"format": PACKED, "packed": {name: one.to_json() for name, one in how.items()}, "files": files}
+
+
+def _nested(source: Source) -> Quantiser | None:
+    table = source.entity
+    return table.held.quantiser if isinstance(table, PackedTable) and table.held.quantiser.coarser else None
+
+
+def _kept(source: Source, nested: Quantiser) -> Rounding:
+    """What a model of nested bits is written as; ConfigError where other rows are asked for than it has."""
+    asked = source.rounding or Rounding(nested.bits)
+    nested.narrowed(asked.bits)
+    if asked.group not in (None, nested.group):
+        raise ConfigError(f"group {asked.group}: which columns share a step was settled in training; leave it out.")
+    packed = source.config["packed"].get("relation", {}).get("bits", 32)
+    if packed < 32 and asked.relation_bits not in (32, packed):
+        raise ConfigError(f"relation_bits {asked.relation_bits}: the relations have {packed} already; leave it out.")
+    return Rounding(asked.bits, min(packed, asked.relation_bits), nested.group)

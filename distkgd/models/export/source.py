@@ -15,7 +15,7 @@ from distkgd.common.paths import AnyPath
 from distkgd.distributed.checkpoint.tables import TAGS, stored_tensor
 from distkgd.errors import ModelError
 from distkgd.kernels.packed import PackedRows
-from distkgd.kernels.quantiser import Quantiser, Rounding
+from distkgd.kernels.quantiser import Packed, Quantiser, Rounding, quantiser_of
 from distkgd.models.formats.packed import read_packed
 from distkgd.models.model_folder import FORMAT, PACKED, check_files, check_numbers, find_model, read_config
 from distkgd.scorers import Scorer, from_constants
@@ -137,12 +137,19 @@ class PackedTable(Table):
         """[len(ids), columns]: rows by number."""
         return self._columns(self.held.take(ids))
 
+    def packed(self, bits: int) -> Packed:
+        """The table's columns in a width that is nested in the rows' (or theirs), with steps as they are."""
+        biases = self.held.quantiser.biases
+        columns = torch.arange(self.held.shape[1]) if self.columns is None else self.columns
+        return self.held.crop(bits, columns[biases:] - biases).packed
+
 
 @dataclass(frozen=True)
 class Source:
     """A model folder whose config.json and table headers agree.
 
-    rounding: bits of the entities' and relations' numbers, and columns that share a step, where a format asks for them.
+    rounding: bits of the entities' and relations' numbers, and columns that share a step, where a format asks for them
+    (None: nothing was said of them).
     """
 
     folder: Path
@@ -150,7 +157,7 @@ class Source:
     scorer: Scorer
     entity: Table
     relation: Table
-    rounding: Rounding = field(default_factory=Rounding)
+    rounding: Rounding | None = None
 
     @property
     def tables(self) -> tuple[Table, Table]:
@@ -191,7 +198,7 @@ def open_source(folder: AnyPath) -> Source:
             for name, of_table in config["files"].items()
         }
         packed = {
-            name: Quantiser(**about) for name, about in config.get("packed", {}).items() if f"{name}.codes" in files
+            name: quantiser_of(about) for name, about in config.get("packed", {}).items() if f"{name}.codes" in files
         }
     except ModelError:
         raise

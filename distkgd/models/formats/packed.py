@@ -1,7 +1,7 @@
-"""Tables of few bits in safetensors files: of table NAME the tables NAME.codes, NAME.step and NAME.bias.
+"""Tables of few bits in safetensors files: of table NAME the tables NAME.codes, NAME.step, NAME.bias and NAME.coarser.
 
-Their rows are those of `distkgd.kernels.quantiser.Packed`; each is written by ranks and read by row ranges like any
-other. 16 bits need none of it: the table NAME itself is in bfloat16.
+The last is there where widths are nested. Their rows are those of `distkgd.kernels.quantiser.Packed`; each is written
+by ranks and read by row ranges like any other. 16 bits need none of it: the table NAME itself is in bfloat16.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError
 from distkgd.kernels.quantiser import Packed, Quantiser
 
-PARTS = ("codes", "step", "bias")
+PARTS = ("codes", "step", "bias", "coarser")
 _NUMBERS_AT_ONCE = 1 << 18
 
 
@@ -37,9 +37,13 @@ def write_packed(folder: Path, name: str, rows: Rows, quantiser: Quantiser, peer
     """Every rank writes its rows; {table: its files}, in the order of their rows."""
     if quantiser.bits == 16:
         return {name: write_table(folder, name, Rows(rows.tensor.bfloat16(), rows.lo, rows.total), peers)}
-    packed = packed_rows(rows.tensor, quantiser)
-    tables = {f"{name}.{part}": getattr(packed, part) for part in PARTS if getattr(packed, part).shape[1]}
-    return {key: write_table(folder, key, Rows(part, rows.lo, rows.total), peers) for key, part in tables.items()}
+    parts = tables_of(name, packed_rows(rows.tensor, quantiser))
+    return {key: write_table(folder, key, Rows(part, rows.lo, rows.total), peers) for key, part in parts.items()}
+
+
+def tables_of(name: str, packed: Packed) -> dict[str, Tensor]:
+    """{table: its rows}, of the tables that packed rows of table `name` are written as."""
+    return {f"{name}.{part}": getattr(packed, part) for part in PARTS if getattr(packed, part).shape[1]}
 
 
 def stream_packed(
@@ -50,8 +54,7 @@ def stream_packed(
     def parts_of(rows: Tensor) -> dict[str, Tensor]:
         if quantiser.bits == 16:
             return {name: rows.bfloat16()}
-        packed = packed_rows(rows.float(), quantiser)
-        return {f"{name}.{part}": getattr(packed, part) for part in PARTS if getattr(packed, part).shape[1]}
+        return tables_of(name, packed_rows(rows.float(), quantiser))
 
     rows = parts_of(torch.zeros(1, shape[1]))
     files = {key: [f"{key}.safetensors"] for key in rows}
@@ -70,11 +73,13 @@ def read_packed(
     folder: Path, files: Mapping[str, Sequence[str]], name: str, quantiser: Quantiser, width: int, lo: int, hi: int
 ) -> Packed:
     """Rows lo … hi - 1 of a table of `width` numbers, biases among them; ModelError names a bad file."""
-    sizes = {"codes": quantiser.code_bytes(width), "step": quantiser.groups(width), "bias": quantiser.biases}
+    groups = quantiser.groups(width)
+    sizes = {"codes": quantiser.code_bytes(width), "step": groups, "bias": quantiser.biases}
+    sizes |= {"coarser": groups * len(quantiser.coarser)}
     parts = {}
     for part in PARTS:
         key = f"{name}.{part}"
-        if part == "bias" and not quantiser.biases:
+        if not sizes[part]:
             parts[part] = torch.empty(hi - lo, 0, dtype=torch.bfloat16)
             continue
         parts[part] = read_table(folder, files[key], key, lo, hi)

@@ -14,12 +14,13 @@ LETTERS = 18  # of a name beside the end of a curve
 
 @dataclass(frozen=True)
 class Dot:
-    """A model in the chart of sizes."""
+    """A model in the chart of sizes. short: its name below a small mark; default: the whole name."""
 
     name: str
     role: str
     size: float
     mrr: float
+    short: str = ""
 
     @property
     def words(self) -> str:
@@ -39,7 +40,7 @@ def sizes(dots: Sequence[Dot], lines: Sequence[Sequence[Dot]], split: str) -> Pl
         for dot in line:
             plot.mark(dot.size, dot.mrr, dot.role, dot.words, size=7)
             if x(dot.size) - last > 12:  # percent: room for a number on a telephone
-                plot.words.append(Word(x(dot.size), y(dot.mrr), dot.name, "below"))
+                plot.words.append(Word(x(dot.size), y(dot.mrr), dot.short or dot.name, "below"))
                 last = x(dot.size)
     for dot in dots:
         plot.mark(dot.size, dot.mrr, dot.role, dot.words)

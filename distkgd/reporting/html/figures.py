@@ -47,14 +47,16 @@ def size_section(report: RunReport) -> Section:
         for stage in stages
         if (mrr := stage.mrr(split)) is not None
     ]
-    crops = {stage.name: line for stage in stages if len(line := _crops(stage, report.role_of(stage), split)) > 1}
+    crops = [
+        (stage.name, line) for stage in stages for line in _crops(stage, report.role_of(stage), split) if len(line) > 1
+    ]
     rounded = {stage.name: line for stage in stages if (line := _rounded(stage, report.role_of(stage), split))}
     section = Section("size", "Size and quality")
     if not dots:
         section.missing.append(f"No model of this run has bytes and {split} MRR.")
         return section
     rows = [[dot.name, size_text(dot.size), fixed(dot.mrr)] for dot in dots]
-    for name, line in crops.items():
+    for name, line in crops:
         rows += [[f"{name}, first {dot.name} numbers", size_text(dot.size), fixed(dot.mrr)] for dot in line]
     for name, line in rounded.items():
         rows += [[f"{name}, only rounded, {dot.name}", size_text(dot.size), fixed(dot.mrr)] for dot in line]
@@ -63,20 +65,22 @@ def size_section(report: RunReport) -> Section:
     )
     if crops:
         caption += " The small marks are crops: the first numbers of every entity, as many as are written below."
+    if any(stage.bits_bytes for stage in stages):
+        caption += " Crops in fewer of the same numbers' bits have a line for each number of bits."
     if rounded:
         caption += " Marks with bits are the teacher merely rounded to so many, without training."
     header = ("model", "bytes", f"{split} MRR")
     section.figures.append(
         Figure(
             "What the bytes buy",
-            sizes(dots, [*crops.values(), *rounded.values()], split),
+            sizes(dots, [*(line for _, line in crops), *rounded.values()], split),
             caption,
             header,
             rows,
             full=True,
         )
     )
-    lost = [stage.name for stage in stages if stage.curve and stage.name not in crops]
+    lost = [stage.name for stage in stages if stage.curve and not stage.crop_bytes and not stage.bits_bytes]
     if lost:
         section.missing.append(f"The bytes of the crops of {', '.join(lost)} are not in this run's report.json.")
     return section
@@ -90,12 +94,18 @@ def _rounded(stage: StageResult, role: str, split: str) -> list[Dot]:
     ]
 
 
-def _crops(stage: StageResult, role: str, split: str) -> list[Dot]:
-    size, curve = stage.crop_bytes, sorted(stage.curve.get(split, {}).items())
+def _crops(stage: StageResult, role: str, split: str) -> list[list[Dot]]:
+    # A line, or where the numbers have nested widths one for each.
+    curves = [("", stage.crop_bytes, stage.curve.get(split, {}))]
+    for bits, curve in stage.bits_curve.get(split, {}).items():
+        curves.append((f" \u00d7 {bits} bit", stage.bits_bytes[bits], curve))
     return [
-        Dot(str(dim), role, float(size[dim]), mrr)
-        for dim, found in curve
-        if dim in size and (mrr := found["mrr"]) is not None
+        [
+            Dot(f"{dim}{name}", role, float(size[dim]), mrr, short=str(dim))
+            for dim, found in sorted(curve.items())
+            if dim in size and (mrr := found["mrr"]) is not None
+        ]
+        for name, size, curve in curves
     ]
 
 
@@ -132,7 +142,7 @@ def method_figures(stage: StageResult, curves: Curves) -> list[Figure]:
     """Soft-label weights, lambda, w1 to w3, the mask: what the stage's method has."""
     learned, mask = curves.kind("evaluator"), curves.kind("mask")
     weights = {k.removesuffix("_positive").replace("_", " "): p for k, p in curves.kind("soft_weight").items()}
-    crops = {int(key.removeprefix("mrr_")): p for key, p in curves.kind("valid").items() if key.startswith("mrr_")}
+    crops = {_crop_of(key): p for key, p in curves.kind("valid").items() if key.startswith("mrr_")}
     found = [
         (
             "Soft-label weights",
@@ -156,7 +166,10 @@ def method_figures(stage: StageResult, curves: Curves) -> list[Figure]:
         (
             "Validation of the crops",
             "valid MRR",
-            {f"first {dim}": crops[dim] for dim in _few(sorted(crops))},
+            {
+                f"first {dim}" + f" \u00d7 {bits} bit" * (bits > 0): crops[dim, bits]
+                for dim, bits in _few(sorted(crops))
+            },
             "MED: validation MRR of the sub-models made of the first numbers of every entity.",
         ),
         (
@@ -186,10 +199,16 @@ def _evaluators(kind: str, what: str, learned: Mapping[str, Points]) -> tuple[st
     return f"Evaluators' {what}", kind, series, said
 
 
-def _few(dims: Sequence[int], most: int = 6) -> list[int]:
-    if len(dims) <= most:
-        return list(dims)
-    return [dims[round(i * (len(dims) - 1) / (most - 1))] for i in range(most)]
+def _crop_of(metric: str) -> tuple[int, int]:
+    # (dim, bits or 0) of a name that `crop_metric` gave.
+    dim, _, bits = metric.removeprefix("mrr_").removesuffix("bit").partition("_")
+    return int(dim), int(bits or 0)
+
+
+def _few(crops: Sequence[tuple[int, int]], most: int = 6) -> list[tuple[int, int]]:
+    if len(crops) <= most:
+        return list(crops)
+    return [crops[round(i * (len(crops) - 1) / (most - 1))] for i in range(most)]
 
 
 def parts_section(report: RunReport, pair: Pair | None) -> Section:
