@@ -52,6 +52,7 @@ from distkgd.pipeline.config import RunConfig, parse_config
 from distkgd.pipeline.plan import run_plan
 
 DIRECT = "direct"
+KEPT = {"name", "method", "scorer", "dim", "bits", "num_entities", "bytes", "sparse_bytes", "train_seconds"}
 Tree = dict[str, Any]
 
 
@@ -309,14 +310,8 @@ class Table:
 
 def shortened(tree: Tree, share: float) -> Tree:
     """A plan with every number of epochs cut to a share of it."""
-    return {
-        name: shortened(value, share)
-        if isinstance(value, dict)
-        else max(1, round(share * value))
-        if name == "epochs"
-        else value
-        for name, value in tree.items()
-    }
+    found = {name: shortened(value, share) for name, value in tree.items() if isinstance(value, dict)}
+    return tree | found | ({"epochs": max(1, round(share * tree["epochs"]))} if "epochs" in tree else {})
 
 
 def key(arm: str, number: int, seed: int) -> str:
@@ -382,20 +377,7 @@ def ranked_on_test(tree: Tree, folder: str, dims: list[int]) -> tuple[Tree, Tree
 
 def row(stage: StageResult) -> Tree:
     """What a table needs of a stage."""
-    kept = (
-        "name",
-        "method",
-        "scorer",
-        "dim",
-        "bits",
-        "num_entities",
-        "bytes",
-        "sparse_bytes",
-        "train_seconds",
-        "curve",
-        "chosen",
-    )
-    found = {name: value for name, value in stage.to_json().items() if name in kept}
+    found = {name: value for name, value in stage.to_json().items() if name in KEPT | {"curve", "chosen"}}
     return found | figures("valid", stage.metrics("valid"))
 
 
