@@ -2,6 +2,7 @@
 
 python launch/distill.py [CONFIG.yaml] [key=value …] [--data NAME_OR_FOLDER] [--out DIR] [--resume]
 python launch/distill.py --data my_triples.tsv --to 32        # no config: split, chosen by rules, forecast, trained
+python launch/distill.py --data my_triples.tsv --max-mb 5     # the best numbers and bits that 5 MB carry
 torchrun --standalone --nproc-per-node 2 launch/distill.py configs/wn18rr/dualde_complex.yaml student.dim=32
 """
 
@@ -33,6 +34,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<config name>.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the run folder.")] = False,
     to: Annotated[int | None, typer.Option(help="Without a config: numbers per entity of the student.")] = None,
+    bits: Annotated[int | None, typer.Option(help="With --to: bits of each of these numbers; default 32.")] = None,
     max_mb: Annotated[float | None, typer.Option(help="Budget: megabytes of the exported student.")] = None,
     max_ms_per_query: Annotated[float | None, typer.Option(help="Budget: of a top-10 query, here.")] = None,
     min_retained: Annotated[float | None, typer.Option(help="Budget: share of the teacher's valid MRR.")] = None,
@@ -45,7 +47,7 @@ def main(
     path, overrides = split_arguments(arguments or [])
     budget = Budget(max_mb, max_ms_per_query, min_retained)
     split = {"seed": split_seed, "allow_unseen": allow_unseen, "columns": columns, "literals": literals}
-    request = request_of(path, overrides, data, to=to, budget=budget, **split)
+    request = request_of(path, overrides, data, to=to, bits=bits, budget=budget, **split)
     config = load_config(path or DEFAULT, overrides, data) if request is None else request.machine()
 
     def body(ranks: Ranks, display: Display) -> int:

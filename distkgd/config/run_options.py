@@ -32,7 +32,7 @@ class ReportConfig(Frozen):
     html: report.html, and in examples.json what it shows of the models' answers. queries: of the last split ranked, so
     many are asked of teacher and student for it; of large tables fewer (`distkgd.reporting.html.ask`), 0: none.
     rounded: bits that a teacher of full precision is also rounded to and ranked with, without training, when this run
-        has trained it; relations and groups as the student has them.
+        has trained it; relations and groups as a student of few bits has them, else relations of twice the bits.
     """
 
     html: bool = True

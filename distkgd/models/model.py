@@ -19,6 +19,7 @@ from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
 from distkgd.kernels.candidates import Candidates, plain
 from distkgd.kernels.packed import PackedRows
 from distkgd.kernels.quantiser import Quantiser, Rounding
+from distkgd.models.formats.packed import packed_rows
 from distkgd.scorers import Init, Scorer
 from distkgd.scorers.base import check_reciprocal
 
@@ -136,6 +137,18 @@ class Model:
     def relation_ids(self, queries: Queries) -> Tensor:
         """[Q] int64: row of each query's relation."""
         return queries.relation + self.num_relations * queries.side if self.reciprocal else queries.relation
+
+
+@torch.no_grad()
+def packed_in_memory(model: Model, rounding: Rounding) -> Model:
+    """A model rounded as `rounding` says, as its files would be loaded: on a CPU rows of few bits stay packed."""
+    seen, table = model.quantised(rounding), model.entity
+    quantiser = seen.entity.quantiser
+    if quantiser is None or quantiser.bits == 16 or table.weight.device.type != "cpu":
+        return seen.rounded()
+    rows = PackedRows(packed_rows(table.weight, quantiser), quantiser, table.dtype)
+    entity = ShardedTable(rows, table.total, table.ranks, table.dtype)
+    return Model(model.scorer, entity, seen.relations.detach(), model.num_relations, model.reciprocal)
 
 
 def broken_row_of(model: Model) -> Broken | None:

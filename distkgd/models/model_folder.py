@@ -28,7 +28,7 @@ from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import DataError, ModelError
 from distkgd.kernels.candidates import plain
 from distkgd.kernels.packed import PackedRows, chosen
-from distkgd.kernels.quantiser import quantiser_of
+from distkgd.kernels.quantiser import Quantiser, quantiser_of
 from distkgd.models.formats.int8 import read_int8
 from distkgd.models.formats.packed import read_packed, write_packed
 from distkgd.models.formats.sparse import read_sparse, smallest
@@ -222,15 +222,18 @@ def bytes_on_disk(folder: AnyPath) -> int:
     return sum(path.stat().st_size for path in find_model(folder).glob("*.safetensors"))
 
 
-def table_bytes(model: Model, dim: int | None = None) -> int:
-    """Of a trained model's tables, or those of its crop to `dim`, as they are saved; headers of files not counted."""
+def table_bytes(model: Model, dim: int | None = None, how: Mapping[str, Quantiser] | None = None) -> int:
+    """Of a model's tables, or those of its crop to `dim`, as they are saved; headers of files not counted.
+
+    how: quantisers of "entity" and "relation" in place of the model's own.
+    """
     scorer, table, relation = model.scorer, model.entity, model.relation
     scorer = scorer if dim is None else scorer.crop(dim)
     shapes = {
-        "entity": (table.total, scorer.entity_size, table.weight.element_size()),
+        "entity": (table.total, scorer.entity_size, table.shard.dtype.itemsize),
         "relation": (len(relation), scorer.relation_size, relation.element_size()),
     }
-    how, size = model.quantisers, 0
+    how, size = model.quantisers if how is None else how, 0
     for name, (rows, width, item) in shapes.items():
         size += rows * (how[name].row_bytes(width) if name in how else width * item)
     return size

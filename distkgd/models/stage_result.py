@@ -56,10 +56,11 @@ class Rounded(Record):
 
 
 class StageResult(Record):
-    """A trained stage; a teacher that was brought from elsewhere (`source`); or a crop that a budget has chosen.
+    """A trained stage; a teacher that was brought from elsewhere (`source`); or what a budget has chosen of a croppable
+    model, cropped or rounded.
 
-    method: "brought" and "crop" of the last two. source, folder: of a brought teacher, where it came from (path, URI or
-        LIBRARY:PATH), and its model as the run folder sees it; None of what the run has made itself.
+    method: "brought", "crop" and "rounded" of those that are not trained. source, folder: of a brought teacher, where
+        it came from (path, URI or LIBRARY:PATH), and its model as the run folder sees it; None of the run's own.
     dim: numbers per entity; biases: beside them. bytes: of the table files; sparse_bytes: exported as `sparse`.
     bits, relation_bits: of each number of entities and relations. row_bytes: of an entity's row. num_entities: whom
     the table files are shared by. distinct_rows: how many of their rows differ, where they have few bits.

@@ -56,7 +56,10 @@ REPORTS = ("report.json", "report.md", "report.html")
 
 
 class Addition(NamedTuple):
-    """What is added to a report once all stages of the plan are finished. remarks: said before all others."""
+    """What is added to a report once all stages of the plan are finished. remarks: said before all others.
+
+    results: of further stages, or in place of those of the same names.
+    """
 
     results: Sequence[StageResult] = ()
     remarks: Sequence[str] = ()
@@ -97,7 +100,7 @@ def run_plan(
         results = [run_stage(run, stage) for stage in plan.stages]
         added = further(run, results)
         keys = {} if added.budget is None else {"budget": added.budget}
-        results += added.results
+        results = list({one.name: one for one in (*results, *added.results)}.values())
         report = make_report(plan, results, ranks.world, str(ranks.device), added.remarks, **keys)
         # Asking the models of a large run may take longer than the other ranks would wait in a collective.
         on_first(ranks, partial(leave_reports, plan, report, tracking, say))

@@ -33,7 +33,7 @@ from distkgd.models.model_folder import (
 from distkgd.models.run_paths import stage_folder, teacher_folder
 from distkgd.models.stage_result import Rounded, StageResult
 from distkgd.pipeline.config import RunConfig, StageConfig
-from distkgd.pipeline.stages import Plan, Stage, rounding_of
+from distkgd.pipeline.stages import Plan, Stage, rounding_of, usual_rounding
 from distkgd.pipeline.storage import Storage
 from distkgd.scorers import build_scorer
 from distkgd.tracking.tracker import StageTracking, Tracking
@@ -85,17 +85,20 @@ class Run(Plan):
         parts = in_parts(found[last][1], getattr(self.graph, last), self.graph)
         return sizes | {split: figures for split, (figures, _) in found.items()} | {f"{last}_by": parts}
 
-    def rounded(self, model: Model, bits: int) -> Rounded:
-        """A model rounded to so many bits, ranked on all `splits`.
+    def rounding(self, bits: int, dim: int) -> Rounding:
+        """How a teacher of so many numbers is rounded to so many bits.
 
-        Relations and groups are as the student's, where that has few bits; else relations are like entities.
+        Relations and groups are as the student's, where that has few bits; else as `usual_rounding` has them.
         """
-        like, dim = self.config.student, model.scorer.dim
-        how = Rounding(bits, bits)
-        if like.bits < 32:
-            shares = like.group is not None and bits <= 8 and not dim % like.group
-            how = Rounding(bits, like.relation_bits, like.group if shares else None)
-        seen = model.quantised(how)
+        like = self.config.student
+        if like.bits == 32:
+            return usual_rounding(bits)
+        shares = like.group is not None and bits <= 8 and not dim % like.group
+        return Rounding(bits, like.relation_bits, like.group if shares else None)
+
+    def rounded(self, model: Model, bits: int) -> Rounded:
+        """A model rounded to so many bits as `rounding` says, ranked on all `splits`."""
+        seen = model.quantised(self.rounding(bits, model.scorer.dim))
         return Rounded(bytes=table_bytes(seen), **{split: self.evaluate(seen, split)[0] for split in self.splits})
 
     def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distkgd.data import Graph
 from distkgd.errors import ConfigError, DistkgdError, UnsupportedError
-from distkgd.kernels.quantiser import Rounding
+from distkgd.kernels.quantiser import BITS, Rounding
 from distkgd.models.importers import Given, is_foreign, open_foreign
 from distkgd.models.init_from_teacher import Shape, check_start
 from distkgd.models.model_folder import read_shape
@@ -160,6 +160,12 @@ def rounding_of(config: StageConfig) -> Rounding:
     nested = config.distill.nested_bits
     bits = nested[-1] if nested else config.bits
     return Rounding(bits, config.relation_bits, config.group, nested[:-1])
+
+
+def usual_rounding(bits: int) -> Rounding:
+    """Entities of so many bits, and relations, of which there are few, of twice as many: of 4 at least."""
+    relation_bits = next(more for more in BITS if more >= min(32, max(4, 2 * bits)))
+    return Rounding(bits, relation_bits)
 
 
 def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> Shape:

@@ -21,7 +21,8 @@ MEASURED = "serving.json"  # what was measured of the models' endpoints; beside 
 class Figures:
     """Of one size of student. bytes: of its export. ms: median of single queries. valid, test: MRR.
 
-    retained: share of the teacher's valid MRR. The last three are None before there is a trained model.
+    retained: share of the teacher's valid MRR. These three are None where that was not ranked. bits: of the entities'
+    numbers. tables: bytes of its tables alone; None in reports of earlier versions.
     """
 
     dim: int
@@ -30,23 +31,29 @@ class Figures:
     valid: float | None = None
     test: float | None = None
     retained: float | None = None
+    bits: int = 32
+    tables: int | None = None
 
     def __str__(self) -> str:
         kept = "" if self.retained is None else f", {100 * self.retained:.1f}% of the teacher's valid MRR"
         mrr = "" if self.valid is None else f" (valid MRR {self.valid:.4f}"
         mrr += "" if self.valid is None else ")" if self.test is None else f", test {self.test:.4f})"
-        return f"{self.dim} numbers per entity: {self.bytes / 1e6:.2f} MB, {self.ms:.2f} ms per query{kept}{mrr}"
+        size = f"{self.dim} numbers per entity" + (f" of {self.bits} bits" if self.bits < 32 else "")
+        return f"{size}: {self.bytes / 1e6:.2f} MB, {self.ms:.2f} ms per query{kept}{mrr}"
 
 
 class Verdict(Record):
     """What became of a budget. wanted: its limits by name (max_mb, max_ms, min_retained), None: anything.
 
-    chosen: the dim that meets it, None where none does. sizes: all that there were to choose from.
+    chosen, bits: the size that meets it, None and 32 where none does. stage: the model of that size; None: not told.
+    sizes: those that were looked at, to choose from.
     """
 
     wanted: dict[str, float | None]
     met: bool
     chosen: int | None
+    bits: int = 32
+    stage: str | None = None
     sizes: tuple[Figures, ...]
 
 

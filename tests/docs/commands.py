@@ -67,6 +67,7 @@ TABLE: dict[str, How] = {
     "python launch/distill.py --out runs/first": Run("runs/first/report.html"),
     "python launch/distill.py --data my_triples.tsv --to 32": Run("runs/my_triples_32/report.html"),
     "python launch/distill.py --data my_triples.tsv --to 32 student.method=*": Run("runs/mine_dualde/report.html"),
+    "python launch/distill.py --data my_triples.tsv --to 256 --bits 4": Run("runs/my_triples_256_4bit/report.html"),
     # 3: no crop of the small run keeps enough, or this machine is too slow, and it says so.
     "python launch/distill.py --data my_triples.tsv --max-mb 20 *": Run(codes=(0, 3)),
     "python launch/distill.py runs/my_triples_32/config.yaml --out runs/again": Run("runs/again/report.html"),

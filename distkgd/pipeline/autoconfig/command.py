@@ -22,10 +22,12 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
 from distkgd.models.stage_result import StageResult
 from distkgd.pipeline.autoconfig import rules
-from distkgd.pipeline.autoconfig.budget import judge_student, out_of_reach, select_for_budget, smallest_dim
+from distkgd.pipeline.autoconfig.budget import crop_dims, judge_student, out_of_reach, select_for_budget
 from distkgd.pipeline.autoconfig.forecast import forecast, format_forecast, free_memory, held_memory
 from distkgd.pipeline.autoconfig.request import DistillRequest
-from distkgd.pipeline.config import RunConfig, alone, load_tree, parse_config, resized
+from distkgd.pipeline.autoconfig.same_bytes import beside_student
+from distkgd.pipeline.autoconfig.sizes import most_ranked
+from distkgd.pipeline.config import RunConfig, load_tree, parse_config
 from distkgd.pipeline.plan import Addition, checked_plan, open_run, run_plan
 from distkgd.pipeline.run_folder import refuse_existing
 from distkgd.pipeline.stage_job import Run
@@ -75,7 +77,8 @@ def run_own(
     """
     tree = load_tree(request.config, request.overrides)
     name = _data_name(request)
-    tree.setdefault("name", f"{name}_{request.to or 'croppable'}")
+    size = f"{request.to or 'croppable'}" + (f"_{request.bits}bit" if request.bits < 32 else "")
+    tree.setdefault("name", f"{name}_{size}")
     folder = out or Path("runs") / str(tree["name"])
     on_first(ranks, partial(refuse_existing, folder, resume))
     graph, split, notes = _data(request, name, ranks)
@@ -160,7 +163,7 @@ def _chosen(request: DistillRequest, graph: Graph, given: dict[str, Any]) -> tup
     student = given.get("student")
     method = student.get("method") if isinstance(student, Mapping) else None
     if request.to is not None:
-        tree = rules.choose(graph, request.to)
+        tree = rules.choose(graph, request.to, request.bits)
         if method not in (None, tree["student"]["method"]):
             del tree["student"]["distill"]  # it is of the chosen method
     else:
@@ -178,10 +181,11 @@ def _check_budget(request: DistillRequest, config: RunConfig, graph: Graph, crop
     """ConfigError where a budget could not be judged in the end."""
     if not request.budget:
         return
-    if min(config.student.bits, config.student.relation_bits) < 32:
+    student = config.student
+    if croppable and (min(student.bits, student.relation_bits) < 32 or student.distill.nested_bits):
         raise ConfigError(
-            "a budget is judged by the float32 sizes of one model: leave student.bits and student.relation_bits out, "
-            "or choose them yourself without a budget."
+            "a budget without --to chooses the bits itself: leave student.bits, student.relation_bits and "
+            "student.distill.bits out, or say --to and --bits."
         )
     if not len(graph.valid):
         raise ConfigError(
@@ -199,17 +203,22 @@ def _announce(request: DistillRequest, plan: Plan, ranks: Ranks, display: Displa
     display.line(f"{graph.name}: {sizes}; triples: {held}")
     run = open_run(plan, ranks, NoTracking(), display)
     if request.budget:
-        reason = out_of_reach(run, config.student, smallest_dim(config.student), request.budget)
+        reason = out_of_reach(run, config.student, request.budget, croppable)
         if reason is not None:
             return reason
+    rankings = 0
     if croppable:
-        direct = alone(resized(config.student, config.student.dim, {"method": "scratch"}, "direct"))
-        stages = [*stages, Stage("direct", direct, ())]
-    lines = format_forecast(forecast(run, stages), held_memory(), free_memory())
+        size, rankings = (config.student.dim, 2), most_ranked(len(crop_dims(config.student)))
+        taught = Stage("student_few_bits", rules.few_bits(config.student, *size), ("student",))
+        stages = [*stages, taught, Stage("direct", rules.direct_of(config.student, *size), ())]
+    lines = format_forecast(forecast(run, stages), held_memory(), free_memory(), rankings)
     for line in lines:
         display.line(line)
     if croppable:
-        display.line("direct has the dim of the chosen crop in the end, so it takes less than that")
+        display.line(
+            "student_few_bits and direct have the dim and bits of the choice in the end, so they take less than that; "
+            "where the choice has 32 bits only direct is trained"
+        )
     display.line(f"goes to {folder}; the choice is in {folder / CONFIG}, to be changed by key=value or by hand")
     return None
 
@@ -217,10 +226,12 @@ def _announce(request: DistillRequest, plan: Plan, ranks: Ranks, display: Displa
 def _further(
     run: Run, results: list[StageResult], *, request: DistillRequest, croppable: bool, notes: list[str]
 ) -> Addition:
-    """Judge the budget, and remark what is odd about the data."""
+    """Judge the budget, say what a student's bytes would carry besides, and remark what is odd about the data."""
     judge = select_for_budget if croppable else judge_student
     added = judge(run, results, budget=request.budget) if request.budget else Addition()
-    return added._replace(remarks=[*added.remarks, *(f"Data: {note}." for note in notes)])
+    beside = Addition() if request.to is None else beside_student(run, results)
+    remarks = [*added.remarks, *beside.remarks, *(f"Data: {note}." for note in notes)]
+    return added._replace(results=[*added.results, *beside.results], remarks=remarks)
 
 
 def _write_config(tree: dict[str, Any], path: Path, request: DistillRequest) -> None:
@@ -228,7 +239,8 @@ def _write_config(tree: dict[str, Any], path: Path, request: DistillRequest) -> 
     if path.exists():
         return
     budget = f", {request.budget}" if request.budget else ""
-    asked = f"{request.to} numbers per entity{budget}" if request.to else str(request.budget)
+    of_bits = f" of {request.bits} bits" if request.bits < 32 else ""
+    asked = f"{request.to} numbers per entity{of_bits}{budget}" if request.to else str(request.budget)
     head = (
         f"# Chosen for {request.data}: {asked}.\n# Again, or changed: "
         f"python launch/distill.py {path} --out runs/again\n"

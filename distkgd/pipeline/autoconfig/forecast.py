@@ -24,13 +24,17 @@ RANKED = 256  # triples
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one stage. bytes: of tables, optimiser state, gradients and the scores of a step, per rank."""
+    """Of one stage. bytes: of tables, optimiser state, gradients and the scores of a step, per rank.
+
+    valid_seconds: of ranking its model once on validation.
+    """
 
     stage: Stage
     steps: int
     bytes: float
     train_seconds: float
     rank_seconds: float
+    valid_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -39,9 +43,10 @@ class Forecast:
 
     def __str__(self) -> str:
         config = self.stage.config
+        bits = f" of {config.bits} bits" if config.bits < 32 else ""
         taught = f", taught by {', '.join(self.stage.teachers)}" if self.stage.teachers else ""
         return (
-            f"{self.stage.name}: {config.scorer}, {config.dim} numbers per entity, {config.method}{taught}; "
+            f"{self.stage.name}: {config.scorer}, {config.dim} numbers per entity{bits}, {config.method}{taught}; "
             f"{config.epochs} epochs of {self.steps // max(1, config.epochs)} batches of {config.batch_size} triples; "
             f"memory {human(self.bytes)}; time about {duration(self.seconds)} "
             f"(training {duration(self.train_seconds)}, ranking {duration(self.rank_seconds)})"
@@ -57,14 +62,20 @@ def forecast(run: Run, stages: Sequence[Stage]) -> list[Forecast]:
     return [_forecast(silent, stage) for stage in stages]
 
 
-def format_forecast(found: Sequence[Forecast], held: int, free: int | None) -> list[str]:
-    """The lines that say it. held: bytes this process has now; free: bytes the machine has left, None if unknown."""
+def format_forecast(found: Sequence[Forecast], held: int, free: int | None, further_rankings: int = 0) -> list[str]:
+    """The lines that say it. held: bytes this process has now; free: bytes the machine has left, None if unknown.
+
+    further_rankings: of models of the last stage's size on validation, beside those of the stages.
+    """
     most = max(one.bytes for one in found)
     lines = [str(one) for one in found]
+    further = further_rankings * found[-1].valid_seconds
+    if further_rankings:
+        lines.append(f"choice: up to {further_rankings} rounded sizes ranked on valid; time about {duration(further)}")
     lines.append(
-        f"in all about {duration(sum(one.seconds for one in found))}, measured just now: up to {MOST_STEPS} steps and "
-        f"{RANKED} ranked triples of each stage, scaled up. Memory by the cost model (tables, optimiser, gradients, "
-        f"scores of a step), beside {human(held)} that Python, torch and the data hold already"
+        f"in all about {duration(further + sum(one.seconds for one in found))}, measured just now: up to {MOST_STEPS} "
+        f"steps and {RANKED} ranked triples of each stage, scaled up. Memory by the cost model (tables, optimiser, "
+        f"gradients, scores of a step), beside {human(held)} that Python, torch and the data hold already"
     )
     if free is not None and most > free:
         lines.append(f"this needs {human(most)}, and {human(free)} are free: choose a smaller --to or teacher.dim")
@@ -115,7 +126,7 @@ def _forecast(run: Run, stage: Stage) -> Forecast:
     ranked = (number + 1) * len(graph.valid) + len(graph.test) * run.config.test
     if config.method == "med":
         ranked += len(graph.valid) + len(graph.test) * run.config.test
-    return Forecast(stage, steps, held, per_step * steps, per_triple * ranked)
+    return Forecast(stage, steps, held, per_step * steps, per_triple * ranked, per_triple * len(graph.valid))
 
 
 def _untrained(run: Run, name: str) -> Model:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distkgd.data.reading.formats import AS_THEY_ARE, ENDINGS, How, expand
 from distkgd.errors import ConfigError
+from distkgd.kernels.quantiser import BITS
 from distkgd.pipeline.config import RunConfig, load_config, load_tree, parse_config
 
 
@@ -36,7 +37,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class DistillRequest:
-    """data: a file of triples, or whatever `load_graph` takes. to: the student's dim. config: in place of the rules.
+    """data: a file of triples, or whatever `load_graph` takes. to: the student's dim; bits: of its numbers. config: in
+    place of the rules.
 
     seed: of the split. allow_unseen: held-out triples may hold entities that train lacks. how: of the file.
     """
@@ -49,6 +51,7 @@ class DistillRequest:
     seed: int = 0
     allow_unseen: bool = False
     how: How = AS_THEY_ARE
+    bits: int = 32
 
     @property
     def file(self) -> Path | None:
@@ -76,6 +79,7 @@ def request_of(
     data: str | None,
     *,
     to: int | None = None,
+    bits: int | None = None,
     budget: Budget = Budget(),
     seed: int | None = None,
     allow_unseen: bool = False,
@@ -88,7 +92,10 @@ def request_of(
     """
     sizes = to is not None or bool(budget)
     how = How(None if columns is None else tuple(one.strip().lower() for one in columns.split(",")), literals)
-    request = DistillRequest(data or "", to, budget, config, tuple(overrides), seed or 0, allow_unseen, how)
+    about = to, budget, config, tuple(overrides), seed or 0, allow_unseen, how, bits or 32
+    request = DistillRequest(data or "", *about)
+    if bits is not None:
+        _check_bits(bits, to)
     file = data is not None and request.file is not None
     if not file and data is not None and not expand(data).exists() and data.lower().endswith(ENDINGS):
         raise ConfigError(f"--data {data}: no such file; give one file of triples, a folder, or a public data set.")
@@ -112,6 +119,16 @@ def request_of(
         )
     _check_sizes(to, budget)
     return request
+
+
+def _check_bits(bits: int, to: int | None) -> None:
+    if bits not in BITS:
+        raise ConfigError(f"--bits {bits}: allowed are {', '.join(map(str, BITS))}, for each number of the student.")
+    if to is None:
+        raise ConfigError(
+            "--bits are those of a student of so many numbers: add --to. A budget chooses its bits itself, a config "
+            "has student.bits."
+        )
 
 
 def _check_sizes(to: int | None, budget: Budget) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from distkgd.data import Graph
 from distkgd.errors import ConfigError, UnsupportedError
-from distkgd.pipeline.config import RunConfig, StageConfig
+from distkgd.pipeline.config import RunConfig, StageConfig, alone, resized
+from distkgd.pipeline.stages import usual_rounding
 from distkgd.scorers import build_scorer
 
 SCORER = "complex"  # at home on all kinds of relations, croppable, and served by inner products
@@ -19,6 +20,8 @@ LARGEST_TEACHER = 256  # for the sake of time; students of 128 and more get a te
 CROPPABLE = 128  # dim of the model whose crops are measured against a budget
 CROP_STEP = 8
 CROP_W3 = (-3.5, -2.5)  # the smaller a crop, the more it weighs: small ones are what budgets are about
+FEW_BITS = (8, 4, 2, 1)  # that its crops are rounded to
+FEW_BITS_LR = 0.05  # of what begins at rounded rows, and has a quarter of the epochs
 FEW_ENTITIES = 2048  # up to here every entity is a negative
 DENSE = 30  # triples per entity, from which on there is little to regularise
 N3_OF_DENSE = 0.005
@@ -29,8 +32,12 @@ TEACHER_EPOCHS, STUDENT_EPOCHS = (5, 40), (8, 60)  # at least and at most, whate
 VALIDATIONS = 5
 
 
-def choose(graph: Graph, to: int) -> dict[str, Any]:
-    """The config of a teacher, a student of `to` numbers per entity, and the direct model, as in YAML."""
+def choose(graph: Graph, to: int, bits: int = 32) -> dict[str, Any]:
+    """The config of a teacher, a student of `to` numbers of `bits` per entity, and the direct model, as in YAML.
+
+    Where the teacher of a student of few bits would have only twice its dim, it has the student's own, and the student
+    begins at its rows.
+    """
     check_dim(to)
     triples, entities = len(graph.train), graph.num_entities
     few = entities <= FEW_ENTITIES
@@ -46,9 +53,17 @@ def choose(graph: Graph, to: int) -> dict[str, Any]:
         "method": "bkd",
         **_training(triples, few, STUDENT_VISITS, STUDENT_EPOCHS, negatives=1024, lr=0.5),
         "regulariser": n3(triples, entities, 0.05),
-        "distill": {"weight": 1.0, "hard_weight": 1.0} if few else {"weight": 3.0, "hard_weight": 0.0},
+        "distill": _soft_labels(few),
     }
-    return {"teacher": teacher, "student": student, "baseline": True}
+    baseline: bool | dict[str, Any] = True
+    if bits < 32:
+        student |= _bits(bits)
+    if bits < 32 and teacher["dim"] == 2 * to:
+        given = {key: student[key] for key in ("epochs", "validate_every", "optimizer", "regulariser")}
+        teacher, baseline = teacher | {"dim": to}, given
+        student = {key: value for key, value in student.items() if key != "regulariser"}
+        student |= _from_rows(student["epochs"])
+    return {"teacher": teacher, "student": student, "baseline": baseline}
 
 
 def choose_croppable(graph: Graph) -> dict[str, Any]:
@@ -68,6 +83,20 @@ def choose_croppable(graph: Graph) -> dict[str, Any]:
         },
     }
     return {"student": student, "baseline": False}
+
+
+def few_bits(croppable: StageConfig, dim: int, bits: int) -> StageConfig:
+    """How the crop of a model to `dim` numbers is taught to have few bits, by that model."""
+    over = {"method": "bkd", "row_dtype": "full", **_bits(bits), **_from_rows(croppable.epochs)}
+    over["regulariser"] = {"name": "none", "weight": 0.0, "relation_weight": None}
+    over["distill"] = _soft_labels(croppable.negatives.kind == "all")
+    return resized(croppable, dim, over, f"student_{dim}_{bits}bit")
+
+
+def direct_of(croppable: StageConfig, dim: int, bits: int) -> StageConfig:
+    """How a model of the size of such a crop is trained without a teacher."""
+    over = {"method": "scratch"} | ({"row_dtype": "full", **_bits(bits)} if bits < 32 else {})
+    return alone(resized(croppable, dim, over, "direct"))
 
 
 def n3(triples: int, entities: int, weight: float) -> dict[str, Any]:
@@ -108,6 +137,20 @@ def fitted(config: RunConfig, triples: int, free: Collection[str]) -> tuple[RunC
 def epochs(triples: int, visits: int, bounds: tuple[int, int]) -> int:
     """As many as make `visits` of `triples`, within `bounds`."""
     return max(bounds[0], min(bounds[1], round(visits / triples)))
+
+
+def _bits(bits: int) -> dict[str, Any]:
+    return {"bits": bits, "relation_bits": usual_rounding(bits).relation_bits}
+
+
+def _from_rows(number: int) -> dict[str, Any]:
+    # Of a student of few bits that begins at its teacher's rows, which took `number` epochs.
+    optimizer = {"name": "adagrad", "lr": FEW_BITS_LR}
+    return {"start": "crop", "epochs": max(1, round(number / 4)), "validate_every": 1, "optimizer": optimizer}
+
+
+def _soft_labels(few: bool) -> dict[str, float]:
+    return {"weight": 1.0, "hard_weight": 1.0} if few else {"weight": 3.0, "hard_weight": 0.0}
 
 
 def _training(

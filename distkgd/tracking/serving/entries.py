@@ -83,8 +83,8 @@ class RegisteredRun:
     """What the registry is told of a run.
 
     name: of the registered model, unless it is given another. roles: as `roles_of` has them. results: by name; of the
-    stages that are finished, and of a crop that a budget has chosen. data_sha256: the graph's identity. protocol: of
-    its figures.
+    stages that are finished, and of what a budget has made of the student. data_sha256: the graph's identity.
+    protocol: of its figures.
     """
 
     folder: Path
@@ -98,14 +98,14 @@ class RegisteredRun:
     def entries(self) -> list[Entry]:
         """Of the stages that are finished; ModelError where none is.
 
-        Where a budget has chosen a crop, that is the student, and the model that it was cut from a teacher.
+        Where a budget has chosen what was made of a croppable model, that is the student, and this model a teacher.
         """
-        roles, sizes, chosen = self.roles, dict[int, int](), None
+        roles, sizes, chosen = self.roles, dict[tuple[int, int], int](), None
         if self.budget is not None and self.budget.met:
-            chosen, crop = "student", self.results.get(f"student_{self.budget.chosen}")
-            if crop is not None and crop.method == "crop":
+            chosen, crop = "student", self.results.get(self.budget.stage or f"student_{self.budget.chosen}")
+            if crop is not None and crop.teachers == ("student",):
                 chosen, roles = crop.name, {crop.name: "student", "student": "teacher"}
-                sizes = {one.dim: one.bytes for one in self.budget.sizes}
+                sizes = {(one.dim, one.bits): one.bytes for one in self.budget.sizes}
         several = sum(role == "teacher" for role in roles.values()) > 1
         found = []
         for name, role in roles.items():
@@ -115,7 +115,7 @@ class RegisteredRun:
             alias = f"teacher-{name}" if several else "teacher"
             if role != "teacher":
                 alias = size_alias(role, result.dim, result.bits)
-            folder, size = self.folder / "stages" / name, sizes.get(result.dim, result.bytes)
+            folder, size = self.folder / "stages" / name, sizes.get((result.dim, result.bits), result.bytes)
             about = self.data_sha256, self.protocol, name == chosen
             found.append(Entry(name, role, alias, folder, result.dim, size, result.mrr("valid"), *about))
         if not found:
@@ -157,8 +157,9 @@ def read_run(folder: AnyPath) -> RegisteredRun:
     except (ConfigError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is missing or damaged ({error!r}); give the folder of a run.") from None
     report = read_report(folder) if (folder / REPORT).is_file() else None
-    results = {} if report is None else {stage.name: stage for stage in report.stages if stage.method == "crop"}
-    for name in (*teachers, "direct"):  # which a budget adds to its plan
+    added = () if report is None else report.stages  # a budget adds to its plan
+    results = {stage.name: stage for stage in added if stage.teachers == ("student",)}
+    for name in (*teachers, "direct"):
         if (result := read_result(folder / "stages" / name)) is not None:
             results[name] = result
     return RegisteredRun(folder, called, roles, results, None if report is None else report.budget, sha256, protocol)

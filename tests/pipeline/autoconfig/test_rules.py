@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from distkgd.config.tree import merge
 from distkgd.errors import ConfigError
 from distkgd.pipeline.autoconfig import rules
-from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.config import StageConfig, parse_config
 
 
 def graph(triples: int, entities: int) -> Any:
@@ -50,6 +51,38 @@ def test_regularisers_and_soft_labels_follow_the_graphs_size_and_density() -> No
         assert plan["teacher"]["regulariser"]["weight"] == teacher
         assert plan["student"]["regulariser"]["weight"] == student
         assert plan["student"]["distill"] == {"weight": soft, "hard_weight": hard}
+
+
+@pytest.mark.parametrize("to", [16, 64, 128, 512])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_a_large_student_of_few_bits_begins_at_the_rows_of_a_teacher_of_its_dim(to: int, bits: int) -> None:
+    plan = rules.choose(graph(90_000, 12_000), to, bits)
+    plain = rules.choose(graph(90_000, 12_000), to)
+    config = parse_config(plan, "rules")
+    assert (config.student.dim, config.student.bits, config.student.relation_bits) == (to, bits, max(4, 2 * bits))
+    assert isinstance(config.teacher, StageConfig)
+    if to < 128:
+        assert plan["teacher"] == plain["teacher"] and config.student.start == "random" and plan["baseline"] is True
+        return
+    assert config.teacher.dim == to and config.student.start == "crop"
+    assert config.student.epochs * 3 < plain["student"]["epochs"]
+    direct = config.baseline
+    assert isinstance(direct, StageConfig) and (direct.bits, direct.start) == (bits, "random")
+    assert (direct.epochs, direct.optimizer.lr, direct.regulariser.name) == (plain["student"]["epochs"], 0.5, "n3")
+
+
+def test_of_a_croppable_model_every_size_can_be_taught_and_trained_directly() -> None:
+    given = {"row_dtype": "bfloat16", "regulariser": {"relation_weight": 0.1}, "optimizer": {"relation_lr": 0.1}}
+    tree = merge(rules.choose_croppable(graph(90_000, 12_000)), {"student": given})
+    student = parse_config(tree, "rules").student
+    for bits in (*rules.FEW_BITS, 32):
+        direct = rules.direct_of(student, 24, bits)
+        assert (direct.dim, direct.bits, direct.method, direct.epochs) == (24, bits, "scratch", student.epochs)
+        assert (direct.row_dtype == "bfloat16") == (bits == 32)
+    for bits in rules.FEW_BITS:
+        taught = rules.few_bits(student, 24, bits)
+        assert (taught.dim, taught.bits, taught.start, taught.method) == (24, bits, "crop", "bkd")
+        assert 1 <= taught.epochs < student.epochs / 3 and taught.regulariser.weight == 0
 
 
 def test_an_odd_dim_is_refused_with_the_next_one() -> None:

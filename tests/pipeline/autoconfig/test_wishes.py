@@ -48,6 +48,8 @@ def test_what_cannot_be_meant_is_refused(file: str, tmp_path: Path) -> None:
         "--allow-unseen": lambda: request_of(None, [], None, allow_unseen=True),
         "--columns and --literals": lambda: request_of(None, [], "umls", to=8, columns="head,tail,relation"),
         "name head, relation and tail once each": lambda: request_of(None, [], file, to=8, columns="head,tail"),
+        "--bits 5: allowed are 1, 2, 3, 4, 8, 16, 32": lambda: request_of(None, [], file, to=8, bits=5),
+        "add --to": lambda: request_of(None, [], file, bits=4, budget=Budget(max_mb=2)),
         "--to 0": lambda: request_of(None, [], file, to=0),
         "--max-mb 0": lambda: request_of(None, [], file, budget=Budget(max_mb=0.0)),
         "--max-ms-per-query nan": lambda: request_of(None, [], file, budget=Budget(max_ms=float("nan"))),
