@@ -26,7 +26,7 @@ RANKED = 256  # triples
 class Forecast:
     """Of one stage. bytes: of tables, optimiser state, gradients and the scores of a step, per rank.
 
-    valid_seconds: of ranking its model once on validation.
+    once_seconds: of ranking its model once on validation, and on test where that is read.
     """
 
     stage: Stage
@@ -34,7 +34,7 @@ class Forecast:
     bytes: float
     train_seconds: float
     rank_seconds: float
-    valid_seconds: float = 0.0
+    once_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -65,13 +65,13 @@ def forecast(run: Run, stages: Sequence[Stage]) -> list[Forecast]:
 def format_forecast(found: Sequence[Forecast], held: int, free: int | None, further_rankings: int = 0) -> list[str]:
     """The lines that say it. held: bytes this process has now; free: bytes the machine has left, None if unknown.
 
-    further_rankings: of models of the last stage's size on validation, beside those of the stages.
+    further_rankings: of models of the last stage's size, beside those of the stages.
     """
     most = max(one.bytes for one in found)
     lines = [str(one) for one in found]
-    further = further_rankings * found[-1].valid_seconds
+    further = further_rankings * found[-1].once_seconds
     if further_rankings:
-        lines.append(f"choice: up to {further_rankings} rounded sizes ranked on valid; time about {duration(further)}")
+        lines.append(f"choice: up to {further_rankings} rounded sizes ranked; time about {duration(further)}")
     lines.append(
         f"in all about {duration(further + sum(one.seconds for one in found))}, measured just now: up to {MOST_STEPS} "
         f"steps and {RANKED} ranked triples of each stage, scaled up. Memory by the cost model (tables, optimiser, "
@@ -126,7 +126,8 @@ def _forecast(run: Run, stage: Stage) -> Forecast:
     ranked = (number + 1) * len(graph.valid) + len(graph.test) * run.config.test
     if config.method == "med":
         ranked += len(graph.valid) + len(graph.test) * run.config.test
-    return Forecast(stage, steps, held, per_step * steps, per_triple * ranked, per_triple * len(graph.valid))
+    once = len(graph.valid) + len(graph.test) * run.config.test
+    return Forecast(stage, steps, held, per_step * steps, per_triple * ranked, per_triple * once)
 
 
 def _untrained(run: Run, name: str) -> Model:

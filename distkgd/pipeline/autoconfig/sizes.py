@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 
 from distkgd.common.files import write_atomic
-from distkgd.common.metrics import known_figures
 from distkgd.data import Graph, Vocabulary
 from distkgd.data.filters import Queries
 from distkgd.distributed.node_sharing import on_first
@@ -114,8 +113,8 @@ def most_ranked(num_dims: int) -> int:
 def looked_at(run: Run, student: StageResult, budget: Budget) -> tuple[list[Figures], str]:
     """The sizes of a croppable student that the budget may mean, and a sentence on those that were not looked at.
 
-    All ranks call it. Every crop in full precision is among them; of rounded ones the test split is not read. They are
-    kept in the run folder: measured again, a resumed run might choose another one.
+    All ranks call it. Every crop in full precision is among them. They are kept in the run folder: measured again, a
+    resumed run might choose another one.
     """
     path, about = run.folder / SIZES, {"budget": asdict(budget), "student": student.digest}
     kept = run.ranks.gather_objects(read_json(path) if run.ranks.first and path.is_file() else None)[0]
@@ -145,8 +144,8 @@ def _looked_at(run: Run, student: StageResult, budget: Budget) -> tuple[list[Fig
         rounded = packed_in_memory(model.crop(size.dim), rounding)
         figures = measured(rounded, run.graph, rounding)
         if affordable(figures, budget):
-            mrr = known_figures(run.evaluate(rounded, "valid")[0])["mrr"]
-            figures = with_mrr(figures, {"valid": mrr}, whole)
+            mrr = {split: run.evaluate(rounded, split)[0].get("mrr") for split in run.splits}
+            figures = with_mrr(figures, mrr, whole)
         found.append(figures)
         return figures
 

@@ -14,7 +14,8 @@ LETTERS = 18  # of a name beside the end of a curve
 
 @dataclass(frozen=True)
 class Dot:
-    """A model in the chart of sizes. short: its name below a small mark; default: the whole name."""
+    """A model on the frontier. size: bytes of its tables per entity. short: its name below a small mark; default: the
+    whole name."""
 
     name: str
     role: str
@@ -25,15 +26,18 @@ class Dot:
     @property
     def words(self) -> str:
         """Shown to a pointer that rests on it."""
-        return f"{self.name}: {size_text(self.size)}, {fixed(self.mrr)}"
+        return f"{self.name}: {self.size:,.1f} bytes per entity, {fixed(self.mrr)}"
 
 
-def sizes(dots: Sequence[Dot], lines: Sequence[Sequence[Dot]], split: str) -> Plot:
-    """MRR against bytes. lines: smaller forms of one model each (crops, fewer bits), joined by a line."""
-    every = [*dots, *(dot for line in lines for dot in line)]
-    x = logarithmic("bytes of the model's files", [dot.size for dot in every], _round_size)
+def frontier(dots: Sequence[Dot], lines: Sequence[Sequence[Dot]], published: Sequence[Dot], split: str) -> Plot:
+    """MRR against table bytes per entity. lines: smaller forms of one model each (crops, fewer bits), joined by a line.
+
+    published: of papers; their role is "record".
+    """
+    every = [*dots, *published, *(dot for line in lines for dot in line)]
+    x = logarithmic("table bytes per entity", [dot.size for dot in every], _round_size)
     y = linear(f"{split} MRR", [dot.mrr for dot in every])
-    plot = Plot(f"{split} MRR of every model against the bytes of its files", x, y, 260)
+    plot = Plot(f"{split} MRR of every model against its table bytes per entity", x, y, 300 if published else 260)
     for line in lines:
         plot.curve([(dot.size, dot.mrr) for dot in line], line[0].role)
         last = -math.inf
@@ -42,12 +46,17 @@ def sizes(dots: Sequence[Dot], lines: Sequence[Sequence[Dot]], split: str) -> Pl
             if x(dot.size) - last > 12:  # percent: room for a number on a telephone
                 plot.words.append(Word(x(dot.size), y(dot.mrr), dot.short or dot.name, "below"))
                 last = x(dot.size)
-    for dot in dots:
+    for dot in (*published, *dots):
         plot.mark(dot.size, dot.mrr, dot.role, dot.words)
-    sides = ["left" if x(dot.size) > 60 else "right" for dot in dots]
-    named = zip(dots, sides, strict=True)
+    named = [*dots, *published]
+    sides = ["left" if x(dot.size) > 60 else "right" for dot in named]
     # The figure first: of words without room the end is cut.
-    plot.labels([(dot.size, dot.mrr, f"{fixed(dot.mrr)} {dot.name}", f"{side} {dot.role}") for dot, side in named])
+    plot.labels(
+        [
+            (dot.size, dot.mrr, f"{fixed(dot.mrr)} {dot.name}", f"{side} {dot.role}")
+            for dot, side in zip(named, sides, strict=True)
+        ]
+    )
     return plot
 
 

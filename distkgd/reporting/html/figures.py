@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distkgd.common.text import fixed, size_text
+from distkgd.common.text import fixed
 from distkgd.models.run_paths import stage_folder
 from distkgd.models.stage_result import Parts, StageResult
-from distkgd.reporting.html.charts import Bar, Bars, Chart, Dot, Matrix, Run, lines, scatter, sizes, timeline
+from distkgd.reporting.html.charts import Bar, Bars, Chart, Matrix, Run, lines, scatter, timeline
 from distkgd.reporting.html.curves import Curves, Points, read_curves
 from distkgd.reporting.html.pairs import Pair
 from distkgd.reporting.run_report import RunReport
@@ -37,76 +37,6 @@ class Section:
     title: str
     figures: list[Figure] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-
-def size_section(report: RunReport) -> Section:
-    """MRR against bytes, with every crop."""
-    split, stages = report.shown_split, report.stages
-    dots = [
-        Dot(stage.name, report.role_of(stage), float(stage.bytes), mrr)
-        for stage in stages
-        if (mrr := stage.mrr(split)) is not None
-    ]
-    crops = [
-        (stage.name, line) for stage in stages for line in _crops(stage, report.role_of(stage), split) if len(line) > 1
-    ]
-    rounded = {stage.name: line for stage in stages if (line := _rounded(stage, report.role_of(stage), split))}
-    section = Section("size", "Size and quality")
-    if not dots:
-        section.missing.append(f"No model of this run has bytes and {split} MRR.")
-        return section
-    rows = [[dot.name, size_text(dot.size), fixed(dot.mrr)] for dot in dots]
-    for name, line in crops:
-        rows += [[f"{name}, first {dot.name} numbers", size_text(dot.size), fixed(dot.mrr)] for dot in line]
-    for name, line in rounded.items():
-        rows += [[f"{name}, only rounded, {dot.name}", size_text(dot.size), fixed(dot.mrr)] for dot in line]
-    caption = (
-        f"{split.capitalize()} MRR of every finished model against the bytes of its table files, on a scale of ratios."
-    )
-    if crops:
-        caption += " The small marks are crops: the first numbers of every entity, as many as are written below."
-    if any(stage.bits_bytes for stage in stages):
-        caption += " Crops in fewer of the same numbers' bits have a line for each number of bits."
-    if rounded:
-        caption += " Marks with bits are the teacher merely rounded to so many, without training."
-    header = ("model", "bytes", f"{split} MRR")
-    section.figures.append(
-        Figure(
-            "What the bytes buy",
-            sizes(dots, [*(line for _, line in crops), *rounded.values()], split),
-            caption,
-            header,
-            rows,
-            full=True,
-        )
-    )
-    lost = [stage.name for stage in stages if stage.curve and not stage.crop_bytes and not stage.bits_bytes]
-    if lost:
-        section.missing.append(f"The bytes of the crops of {', '.join(lost)} are not in this run's report.json.")
-    return section
-
-
-def _rounded(stage: StageResult, role: str, split: str) -> list[Dot]:
-    return [
-        Dot(f"{bits} bit", role, float(one.bytes), mrr)
-        for bits, one in sorted(stage.rounded.items())
-        if (mrr := one.mrr(split)) is not None
-    ]
-
-
-def _crops(stage: StageResult, role: str, split: str) -> list[list[Dot]]:
-    # A line, or where the numbers have nested widths one for each.
-    curves = [("", stage.crop_bytes, stage.curve.get(split, {}))]
-    for bits, curve in stage.bits_curve.get(split, {}).items():
-        curves.append((f" \u00d7 {bits} bit", stage.bits_bytes[bits], curve))
-    return [
-        [
-            Dot(f"{dim}{name}", role, float(size[dim]), mrr, short=str(dim))
-            for dim, found in sorted(curve.items())
-            if dim in size and (mrr := found["mrr"]) is not None
-        ]
-        for name, size, curve in curves
-    ]
 
 
 def training_section(report: RunReport, folder: Path) -> Section:

@@ -21,7 +21,8 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DistkgdError
 from distkgd.models.model_folder import find_model, read_json
 from distkgd.reporting.html.examples import examples
-from distkgd.reporting.html.figures import Section, answer_figures, parts_section, size_section, training_section
+from distkgd.reporting.html.figures import Section, answer_figures, parts_section, training_section
+from distkgd.reporting.html.frontier import frontier_section
 from distkgd.reporting.html.pairs import Pair, pair_of
 from distkgd.reporting.report import (
     HEADER,
@@ -113,7 +114,7 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
     answers = Section("answers", "Question by question", missing=missing)
     if asked is not None and pair is not None:
         answers.figures += answer_figures(asked, pair)
-    sections = [size_section(report), training_section(report, folder), parts_section(report, pair), answers]
+    sections = [frontier_section(report), training_section(report, folder), parts_section(report, pair), answers]
     page = _template().render(
         report=report,
         split=report.shown_split,

@@ -120,7 +120,7 @@ def test_a_budget_is_met_by_few_bits_that_are_taught_and_stand_beside_a_direct_m
     outcome = go(file, tmp_path / "run", QUICK_CROPS, budget=budget)
     said = capsys.readouterr().err.partition("student: one rank")[0]
     assert "student_few_bits: complex, 16 numbers per entity of 2 bits, bkd, taught by student; 1 epochs" in said
-    assert "choice: up to 6 rounded sizes ranked on valid; time about" in said
+    assert "choice: up to 6 rounded sizes ranked; time about" in said
     report = outcome.report
     assert outcome.code == 0 and report is not None and report.budget is not None
     verdict = report.budget

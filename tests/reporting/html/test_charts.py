@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distkgd.reporting.html import plot as module
-from distkgd.reporting.html.charts import Bar, Bars, Dot, Matrix, Run, lines, scatter, sizes, timeline
+from distkgd.reporting.html.charts import Bar, Bars, Dot, Matrix, Run, frontier, lines, scatter, timeline
 from distkgd.reporting.html.curves import Curves, read_curves
 from distkgd.reporting.html.figures import method_figures
 from distkgd.reporting.html.plot import LINE, Plot, apart, linear, logarithmic, nice, thinned
@@ -51,7 +51,7 @@ def test_labels_are_moved_apart_and_keep_their_order() -> None:
 
 
 def test_a_plot_is_as_high_as_its_labels_need() -> None:
-    plot = sizes([Dot(f"m{i}", "student", 1e6, 0.3) for i in range(30)], [], "test")
+    plot = frontier([Dot(f"m{i}", "student", 1e6, 0.3) for i in range(30)], [], [], "test")
     places = sorted(y for _, y in words(plot, "label").values())
     assert len(places) == 30 and places[0] >= 0 and places[-1] <= 100
     assert all((b - a) * plot.height / 100 >= LINE - 1e-6 for a, b in pairwise(places))
@@ -68,13 +68,21 @@ def test_thinned_curves_keep_ends_and_extremes() -> None:
 
 def test_a_mark_stands_where_its_numbers_are() -> None:
     dots = [Dot("big", "teacher", 1e8, 0.5), Dot("small", "student", 1e6, 0.4), Dot("alone", "direct", 1e6, 0.3)]
-    plot = sizes(dots, [[Dot("8", "student", 1e5, 0.2), Dot("16", "student", 1e6, 0.4)]], "test")
+    published = [Dot("RotX 8", "record", 1e7, 0.6)]
+    plot = frontier(dots, [[Dot("8", "student", 1e5, 0.2), Dot("16", "student", 1e6, 0.4)]], published, "test")
     places = {mark.words.partition(":")[0]: mark for mark in plot.marks}
     assert places["big"].x > places["small"].x + 25 and places["small"].x == places["alone"].x == places["16"].x
+    assert places["big"].x > places["RotX 8"].x > places["small"].x and places["RotX 8"].y > places["big"].y
+    assert places["RotX 8"].words == "RotX 8: 10,000,000.0 bytes per entity, 0.600"
     assert places["big"].y > places["small"].y > places["alone"].y > places["8"].y
-    assert words(plot, "label").keys() == {"0.500 big", "0.400 small", "0.300 alone"}  # a long name's end is cut
+    assert words(plot, "label").keys() == {
+        "0.500 big",
+        "0.400 small",
+        "0.300 alone",
+        "0.600 RotX 8",
+    }  # a long name's end is cut
     assert words(plot, "below")["8"] == (places["8"].x, places["8"].y)
-    assert {mark.role for mark in plot.marks} == {"teacher", "student", "direct"}
+    assert {mark.role for mark in plot.marks} == {"teacher", "student", "direct", "record"}
 
 
 def test_bars_are_told_from_the_first_role_to_the_second() -> None:

@@ -1,6 +1,7 @@
 """report.html of toy runs: its numbers are the run's, nothing refers elsewhere, no name becomes markup."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from unittest import mock
 import pytest
 import torch
 
-from distkgd.common.text import fixed, size_text
+from distkgd.common.text import fixed
+from distkgd.data import load_graph
 from distkgd.data.filters import KnownAnswers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
@@ -22,7 +24,10 @@ from distkgd.reporting.html import examples as examples_module
 from distkgd.reporting.html import remake, render
 from distkgd.reporting.html.charts import Matrix
 from distkgd.reporting.html.examples import PER_RELATION, SEED
+from distkgd.reporting.html.frontier import frontier_section
+from distkgd.reporting.records import RECORDS, records_beside
 from distkgd.reporting.report import HEADER, rows
+from distkgd.reporting.run_report import Figures
 from tests.launches import call
 from tests.records import report_of
 from tests.reporting.html.pages import STAGE, TAUGHT, Node, cells, nasty_graph, ran, read
@@ -101,9 +106,11 @@ def test_the_figures_at_the_top_are_those_of_the_student(page: Node, report: dic
     assert said["test MRR over direct, equally small and trained without a teacher"] == f"{gain:+.3f}".replace("-", "−")
 
 
-def test_the_chart_of_sizes_has_every_model(page: Node, report: dict[str, Any]) -> None:
+def test_the_first_chart_has_every_model_by_its_bytes_per_entity(page: Node, report: dict[str, Any]) -> None:
     found = figure(page, "What the bytes buy")
-    expected = [[s["name"], size_text(s["bytes"]), fixed(s["test"]["mrr"])] for s in report["stages"]]
+    assert page.find("figure")[0] is found
+    entities = report["data"]["num_entities"]
+    expected = [[s["name"], f"{s['bytes'] / entities:.1f}", fixed(s["test"]["mrr"])] for s in report["stages"]]
     assert cells(found.find("table")[0]) == expected
     words = [word.text for word in found.find("span", class_="label")]
     assert sorted(words) == sorted(f"{mrr} {name}" for name, _, mrr in expected)
@@ -146,8 +153,8 @@ def test_bars_are_as_long_as_the_metrics_they_tell(page: Node, report: dict[str,
 def test_roles_differ_by_shape_and_not_by_colour_alone(page: Node) -> None:
     marks = figure(page, "What the bytes buy").find("i", class_="mark")
     assert {mark.attributes["class"] for mark in marks} == {"mark teacher", "mark student", "mark direct"}
-    shapes = [rule(page, f".mark.{role}") for role in ("teacher", "student", "direct", "assistant")]
-    assert shapes[0] == "" and len(set(shapes)) == 4  # a square, and others
+    shapes = [rule(page, f".mark.{role}") for role in ("teacher", "student", "direct", "assistant", "record")]
+    assert shapes[0] == "" and len(set(shapes)) == 5  # a square, and others
     assert all("border-radius" in shape or "clip-path" in shape for shape in shapes[1:])
 
 
@@ -359,9 +366,56 @@ def test_crops_are_in_the_chart_of_sizes_with_their_own_bytes(croppable: Path) -
     found = {row[0]: row[1:] for row in cells(figure(page, "What the bytes buy").find("table")[0])}
     assert stage["crop_bytes"][str(stage["dim"])] == stage["bytes"]
     for dim, metrics in stage["curve"]["test"].items():
-        assert found[f"student, first {dim} numbers"] == [size_text(stage["crop_bytes"][dim]), fixed(metrics["mrr"])]
+        size = f"{stage['crop_bytes'][dim] / stage['num_entities']:.1f}"
+        assert found[f"student, first {dim} numbers"] == [size, fixed(metrics["mrr"])]
     # A crop has as many numbers as a model that was made as small; their files' headers differ by some letters.
     assert abs(stage["crop_bytes"]["4"] - direct["bytes"]) < 32
+
+
+def published_run(**changes: Any) -> Any:
+    """The report of a run on WN18RR, but for `changes`."""
+    sha256 = next(iter(RECORDS))
+    data = {"name": "wn18rr", "sha256": sha256, "num_entities": 40943, "num_relations": 11}
+    data |= {f"num_{split}": 9 for split in ("train", "valid", "test")}
+    stage = {"name": "student", "dim": 32, "bytes": 40943 * 128, "test": {"mrr": 0.43}}
+    return report_of({"data": data, "stages": [stage]} | changes)
+
+
+def test_published_records_stand_beside_models_of_their_data_and_protocol_alone() -> None:
+    section = frontier_section(published_run())
+    rows_ = {row[0]: row[1:] for row in section.figures[0].rows}
+    # 32 numbers and a bias; 22 relations with two translations, a rotation and a curvature.
+    assert rows_["published: RotH 32 (Chami et al., ACL 2020)"] == [f"{132 + 4 * 22 * 97 / 40943:.1f}", "0.473"]
+    assert rows_["published: RESCAL-DURA 256 (Zhang et al., NeurIPS 2020)"][1] == "0.498"
+    assert len(rows_) == 1 + len(RECORDS[published_run().data.sha256])
+    assert "RotH 32 (Chami et al., ACL 2020)" in section.figures[0].caption
+    other = published_run().data.model_copy(update={"sha256": "0" * 64})
+    for changes in (
+        {"data": other.to_json()},
+        {"protocol": {"ties": "optimistic", "filter": "filtered"}},
+        {"protocol": {"ties": "realistic", "filter": "raw"}},
+        {"stages": [{"name": "student", "valid": {"mrr": 0.43}}]},
+    ):
+        assert records_beside(published_run(**changes)) == ()
+    assert len(records_beside(published_run())) == 5
+
+
+@pytest.mark.parametrize("name", ["wn18rr", "fb15k-237"])
+def test_records_are_of_the_public_data_sets(name: str) -> None:
+    if not Path(os.environ.get("DISTKGD_DATA", "nowhere"), name).is_dir():
+        pytest.skip(f"{name} is not in $DISTKGD_DATA")
+    assert RECORDS[load_graph(name).sha256]
+
+
+def test_what_a_budget_has_looked_at_is_on_the_frontier() -> None:
+    sizes = [Figures(8, 900, 0.1, 0.3, 0.29, 0.9, bits, tables) for bits, tables in ((32, 300), (4, 90), (2, 45))]
+    budget = {"wanted": {}, "met": True, "chosen": 8, "bits": 2, "stage": "student_8_2bit", "sizes": sizes}
+    chosen = {"name": "student_8_2bit", "bits": 2, "bytes": 50, "teachers": ["student"], "test": {"mrr": 0.31}}
+    stages = [{"name": "student", "bytes": 360, "test": {"mrr": 0.33}}, chosen]
+    section = frontier_section(report_of({"stages": stages, "budget": budget}))
+    names = [row[0] for row in section.figures[0].rows]
+    assert names == ["student", "student_8_2bit", "student, only rounded, 8 × 4 bit"]
+    assert section.figures[0].rows[-1][1:] == ["10.0", "0.290"]
 
 
 def test_without_the_option_there_is_no_page(tmp_path: Path) -> None:
