@@ -32,6 +32,11 @@ def size_text(value: float | None) -> str:
     return f"{value / 1000:.1f} TB"
 
 
+def of_bits(bits: int) -> str:
+    """What stands behind a size whose numbers have few bits: " of 1 bit", " of 2 bits"; "" of 32."""
+    return "" if bits == 32 else f" of {bits} bit{'s' if bits > 1 else ''}"
+
+
 def redact(text: str) -> str:
     """Without the password of any URL in it."""
     return re.sub(r"(://[^/:@\s]*:)[^@/\s]+@", r"\1***@", text)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from distkgd.common.files import write_atomic
 from distkgd.common.paths import AnyPath
+from distkgd.common.text import of_bits
 from distkgd.errors import ModelError
 from distkgd.models.model_folder import read_json
 from distkgd.models.stage_result import Record, StageResult, what_is_wrong
@@ -38,7 +39,7 @@ class Figures:
         kept = "" if self.retained is None else f", {100 * self.retained:.1f}% of the teacher's valid MRR"
         mrr = "" if self.valid is None else f" (valid MRR {self.valid:.4f}"
         mrr += "" if self.valid is None else ")" if self.test is None else f", test {self.test:.4f})"
-        size = f"{self.dim} numbers per entity" + (f" of {self.bits} bits" if self.bits < 32 else "")
+        size = f"{self.dim} numbers per entity{of_bits(self.bits)}"
         return f"{size}: {self.bytes / 1e6:.2f} MB, {self.ms:.2f} ms per query{kept}{mrr}"
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from distkgd.common.console import Display
 from distkgd.common.files import write_atomic
+from distkgd.common.text import of_bits
 from distkgd.config.tree import merge
 from distkgd.data import Graph, load_graph
 from distkgd.data.reading.formats import ABOUT, check_file, ending_of, expand
@@ -239,8 +240,7 @@ def _write_config(tree: dict[str, Any], path: Path, request: DistillRequest) -> 
     if path.exists():
         return
     budget = f", {request.budget}" if request.budget else ""
-    of_bits = f" of {request.bits} bits" if request.bits < 32 else ""
-    asked = f"{request.to} numbers per entity{of_bits}{budget}" if request.to else str(request.budget)
+    asked = f"{request.to} numbers per entity{of_bits(request.bits)}{budget}" if request.to else str(request.budget)
     head = (
         f"# Chosen for {request.data}: {asked}.\n# Again, or changed: "
         f"python launch/distill.py {path} --out runs/again\n"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distkgd.common.console import Display
+from distkgd.common.text import of_bits
 from distkgd.distributed.cost import human
 from distkgd.distributed.ranks import Ranks
 from distkgd.models.model import Model, new_model
@@ -43,10 +44,10 @@ class Forecast:
 
     def __str__(self) -> str:
         config = self.stage.config
-        bits = f" of {config.bits} bits" if config.bits < 32 else ""
         taught = f", taught by {', '.join(self.stage.teachers)}" if self.stage.teachers else ""
         return (
-            f"{self.stage.name}: {config.scorer}, {config.dim} numbers per entity{bits}, {config.method}{taught}; "
+            f"{self.stage.name}: {config.scorer}, {config.dim} numbers per entity{of_bits(config.bits)}, "
+            f"{config.method}{taught}; "
             f"{config.epochs} epochs of {self.steps // max(1, config.epochs)} batches of {config.batch_size} triples; "
             f"memory {human(self.bytes)}; time about {duration(self.seconds)} "
             f"(training {duration(self.train_seconds)}, ranking {duration(self.rank_seconds)})"

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from distkgd.common.files import write_atomic
 from distkgd.common.paths import AnyPath
-from distkgd.common.text import NONE, count_text, fixed, redact, seconds_text
+from distkgd.common.text import NONE, count_text, fixed, of_bits, redact, seconds_text
 from distkgd.config.tree import read_yaml
 from distkgd.data import Graph, load_graph
 from distkgd.distributed.ownership import owned
@@ -177,7 +177,7 @@ def _asked(
 def _lead(report: RunReport) -> str:
     student, data = report.student, report.data.name
     size = f"{student.dim} numbers per entity"
-    size += f" of {student.bits} bits" if student.bits < 32 else ""
+    size += of_bits(student.bits)
     if student.teachers:
         pupils = "distilled" if student.method != "iterde" else "distilled step by step"
         return f"{student.scorer}, {pupils} to {size} by {student.method}, on {data}."
