@@ -186,7 +186,7 @@ def test_a_large_relation_is_judged_by_a_sample_and_only_held_out_triples_make_i
     share = leaks._twin_shares([torch.cat(rows)], 2, range(2))[0, 1, True]
     assert share != 0.9 and abs(share - 0.9) < 0.03
     asked: list[int] = []
-    monkeypatch.setattr(leaks, "_twins", lambda *_: asked.append(1) or {})
+    monkeypatch.setattr(leaks, "_twin_shares", lambda *_: asked.append(1) or {})
     names = pl.Series(["a", "b"])
     find_leaks({"train": torch.cat(rows), "valid": torch.tensor([[1, 0, 2]]), "test": torch.zeros(0, 3).long()}, names)
     assert not asked  # no held-out pair is in train, so relations are not looked at

@@ -171,7 +171,7 @@ CASES: dict[str, Case] = {
     "iterde.delta": Case([0.01, 1.0], context=ITERDE),
     "iterde.temperature": Case([1.0, 4.0], context=merge(ITERDE, {"distill": {"soft": "kl"}})),
     "med.dims": Case([None, (2, 8), (4, 8)], context=MED),
-    "med.bits": Case([None, (1, 2), (1, 8)], context=MED),
+    "med.bits": Case([None, (1, 2), (1, 8), (2, 3, 4)], context=MED),
     "med.mutual": Case([False, True], context=MED),
     "med.mutual_weight": Case([0.5, 1.0], context=MED),
     "med.mutual_delta": Case([0.01, 1.0], context=MED),
@@ -598,7 +598,7 @@ def test_every_choice_of_an_option_is_tried() -> None:
     missing_on_purpose = {"regulariser.name": {"none"}, "move": {"auto"}}
     for name, kind in (stage_options() | dict(leaves(RunConfig))).items():
         hashable = {value for value in tried[name] if not isinstance(value, dict | list)}
-        hashable |= {one for value in tried[name] if isinstance(value, list) for one in value}
+        hashable |= {one for value in tried[name] if isinstance(value, list | tuple) for one in value}
         missing = choices(kind) - hashable - missing_on_purpose.get(name, set())
         assert not missing, f"{name}: no case tries {missing}"
 
