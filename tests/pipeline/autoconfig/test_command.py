@@ -139,7 +139,7 @@ def test_a_budget_is_met_by_few_bits_that_are_taught_and_stand_beside_a_direct_m
     assert size - 4096 < exported <= size
     assert [one.dim for one in verdict.sizes if one.bits == 32] == [4, 8, 12, 16]
     (remark,) = [remark for remark in report.remarks if remark.startswith("Budget")]
-    assert "met; 4 numbers per entity of 1 bits" in remark and "merely rounded" in remark
+    assert "met; 4 numbers per entity of 1 bit" in remark and "merely rounded" in remark
     asked = ("--relation", "r00", "--head", own_triples(1500, 150, 6)[0][0])
     done = launch(tmp_path, "predict", f"run/stages/{chosen.name}", *asked)
     assert done.returncode == 0, done.stderr
