@@ -131,6 +131,9 @@ TABLE: dict[str, How] = {
     "python benchmarks/tables.py benchmarks/tables/umls_16.yaml": Parsed(
         MEASURES, "tests/benchmarks/test_tables.py::test_every_trial_is_a_plan"
     ),
+    "python benchmarks/nested.py codex-s": Parsed(
+        MEASURES, "tests/benchmarks/test_nested.py::test_one_nested_model_stands_beside_all_its_sizes"
+    ),
     "python benchmarks/engine.py project": Run(),
     "python benchmarks/serving.py": Parsed(MEASURES),
     "python benchmarks/own.py": Parsed(MEASURES),
