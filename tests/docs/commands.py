@@ -79,6 +79,7 @@ TABLE: dict[str, How] = {
     "torchrun --standalone --max-restarts 3 *": Slow("runs/restarts/report.html"),
     "torchrun --standalone --nproc-per-node 2 launch/distill.py --out runs/demo2": Slow("runs/demo2/report.html"),
     "python -m benchmarks.serve_packed*": Parsed(MEASURES),
+    "python -m benchmarks.bits": Parsed(MEASURES),
     "python launch/distill.py student.bits=1 --out runs/demo1": Run("runs/demo1/report.html"),
     "python launch/distill.py student.method=dualde *": Run("runs/dualde/report.html"),
     "python launch/distill.py --resume --out runs/demo1 student.bits=1": Run(),
