@@ -110,8 +110,10 @@ class Quantiser:
         if self.bits == 16:
             return rows.bfloat16().to(rows.dtype), torch.ones_like(rows[:, self.biases :], dtype=torch.bool)
         if len(rows) > (few := max(1, _NUMBERS_AT_ONCE // rows.shape[1])):
-            pieces = zip(*(self.round(piece) for piece in rows.split(few)), strict=True)
-            rounded, inside = (torch.cat(piece) for piece in pieces)
+            rounded, inside = torch.empty_like(rows), torch.empty_like(rows[:, self.biases :], dtype=torch.bool)
+            for piece, *into in zip(rows.split(few), rounded.split(few), inside.split(few), strict=True):
+                for out, found in zip(into, self.round(piece), strict=True):
+                    out.copy_(found)
             return rounded, inside
         numbers = self._grouped(rows)
         levels, step = self._coded(numbers)
