@@ -23,7 +23,6 @@ from distkgd.distributed.tables import ShardedTable
 from distkgd.evaluation.prediction import top_k
 from distkgd.kernels.packed import PackedRows, chosen
 from distkgd.kernels.quantiser import Quantiser
-from distkgd.models.formats.packed import packed_rows
 from distkgd.models.model import Model, new_model
 from distkgd.scorers import build_scorer
 
@@ -40,7 +39,7 @@ def model_of(entities: int, dim: int, bits: int | None = None) -> Model:
     if bits is None:
         return model
     quantiser = Quantiser(bits)
-    rows = PackedRows(packed_rows(model.entity.weight, quantiser), quantiser)
+    rows = PackedRows(quantiser.pack(model.entity.weight), quantiser)
     return Model(scorer, ShardedTable(rows, entities, Ranks()), model.relation, RELATIONS, True)
 
 

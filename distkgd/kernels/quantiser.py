@@ -28,6 +28,7 @@ BITS = (1, 2, 3, 4, 8, 16, 32)
 # Of a normal distribution, the steps of the least squared error as multiples of the mean magnitude.
 _NORMAL_STEP = {1: 2.0, 2: 1.2479, 3: 0.7344, 4: 0.4199}
 _FITS = 2  # turns of rounding and fitting
+PARTS = ("codes", "step", "bias", "coarser")  # of `Packed`
 _NUMBERS_AT_ONCE = 1 << 18  # rounded: what is made on the way is several times as large
 
 
@@ -125,6 +126,10 @@ class Quantiser:
 
     def pack(self, rows: Tensor) -> Packed:
         """`round`ed rows [n, biases + columns] in as few bytes as they need; fewer than 16 bits."""
+        if len(rows) > (few := max(1, _NUMBERS_AT_ONCE // rows.shape[1])):
+            pieces = [self.pack(piece) for piece in rows.split(few)]
+            parts = {part: torch.cat([getattr(piece, part) for piece in pieces]) for part in PARTS}
+            return Packed(**parts, columns=pieces[0].columns)
         numbers = self._grouped(rows.detach())
         levels, step = self._coded(numbers)
         codes = (levels + (2 ** (self.bits - 1) - 0.5)).to(torch.uint8)

@@ -19,7 +19,6 @@ from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
 from distkgd.kernels.candidates import Candidates, plain
 from distkgd.kernels.packed import PackedRows
 from distkgd.kernels.quantiser import Quantiser, Rounding
-from distkgd.models.formats.packed import packed_rows
 from distkgd.scorers import Init, Scorer
 from distkgd.scorers.base import check_reciprocal
 
@@ -146,7 +145,7 @@ def packed_in_memory(model: Model, rounding: Rounding) -> Model:
     quantiser = seen.entity.quantiser
     if quantiser is None or quantiser.bits == 16 or table.weight.device.type != "cpu":
         return seen.rounded()
-    rows = PackedRows(packed_rows(table.weight, quantiser), quantiser, table.dtype)
+    rows = PackedRows(quantiser.pack(table.weight), quantiser, table.dtype)
     entity = ShardedTable(rows, table.total, table.ranks, table.dtype)
     return Model(model.scorer, entity, seen.relations.detach(), model.num_relations, model.reciprocal)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distkgd.errors import ConfigError
-from distkgd.kernels.quantiser import BITS, Quantiser, Rounding, pack_codes, quantiser_of, unpack_codes
+from distkgd.kernels.quantiser import BITS, PARTS, Quantiser, Rounding, pack_codes, quantiser_of, unpack_codes
 from distkgd.scorers import build_scorer
 
 FEW = [bits for bits in BITS if bits < 16]
@@ -90,6 +90,15 @@ def test_a_rank_without_rows_packs_none(bits: int) -> None:
     packed = quantiser.pack(none)
     assert packed.codes.shape == (0, quantiser.code_bytes(13)) and packed.step.shape == (0, 3)
     assert quantiser.unpack(packed).shape == quantiser(none).shape == (0, 13)
+
+
+@pytest.mark.parametrize("bits", FEW)
+def test_many_rows_are_rounded_and_packed_as_few_are(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantiser, rows = Quantiser(bits, 4, 1), some_rows(biases=1)
+    whole, packed = quantiser.round(rows), quantiser.pack(rows)
+    monkeypatch.setattr("distkgd.kernels.quantiser._NUMBERS_AT_ONCE", 3 * rows.shape[1])
+    assert len(rows) > 3 and all(map(torch.equal, whole, quantiser.round(rows)))
+    assert all(torch.equal(getattr(packed, part), getattr(quantiser.pack(rows), part)) for part in PARTS)
 
 
 def test_sixteen_bits_are_bfloat16() -> None:

@@ -20,24 +20,14 @@ from distkgd.distributed.checkpoint.tables import (
 )
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError
-from distkgd.kernels.quantiser import Packed, Quantiser
-
-PARTS = ("codes", "step", "bias", "coarser")
-_NUMBERS_AT_ONCE = 1 << 18
-
-
-def packed_rows(rows: Tensor, quantiser: Quantiser) -> Packed:
-    """[n, columns] rows, packed a few at a time."""
-    pieces = [quantiser.pack(piece) for piece in rows.split(max(1, _NUMBERS_AT_ONCE // rows.shape[1]))]
-    parts = {part: torch.cat([getattr(piece, part) for piece in pieces]) for part in PARTS}
-    return Packed(**parts, columns=pieces[0].columns)
+from distkgd.kernels.quantiser import PARTS, Packed, Quantiser
 
 
 def write_packed(folder: Path, name: str, rows: Rows, quantiser: Quantiser, peers: Ranks) -> dict[str, list[str]]:
     """Every rank writes its rows; {table: its files}, in the order of their rows."""
     if quantiser.bits == 16:
         return {name: write_table(folder, name, Rows(rows.tensor.bfloat16(), rows.lo, rows.total), peers)}
-    parts = tables_of(name, packed_rows(rows.tensor, quantiser))
+    parts = tables_of(name, quantiser.pack(rows.tensor))
     return {key: write_table(folder, key, Rows(part, rows.lo, rows.total), peers) for key, part in parts.items()}
 
 
@@ -54,7 +44,7 @@ def stream_packed(
     def parts_of(rows: Tensor) -> dict[str, Tensor]:
         if quantiser.bits == 16:
             return {name: rows.bfloat16()}
-        return tables_of(name, packed_rows(rows.float(), quantiser))
+        return tables_of(name, quantiser.pack(rows.float()))
 
     rows = parts_of(torch.zeros(1, shape[1]))
     files = {key: [f"{key}.safetensors"] for key in rows}
