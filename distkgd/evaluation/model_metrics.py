@@ -9,14 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from distkgd.common.paths import AnyPath
-from distkgd.common.text import NONE, fixed
+from distkgd.common.text import NONE, count_text, fixed
 from distkgd.data import load_graph
 from distkgd.data.filters import KnownAnswers
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
 from distkgd.evaluation.breakdowns import RARE_BELOW, in_parts
-from distkgd.evaluation.ranking import HITS, Filter, Ties, metrics, protocol, ranks_of
-from distkgd.models.model_folder import data_since, load_model, same_vocabulary
+from distkgd.evaluation.ranking import HITS, Filter, Ties, metrics, protocol, ranks_and_ties_of
+from distkgd.models.model_folder import data_since, distinct_rows, load_model, same_vocabulary, sizes_on_disk
 
 RELATIONS_SHOWN = 20
 
@@ -51,7 +51,8 @@ def evaluate_model(
         raise DataError(f"{graph.name} has no {split} triples to rank; choose another split.")
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(ranks.device), graph.num_entities)
     since = data_since(loaded, graph)
-    rank = ranks_of(loaded.model, triples.to(ranks.device), known, ranks, ties=ties, filter_=filter_)
+    rank, tied = ranks_and_ties_of(loaded.model, triples.to(ranks.device), known, ranks, ties=ties, filter_=filter_)
+    few_bits = sizes_on_disk(folder)["bits"] < 32
     return {
         "model": str(folder),
         "data": graph.summary(),
@@ -60,7 +61,8 @@ def evaluate_model(
         "split": split,
         "protocol": protocol(ties, filter_),
         "world": ranks.world,
-        "overall": metrics(rank) | {"num_triples": float(len(triples))},
+        **({"distinct_rows": distinct_rows(loaded.model)} if few_bits else {}),
+        "overall": metrics(rank, tied if few_bits else None) | {"num_triples": float(len(triples))},
         **in_parts(rank, triples, graph, rare_below),
     }
 
@@ -90,6 +92,10 @@ def table(report: dict[str, Any]) -> Table:
             _add(drawn, name, row if section == "answer_degree" else report["overall"] | row)
     rules = ", ".join(f"{key}: {value}" for key, value in report["protocol"].items())
     lines = [f"Protocol: {rules}; world: {report['world']}.", *report.get("remarks", [])]
+    if "distinct_rows" in report:
+        entities = count_text(report["data"]["num_entities"])
+        rows_text = f"{count_text(report['distinct_rows'])} distinct rows of {entities} entities"
+        lines.append(f"Few bits: {rows_text}; {100 * report['overall']['tied']:.1f}% of the answers are tied.")
     if len(by_count) > RELATIONS_SHOWN:
         lines.append(f"{len(by_count) - RELATIONS_SHOWN} relations with fewer triples are not shown; --json has all.")
     drawn.caption = Text("\n" + "\n".join(lines), style="not italic")

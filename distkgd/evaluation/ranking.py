@@ -68,7 +68,22 @@ def ranks_of(
 
     triples: [n, 3] int64.
     """
-    return _ranks_of(model, None, triples, known, ranks, ties, filter_)[0]
+    return ranks_and_ties_of(model, triples, known, ranks, ties=ties, filter_=filter_)[0]
+
+
+@torch.no_grad()
+def ranks_and_ties_of(
+    model: Model,
+    triples: Tensor,
+    known: KnownAnswers,
+    ranks: Ranks,
+    *,
+    ties: Ties = "realistic",
+    filter_: Filter = "filtered",
+) -> tuple[Tensor, Tensor]:
+    """`ranks_of`, and [n, 2] bool: whether at least one other candidate is as good as the answer."""
+    rank, tied = _ranks_of(model, None, triples, known, ranks, ties, filter_)[:, 0]
+    return rank, tied > 0
 
 
 @torch.no_grad()
@@ -83,7 +98,7 @@ def ranks_of_crops(
     filter_: Filter = "filtered",
 ) -> dict[int, Tensor]:
     """dim -> `ranks_of` the crop of `model` to it, for ascending `dims`, in one pass over the candidates."""
-    found = _ranks_of(model, NestedScores(model.scorer, dims), triples, known, ranks, ties, filter_)
+    found, _ = _ranks_of(model, NestedScores(model.scorer, dims), triples, known, ranks, ties, filter_)
     return dict(zip(dims, found, strict=True))
 
 
@@ -96,7 +111,7 @@ def _ranks_of(
     ties: Ties,
     filter_: Filter,
 ) -> Tensor:
-    # [P, n, 2], of P crops or of the one model.
+    # [2, P, n, 2], of P crops or of the one model: ranks, and how many other candidates are as good.
     model = model.rounded()
     others = known if filter_ == "filtered" else None
     route = plan_route(fixed_entities(model.entity.total, triples.device), None, model.entity.total, ranks)
@@ -107,8 +122,8 @@ def _ranks_of(
     ]
     if not pieces:
         planes = 1 if crops is None else len(crops.dims)
-        return torch.zeros(planes, 0, 2, dtype=torch.float64, device=ranks.device)
-    return torch.cat(pieces, 1)
+        return torch.zeros(2, planes, 0, 2, dtype=torch.float64, device=ranks.device)
+    return torch.cat(pieces, 2)
 
 
 def _ranks_at_once(
@@ -156,9 +171,10 @@ def _ranks_at_once(
     # Pairs that do not count are below all; a NaN is neither at most nor below anything.
     rank = rank_of_counts(total - got["at_most"], total - got["below"], ties)
     rank = unsound_last(rank, own, mine, total, known)
-    by_triple = rank.T.reshape(n // 2, 2 * len(own))
+    both = torch.stack([rank, got["at_most"] - got["below"]])
+    by_triple = both.permute(2, 0, 1).reshape(n // 2, 4 * len(own))
     told = ranks.gather(by_triple, [count // 2 for count in counts], "partials")
-    return told.reshape(len(triples), 2, len(own)).permute(2, 0, 1)
+    return told.reshape(len(triples), 2, 2, len(own)).permute(2, 3, 0, 1)
 
 
 def fixed_entities(total: int, device: torch.device | None = None) -> Tensor:
@@ -203,13 +219,18 @@ def rank_of_counts(better: Tensor, no_worse: Tensor, ties: Ties) -> Tensor:
     return 1.0 + better + (no_worse - better) * {"realistic": 0.5, "optimistic": 0.0, "pessimistic": 1.0}[ties]
 
 
-def metrics(rank: Tensor) -> Metrics:
-    """MRR, Hits@k and mean rank of ranks of any shape; all None of no ranks, which no comparison takes for a number."""
+def metrics(rank: Tensor, tied: Tensor | None = None) -> Metrics:
+    """MRR, Hits@k and mean rank of ranks of any shape; all None of no ranks, which no comparison takes for a number.
+
+    tied: of `ranks_and_ties_of`; then also the share of the answers that are tied with another candidate.
+    """
     rank = rank.reshape(-1).double()
     if not len(rank):
-        return dict.fromkeys(("mrr", *(f"hits_at_{k}" for k in HITS), "mean_rank"))
+        names = ("mrr", *(f"hits_at_{k}" for k in HITS), "mean_rank")
+        return dict.fromkeys(names if tied is None else (*names, "tied"))
     hits = {f"hits_at_{k}": float((rank <= k).double().mean()) for k in HITS}
-    return {"mrr": float((1.0 / rank).mean()), **hits, "mean_rank": float(rank.mean())}
+    ties = {} if tied is None else {"tied": float(tied.double().mean())}
+    return {"mrr": float((1.0 / rank).mean()), **hits, "mean_rank": float(rank.mean()), **ties}
 
 
 def breakdown(

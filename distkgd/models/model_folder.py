@@ -262,8 +262,8 @@ def distinct_rows(model: Model) -> int:
     table = model.entity
     # A row is told by 64 bits, the sum of its numbers' bits, mixed, times odd whole numbers; 0.0 makes minus zero zero.
     factors = 1 + 2 * torch.randint(1 << 62, (table.dim,), generator=torch.Generator().manual_seed(0))
-    factors = factors.to(table.weight.device)
-    pieces = table.weight.split(max(1, (1 << 20) // table.dim))
+    factors, few = factors.to(table.ranks.device), max(1, (1 << 20) // table.dim)
+    pieces = (table.rows(slice(at, at + few)) for at in range(0, max(1, len(table.shard)), few))
     seen = (piece if table.quantiser is None else table.quantiser(piece) for piece in pieces)
     mine = torch.cat([(_mixed((rows.float() + 0.0).view(torch.int32)) * factors).sum(1) for rows in seen]).unique()
     return len(torch.cat(table.ranks.gather_objects(mine.cpu())).unique())

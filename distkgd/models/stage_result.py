@@ -66,7 +66,8 @@ class StageResult(Record):
     the table files are shared by. distinct_rows: how many of their rows differ, where they have few bits.
     teachers: names of stages, or paths of models. seconds: of the stage; train_seconds: of its steps; joules: None
         where the machine has no counter. best_step: whose rows were kept, -1 where nothing was validated.
-    valid, test: metrics by name (None: the split has no triples); None where the split was not ranked.
+    valid, test: metrics by name (None: the split has no triples); None where the split was not ranked. Of few bits
+    they have `tied`, the share of answers that are tied with another candidate.
     valid_by, test_by: metrics in parts, of the last split that has triples. curve: split -> dim of a crop -> metrics.
     crop_bytes: dim -> bytes. bits_curve: split -> nested width -> dim -> metrics; `curve` is that of the widest.
     bits_bytes: width -> dim -> bytes of packed tables. rounded: bits -> the model rounded to so many. early_steps:
@@ -135,12 +136,14 @@ class StageResult(Record):
         return (self.valid_by if split == "valid" else self.test_by) or {}
 
     def final_metrics(self) -> dict[str, float]:
-        """valid and test metrics by flat names, as a tracker has them; of an empty split none."""
+        """Metrics by flat names, as a tracker has them: of valid and test (of an empty split none), and of its rows."""
         found = {split: known_figures(self.metrics(split)) for split in ("valid", "test")}
         for split, of_bits in self.bits_curve.items():
             crops = {crop_metric(dim, b): one["mrr"] for b, of_dim in of_bits.items() for dim, one in of_dim.items()}
             found[split] |= known_figures(crops)
-        return {f"final/{split}/{name}": value for split in found for name, value in found[split].items()}
+        figures = {f"{split}/{name}": value for split in found for name, value in found[split].items()}
+        figures |= known_figures({"distinct_rows": self.distinct_rows, "bytes_per_entity": self.bytes_per_entity})
+        return {f"final/{name}": value for name, value in figures.items()}
 
     def folder_in(self, run_folder: Path) -> Path:
         """Where its model is: its stage's folder, or where a teacher was brought to."""

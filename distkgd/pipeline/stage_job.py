@@ -16,7 +16,7 @@ from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
 from distkgd.evaluation.breakdowns import in_parts
-from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
+from distkgd.evaluation.ranking import metrics, ranks_and_ties_of, ranks_of_crops
 from distkgd.kernels.quantiser import Rounding
 from distkgd.methods import Method, Setup, build_method
 from distkgd.models.init_from_teacher import init_from_teacher
@@ -80,7 +80,7 @@ class Run(Plan):
         whole = taken["bits"] == taken["relation_bits"] == 32
         sizes |= {"distinct_rows": distinct_rows(model)} if taken["bits"] < 32 else {}
         sizes |= {"sparse_bytes": sparse_bytes(model) if whole else None}
-        found = {split: self.evaluate(model, split) for split in self.splits}
+        found = {split: self.evaluate(model, split, taken["bits"] < 32) for split in self.splits}
         last = self.shown_split
         parts = in_parts(found[last][1], getattr(self.graph, last), self.graph)
         return sizes | {split: figures for split, (figures, _) in found.items()} | {f"{last}_by": parts}
@@ -99,14 +99,17 @@ class Run(Plan):
     def rounded(self, model: Model, bits: int) -> Rounded:
         """A model rounded to so many bits as `rounding` says, ranked on all `splits`."""
         seen = model.quantised(self.rounding(bits, model.scorer.dim))
-        return Rounded(bytes=table_bytes(seen), **{split: self.evaluate(seen, split)[0] for split in self.splits})
+        ranked = {split: self.evaluate(seen, split, few_bits=True)[0] for split in self.splits}
+        return Rounded(bytes=table_bytes(seen), **ranked)
 
-    def evaluate(self, model: Model, split: str) -> tuple[Metrics, torch.Tensor]:
-        """Metrics and ranks of a model on "valid" or "test"."""
+    def evaluate(self, model: Model, split: str, few_bits: bool = False) -> tuple[Metrics, torch.Tensor]:
+        """Metrics and ranks of a model on "valid" or "test"; of one of few bits also the share of tied answers."""
         triples = getattr(self.graph, split).to(self.ranks.device)
         config = self.config
-        rank = ranks_of(model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter)
-        return metrics(rank), rank
+        rank, tied = ranks_and_ties_of(
+            model, triples, self.all_answers, self.ranks, ties=config.ties, filter_=config.filter
+        )
+        return metrics(rank, tied if few_bits else None), rank
 
     def curve(self, model: Model, dims: Sequence[int], split: str, bits: int | None = None) -> dict[int, Metrics]:
         """dim -> metrics of the crop of a model to it, on "valid" or "test"; all dims in one pass.

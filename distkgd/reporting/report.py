@@ -200,13 +200,15 @@ def choices(stages: Sequence[StageResult]) -> list[str]:
 
 
 def few_bits(report: RunReport) -> list[str]:
-    """Of each model of few bits its row bytes and how many rows differ; the models that were also only rounded."""
+    """Of each model of few bits its row bytes, how many rows differ and answers are tied; those only rounded."""
     split, sentences = report.shown_split, []
     for stage in report.stages:
         if stage.distinct_rows is not None:
             # Entities of equal rows have equal scores.
             rows_text = f"{count_text(stage.distinct_rows)} distinct rows of {count_text(stage.num_entities)} entities"
-            sentences.append(f"{stage.name}: {stage.row_bytes} bytes a row; {rows_text}.")
+            tied = stage.metrics(split).get("tied")
+            ties = "" if tied is None else f"; {100 * tied:.1f}% of the {split} answers tied with another candidate"
+            sentences.append(f"{stage.name}: {stage.row_bytes} bytes a row; {rows_text}{ties}.")
         if stage.rounded:
             each = [
                 f"{bits} bit ({size_text(one.bytes)}) {fixed(one.mrr(split))}" for bits, one in stage.rounded.items()

@@ -19,6 +19,7 @@ from distkgd.evaluation.ranking import (
     breakdown,
     metrics,
     protocol,
+    ranks_and_ties_of,
     ranks_of,
     ranks_of_crops,
 )
@@ -106,6 +107,19 @@ def test_ties_are_handled_as_they_are_called(reciprocal: bool, filter_: str) -> 
         assert torch.equal(found[ties], naive_ranks(model, GRAPH.test, EVERYTHING, ties, filter_))
     assert torch.equal(found["realistic"], (found["optimistic"] + found["pessimistic"]) / 2)
     assert ((found["pessimistic"] - found["optimistic"]) > 1).any()
+
+
+@pytest.mark.parametrize("filter_", ["filtered", "raw"])
+def test_answers_are_tied_where_another_candidate_is_as_good(filter_: str) -> None:
+    known, model = KnownAnswers(EVERYTHING, GRAPH.num_entities), tied_model()
+    model.entity.weight[::2] += 0.01 * toy_model(GRAPH, "distmult", 2).entity.weight[::2]  # half of them tie no longer
+    worst, best = (naive_ranks(model, GRAPH.test, EVERYTHING, ties, filter_) for ties in ("pessimistic", "optimistic"))
+    for ties in TIES:
+        rank, tied = ranks_and_ties_of(model, GRAPH.test, known, Ranks(), ties=ties, filter_=filter_)  # type: ignore[arg-type]
+        assert torch.equal(tied, worst > best) and tied.any() and not tied.all()
+        assert torch.equal(rank, ranks_of(model, GRAPH.test, known, Ranks(), ties=ties, filter_=filter_))  # type: ignore[arg-type]
+    assert metrics(rank, tied) == metrics(rank) | {"tied": float((worst > best).double().mean())}
+    assert metrics(rank[:0], tied[:0]) == metrics(rank[:0]) | {"tied": None}
 
 
 def test_the_filter_takes_rivals_away() -> None:

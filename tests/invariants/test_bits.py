@@ -12,6 +12,8 @@ from distkgd.data.filters import KnownAnswers
 from distkgd.distributed.checkpoint.tables import write_tensors
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError
+from distkgd.evaluation import model_metrics
+from distkgd.evaluation.model_metrics import evaluate_model, table
 from distkgd.evaluation.ranking import ranks_of
 from distkgd.kernels.quantiser import Rounding
 from distkgd.methods import METHODS
@@ -99,17 +101,32 @@ def test_a_run_saves_the_rows_that_it_validated_and_counts_their_bytes(finished:
     assert set(codes.abs().round(decimals=3).unique().tolist()) <= {1.0, 3.0}
 
 
-def test_equal_rows_are_counted(finished: Path, tmp_path: Path) -> None:
+def test_equal_rows_and_tied_answers_are_counted(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = read_result(finished / "stages/student")
     rows = load_model(finished / "stages/student", Ranks()).model.entity.weight
     assert result is not None and result.distinct_rows == len(rows.unique(dim=0))
     tiny = run_of(tmp_path / "run", scorer="complex", dim=2, bits=1, start="random", method="scratch", teacher=None)
     small = read_result(tiny / "stages/student")
     assert small is not None and small.distinct_rows is not None and small.distinct_rows < small.num_entities
-    assert (
-        f"student: 3 bytes a row; {small.distinct_rows} distinct rows of 41 entities"
-        in (tiny / "report.md").read_text()
+    graph, model = toy_graph(), load_model(tiny / "stages/student", Ranks()).model
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    worst, best = (ranks_of(model, graph.test, known, Ranks(), ties=ties) for ties in ("pessimistic", "optimistic"))
+    tied = float((worst > best).double().mean())
+    assert tied > 0 and small.metrics("test")["tied"] == tied == small.final_metrics()["final/test/tied"]
+    assert small.final_metrics()["final/distinct_rows"] == small.distinct_rows
+    said = f"{small.distinct_rows} distinct rows of 41 entities; {100 * tied:.1f}% of the test answers tied"
+    assert f"student: 3 bytes a row; {said} with another candidate" in (tiny / "report.md").read_text()
+    monkeypatch.setattr(model_metrics, "load_graph", lambda _: graph)
+    told = evaluate_model(tiny / "stages/student", Ranks(), split="test", source="toy")
+    assert told["overall"]["tied"] == tied and told["distinct_rows"] == small.distinct_rows
+    assert f"{small.distinct_rows} distinct rows of 41 entities; {100 * tied:.1f}% of the answers" in str(
+        table(told).caption
     )
+    plain = run_of(tmp_path / "plain", bits=32, relation_bits=32, method="scratch", start="random", teacher=None)
+    whole = evaluate_model(plain / "stages/student", Ranks(), split="test", source="toy")
+    assert "tied" not in whole["overall"] and "distinct_rows" not in whole
 
 
 def test_rows_that_differ_in_their_signs_alone_are_told_apart() -> None:

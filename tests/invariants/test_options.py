@@ -531,13 +531,13 @@ def test_every_run_option_changes_something(name: str, tmp_path: Path, monkeypat
 def test_a_run_option_that_says_how_to_rank_is_also_what_the_best_rows_are_chosen_by(tmp_path: Path) -> None:
     """Validation uses the protocol of the report."""
     asked = []
-    real = ranking.ranks_of
+    real = ranking.ranks_and_ties_of
 
-    def ranks_of(*arguments: Any, ties: str, filter_: str) -> torch.Tensor:
+    def asked_of(*arguments: Any, ties: str, filter_: str) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append((ties, filter_))
         return real(*arguments, ties=ties, filter_=filter_)
 
-    with mock.patch.object(stage_job, "ranks_of", ranks_of):
+    with mock.patch.object(stage_job, "ranks_and_ties_of", asked_of):
         run_toy(tmp_path, {"ties": "pessimistic", "filter": "raw"})
     # Two validations, then valid and test of the finished model.
     assert asked == [("pessimistic", "raw")] * 4
