@@ -22,18 +22,22 @@ from torch import Tensor
 
 from distkgd.distributed import ranks as ranks_module
 from distkgd.distributed.ranks import Ranks, join_ranks
+from tests.gpu.device import install
 
 ANSWER_SECONDS = 240
-_pools: dict[int, "_Pool"] = {}
+_pools: dict[tuple[int, bool], "_Pool"] = {}
 
 
-def run_on_ranks(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
-    """What fn(ranks, **kwargs) returns on each of `world` ranks that are processes; world 1 runs right here."""
-    if world == 1:
+def run_on_ranks(world: int, fn: Callable[..., Any], *, pretend: bool = False, **kwargs: Any) -> list[Any]:
+    """What fn(ranks, **kwargs) returns on each of `world` ranks that are processes; world 1 runs right here.
+
+    pretend: on a pretend GPU each (`tests.gpu.device`), which no process gets rid of: world 1 has one of its own.
+    """
+    if world == 1 and not pretend:
         return [fn(Ranks(), **kwargs)]
-    if world not in _pools:
-        _pools[world] = _Pool(world)
-    return _pools[world].run(fn, kwargs)
+    if (world, pretend) not in _pools:
+        _pools[world, pretend] = _Pool(world, pretend)
+    return _pools[world, pretend].run(fn, kwargs)
 
 
 def run_on_threads(world: int, fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
@@ -128,17 +132,17 @@ class _Arriving:
 
 
 class _Pool:
-    def __init__(self, world: int) -> None:
+    def __init__(self, world: int, pretend: bool) -> None:
         # Forked of a process that has imported what ranks need, which takes seconds, once.
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["distkgd.pipeline.stage_job"])
-        self._world = world
+        self._key = world, pretend
         self._pipes: list[Connection] = []
         self._processes = []
         port = _free_port()
         for rank in range(world):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world, port, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, world, port, theirs, pretend), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(mine)
@@ -158,7 +162,7 @@ class _Pool:
                 answers.append((False, f"rank {rank} died"))
         if not all(good for good, _ in answers):
             self.close()
-            _pools.pop(self._world, None)
+            _pools.pop(self._key, None)
         return _values(answers)
 
     def close(self) -> None:
@@ -173,10 +177,12 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
+def _serve(rank: int, world: int, port: int, pipe: Connection, pretend: bool) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     ranks = join_ranks("cpu")
+    if pretend:
+        ranks.device = install()
     while True:
         try:
             fn, kwargs = pipe.recv()

@@ -49,7 +49,7 @@ def toy_run(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     graph = graph or toy_graph()
     everything = torch.cat([graph.train, graph.valid, graph.test])
     tracking = open_tracking(run_folder=folder, name="toy", uri=None, enabled=False, active=False)
-    answers = (KnownAnswers(t, graph.num_entities) for t in (graph.train, everything))
+    answers = (KnownAnswers(t.to(ranks.device), graph.num_entities) for t in (graph.train, everything))
     return Run(parsed, graph, folder, build_plan(parsed), ranks, tracking, Display(False), *answers)
 
 

@@ -1,0 +1,96 @@
+"""Operations on numbers that are not there: where only counts are asked for, reals have shapes alone.
+
+Whole numbers are computed, for what a step looks up follows from them; a real that is read is 1, a comparison of reals
+false. A step of any size is then counted in no time, and as it is: what it launches does not depend on reals.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
+# What makes as many numbers as the values of its tensors say.
+_BY_VALUE = ("nonzero", "_unique2", "masked_select", "unique_consecutive", "bincount")
+FEW = 16  # reals that are as few have numbers: 1 each, where they are made of some that have none
+_only = False
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Reals that the device makes inside have no numbers."""
+    global _only  # noqa: PLW0603
+    _only = True
+    try:
+        yield
+    finally:
+        _only = False
+
+
+def compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """func(*args, **kwargs) of the device's own tensors; reals, and what is made of them, on torch's meta device."""
+    if not _only:
+        return func(*args, **kwargs)
+    found = [x for x in _tensors((args, kwargs)) if x.is_meta]
+    if not found:
+        return tree_map(hollow, func(*args, **kwargs))
+    name = func._schema.name.partition("::")[2]
+    if name == "_local_scalar_dense":
+        return filled(args[0]).item()
+    if name in _BY_VALUE:
+        return tree_map(hollow, func(*tree_map(filled, args), **kwargs))
+    if name in INDEXED:
+        args = [args[0], _indices(args[1]), *args[2:]]
+    out = func(*tree_map(_meta, args), **tree_map(_meta, kwargs))
+    fresh = all(r.alias_info is None for r in func._schema.returns)
+    return tree_map(_settled, out) if fresh else out
+
+
+def hollow(value: Any) -> Any:
+    """A tensor of reals without its numbers; anything else as it is."""
+    many = isinstance(value, Tensor) and value.is_floating_point() and value.numel() > FEW
+    return _meta(value) if many and _only else value
+
+
+def filled(value: Any) -> Any:
+    """A tensor on the CPU: of 1 or false where it had no numbers."""
+    if not isinstance(value, Tensor) or not value.is_meta:
+        return value
+    return torch.full(value.shape, value.is_floating_point(), dtype=value.dtype)
+
+
+def _settled(value: Any) -> Any:
+    # A loss, a scale: one that is compared with itself is to be the same.
+    few = isinstance(value, Tensor) and value.is_floating_point() and value.numel() <= FEW
+    return filled(value) if few else value
+
+
+def place(tensor: Tensor) -> int:
+    """Where its first number lies, or would."""
+    if not tensor.is_meta:
+        return tensor.data_ptr()
+    return tensor.untyped_storage()._cdata + tensor.storage_offset() * tensor.element_size()
+
+
+def _meta(value: Any) -> Any:
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def _indices(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    # Meta tensors have no boolean index.
+    out: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            out += filled(index).nonzero().unbind(1)
+        else:
+            out.append(index)
+    return out
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, Tensor)]
