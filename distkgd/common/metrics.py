@@ -10,6 +10,6 @@ def known_figures(found: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def crop_metric(dim: int, bits: int | None = None) -> str:
-    """Name of the MRR of a model's first `dim` numbers per entity, in a width of theirs where widths are nested."""
-    return f"mrr_{dim}" if bits is None else f"mrr_{dim}_{bits}bit"
+def crop_metric(dim: int, bits: int | None = None, what: str = "mrr") -> str:
+    """Name of a figure of a model's first `dim` numbers per entity, or of so many bits of each."""
+    return f"{what}_{dim}" if bits is None else f"{what}_{dim}_{bits}bit"

@@ -1,6 +1,7 @@
 """What a finished stage tells: made once when it ends, kept as its result.json, and a row of the run's report.json."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,29 @@ class StageResult(Record):
         return (self.valid_by if split == "valid" else self.test_by) or {}
 
     def final_metrics(self) -> dict[str, float]:
-        """Metrics by flat names, as a tracker has them: of valid and test (of an empty split none), and of its rows."""
-        found = {split: known_figures(self.metrics(split)) for split in ("valid", "test")}
-        for split, of_bits in self.bits_curve.items():
-            crops = {crop_metric(dim, b): one["mrr"] for b, of_dim in of_bits.items() for dim, one in of_dim.items()}
-            found[split] |= known_figures(crops)
-        figures = {f"{split}/{name}": value for split in found for name, value in found[split].items()}
-        figures |= known_figures({"distinct_rows": self.distinct_rows, "bytes_per_entity": self.bytes_per_entity})
-        return {f"final/{name}": value for name, value in figures.items()}
+        """Metrics by flat names, as a tracker has them; of an empty split none.
+
+        Also the MRR and bytes of each of its forms: crops, nested widths, merely rounded.
+        """
+        figures: Metrics = {"distinct_rows": self.distinct_rows, "bytes_per_entity": self.bytes_per_entity}
+        for split in ("valid", "test"):
+            figures |= {f"{split}/{name}": value for name, value in self.metrics(split).items()}
+        for dim, bits, size, found in self._forms():
+            figures |= {f"{split}/{crop_metric(dim, bits)}": one["mrr"] for split, one in found.items()}
+            if size is not None and self.num_entities:
+                figures[crop_metric(dim, bits, "bytes_per_entity")] = size / self.num_entities
+        return {f"final/{name}": value for name, value in known_figures(figures).items()}
+
+    def _forms(self) -> Iterator[tuple[int, int | None, int | None, dict[str, Metrics]]]:
+        # (dim, bits, bytes, split -> metrics) of its crops, in nested widths if it has these, and merely rounded.
+        for bits, sizes in self.bits_bytes.items():
+            for dim, size in sizes.items():
+                yield dim, bits, size, {split: of_bits[bits][dim] for split, of_bits in self.bits_curve.items()}
+        for dim in {} if self.bits_curve else next(iter(self.curve.values()), {}):
+            yield dim, None, self.crop_bytes.get(dim), {split: of_dim[dim] for split, of_dim in self.curve.items()}
+        for bits, one in self.rounded.items():
+            ranked = {"valid": one.valid, "test": one.test}
+            yield self.dim, bits, one.bytes, {split: found for split, found in ranked.items() if found is not None}
 
     def folder_in(self, run_folder: Path) -> Path:
         """Where its model is: its stage's folder, or where a teacher was brought to."""

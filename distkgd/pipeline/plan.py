@@ -4,7 +4,8 @@ runs/NAME/
   plan.yaml                      the resolved config and its stages
   stages/STAGE/checkpoint/       resumable state; model/ the finished model; metrics.jsonl; result.json
   report.json  report.md         what came out
-  report.html  examples.json     the same as a page, and the answers that it shows
+  report.html  frontier.html     the same as a page, and the first chart of it alone
+  examples.json                  the answers that the page shows
   mlflow.json                    run ids, so that a resumed run continues its curves
 """
 
@@ -52,7 +53,7 @@ from distkgd.tracking.tracker import Status, Tracking
 from distkgd.training.job import Job, Progress, Watch
 from distkgd.training.loop import train_stage
 
-REPORTS = ("report.json", "report.md", "report.html")
+REPORTS = ("report.json", "report.md", "report.html", "frontier.html")
 
 
 class Addition(NamedTuple):
@@ -143,6 +144,7 @@ def leave_reports(plan: Plan, report: RunReport, tracking: Tracking, say: Callab
     write_report(folder, report)
     if wanted.html:
         write_html(folder, report, lambda: plan.graph, wanted.queries)
+    tracking.log(report.budget_metrics)
     register_run(plan, report, tracking, say)
 
 

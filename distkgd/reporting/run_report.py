@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from distkgd.common.files import write_atomic
+from distkgd.common.metrics import Metrics, crop_metric, known_figures
 from distkgd.common.paths import AnyPath
 from distkgd.common.text import of_bits
 from distkgd.errors import ModelError
@@ -111,6 +112,16 @@ class RunReport(Record):
         """The stage that the run is about: the last that is no baseline and teaches nobody."""
         ends = [stage for stage in self.stages if not stage.is_direct and stage.name not in self.teaching]
         return (ends or self.stages)[-1]
+
+    @property
+    def budget_metrics(self) -> dict[str, float]:
+        """Of each size that a budget looked at, by flat names, as a tracker has them."""
+        figures: Metrics = {}
+        for one in () if self.budget is None else self.budget.sizes:
+            size = None if one.tables is None else one.tables / self.data.num_entities
+            each = {"valid/mrr": one.valid, "test/mrr": one.test, "bytes_per_entity": size, "ms_per_query": one.ms}
+            figures |= {crop_metric(one.dim, one.bits, f"budget/{name}"): value for name, value in each.items()}
+        return known_figures(figures)
 
     def stage(self, name: str) -> StageResult | None:
         """By its name."""

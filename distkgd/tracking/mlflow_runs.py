@@ -117,7 +117,7 @@ class MlflowStageTracking(StageTracking):
         self._guard.attempt(self._opened)
 
     def log(self, metrics: Metrics, step: int) -> None:
-        self._points += self._made(metrics, step)
+        self._points += _points(metrics, step)
         self._last_step = max(self._last_step, step)
         waited = time.monotonic() - self._flushed_at
         is_due = len(self._points) >= FLUSH_POINTS or waited >= FLUSH_SECONDS
@@ -134,22 +134,12 @@ class MlflowStageTracking(StageTracking):
         self.is_open = False
         self._guard.attempt(self._flush)
         # Newer than what a reopened run may have at this step: `_flush` would leave them out.
-        self._guard.attempt(lambda: self._send(self._opened().id, self._made(metrics, self._last_step)))
+        self._guard.attempt(lambda: _send(self._store, self._opened().id, _points(metrics, self._last_step)))
         if model_folder is not None:
             self._guard.attempt(lambda: self._store.log_files(self._opened().id, model_folder, "model"))
         if self._monitor is not None:
             self._guard.attempt(self._monitor.finish)
         self._guard.attempt(lambda: self._store.client.set_terminated(self._opened().id, status))
-
-    def _made(self, metrics: Metrics, step: int) -> list[Any]:
-        metric, now = import_module("mlflow.entities").Metric, time.time_ns() // 1_000_000
-        return [metric(safe_name(name), float(value), now, step) for name, value in metrics.items()]
-
-    def _send(self, run_id: str, points: list[Any]) -> None:
-        """Send points, which leave the list as they arrive."""
-        while points:
-            self._store.client.log_batch(run_id, metrics=points[:METRICS_PER_CALL], synchronous=True)
-            del points[:METRICS_PER_CALL]
 
     def _opened(self) -> OpenRun:
         if self._run is None:
@@ -164,7 +154,7 @@ class MlflowStageTracking(StageTracking):
         """Send the buffer. What the reopened run already has is not sent twice: one value per step."""
         run = self._opened()
         self._points = [point for point in self._points if point.step > run.steps.get(point.key, -math.inf)]
-        self._send(run.id, self._points)
+        _send(self._store, run.id, self._points)
         self._flushed_at = time.monotonic()
 
     def _checkpoint(self, path: Path, step: int, sha256: str) -> None:
@@ -261,6 +251,11 @@ class MlflowTracking(Tracking):
             self._guard.attempt(lambda: lines.extend(register(*arguments, max_mb=max_mb, runs=runs).lines))
         return lines
 
+    def log(self, metrics: Metrics) -> None:
+        store, run_id = self._store, self._run_id
+        if store is not None and run_id is not None and not self._attached:
+            self._guard.attempt(lambda: _send(store, run_id, _points(metrics, 0)))
+
     def finish(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
         for stage in self._stages:
             stage.finish(status, None)
@@ -292,6 +287,18 @@ def register_finished(
         raise ConfigError(f"mlflow cannot be imported ({error}): pip install 'distkgd[mlflow]'") from None
     except Exception as error:
         raise ConfigError(f"the MLflow store {redact(uri)} did not take the models: {one_line(error)}") from error
+
+
+def _points(metrics: Metrics, step: int) -> list[Any]:
+    metric, now = import_module("mlflow.entities").Metric, time.time_ns() // 1_000_000
+    return [metric(safe_name(name), float(value), now, step) for name, value in metrics.items()]
+
+
+def _send(store: Store, run_id: str, points: list[Any]) -> None:
+    """Send points, which leave the list as they arrive."""
+    while points:
+        store.client.log_batch(run_id, metrics=points[:METRICS_PER_CALL], synchronous=True)
+        del points[:METRICS_PER_CALL]
 
 
 def _is_kept(uri: str) -> bool:

@@ -58,6 +58,10 @@ class Tracking(ABC):
         """Put finished models into the registry (`distkgd.tracking.serving.registry`), and say what became of each."""
 
     @abstractmethod
+    def log(self, metrics: Metrics) -> None:
+        """Figures of the plan as a whole, into the parent run."""
+
+    @abstractmethod
     def finish(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
         """Close the parent run, and with the same status every stage that is still open."""
 
@@ -91,6 +95,9 @@ class NoTracking(Tracking):
 
     def register(self, entries: Sequence[Entry], name: str, max_mb: float | None) -> list[str]:
         return []
+
+    def log(self, metrics: Metrics) -> None:
+        pass
 
     def finish(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
         pass

@@ -313,5 +313,8 @@ def test_a_teacher_is_also_only_rounded_where_the_report_asks_for_it(tmp_path: P
         assert result.rounded[bits].mrr("test") == pytest.approx(float((1 / rank).mean()), abs=1e-12)
         tensors = teacher.entity.total * Rounding(bits).quantisers(teacher.scorer)["entity"].row_bytes(8)
         assert tensors < result.rounded[bits].bytes < bytes_on_disk(tmp_path / f"{bits}")
+        told = result.final_metrics()
+        assert told[f"final/test/mrr_8_{bits}bit"] == result.rounded[bits].mrr("test")
+        assert told[f"final/bytes_per_entity_8_{bits}bit"] == result.rounded[bits].bytes / graph.num_entities
     assert "teacher, only rounded, test MRR: 8 bit (" in (tmp_path / "run/report.md").read_text()
     assert "2 bit" in (tmp_path / "run/report.html").read_text()

@@ -173,7 +173,11 @@ def test_a_result_counts_what_all_widths_take_and_picks_rows_by_all_of_them(fini
         assert line["valid/mrr"] == pytest.approx(sum(every) / len(every))
     best = max(validations, key=lambda line: line["valid/mrr"])
     assert best["valid/mrr_4_2bit"] == pytest.approx(result.bits_curve["valid"][2][4]["mrr"], abs=1e-12)
-    assert result.final_metrics()["final/test/mrr_4_2bit"] == result.bits_curve["test"][2][4]["mrr"]
+    told = result.final_metrics()
+    assert told["final/test/mrr_4_2bit"] == result.bits_curve["test"][2][4]["mrr"]
+    assert told["final/bytes_per_entity_4_2bit"] == result.bits_bytes[2][4] / 41
+    forms = [name for name in told if "mrr_" in name]
+    assert len(forms) == 2 * len(EVERY) and "final/test/mrr_4" not in told
 
 
 def test_reports_show_every_crop_with_its_bytes(finished: Path) -> None:

@@ -30,7 +30,7 @@ from distkgd.methods import MethodSettings
 from distkgd.models.model_folder import load_model
 from distkgd.pipeline import plan
 from distkgd.pipeline.config import RunConfig, load_config, parse_config, resolved
-from distkgd.pipeline.plan import run_plan
+from distkgd.pipeline.plan import REPORTS, run_plan
 from distkgd.pipeline.stages import build_plan
 from distkgd.reporting.report import rows
 from distkgd.reporting.run_report import read_report
@@ -182,7 +182,8 @@ def test_the_run_folder_holds_what_the_documentation_names(tmp_path: Path) -> No
     tree = {**TAUGHT, "baseline": True}
     ran(tmp_path, tree)
     stages = {"teacher", "student", "direct"}
-    files = {"plan.yaml", "report.json", "report.md", "report.html", "examples.json"}
+    files = {"plan.yaml", *REPORTS, "examples.json"}
+    assert {"report.json", "report.md", "report.html", "frontier.html"} == {*REPORTS}  # what MLflow gets
     assert {path.name for path in tmp_path.iterdir()} == {*files, "stages"}
     assert {path.name for path in (tmp_path / "stages").iterdir()} == stages
     for stage in stages:

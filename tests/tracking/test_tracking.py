@@ -86,6 +86,14 @@ def test_a_plan_is_a_parent_run_and_each_stage_a_child_of_it(uri: str):
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
+def test_figures_of_a_plan_as_a_whole_are_the_parents(uri: str):
+    for mrr in (0.25, 0.5):  # told again by a resumed plan
+        tracking = _started(uri)
+        tracking.log({"budget/test/mrr_32_2bit": mrr})
+        tracking.finish("FINISHED")
+    assert _runs(uri)["plan"].data.metrics == {"budget/test/mrr_32_2bit": 0.5}
+
+
 def test_a_resumed_plan_reopens_its_runs_and_continues_its_curves(uri: str):
     first = _started(uri)
     stage = first.stage("student", {"dim": 32}, {})

@@ -39,12 +39,14 @@ from distkgd.reporting.report import (
 )
 from distkgd.reporting.run_report import MEASURED, REPORT, RunReport, read_report
 
-FILE = "report.html"
+FILE, FRONTIER = "report.html", "frontier.html"
 QUERIES = 200
 
 
 def write_html(folder: Path, report: RunReport, load: Callable[[], Graph], queries: int = QUERIES) -> list[str]:
-    """Write `report.html` into a run folder, and `examples.json` if models have to be asked for it.
+    """Write `report.html` and `frontier.html`, the first chart of it alone, into a run folder.
+
+    `examples.json` too, if models have to be asked for the page.
 
     load: the run's graph, wanted only for that. queries: asked of the last split, of large tables fewer; 0: none.
 
@@ -52,6 +54,8 @@ def write_html(folder: Path, report: RunReport, load: Callable[[], Graph], queri
     """
     page, missing = render(folder, report, load, queries)
     write_atomic(folder / FILE, page)
+    alone = _template().render(report=report, sections=[frontier_section(report)], alone=True)
+    write_atomic(folder / FRONTIER, alone)
     return missing
 
 
@@ -117,6 +121,7 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
     sections = [frontier_section(report), training_section(report, folder), parts_section(report, pair), answers]
     page = _template().render(
         report=report,
+        alone=False,
         split=report.shown_split,
         lead=_lead(report),
         keys=_keys(report),

@@ -372,6 +372,16 @@ def test_crops_are_in_the_chart_of_sizes_with_their_own_bytes(croppable: Path) -
     assert abs(stage["crop_bytes"]["4"] - direct["bytes"]) < 32
 
 
+def test_the_frontier_stands_alone_in_a_file_of_its_own(folder: Path, page: Node) -> None:
+    alone = read((folder / "frontier.html").read_text(encoding="utf-8"))
+    assert titles(alone) == ["What the bytes buy"] and len(alone.find("section")) == 1
+    assert cells(alone.find("table")[0]) == cells(figure(page, "What the bytes buy").find("table")[0])
+    assert alone.find("style")[0].text == page.find("style")[0].text
+    marks = [[mark.attributes for mark in figure(one, "What the bytes buy").find("i")] for one in (alone, page)]
+    assert marks[0] == marks[1] and len(marks[0]) > 3
+    assert not alone.find("a") and not alone.find("dl") and not alone.find("footer")
+
+
 def published_run(**changes: Any) -> Any:
     """The report of a run on WN18RR, but for `changes`."""
     sha256 = next(iter(RECORDS))
@@ -412,10 +422,14 @@ def test_what_a_budget_has_looked_at_is_on_the_frontier() -> None:
     budget = {"wanted": {}, "met": True, "chosen": 8, "bits": 2, "stage": "student_8_2bit", "sizes": sizes}
     chosen = {"name": "student_8_2bit", "bits": 2, "bytes": 50, "teachers": ["student"], "test": {"mrr": 0.31}}
     stages = [{"name": "student", "bytes": 360, "test": {"mrr": 0.33}}, chosen]
-    section = frontier_section(report_of({"stages": stages, "budget": budget}))
+    report = report_of({"stages": stages, "budget": budget})
+    section = frontier_section(report)
     names = [row[0] for row in section.figures[0].rows]
     assert names == ["student", "student_8_2bit", "student, only rounded, 8 × 4 bit"]
     assert section.figures[0].rows[-1][1:] == ["10.0", "0.290"]
+    told, entities = report.budget_metrics, report.data.num_entities
+    assert told["budget/test/mrr_8_2bit"] == 0.29 and told["budget/bytes_per_entity_8_2bit"] == 45 / entities
+    assert len(told) == 3 * 4
 
 
 def test_without_the_option_there_is_no_page(tmp_path: Path) -> None:
@@ -472,9 +486,12 @@ def launched(*arguments: str) -> Any:
 
 def test_the_launcher_makes_the_page_of_an_old_run_again(copy: Path) -> None:
     before = (copy / "report.html").read_text(encoding="utf-8")
-    (copy / "report.html").unlink()
+    chart = (copy / "frontier.html").read_text(encoding="utf-8")
+    for name in ("report.html", "frontier.html"):
+        (copy / name).unlink()
     assert launched(str(copy)).exit_code == 0
     assert (copy / "report.html").read_text(encoding="utf-8") == before
+    assert (copy / "frontier.html").read_text(encoding="utf-8") == chart
 
 
 def test_a_folder_that_is_no_finished_run_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
