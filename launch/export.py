@@ -21,6 +21,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.evaluation.packing_cost import cost_of_packing
 from distkgd.kernels.quantiser import BITS, Rounding
 from distkgd.models.export import FORMATS, export_model
+from distkgd.models.model_folder import read_json
 
 
 def main(
@@ -49,6 +50,8 @@ def main(
         tables = sum(file.stat().st_size for file in files if file.suffix not in (".tsv", ".json", ".md"))
         names = ", ".join(str(file.relative_to(out)) for file in files)
         display.line(f"written: {out} ({names}; {size / 1e6:,.1f} MB, tables {tables:,} bytes)")
+        for text in read_json(out / "config.json").get("widened", []):
+            display.line(text)
         if kind == "packed":
             display.line(cost_of_packing(model, out, ranks, dim))
 

@@ -2,6 +2,7 @@
 
 A format is a function (source, folder) -> changes to config.json, among them "files": {table: [file names]}. It
 writes the tables; names and config.json are the same for all. Only the formats of IN_MEMORY hold tables in memory.
+Of a model of few bits config.json says in "widened" what was written in more.
 """
 
 import json
@@ -78,6 +79,8 @@ def export_model(
             if (source.folder / labels).is_file():
                 shutil.copyfile(source.folder / labels, folder / labels)
         changes = FORMATS[format_](source, folder)
+        widened = [] if format_ == "packed" else changes.pop("widened", source.widened("entity", "relation"))
+        changes |= {"widened": widened} if widened else {}
         files = [file for of_table in changes["files"].values() for file in of_table]
         config = source.plain_config | changes | {"sha256": {file: sha256_of(folder / file) for file in files}}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

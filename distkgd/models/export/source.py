@@ -170,6 +170,22 @@ class Source:
         widened = {"format": FORMAT, "dtype": "float32"} if self.config["format"] == PACKED else {}
         return {key: value for key, value in self.config.items() if key != "packed"} | widened
 
+    def bits(self, table: str) -> int:
+        """Of each number of "entity" or "relation" as the model holds them."""
+        bits: int = self.config.get("packed", {}).get(table, {}).get("bits", 32)
+        return bits
+
+    def widened(self, *tables: str) -> list[str]:
+        """What to say of those of the tables, "entity" and "relation", that are written wider than the model's."""
+        said = []
+        for name in tables:
+            if (bits := self.bits(name)) < 32:
+                width = getattr(self, name).shape[1]
+                before = quantiser_of(self.config["packed"][name]).row_bytes(width)
+                many = "s" if bits > 1 else ""
+                said.append(f"{name}: {bits} bit{many} widened to float32, {before} to {4 * width:,} bytes a row")
+        return said
+
     def crop(self, dim: int) -> "Source":
         """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none."""
         scorer = self.scorer.crop(dim)

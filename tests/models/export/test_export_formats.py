@@ -16,6 +16,7 @@ from distkgd.distributed.checkpoint.tables import write_tensors
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
 from distkgd.evaluation.packing_cost import cost_of_packing
+from distkgd.kernels.quantiser import Rounding
 from distkgd.models.export import FORMATS, export_model, onnx_format
 from distkgd.models.export.faiss_format import WHY_NOT, open_searcher
 from distkgd.models.formats.int8 import read_int8
@@ -82,6 +83,57 @@ def test_a_search_is_exact_scoring_or_is_refused_with_the_reason(
         scores, ids = found.search(heads, relations, 10, ask=ask)
         assert torch.equal(ids, best.indices)
         torch.testing.assert_close(scores, best.values, rtol=1e-4, atol=1e-4)
+
+
+EXACT = [("complex", bits, None) for bits in (1, 2, 3, 4, 16)] + [("transe", 1, None), ("transe", 16, None)]
+AGAIN = [("complex", 8, None), ("complex", 2, 4), ("transe", 4, None)]  # rounded again
+
+
+@pytest.mark.parametrize(("name", "bits", "group"), [*EXACT, *AGAIN])
+def test_rows_of_few_bits_are_searched_in_few_bits(
+    name: str, bits: int, group: int | None, graph: Graph, tmp_path: Path
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    whole = stage_of(tmp_path / "whole", graph, name, 2 if name == "transe" else None)
+    whole.entity.weight[7] = 0.0  # a row without a step
+    save_model(tmp_path / "model", whole.quantised(Rounding(bits, 4, group)), graph, {"data": graph.summary()})
+    export_model(tmp_path, tmp_path / "out", "faiss", Ranks())
+    config, found = json.loads((tmp_path / "out/config.json").read_text()), open_searcher(tmp_path / "out")
+    exact = (name, bits, group) in EXACT
+    model, close = load_model(tmp_path, Ranks()).model.widened(), 1e-4 if exact else 0.02
+    torch.testing.assert_close(found.rows(torch.arange(ENTITIES)), model.entity.rows(slice(None)), rtol=0, atol=close)
+    heads, relations = some_questions()
+    for ask, rows in (("tail", relations), ("head", relations + RELATIONS)):
+        expected = tail_scores(model, heads, rows)
+        scores, ids = found.search(heads, relations, ENTITIES, ask=ask)
+        torch.testing.assert_close(scores, expected.gather(1, ids), rtol=close, atol=3 * close)
+        assert (scores[:, 1:] <= scores[:, :-1]).all()
+    code = found.index.code_size
+    assert type(found.index) is (faiss.IndexRaBitQ if bits <= 4 and exact else faiss.IndexScalarQuantizer)
+    assert code == (2 * DIM if bits == 16 else bits * DIM // 8 + 8 if exact else DIM) < 4 * DIM
+    again = f"entity: {bits} bits rounded again to 8, with a range per column"
+    assert config["widened"] == [
+        "relation: 4 bits widened to float32, 6 to 32 bytes a row",
+        *([] if exact else [again]),
+    ]
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "numpy", "sparse", "parquet", "onnx", "pykeen"])
+def test_an_export_says_what_it_widens(
+    format_: str, graph: Graph, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if (needed := {"parquet": "pyarrow", "onnx": "onnxscript", "pykeen": "pykeen"}.get(format_)) is not None:
+        pytest.importorskip(needed)
+    whole = stage_of(tmp_path / "whole", graph, "complex")
+    save_model(tmp_path / "model", whole.quantised(Rounding(1, 16)), graph, {"data": graph.summary()})
+    with pytest.raises(SystemExit, match="0"):
+        main(tmp_path, tmp_path / "out", format_, None, None, None, None)
+    said = "entity: 1 bit widened to float32, 3 to 32 bytes a row"
+    assert said in capfd.readouterr().err
+    others = ["relation: 16 bits widened to float32, 16 to 32 bytes a row"]
+    assert json.loads((tmp_path / "out/config.json").read_text())["widened"] == [said, *others]
+    export_model(tmp_path / "whole", tmp_path / "plain", format_, Ranks())
+    assert "widened" not in json.loads((tmp_path / "plain/config.json").read_text())
 
 
 def test_the_header_that_is_written_is_that_of_the_library(graph: Graph, tmp_path: Path) -> None:
