@@ -147,31 +147,44 @@ class StepInputBuilder:
             listed, absent = self._grouped(met), None
             if travelling:
                 listed, absent = self._own_part(listed)
-            mask = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
-            mask = mask if absent is None else mask | absent.unsqueeze(1)
+            left_out = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
+            left_out = left_out if absent is None else left_out | absent.unsqueeze(1)
             layout = CandidateLayout(
                 self.ranks,
                 counts=counts,
                 groups=len(listed),
                 num_candidates=listed.shape[1],
                 most_candidates=self.num,
-                mask=mask,
+                mask=left_out,
             )
             return listed, listed.reshape(-1) - lo, layout
         ids: Tensor | None = None
         if self.kind == "batch":
             ids = self.drawn(part)
-            ids = ids[(ids >= lo) & (ids < hi)] if ids is not None and travelling else ids
+            if ids is not None and travelling and self.ranks.world > 1:
+                ids = ids[(ids >= lo) & (ids < hi)]
         elif self.move == "rows":
             ids = torch.arange(self.sampler.num_entities, device=part.triples.device)
-        excluded = excluded_from_shared(met.queries, ids, lo, hi, known)
         number = hi - lo if ids is None else len(ids)
+        excluded = answers = mask = None
+        if known is not None or met.triples.device.type == "cpu":
+            excluded = excluded_from_shared(met.queries, ids, lo, hi, known)
+        elif ids is None:  # nothing whose size the host would have to wait for
+            answers = met.queries.answer - lo
+        else:
+            mask = met.queries.answer.unsqueeze(1) == ids
         # What all ranks know of each other's lists: the largest shard, or all that were drawn.
         most = (
             max(b - a for a, b in pairwise(self.cuts)) if ids is None else self.num if self.kind == "batch" else number
         )
         layout = CandidateLayout(
-            self.ranks, counts=counts, num_candidates=number, most_candidates=most, excluded=excluded
+            self.ranks,
+            counts=counts,
+            num_candidates=number,
+            most_candidates=most,
+            excluded=excluded,
+            answers=answers,
+            mask=mask,
         )
         return ids, None if ids is None else ids - lo, layout
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
@@ -30,7 +31,7 @@ class Route:
     inverse: [n] position in the de-duplicated answer of each id looked up.
     send, receive: rows sent to / received from each rank by the look-up.
     requested: [sum(send)] position in `touched` of each row other ranks (and this one) asked for; None: all, in order.
-    touched: [m] local rows of this shard that were asked for or listed as candidates, ascending.
+    touched: [m] local rows of this shard that were asked for or listed as candidates, as `distinct` has them.
     candidates: [k] position in `touched` of this rank's candidate rows; None: every row of the shard is one.
     """
 
@@ -75,7 +76,11 @@ def plan_route_async(
         if counts is not None:
             receive, send = counts, counts
         else:
-            edges = torch.searchsorted(unique, torch.tensor(ranks.bounds(total), device=unique.device))
+            edges = torch.searchsorted(
+                unique, torch.arange(ranks.world + 1, device=unique.device) * total // ranks.world
+            )
+            if len(inverse):  # what `distinct` repeats is asked for once
+                edges = torch.minimum(edges, inverse.max() + 1)
             wanted = (edges[1:] - edges[:-1]).contiguous()
             one_each = [1] * ranks.world
             asked = ranks.all_to_all_async(wanted, one_each, one_each, "ids")
@@ -96,8 +101,11 @@ def plan_route_async(
 def distinct(ids: Tensor, below: int) -> tuple[Tensor, Tensor]:
     """([u] ascending, [n] where each of `ids` is among them) of ids [n] in [0, below).
 
-    Many ids of few are found by ticking them off instead of sorting them.
+    Many ids of few are found by ticking them off instead of sorting them. On an accelerator, where the host would have
+    to wait to learn how many they are, u is as many as they could be, and the last of them is repeated.
     """
+    if ids.device.type != "cpu" and len(ids):
+        return _distinct_padded(ids, below)
     if below > 4 * len(ids):
         unique, inverse = torch.unique(ids, return_inverse=True)
         return unique, inverse
@@ -105,6 +113,17 @@ def distinct(ids: Tensor, below: int) -> tuple[Tensor, Tensor]:
     unique = place.nonzero().squeeze(1)
     place[unique] = torch.arange(len(unique), device=ids.device)
     return unique, place[ids]
+
+
+def _distinct_padded(ids: Tensor, below: int) -> tuple[Tensor, Tensor]:
+    if below > 4 * len(ids):
+        listed, order = torch.sort(ids)
+        among = F.pad((listed[1:] != listed[:-1]).cumsum(0), (1, 0))
+        place, last = torch.empty_like(ids).scatter_(0, order, among), listed[-1:]
+    else:
+        place = (ids.new_zeros(below).index_fill_(0, ids, 1).cumsum(0) - 1)[ids]
+        last = ids.max().reshape(1)
+    return last.repeat(min(len(ids), below)).scatter_(0, place, ids), place
 
 
 def run_to_end(steps: Generator[None, None, T]) -> T:

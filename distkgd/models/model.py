@@ -185,6 +185,9 @@ def project(scorer: Scorer, reciprocal: bool, queries: Queries, anchor: Tensor, 
     if reciprocal:
         return scorer.tail_query(anchor, relation)
     asks_head = queries.side == 1
+    if asks_head.device.type != "cpu":  # whose questions the host does not know, and would have to wait for
+        both = scorer.head_query(anchor, relation), scorer.tail_query(anchor, relation)
+        return torch.where(asks_head.unsqueeze(1), *both)
     if asks_head.all():
         return scorer.head_query(anchor, relation)
     if not asks_head.any():

@@ -20,7 +20,10 @@ def complex_product(x: Tensor, y: Tensor) -> Tensor:
 
 def conjugate(x: Tensor) -> Tensor:
     """`[..., 2k]` of complex numbers, stored (re, im, re, im, …)."""
-    return x * x.new_tensor([1.0, -1.0]).repeat(x.shape[-1] // 2)
+    if x.dtype in (torch.float32, torch.float64):
+        return torch.view_as_real(as_complex(x).conj_physical()).flatten(-2)
+    re, im = split_pairs(x)
+    return join_pairs(re, -im)
 
 
 def as_complex(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -27,6 +26,7 @@ from distkgd.training.job import (
     write,
 )
 from distkgd.training.metrics_log import MetricsLog
+from distkgd.training.step_terms import Number, StepTerms
 
 SCORED = 1024  # training triples, evenly spaced, whose scores must be finite
 OVERFLOWS = 1e9  # numbers of a model that was trained are never as large; three of them multiplied are soon infinite
@@ -40,6 +40,7 @@ def train_stage(job: Job) -> Progress:
     steps aside for an unfinished teacher; DivergedError on a NaN or Inf loss or row; ModelError for such a teacher.
     """
     progress, unwanted = restore(job), False
+    at_once = job.ranks.device.type == "cpu"
     check_rows(job, progress)  # those of a checkpoint, or of its start
     per_epoch = job.input_builder.sampler.steps_per_epoch
     begun = time.monotonic() - progress.seconds
@@ -50,17 +51,19 @@ def train_stage(job: Job) -> Progress:
         job.display.bar(job.name, job.phase.last * per_epoch) as move_bar,
         job.writer,
     ):
+        unseen = StepTerms(lambda step, terms: check_finite(terms, job, step), log.steps)
         if job.early is not None:
             unwanted = not job.early.follow(progress, stop)
         while progress.epoch < job.phase.last and not progress.done and not unwanted:
             started = time.monotonic()
-            terms, stopping = train_step(job, progress, stop.signal_number)
+            found = train_step(job, progress, stop.signal_number)
             progress.step += 1
+            epoch_ends = progress.step % per_epoch == 0
+            stopping = unseen.add(progress.step - 1, *found, look=at_once or epoch_ends or log.due)
             progress.train_seconds += time.monotonic() - started
-            log.step(terms)
             move_bar(progress.step)
 
-            if progress.step % per_epoch == 0:
+            if epoch_ends:
                 progress.epoch += 1
                 validated = end_epoch(job, progress, log, begun)
                 if validated and job.watch is not None:
@@ -71,6 +74,7 @@ def train_stage(job: Job) -> Progress:
             if stopping:
                 break
         job.prefetcher.drop()
+        unseen.look()
         if not finished_before:
             progress.done = progress.done or progress.epoch >= job.phase.last
             progress.seconds = time.monotonic() - begun
@@ -87,44 +91,56 @@ def train_stage(job: Job) -> Progress:
     return progress
 
 
-def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[str, float], bool]:
-    """One global batch: the loss terms it had ({name: value}), and whether a signal asked any rank to stop."""
+def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[str, Number], Number]:
+    """One global batch: the loss terms it had ({name: value}), and whether a signal asked any rank to stop.
+
+    On a CPU a NaN or Inf term raises DivergedError on all ranks. On an accelerator nothing is looked at.
+    """
     method, accumulate = job.method, job.config.accumulate
-    totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    stopping = False
+    totals: dict[tuple[str, ...], torch.Tensor] = {}
+    values: dict[str, Number] = {}
+    stopping: Number = False
     for i in range(accumulate):
         inputs = job.prefetcher.inputs(progress.step, i)
         for update in method.updates(inputs):
             job.prefetcher.advance()
-            torch.stack(list(update.terms.values())).sum().backward()
-            for name, term in (update.terms | update.watched).items():
-                totals[name] = totals[name] + term.detach().double().cpu()
+            terms = torch.stack(list(update.terms.values()))
+            terms.sum().backward()
+            names = (*update.terms, *update.watched)
+            numbers = torch.cat([terms.detach(), *(x.detach().reshape(1) for x in update.watched.values())]).double()
+            totals[names] = numbers + totals[names] if names in totals else numbers
             if i + 1 == accumulate:
                 values, stopping = apply(job, progress, sorted(update.groups), totals, signal_number)
     return values, stopping
 
 
 def apply(
-    job: Job, progress: Progress, groups: list[str], totals: Mapping[str, torch.Tensor], signal_number: int
-) -> tuple[dict[str, float], bool]:
+    job: Job, progress: Progress, groups: list[str], totals: Mapping[tuple[str, ...], torch.Tensor], signal_number: int
+) -> tuple[dict[str, Number], Number]:
     """One simultaneous step of some groups on the gradients that backward left behind.
 
-    Returns the loss terms summed over ranks, and whether a signal asked any rank to stop. A NaN or Inf term raises
-    DivergedError on all ranks.
+    totals: [n] of n names each. Returns the loss terms summed over ranks, and what `train_step` does.
     """
     rows = [job.rows[group] for group in groups if group in job.rows]
     dense = [job.dense[group] for group in groups if group in job.dense]
-    names, limit = sorted(totals), job.config.optimizer.clip
-    said = torch.stack([*(totals[name] for name in names), torch.tensor(float(signal_number))]).to(job.ranks.device)
+    limit, alone = job.config.optimizer.clip, job.ranks.world == 1
+    told = [] if alone else [torch.full((1,), float(signal_number), device=job.ranks.device)]
+    said = torch.cat([*totals.values(), *told])
     # An engine that sums over ranks itself may do so, unless the norm of the sum is needed first.
     reduced = bool(limit) or not all(one.sums_ranks for one in dense)
     arrived = begin_reducing(dense if reduced else [], job.ranks, said)
 
-    def agree() -> tuple[dict[str, float], bool]:
-        agreed = arrived().tolist()
-        values = dict(zip(names, agreed[:-1], strict=True))
-        check_finite(values, job, progress)
-        return values, agreed[-1] > 0
+    def agree() -> tuple[dict[str, Number], Number]:
+        agreed = arrived()
+        looked_at = agreed.device.type == "cpu"
+        numbers = agreed.tolist() if looked_at else list(agreed.unbind())
+        stopping = bool(signal_number) if alone else numbers.pop()
+        values: dict[str, Number] = {}
+        for name, number in zip((name for names in totals for name in names), numbers, strict=True):
+            values[name] = values.get(name, 0.0) + number
+        if looked_at:
+            check_finite({name: float(value) for name, value in values.items()}, job, progress.step)
+        return dict(sorted(values.items())), stopping
 
     if limit:
         found = agree()
@@ -187,12 +203,12 @@ def follow_plateau(schedule: ScheduleConfig, progress: Progress, improved: bool)
         progress.plateau_stale = 0
 
 
-def check_finite(values: Mapping[str, float], job: Job, progress: Progress) -> None:
+def check_finite(values: Mapping[str, float], job: Job, step: int) -> None:
     """Stop all ranks (each sees the same sums) when a term is NaN or Inf."""
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise DivergedError(
-            f"Stage {job.name}, step {progress.step}: loss term {', '.join(broken)} is "
+            f"Stage {job.name}, step {step}: loss term {', '.join(broken)} is "
             f"{', '.join(str(values[name]) for name in broken)}. {_remedy(job)}"
         )
 

@@ -4,7 +4,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,20 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
 
-    def step(self, terms: Mapping[str, float]) -> None:
-        """Take note of one step's terms."""
+    @property
+    def due(self) -> bool:
+        """Whether a row is written after this step."""
+        return self._progress.step % self._every == 0
+
+    def steps(self, found: Sequence[Mapping[str, float]]) -> None:
+        """Take note of the terms of the latest steps: of all up to the present one, when a row is due."""
         progress = self._progress
-        for name, value in terms.items():
-            progress.log_sums[name] = progress.log_sums.get(name, 0.0) + value
-        progress.log_count += 1
-        self._timed += 1
-        if progress.step % self._every:
+        for terms in found:
+            for name, value in terms.items():
+                progress.log_sums[name] = progress.log_sums.get(name, 0.0) + value
+        progress.log_count += len(found)
+        self._timed += len(found)
+        if not self.due:
             return
         sums = {name if "/" in name else f"loss/{name}": total for name, total in progress.log_sums.items()}
         means = {name: total / progress.log_count for name, total in sums.items()}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.tables import ShardedTable, plan_route
+from distkgd.distributed.tables import ShardedTable, _distinct_padded, plan_route
 from tests.jobs import look_up_on_ranks
 from tests.ranks import run_on_threads
 
@@ -121,3 +121,12 @@ def test_shares_are_contiguous_cover_everything_and_differ_by_one_at_most() -> N
             assert [i for lo, hi in shares for i in range(lo, hi)] == list(range(total))
             sizes = [hi - lo for lo, hi in shares]
             assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("ids", [[4, 4, 9, 4, 0, 9], [3], [10, 9, 8], [7, 7, 7], list(range(11)) * 2])
+@pytest.mark.parametrize("below", [11, 1000])  # few and many rows that could have been asked for
+def test_without_knowing_how_many_ids_are_distinct_the_last_of_them_is_repeated(ids: list[int], below: int) -> None:
+    rows, place = _distinct_padded(torch.tensor(ids), below)
+    expected, inverse = torch.unique(torch.tensor(ids), return_inverse=True)
+    assert torch.equal(place, inverse) and len(rows) == min(len(ids), below)
+    assert rows.tolist() == expected.tolist() + [int(expected[-1])] * (len(rows) - len(expected))

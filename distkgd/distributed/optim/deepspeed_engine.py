@@ -83,7 +83,7 @@ class DeepSpeedDense(Dense):
         self._engine_step({key: torch.zeros_like(tensor) for key, tensor in self.tensors.items()}, 0.0)
         self._set_inner_steps(0)
 
-    def step(self, scale: float, clip: float = 1.0, *, reduced: bool = True) -> None:
+    def step(self, scale: float, clip: float | Tensor = 1.0, *, reduced: bool = True) -> None:
         """See `Dense.step`. Not reduced: DeepSpeed sums over ranks."""
         self.steps += 1
         # DeepSpeed takes the mean over ranks; shares of the global mean add up to it.

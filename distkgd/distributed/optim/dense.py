@@ -41,7 +41,7 @@ class Dense(ABC):
             tensor.grad = None
 
     @abstractmethod
-    def step(self, scale: float, clip: float = 1.0, *, reduced: bool = True) -> None:
+    def step(self, scale: float, clip: float | Tensor = 1.0, *, reduced: bool = True) -> None:
         """Apply and clear the gradients times `clip`, at the learning rate times `scale`.
 
         reduced: `begin_reducing` has already summed them over ranks. All ranks call this together.
@@ -77,14 +77,16 @@ class DenseOptimizer(Dense):
         super().__init__(name, tensors, lr)
         self._state = {key: new_state(name, as_rows(tensor)) for key, tensor in self.tensors.items()}
 
-    def step(self, scale: float, clip: float = 1.0, *, reduced: bool = True) -> None:
+    def step(self, scale: float, clip: float | Tensor = 1.0, *, reduced: bool = True) -> None:
         """See `Dense.step`; the gradients must be summed over ranks."""
         if not reduced:
             raise AssertionError("DenseOptimizer does not sum over ranks: call begin_reducing first")
         self.steps += 1
         with torch.no_grad():
             for key, tensor in self.tensors.items():
-                grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.mul_(clip)
+                grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+                if isinstance(clip, Tensor) or clip != 1.0:
+                    grad.mul_(clip)
                 rows, grad = as_rows(tensor), grad.reshape(len(tensor), -1)
                 update(self.name, rows, grad, self._state[key], self.lr * scale, self.steps)
         self.clear()

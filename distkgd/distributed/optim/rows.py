@@ -14,13 +14,15 @@ from torch import Tensor
 from distkgd.common import random
 from distkgd.common.random import Stream
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.tables import ShardedTable
+from distkgd.distributed.tables import ShardedTable, distinct
 from distkgd.kernels import rows as kernels
 
 ADAGRAD_EPS = 1e-10
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
-UPDATE_NUMBERS = 1 << 21  # numbers updated at a time: what bounds the formulas' temporaries
+# Numbers updated at a time, which bounds the formulas' temporaries: on a CPU to its cache.
+UPDATE_NUMBERS = 1 << 21
+DEVICE_UPDATE_NUMBERS = 1 << 28
 
 
 def new_state(name: str, weight: Tensor, num: int | None = None) -> dict[str, Tensor]:
@@ -79,8 +81,8 @@ class RowOptimizer:
         where = "cpu" if offload else table.weight.device
         self.state = new_state(name, torch.empty(0, table.dim, dtype=table.dtype, device=where), len(table.weight))
 
-    def step(self, scale: float, clip: float = 1.0) -> None:
-        """Apply what backward left behind; the learning rate is multiplied by `scale`, gradients by `clip`."""
+    def step(self, scale: float, clip: float | Tensor = 1.0) -> None:
+        """Apply what backward left behind; the learning rate is multiplied by `scale`, gradients by `clip` ([])."""
         self.steps += 1
         with torch.no_grad():
             for touched, grad in self.gradients():
@@ -95,12 +97,15 @@ class RowOptimizer:
         """[] float64: sum of squares of this rank's row gradients (each row is owned once)."""
         total = torch.zeros((), dtype=torch.float64, device=self.table.weight.device)
         for _, grad in self.gradients():
-            for block in grad.split(max(1, UPDATE_NUMBERS // max(1, self.table.dim))):
+            for block in grad.split(self._rows_at_once()):
                 total += block.double().square().sum()
         return total
 
     def gradients(self) -> list[tuple[Tensor | None, Tensor]]:
-        """At most one pair: ([m] local rows, or None for all; their gradient [m, dim]), over all parts of the batch."""
+        """At most one pair: ([m] local rows, or None for all; their gradient [m, dim]), over all parts of the batch.
+
+        Of a row that is repeated (`distinct`) the first has the gradient, the others have 0.
+        """
         found = [gradient for opened in self.table.opened if (gradient := opened.gradient()) is not None]
         if len(found) < 2:
             return found
@@ -115,7 +120,7 @@ class RowOptimizer:
                     total.index_add_(0, touched, grad.to(total.dtype))
             self._forget_all_but(total)
             return [(None, total)]
-        rows, position = torch.unique(torch.cat([t for t, _ in found if t is not None]), return_inverse=True)
+        rows, position = distinct(torch.cat([t for t, _ in found if t is not None]), len(self.table.weight))
         total = found[0][1].new_zeros(len(rows), self.table.dim)
         total.index_add_(0, position, torch.cat([grad for _, grad in found]))
         return [(rows, total)]
@@ -127,15 +132,22 @@ class RowOptimizer:
             if opened.shard is not None and opened.shard.grad is not total:
                 opened.shard.grad = None
 
-    def _update(self, touched: Tensor | None, grad: Tensor, lr: float, clip: float) -> None:
+    def _rows_at_once(self) -> int:
+        numbers = UPDATE_NUMBERS if self.table.weight.device.type == "cpu" else DEVICE_UPDATE_NUMBERS
+        return max(1, numbers // max(1, self.table.dim))
+
+    def _update(self, touched: Tensor | None, grad: Tensor, lr: float, clip: float | Tensor) -> None:
         weight, dtype = self.table.weight, self.table.dtype
         if kernels.available(weight, grad, *self.state.values()):
-            numbers = {"lr": lr, "clip": clip, "eps": ADAM_EPS if self.name == "adam" else ADAGRAD_EPS}
+            numbers = {"lr": lr, "clip": float(clip), "eps": ADAM_EPS if self.name == "adam" else ADAGRAD_EPS}
             kernels.update(self.name, weight, touched, grad, self.state, **numbers, betas=ADAM_BETAS, step=self.steps)
             return
-        if clip != 1.0:
+        if isinstance(clip, Tensor) or clip != 1.0:
             grad.mul_(clip)
-        at_once = max(1, UPDATE_NUMBERS // max(1, self.table.dim))
+        at_once = self._rows_at_once()
+        if touched is not None and touched.device.type != "cpu":
+            # A repeated row is updated as often as it stands there, at once: with one gradient, to one value.
+            grad, at_once = grad.index_select(0, torch.searchsorted(touched, touched)), max(1, len(grad))
         for lo in range(0, len(grad), at_once):
             hi = min(lo + at_once, len(grad))
             rows = slice(lo, hi) if touched is None else touched[lo:hi]
@@ -175,15 +187,18 @@ def _put(table: Tensor, rows: slice | Tensor, values: Tensor) -> None:
         table.index_copy_(0, rows, values.to(table.device, table.dtype))
 
 
-def clip_factor(rows: Sequence[RowOptimizer], tensors: Sequence[Tensor], limit: float, ranks: Ranks) -> float:
-    """The factor that brings the global gradient norm down to `limit`; 0: no limit.
+def clip_factor(rows: Sequence[RowOptimizer], tensors: Sequence[Tensor], limit: float, ranks: Ranks) -> float | Tensor:
+    """The factor that brings the global gradient norm down to `limit`; 0: no limit. On an accelerator a [] tensor.
 
     tensors: replicated, their gradients summed over ranks.
     """
     if not limit:
         return 1.0
-    total = torch.stack([o.square_norm() for o in rows]).sum().reshape(1) if rows else torch.zeros(1).double()
+    total = torch.zeros(1, dtype=torch.float64, device=ranks.device)
+    total = torch.stack([o.square_norm() for o in rows]).sum().reshape(1) if rows else total
     ranks.all_reduce(total)
-    small = sum(float(t.grad.double().square().sum()) for t in tensors if t.grad is not None)
-    norm = (float(total) + small) ** 0.5
+    squares = [t.grad.double().square().sum() for t in tensors if t.grad is not None]
+    if total.device.type != "cpu":
+        return (limit / torch.cat([total, *(x.reshape(1) for x in squares)]).sum().sqrt()).clamp(max=1.0)
+    norm = (float(total) + sum(map(float, squares))) ** 0.5
     return min(1.0, limit / norm) if norm > 0 else 1.0

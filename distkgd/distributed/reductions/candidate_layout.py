@@ -1,7 +1,7 @@
 """Which candidates queries meet, on which rank and in which blocks, and their scores."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +63,7 @@ class CandidateLayout:
         counts: Sequence[int] | None = None,
         groups: int | None = None,
         excluded: tuple[Tensor, Tensor] | None = None,
+        answers: Tensor | None = None,
         mask: Tensor | None = None,
         block_numbers: int | None = None,
     ) -> None:
@@ -71,7 +72,9 @@ class CandidateLayout:
         counts: queries of each rank when they travel; None: they stay.
         groups: number of groups met on this rank (those of all ranks when queries travel), or None.
         excluded: ([p] query, [p] candidate), sorted by candidate: pairs that do not count (without groups).
-        mask: [groups, queries per group, N] bool, True = does not count.
+        answers: in their place [queries met here] the one candidate that does not count for each; outside of
+            0 … N - 1 there is none.
+        mask: [groups, queries per group, N], without groups [queries met here, N] bool, True = does not count.
         """
         self.ranks = ranks
         self.counts = counts
@@ -79,6 +82,7 @@ class CandidateLayout:
         self.num_candidates = num_candidates
         self.most_candidates = num_candidates if most_candidates is None else most_candidates
         self._excluded = excluded
+        self._answers = answers
         self._mask = mask
         self._block_numbers = block_numbers
 
@@ -130,24 +134,15 @@ class CandidateLayout:
         """The layout of each of `blocks` parts of this rank's `queries`, groups kept whole, and which of the queries
         met here belong to it: ([met in the part] positions, ascending)."""
         counts = [queries] if self.counts is None else list(self.counts)
-        device = self.ranks.device
-        starts = torch.tensor([0, *counts], device=device).cumsum(0).tolist()
-        found, place = [], torch.zeros(sum(counts), dtype=torch.int64, device=device)
-        part = torch.zeros_like(place)
-        every_cut = [self.block_cuts(n, blocks) for n in counts]
-        for i in range(blocks):
-            cuts = [(cut[i], cut[i + 1]) for cut in every_cut]
-            pieces = [torch.arange(at + lo, at + hi, device=device) for at, (lo, hi) in zip(starts, cuts, strict=False)]
-            met = torch.cat(pieces)
-            part[met], place[met] = i, torch.arange(len(met), device=device)
-            found.append(([hi - lo for lo, hi in cuts], met))
-        excluded: list[tuple[Tensor, Tensor] | None] = [None] * blocks
-        if self._excluded is not None:
-            query, candidate = self._excluded
-            order = torch.sort(part[query], stable=True).indices
-            sizes = torch.bincount(part[query], minlength=blocks).tolist()
-            pairs = zip(place[query[order]].split(sizes), candidate[order].split(sizes), strict=True)
-            excluded = list(pairs)
+        cuts = [
+            [at + cut for cut in self.block_cuts(n, blocks)]
+            for n, at in zip(counts, accumulate(counts, initial=0), strict=False)
+        ]
+        sizes = [[cut[i + 1] - cut[i] for cut in cuts] for i in range(blocks)]
+        parts = [
+            torch.cat([torch.arange(cut[i], cut[i + 1], device=self.ranks.device) for cut in cuts])
+            for i in range(blocks)
+        ]
         size = self.group_size(queries)
 
         def masked(met: Tensor) -> Tensor | None:
@@ -158,30 +153,55 @@ class CandidateLayout:
                 CandidateLayout(
                     self.ranks,
                     num_candidates=self.num_candidates,
-                    counts=None if self.counts is None else sizes,
+                    counts=None if self.counts is None else counts,
                     groups=None if self.groups is None else len(met) // max(1, size),
                     excluded=pairs,
+                    answers=None if self._answers is None else self._answers[met],
                     mask=masked(met),
                     block_numbers=_NO_LIMIT,
                 ),
                 met,
             )
-            for (sizes, met), pairs in zip(found, excluded, strict=True)
+            for counts, met, pairs in zip(sizes, parts, self._excluded_of(parts), strict=True)
         ]
+
+    def _excluded_of(self, parts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | None]:
+        # The pairs that do not count of each part of the queries met here, whose numbers are those in the part.
+        if self._excluded is None:
+            return [None] * len(parts)
+        query, candidate = self._excluded
+        part, place = (query.new_zeros(sum(map(len, parts))) for _ in range(2))
+        for i, met in enumerate(parts):
+            part[met], place[met] = i, torch.arange(len(met), device=met.device)
+        order = torch.sort(part[query], stable=True).indices
+        sizes = torch.bincount(part[query], minlength=len(parts)).tolist()
+        return list(zip(place[query[order]].split(sizes), candidate[order].split(sizes), strict=True))
 
     def leave_out(self, scores: "Tensor | LazyScores", start: int, stop: int) -> None:
         """Write MASKED_SCORE, in place, over the pairs of candidates start … stop - 1 that do not count."""
         if self._mask is not None:
             assert isinstance(scores, Tensor), "scores of groups are made"
             scores.masked_fill_(self._mask[..., start:stop], MASKED_SCORE)
+        elif self._answers is not None and stop > start:
+            assert isinstance(scores, Tensor), "where scores are not made, there are pairs"
+            shape = *scores.shape[:-1], 1
+            if self.ranks.world == 1 and (start, stop) == (0, self.num_candidates):
+                scores.scatter_(-1, self._answers.unsqueeze(-1).expand(shape), MASKED_SCORE)
+            else:
+                at = self._answers - start
+                least = torch.where((at >= 0) & (at < stop - start), MASKED_SCORE, torch.inf).to(scores.dtype)
+                at = at.clamp(0, stop - start - 1).unsqueeze(-1)
+                scores.scatter_reduce_(-1, at.expand(shape), least.unsqueeze(-1).expand(shape), "amin")
         elif self._excluded is not None:
             query, candidate = self._excluded
-            ends = torch.tensor([start, stop], device=candidate.device)
-            first, last = torch.searchsorted(candidate, ends).tolist()
+            if (start, stop) != (0, self.num_candidates):
+                ends = torch.tensor([start, stop], device=candidate.device)
+                first, last = torch.searchsorted(candidate, ends).tolist()
+                query, candidate = query[first:last], candidate[first:last] - start
             if isinstance(scores, Tensor):
-                scores[..., query[first:last], candidate[first:last] - start] = MASKED_SCORE
+                scores[..., query, candidate] = MASKED_SCORE
             else:
-                scores.leave_out(query[first:last], candidate[first:last] - start)
+                scores.leave_out(query, candidate)
 
     def return_to_owner(self, partials: Tensor) -> Tensor:
         """[k, queries met here] partials of this rank's candidates as [pieces, k, Q] of this rank's queries."""

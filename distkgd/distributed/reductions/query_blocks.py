@@ -166,7 +166,7 @@ class _Visit(torch.autograd.Function):
         collected = [torch.zeros_like(x) if need else None for x, need in zip(rows, needed, strict=False)]
         met_here = [GradAccumulatingRows(x, grad) for x, grad in zip(rows, collected, strict=True)]
         leaves = [x.detach().requires_grad_(need) for x, need in zip(tensors[n:], needed[n:], strict=True)]
-        total = torch.zeros(())
+        total = torch.zeros((), device=batch.layout.ranks.device)
         for index, (layout, met) in enumerate(batch.layout.query_blocks(batch.blocks, len(batch.fields[0].queries))):
             groups = batch.groups_of(met)
             copies = [] if groups is None else batch.cut(rows, needed, groups)
@@ -182,10 +182,9 @@ class _Visit(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        scale = grads[0]
-        if not bool((scale == scale[0]).all()):
+        scale, (found, ctx.found) = grads[0], (ctx.found, None)
+        if scale.device.type == "cpu" and not bool((scale == scale[0]).all()):
             raise AssertionError("the terms of one visit are to be added up, not weighted")
-        found, ctx.found = ctx.found, None
-        if scale[0] != 1:
+        if scale.device.type != "cpu" or scale[0] != 1:
             found = [None if x is None else x.mul_(scale[0]) for x in found]
         return None, *found

@@ -180,6 +180,26 @@ def test_each_kind_of_partial_alone_is_the_same_in_blocks(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ALONE)
+@pytest.mark.parametrize("block_numbers", [None, 13])
+def test_one_answer_a_query_is_left_out_as_the_pairs_are_that_name_it(kind: str, block_numbers: int | None) -> None:
+    case, answers = rows_case(6, 11), torch.tensor([3, 10, 0, 3, -2, 11])  # of the last two no candidate
+    pairs = torch.tensor([(i, j) for i, j in enumerate(answers.tolist()) if 0 <= j < 11])
+    expected = alone(kind, RowsCase(case.queries, case.candidates, case.thresholds, case.weights, pairs), block_numbers)
+    # Where ranks ask each other, an answer may be elsewhere; alone a rank has them all.
+    ranks = Ranks()
+    ranks.world = 2
+    layout = CandidateLayout(ranks, num_candidates=11, answers=answers, block_numbers=block_numbers)
+    alike = [layout, CandidateLayout(Ranks(), num_candidates=11, answers=answers[:4], block_numbers=block_numbers)]
+    for one, n in zip(alike, (6, 4), strict=True):
+        got = reduce(ALONE[kind], PairScores(one, dot, case.queries[:n], case.candidates))["x"]
+        torch.testing.assert_close(got, expected[0][:n])
+        if kind == "logsumexp" and block_numbers is None:
+            cut, met = one.query_blocks(2, n)[1]
+            got = reduce(ALONE[kind], PairScores(cut, dot, case.queries[met], case.candidates))["x"]
+            torch.testing.assert_close(got, expected[0][met])
+
+
+@pytest.mark.parametrize("kind", ALONE)
 @pytest.mark.parametrize("block_numbers", [None, 12])
 def test_a_pair_that_does_not_count_has_no_gradient(kind: str, block_numbers: int | None) -> None:
     case = rows_case(6, 11, exclude="none")
