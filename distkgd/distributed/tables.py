@@ -143,6 +143,7 @@ class OpenRows:
     shard: [rows, dim] the shard itself, collecting a gradient of its own, when every row is a candidate; else None.
     packed: [rows, dim] the shard, when every row is a candidate and it is packed.
     see: what a step sees of rows ([n, dim], their numbers in the shard [n] or None: all of it); None: the rows.
+    unrounded: [m, dim] the touched rows as a step would see them without rounding; None: as it sees them.
     """
 
     def __init__(
@@ -153,15 +154,17 @@ class OpenRows:
         ranks: Ranks,
         see: See | None = None,
         packed: PackedRows | None = None,
+        unrounded: Tensor | None = None,
     ) -> None:
         self.leaf = leaf
+        self.ranks = ranks
         self.packed = packed
         self.shard = shard
         self.route = route
         self._seen = leaf if see is None else see(leaf, route.touched)
+        self._unrounded = self._seen if unrounded is None else unrounded
         self._shard = shard if see is None or shard is None else see(shard, None)
-        asked = self._seen if route.requested is None else _rows(self._seen, route.requested)
-        self._answer = ranks.exchange(asked, route.send, route.receive, "rows")
+        self._answer = self._exchanged(self._seen)
 
     def lookup(self, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         """[size, dim] each: the rows of the ids given to `plan_route`, in consecutive runs of `sizes`."""
@@ -170,11 +173,22 @@ class OpenRows:
         found: tuple[Tensor, ...] = rows.split(list(sizes))
         return found
 
+    def lookup_unrounded(self, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """As `lookup`, of rows that are not rounded, which travel by themselves."""
+        rows = _rows(self._exchanged(self._unrounded), self.route.inverse[: sum(sizes)])
+        found: tuple[Tensor, ...] = rows.split(list(sizes))
+        return found
+
     def lookup_and_list(self, sizes: Sequence[int], shape: Sequence[int]) -> tuple[tuple[Tensor, ...], GatheredRows]:
         """As `lookup`, and the ids after those, [prod(shape)], as candidates of that shape."""
         rows, table = self._looked_up(sum(sizes))
         index = self.route.inverse[len(rows) :].reshape(*shape)
         return rows.split(list(sizes)), GatheredRows(table, index)
+
+    def _exchanged(self, rows: Tensor) -> Tensor:
+        # Of touched rows [m, dim] those that this rank asked for.
+        asked = rows if self.route.requested is None else _rows(rows, self.route.requested)
+        return self.ranks.exchange(asked, self.route.send, self.route.receive, "rows")
 
     def _looked_up(self, num: int) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = _Looked.apply(self._answer, self.route.inverse[:num])  # type: ignore[no-untyped-call]
@@ -269,9 +283,11 @@ class ShardedTable:
         What the mask hides is 0, and so is its gradient.
         """
 
+        def masked(rows: Tensor, at: Tensor | None) -> Tensor:
+            return rows if mask is None else rows * (mask if at is None else mask[at])
+
         def see(rows: Tensor, at: Tensor | None) -> Tensor:
-            if mask is not None:
-                rows = rows * (mask if at is None else mask[at])
+            rows = masked(rows, at)
             return rows if self.quantiser is None else self.quantiser(rows)
 
         plain = mask is None and self.quantiser is None
@@ -282,7 +298,8 @@ class ShardedTable:
                 raise AssertionError("packed rows are for reading only; widen the table first")
             return OpenRows(leaf, None, route, self.ranks, packed=self.shard.to(self.dtype) if every else None)
         shard = self.shard.detach().requires_grad_(grad) if every else None
-        rows = OpenRows(leaf, shard, route, self.ranks, None if plain else see)
+        unrounded = None if self.quantiser is None else masked(leaf, route.touched)
+        rows = OpenRows(leaf, shard, route, self.ranks, None if plain else see, unrounded=unrounded)
         if grad:
             self.opened.append(rows)
         return rows

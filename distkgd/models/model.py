@@ -58,8 +58,13 @@ class Model:
     @property
     def relations(self) -> Tensor:
         """[rows, relation_size] the relations as views see them."""
-        seen = self.relation if self.mask is None else self.relation * self.mask.relation
+        seen = self.master_relations
         return seen if self.relation_quantiser is None else self.relation_quantiser(seen)
+
+    @property
+    def master_relations(self) -> Tensor:
+        """[rows, relation_size] the relations as views see them, but not rounded."""
+        return self.relation if self.mask is None else self.relation * self.mask.relation
 
     @property
     def num_parameters(self) -> int:
@@ -293,6 +298,16 @@ class View:
             self.negatives = PairScores(
                 inputs.layout, score_candidates, model.project(queries, anchor, relation), candidates
             )
+
+    def masters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """[Q, ·] anchor, relation, answer as they are trained: not rounded; all ranks call it."""
+        model, queries = self.model, self.inputs.batch.queries
+        anchor, relation, answer = self.anchor, self.relation, self.answer
+        if model.entity.quantiser is not None:
+            anchor, answer = self.opened.lookup_unrounded([len(queries.anchor)] * 2)
+        if model.relation_quantiser is not None:
+            relation = F.embedding(model.relation_ids(queries), model.master_relations)
+        return anchor, relation, answer
 
     def field(self, queries: Tensor, score_candidates: ScoreCandidates) -> PairScores:
         """Another number per (query, candidate) over the same candidates, e.g. a cosine."""

@@ -143,6 +143,7 @@ def test_smoothing_clipping_parts_and_balance_send_what_was_rehearsed() -> None:
         config_of("bkd", {}, "softmax", "all", "queries", optimizer={"name": "adam", "clip": 1.0}),
         config_of("bkd", {}, "softmax", "chunk", "rows", accumulate=3),
         config_of("bkd", {}, "softmax", "batch", "queries", accumulate=3),
+        config_of("bkd", {}, "softmax", "batch", "rows", bits=2, regulariser={"name": "n3", "weight": 0.1}),
         config_of("bkd", {}, "softmax", "chunk", "rows", balanced=True, accumulate=2),
         config_of("bkd", {}, "softmax", "all", "queries", balanced=True),
         config_of("scratch", {}, "softmax", "all", "queries", scorer="pairre"),

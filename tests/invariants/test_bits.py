@@ -64,6 +64,16 @@ def test_every_scorer_has_rows_of_few_bits(scorer: str) -> None:
     assert_same(one, run_on_threads(3, train_some, config=config, steps=4), rows=1e-9, losses=1e-9)
 
 
+@pytest.mark.parametrize(("move", "name"), [("rows", "n3"), ("queries", "dura")])
+def test_regularised_rows_of_few_bits_are_the_same_on_three_ranks(move: str, name: str) -> None:
+    penalty = {"regulariser": {"name": name, "weight": 0.1}, "move": move}
+    config = {"dtype": "float64", "student": student("bkd", {}, REGIMES["batch"], **FEW, **penalty)}
+    one = run_on_threads(1, train_some, config=config, steps=6)
+    plain = {"dtype": "float64", "student": student("bkd", {}, REGIMES["batch"], **FEW)}
+    assert run_on_threads(1, train_some, config=plain, steps=2)[0]["losses"][1] != one[0]["losses"][1]
+    assert_same(one, run_on_threads(3, train_some, config=config, steps=6), rows=1e-9, losses=1e-9)
+
+
 def test_a_batch_in_four_parts_trains_the_same_rows_of_few_bits() -> None:
     made = student("bkd", {}, REGIMES["chunk"], batch_size=48, **FEW)
     one = run_on_threads(1, train_some, config={"dtype": "float64", "student": made}, steps=6)

@@ -15,6 +15,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions import candidate_layout
 from distkgd.distributed.reductions.candidate_layout import CandidateLayout, PairScores
 from distkgd.errors import UnsupportedError
+from distkgd.kernels.quantiser import Rounding
 from distkgd.methods.bkd import BkdConfig
 from distkgd.methods.losses.scores import (
     DIVERGENCES,
@@ -496,6 +497,22 @@ def test_a_regulariser_and_its_gradient_are_those_of_the_formula(
     (found * weights_for(found)).sum().backward()
     (expected * weights_for(expected)).sum().backward()
     assert_same_gradients(model, naive)
+
+
+@pytest.mark.parametrize("kind", ["all", "batch", "triple"])
+@pytest.mark.parametrize("name", ["n2", "n3", "dura"])
+def test_a_regulariser_acts_on_the_master_rows_of_few_bits(name: str, kind: str) -> None:
+    inputs = whole_inputs(toy_inputs(GRAPH, kind=kind))
+    whole, few = toy_model(GRAPH, "complex", 4), toy_model(GRAPH, "complex", 4).quantised(Rounding(1, 2))
+    views = [View(model, inputs, grad=True) for model in (whole, few)]
+    assert not torch.allclose(views[0].anchor, views[1].anchor)
+    found = [regulariser(name, view, 0.3, None if name == "dura" else 0.2) for view in views]
+    assert torch.equal(*found)
+    for one in found:
+        one.sum().backward()
+    assert torch.equal(entity_gradient(whole), entity_gradient(few)) and torch.equal(
+        *(model.relation.grad for model in (whole, few))
+    )
 
 
 @pytest.mark.parametrize(("name", "scorer"), PENALTIES)

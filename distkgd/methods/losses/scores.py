@@ -20,7 +20,6 @@ from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_ove
 from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, SoftmaxMean, Sum
 from distkgd.errors import UnsupportedError
 from distkgd.models.model import View
-from distkgd.scorers import Scorer
 
 
 def batch_mean(per_query: Tensor, inputs: StepInputs) -> Tensor:
@@ -213,7 +212,7 @@ def regulariser(
     relation_weight: float | None,
     times: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """[Q]: penalty on the rows of each query.
+    """[Q]: penalty on the rows of each query, of few bits on the master rows. All ranks call it.
 
     times: how often each column counts, [dim] of entities and queries and [relation_size] of relations; default: once.
 
@@ -223,10 +222,11 @@ def regulariser(
         (Zhang et al., NeurIPS 2020, Eq. 8); bilinear scorers only.
     """
     scorer = view.model.scorer
-    rows = scorer.coordinates(view.anchor), view.relation, scorer.coordinates(view.answer)
+    anchor, relation, answer = view.masters()
+    rows = scorer.coordinates(anchor), relation, scorer.coordinates(answer)
     weights = weight, weight if relation_weight is None else relation_weight, weight
     if name == "dura":
-        return weight * _dura(view, scorer, None if times is None else times[0])
+        return weight * _dura(view, (anchor, relation, answer), None if times is None else times[0])
     power = {"n2": 2, "n3": 3}[name]
     if power == 3 and scorer.complex_pairs:
         sizes = [_moduli(x) for x in rows]
@@ -241,17 +241,18 @@ def regulariser(
     return parts[0] + parts[1] + parts[2]
 
 
-def _dura(view: View, scorer: Scorer, times: Tensor | None) -> Tensor:
+def _dura(view: View, rows: tuple[Tensor, Tensor, Tensor], times: Tensor | None) -> Tensor:
     # [Q]: Zhang et al., NeurIPS 2020, Eq. 8.
+    scorer, (anchor, relation, answer) = view.model.scorer, rows
     if scorer.candidate_form != "dot":
         raise UnsupportedError(f"regulariser dura is defined for bilinear scorers, not {scorer.name}; use n2 or n3.")
-    forth = scorer.tail_query(view.anchor, view.relation)
-    back = scorer.head_query(view.answer, view.relation)
+    forth = scorer.tail_query(anchor, relation)
+    back = scorer.head_query(answer, relation)
     if not view.model.reciprocal:
         asks_head = (view.inputs.batch.queries.side == 1).unsqueeze(1)
-        forth = torch.where(asks_head, scorer.head_query(view.anchor, view.relation), forth)
-        back = torch.where(asks_head, scorer.tail_query(view.answer, view.relation), back)
-    squares = view.anchor.square() + forth.square() + back.square() + view.answer.square()
+        forth = torch.where(asks_head, scorer.head_query(anchor, relation), forth)
+        back = torch.where(asks_head, scorer.tail_query(answer, relation), back)
+    squares = anchor.square() + forth.square() + back.square() + answer.square()
     return (squares if times is None else squares * times).sum(-1)
 
 
