@@ -102,6 +102,13 @@ class _Threads:
         first, *others = self._everyones(tensor.detach().clone())
         return _Arriving(tensor.detach(), sum(others, first))
 
+    def all_gather_into_tensor(self, out: Tensor, rows: Tensor, async_op: bool) -> "_Arriving":
+        return _Arriving(out, torch.cat(self._everyones(rows.detach().clone())))
+
+    def reduce_scatter_tensor(self, out: Tensor, rows: Tensor, async_op: bool) -> "_Arriving":
+        mine = [given.chunk(self._world)[self._mine.rank] for given in self._everyones(rows.detach().clone())]
+        return _Arriving(out, sum(mine[1:], mine[0]))
+
     def all_to_all_single(
         self, out: Tensor, rows: Tensor, receive: list[int], send: list[int], async_op: bool
     ) -> "_Arriving":

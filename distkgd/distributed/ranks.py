@@ -18,8 +18,11 @@ from torch import Tensor
 from distkgd.distributed.rendezvous import RendezvousError, meet
 from distkgd.errors import ConfigError
 
-# A peer that died ends the others at once; one that hangs is given up after this.
+# A peer that died ends the others at once; one that hangs is given up after this. NCCL does not raise then, it aborts,
+# and what it waits for may be a straggler, a slow disk or its own first connections: it is given more time.
 PEER_TIMEOUT = timedelta(seconds=45)
+NCCL_TIMEOUT = timedelta(minutes=30)
+LONGEST_TIMEOUT = 7 * 24 * 3600  # seconds
 LARGEST_WORLD = 1 << 20
 # What gloo and NCCL say of a peer that is not there any more, or silent.
 _LOST = re.compile(r"connection|broken pipe|timed? ?out", re.IGNORECASE)
@@ -31,6 +34,8 @@ class Ranks:
 
     traffic: payload bytes this rank has handed to collectives, by kind (ids, rows, queries, partials, dense, control);
         what stays on the rank is not counted, an all-reduce counts as its ring does: 2 (world - 1) / world of its size.
+    in_order: what ranks have for each other is added up in their order, so that a sum is the same every time: by an
+        exchange, whose copies a network of GPUs would carry one by one. Else by the backend's own collectives.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
@@ -38,6 +43,7 @@ class Ranks:
         self.world = world
         self.device = torch.device(device)
         self.traffic: Counter[str] = Counter()
+        self.in_order = self.device.type == "cpu"
 
     def sent(self, kind: str, num_bytes: float) -> None:
         """Take note of payload handed to a collective."""
@@ -107,8 +113,37 @@ class Ranks:
         """[sum(counts), ...]: every rank's rows ([counts[rank], ...]) in rank order; differentiable."""
         if self.world == 1:
             return rows
+        if not self.in_order:
+            out: Tensor = _Gather.apply(rows, self, list(counts), kind)  # type: ignore[no-untyped-call]
+            return out
         copies = rows.repeat(self.world, *([1] * (rows.dim() - 1)))
         return self.exchange(copies, [len(rows)] * self.world, counts, kind)
+
+    def all_gather(self, rows: Tensor, counts: Sequence[int], kind: str) -> Tensor:
+        """[sum(counts), ...]: every rank's rows ([counts[rank], ...]) in rank order, without gradient, in one message.
+
+        It is as long as the longest: collectives are of equal parts.
+        """
+        most = max(counts)
+        padded = rows.new_empty(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        out = rows.new_empty(self.world * most, *rows.shape[1:])
+        self.sent(kind, (self.world - 1) * rows.numel() * rows.element_size())
+        self._arrival(dist.all_gather_into_tensor(out, padded, async_op=True), out)()
+        if min(counts) == most:
+            return out
+        return torch.cat([part[:n] for part, n in zip(out.split(most), counts, strict=True)])
+
+    def sum_for_each(self, rows: Tensor, counts: Sequence[int], kind: str) -> Tensor:
+        """[counts[rank], ...]: of rows for ranks 0, 1, … in runs of `counts`, this rank's summed over all, as above."""
+        most = max(counts)
+        padded = rows.new_zeros(self.world, most, *rows.shape[1:])
+        for part, mine in zip(padded, rows.split(list(counts)), strict=True):
+            part[: len(mine)] = mine
+        out = rows.new_empty(most, *rows.shape[1:])
+        self.sent(kind, (len(rows) - counts[self.rank]) * math.prod(rows.shape[1:]) * rows.element_size())
+        self._arrival(dist.reduce_scatter_tensor(out, padded.flatten(0, 1), async_op=True), out)()
+        return out[: counts[self.rank]]
 
     def _arrival(self, work: Any, result: Tensor) -> Callable[[], Tensor]:
         def arrived() -> Tensor:
@@ -147,6 +182,42 @@ class _Exchange(torch.autograd.Function):
         return back, None, None, None, None
 
 
+class _Gather(torch.autograd.Function):
+    # Backward sums what every rank has for each rank's rows, and the backward of that is this again.
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, *args: Any) -> Tensor:
+        ctx.args = args
+        ranks, *rest = args
+        gathered: Tensor = ranks.all_gather(rows, *rest)
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        back: Tensor = _SumForEach.apply(grads[0], *ctx.args)  # type: ignore[no-untyped-call]
+        return back, None, None, None
+
+
+class _SumForEach(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, *args: Any) -> Tensor:
+        ctx.args = args
+        ranks, *rest = args
+        summed: Tensor = ranks.sum_for_each(rows, *rest)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        back: Tensor = _Gather.apply(grads[0], *ctx.args)  # type: ignore[no-untyped-call]
+        return back, None, None, None
+
+
+def peer_timeout(device: torch.device) -> timedelta:
+    """How long a rank waits for a silent one: `DISTKGD_PEER_SECONDS`, or what suits the device's backend."""
+    if "DISTKGD_PEER_SECONDS" in os.environ:
+        return timedelta(seconds=_number("DISTKGD_PEER_SECONDS", 1, LONGEST_TIMEOUT, "unset it"))
+    return NCCL_TIMEOUT if device.type == "cuda" else PEER_TIMEOUT
+
+
 def pick_device(name: str) -> torch.device:
     """`auto`, `cpu` or `cuda` as a device; under torchrun each process takes its local GPU."""
     if name == "auto":
@@ -170,22 +241,23 @@ def join_ranks(device_name: str = "auto") -> Ranks:
     if world == 1:
         return Ranks(device=device)
     rank, port = _number("RANK", 0, world - 1), _number("MASTER_PORT", 1, 65535)
-    address = _given("MASTER_ADDR")
+    address, patience = _given("MASTER_ADDR"), peer_timeout(device)
     try:
         base = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             port,
             is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-            timeout=PEER_TIMEOUT,
+            timeout=patience,
         )
     except RuntimeError as error:  # of whatever kind; torch has several
         reason = str(error).partition("\n")[0]
         raise RendezvousError(
             f"rank {rank} has no store at MASTER_ADDR {address}, MASTER_PORT {port} ({reason}); {START}"
         ) from None
-    store = meet(base, rank, world, PEER_TIMEOUT)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PEER_TIMEOUT)
+    store = meet(base, rank, world, patience)
+    # On GPUs objects are gathered by gloo, which needs no GPU to wait for.
+    where = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    dist.init_process_group(**where, store=store, rank=rank, world_size=world, timeout=patience)
     return Ranks(rank, world, device)
 
 
@@ -196,10 +268,10 @@ def _given(name: str) -> str:
     return value
 
 
-def _number(name: str, least: int, most: int) -> int:
+def _number(name: str, least: int, most: int, remedy: str = START) -> int:
     value = _given(name)
     if not (value.isascii() and value.isdecimal() and least <= int(value) <= most):
-        raise RendezvousError(f"{name} is {value[:40]!r}; allowed is a whole number from {least} to {most}; {START}")
+        raise RendezvousError(f"{name} is {value[:40]!r}; allowed is a whole number from {least} to {most}; {remedy}")
     return int(value)
 
 

@@ -65,7 +65,7 @@ def plan_route_async(
     fixed: (position in `ids` of each row to be looked up, ids of each owner), when `ids` comes sorted by owner and
         every rank asks every other for as many rows; then nothing is de-duplicated and no counts are exchanged.
     """
-    counts = None
+    counts, on_host = None, ids.device.type == "cpu"
     if fixed is None:
         unique, inverse = distinct(ids, total)
     else:
@@ -84,8 +84,13 @@ def plan_route_async(
             wanted = (edges[1:] - edges[:-1]).contiguous()
             one_each = [1] * ranks.world
             asked = ranks.all_to_all_async(wanted, one_each, one_each, "ids")
-            yield
-            receive, send = wanted.tolist(), asked().tolist()
+            if on_host:
+                yield
+            told = to_host(torch.stack([wanted, asked()]))
+            if not on_host:
+                yield
+            receive, send = told()
+            unique = unique[: sum(receive)]
         requests = ranks.all_to_all_async(unique, receive, send, "ids")
         yield
         requested = requests() - lo
@@ -96,6 +101,22 @@ def plan_route_async(
     touched, position = distinct(here, ranks.share(total)[1] - ranks.share(total)[0])
     where = None if candidates is None else position[len(requested) :]
     return Route(inverse, send, receive, position[: len(requested)], touched, where)
+
+
+def to_host(numbers: Tensor) -> Callable[[], list[list[int]]]:
+    """A matrix on its way to the host; of a GPU the result waits for no more than what was asked of it until now."""
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    there = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def arrived() -> list[list[int]]:
+        done.synchronize()
+        found: list[list[int]] = there.tolist()
+        return found
+
+    return arrived
 
 
 def distinct(ids: Tensor, below: int) -> tuple[Tensor, Tensor]:

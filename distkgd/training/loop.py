@@ -100,12 +100,16 @@ def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[s
     totals: dict[tuple[str, ...], torch.Tensor] = {}
     values: dict[str, Number] = {}
     stopping: Number = False
+    on_host = job.ranks.device.type == "cpu"
     for i in range(accumulate):
         inputs = job.prefetcher.inputs(progress.step, i)
         for update in method.updates(inputs):
-            job.prefetcher.advance()
+            if on_host:
+                job.prefetcher.advance()
             terms = torch.stack(list(update.terms.values()))
             terms.sum().backward()
+            if not on_host:  # which may have to wait for ids: by now the device has enough to do
+                job.prefetcher.advance()
             names = (*update.terms, *update.watched)
             numbers = torch.cat([terms.detach(), *(x.detach().reshape(1) for x in update.watched.values())]).double()
             totals[names] = numbers + totals[names] if names in totals else numbers

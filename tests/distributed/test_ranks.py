@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distkgd.distributed.ranks import PEER_TIMEOUT, Ranks
+from distkgd.distributed.ranks import NCCL_TIMEOUT, PEER_TIMEOUT, Ranks, peer_timeout
 from distkgd.distributed.rendezvous import RendezvousError
 from tests.ranks import run_on_ranks, run_on_threads
 
@@ -135,3 +135,35 @@ def patience(ranks: Ranks) -> Any:
 
 def test_a_silent_rank_is_given_up_in_less_than_a_minute() -> None:
     assert run_on_ranks(3, patience) == [PEER_TIMEOUT] * 3 and PEER_TIMEOUT.total_seconds() < 60
+
+
+def test_how_long_a_silent_rank_is_waited_for_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peer_timeout(torch.device("cpu")) == PEER_TIMEOUT and peer_timeout(torch.device("cuda", 0)) == NCCL_TIMEOUT
+    monkeypatch.setenv("DISTKGD_PEER_SECONDS", "90")
+    assert peer_timeout(torch.device("cuda", 0)).total_seconds() == 90
+    monkeypatch.setenv("DISTKGD_PEER_SECONDS", "soon")
+    with pytest.raises(RendezvousError, match=r"DISTKGD_PEER_SECONDS is 'soon'.*unset it"):
+        peer_timeout(torch.device("cpu"))
+
+
+def gather_and_differentiate(ranks: Ranks, counts: list[int], in_order: bool) -> tuple[Tensor, Tensor, Tensor, int]:
+    ranks.in_order = in_order
+    ranks.traffic.clear()
+    rows = rows_of(ranks.rank, counts[ranks.rank], dtype=torch.float64).div(1_000).requires_grad_()
+    found = ranks.gather(rows, counts, "queries")
+    (first,) = torch.autograd.grad(((ranks.rank + 1) * found.pow(3)).sum(), rows, create_graph=True)
+    (second,) = torch.autograd.grad(first.sin().sum(), rows)
+    ranks.in_order = True
+    return found.detach(), first.detach(), second, ranks.traffic["queries"]
+
+
+@pytest.mark.parametrize("counts", [[2, 2, 2], [3, 0, 1], [0, 4, 2]])
+@pytest.mark.parametrize("run", [run_on_ranks, run_on_threads])
+def test_collectives_gather_what_an_exchange_does_with_its_gradients_and_bytes(
+    run: Callable[..., Any], counts: list[int]
+) -> None:
+    given = run(3, gather_and_differentiate, counts=counts, in_order=True)
+    for one, other in zip(given, run(3, gather_and_differentiate, counts=counts, in_order=False), strict=True):
+        assert one[3] == other[3]
+        for expected, found in zip(one[:3], other[:3], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
