@@ -167,7 +167,8 @@ class _Pool:
                 answers.append(pipe.recv())
             except EOFError:
                 answers.append((False, f"rank {rank} died"))
-        if not all(good for good, _ in answers):
+        alone = len(answers) == 1 and self._processes[0].is_alive()  # and nobody waits for it
+        if not alone and not all(good for good, _ in answers):
             self.close()
             _pools.pop(self._key, None)
         return _values(answers)

@@ -103,9 +103,13 @@ def in_blocks(at_once: int | None) -> AbstractContextManager[Any]:
 
 
 def train_some(ranks: Ranks, config: dict[str, Any], steps: int, folder: str = "/nonexistent") -> dict[str, Any]:
+    """What `steps` steps of `toy_job` leave, as `take_steps` has it."""
+    return take_steps(toy_job(config, ranks, Path(folder)), steps)
+
+
+def take_steps(job: Job, steps: int) -> dict[str, Any]:
     """Losses of `steps` steps, then this rank's rows, the replicated tensors of every group, and validation metrics;
     and the epoch of the last step."""
-    job = toy_job(config, ranks, Path(folder))
     progress = Progress()
     losses = []
     for step in range(steps):

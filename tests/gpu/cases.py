@@ -1,7 +1,7 @@
 """Training steps of WN18RR's size whose launches and synchronisations are counted, and how one is counted."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import Any
 from distkgd.data import Graph, load_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.evaluation.ranking import ranks_of
-from distkgd.pipeline.stage_job import Run, build_job, fresh_model, stage_seed
+from distkgd.pipeline.config import StageConfig
+from distkgd.pipeline.stage_job import Run, build_job, fresh_model
+from distkgd.pipeline.stages import Stage
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 from tests.gpu.counts import COUNTS
@@ -96,11 +98,13 @@ def taught_job(run: Run) -> Job:
     """The job of a run's student, whose teachers are not trained."""
     stages = {stage.name: stage for stage in run.stages}
     student = stages["student"]
-    teachers = []
-    for name in student.teachers:
-        config = stages[name].config
-        teachers.append(fresh_model(run, config, config.dim, stage_seed(run.config.seed, name)))
-    return build_job(run, student, "digest", run.tracking.stage("student", {}, {}), teachers)
+    return job_of(run, student, [stages[name].config for name in student.teachers])
+
+
+def job_of(run: Run, stage: Stage, teachers: Sequence[StageConfig]) -> Job:
+    """A job whose teachers are as untrained as its student."""
+    models = [fresh_model(run, one, one.dim, seed) for seed, one in enumerate(teachers)]
+    return build_job(run, stage, "digest", run.tracking.stage(stage.name, {}, {}), models)
 
 
 def _counted(work: Callable[[], Any]) -> Counted:

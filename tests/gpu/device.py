@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from tests.gpu.counts import COUNTS
-from tests.gpu.shapes import INDEXED, compute, filled, hollow, place
+from tests.gpu.shapes import INDEXED, compute, filled, hollow, mapped, place, tensors_in
 
 Op = Any  # an overload of an operation of torch
 TYPE = "gpu"
@@ -113,17 +113,17 @@ def fetched(tree: Any) -> Any:
 
 def run(func: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """An operation of any tensors, on the device if one of them lies there or is to lie there."""
-    flat, spec = tree_flatten((args, kwargs))
-    there = [x for x in flat if isinstance(x, DeviceTensor)]
+    given = list(tensors_in((args, kwargs)))
+    there = [x.inner for x in given if isinstance(x, DeviceTensor)]
     device = kwargs.get("device")
     if not there and (device is None or torch.device(device).type != TYPE):
         return func(*args, **kwargs)
     name = func._schema.name.partition("::")[2]
     if name in SPECIAL:
         return SPECIAL[name](func, args, kwargs)
-    refuse_mixing(name, args, [x for x in flat if isinstance(x, Tensor) and not isinstance(x, DeviceTensor)])
+    refuse_mixing(name, args, [x for x in given if not isinstance(x, DeviceTensor)])
     _note_waits(name, func, args, kwargs)
-    inner_args, inner_kwargs = tree_unflatten([x.inner if isinstance(x, DeviceTensor) else x for x in flat], spec)
+    inner_args, inner_kwargs = mapped(_inner, args), mapped(_inner, kwargs)
     if device is not None:
         inner_kwargs["device"] = "cpu"
     out = compute(func, inner_args, inner_kwargs)
@@ -132,9 +132,12 @@ def run(func: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if is_view(func):
         COUNTS.seen()
     else:
-        COUNTS.launched(name, [x.inner for x in there], [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)])
-    wrapped = tree_map(lambda x: DeviceTensor(x) if isinstance(x, Tensor) else x, out)
-    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+        COUNTS.launched(name, there, list(tensors_in(out)))
+    return return_and_correct_aliasing(func, args, kwargs, mapped(DeviceTensor, out))
+
+
+def _inner(tensor: Tensor) -> Tensor:
+    return tensor.inner if isinstance(tensor, DeviceTensor) else tensor
 
 
 def refuse_mixing(name: str, args: Sequence[Any], on_host: Sequence[Tensor]) -> None:
