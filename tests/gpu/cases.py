@@ -87,11 +87,11 @@ def _count(ranks: Ranks, name: str) -> Counted:
     if name in RANKED:
         model = fresh_model(run, run.config.student, run.config.student.dim, 0)
         triples = run.graph.test[:512].to(ranks.device)
-        return _counted(lambda: ranks_of(model, triples, run.all_answers, ranks))
+        return counted(lambda: ranks_of(model, triples, run.all_answers, ranks))
     job, progress = taught_job(run), Progress()
     train_step(job, progress, 0)  # the first makes what the others find
     progress.step += 1
-    return _counted(lambda: train_step(job, progress, 0))
+    return counted(lambda: train_step(job, progress, 0))
 
 
 def taught_job(run: Run) -> Job:
@@ -107,7 +107,8 @@ def job_of(run: Run, stage: Stage, teachers: Sequence[StageConfig]) -> Job:
     return build_job(run, stage, "digest", run.tracking.stage(stage.name, {}, {}), models)
 
 
-def _counted(work: Callable[[], Any]) -> Counted:
+def counted(work: Callable[[], Any]) -> Counted:
+    """What `work` asks of the pretend device."""
     COUNTS.reset()
     work()
     launched: Counter[str] = Counter()

@@ -39,5 +39,6 @@ def _on_host(found: Found) -> Found:
         strangers = [name for name, tensor in found[kind].items() if tensor.device.type == "cpu"]
         assert not strangers, f"{kind} that should lie on the device: {strangers}"
     out: Found = fetched(found)
+    out["losses"] = [{name: float(number) for name, number in terms.items()} for terms in out["losses"]]
     assert all(torch.isfinite(table).all() for table in out["tables"].values())
     return out

@@ -1,7 +1,8 @@
 """Operations on numbers that are not there: where only counts are asked for, reals have shapes alone.
 
 Whole numbers are computed, for what a step looks up follows from them; a real that is read is 1, a comparison of reals
-false. A step of any size is then counted in no time, and as it is: what it launches does not depend on reals.
+false. A step of any size is then counted in no time, and as it is: what it launches does not depend on reals, but for
+sides that are drawn by Bernoulli's statistics.
 """
 
 from collections.abc import Callable, Iterator, Sequence

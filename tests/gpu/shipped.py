@@ -63,7 +63,13 @@ def shrunk(config: StageConfig) -> dict[str, Any]:
     """A stage of the same kind that trains 48 triples a step; its sizes, rates, weights and epochs are those of all."""
     plain = config.model_dump(mode="json")
     num, chunk = min(config.negatives.num, 20), min(config.negatives.chunk, 4)
-    over: dict[str, Any] = {"dim": DIM, "margin": None, "batch_size": 48, "accumulate": min(config.accumulate, 2), "init_scale": 0.5}
+    over: dict[str, Any] = {
+        "dim": DIM,
+        "margin": None,
+        "batch_size": 48,
+        "accumulate": min(config.accumulate, 2),
+        "init_scale": 0.5,
+    }
     over |= {"epochs": 4, "patience": 0, "validate_every": 1, "checkpoint_every": 0, "schedule": {"name": "constant"}}
     over |= {"negatives": {"num": num, "chunk": chunk}, "optimizer": {"lr": 0.05, "relation_lr": None}}
     if config.regulariser.weight:

@@ -11,7 +11,7 @@ from distkgd.scorers import SCORERS
 from tests.covering import all_pairs
 from tests.gpu.equals import both, both_shipped
 from tests.gpu.shipped import shipped_stages
-from tests.invariants.test_options import BASE, CASES, with_option
+from tests.invariants.test_options import CASES, with_option
 from tests.invariants.test_world_size import REGIMES, VARIANTS, assert_same, student, variant_name
 from tests.ranks import run_on_ranks
 
