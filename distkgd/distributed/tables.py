@@ -294,7 +294,11 @@ class ShardedTable:
                 f"{bits} bits: these rows have none that are nested; take a model that was trained with distill.bits, "
                 "on a CPU, or round this one: launch/export.py --bits."
             )
-        table = ShardedTable(self.shard, self.total, self.ranks, self.dtype, self.quantiser.narrowed(bits))
+        return self.seen(self.quantiser.narrowed(bits))
+
+    def seen(self, quantiser: Quantiser | None) -> "ShardedTable":
+        """This table, its rows seen rounded in another way. What steps open of it is opened of this table too."""
+        table = ShardedTable(self.shard, self.total, self.ranks, self.dtype, quantiser)
         table.opened = self.opened
         return table
 

@@ -64,6 +64,7 @@ class Quantiser:
     group: columns that share a step, a divisor of their number; None: all of a row.
     of: the codes are the top `bits` of codes of so many; None: widths are not nested.
     coarser: ascending narrower widths whose steps are kept with the rows, where `bits` is the widest.
+    zeros: what is 0 stays 0 and does not count in the step, for rows that are pruned; 8 bits or fewer.
     """
 
     bits: int
@@ -71,6 +72,7 @@ class Quantiser:
     biases: int = 0
     of: int | None = None
     coarser: tuple[int, ...] = ()
+    zeros: bool = False
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[n, biases + columns] what the rows are rounded to; gradients pass through to the rows."""
@@ -104,7 +106,7 @@ class Quantiser:
 
     def to_json(self) -> dict[str, Any]:
         """What `quantiser_of` makes it of again."""
-        return {key: value for key, value in asdict(self).items() if key not in ("of", "coarser") or value}
+        return {key: value for key, value in asdict(self).items() if key not in ("of", "coarser", "zeros") or value}
 
     def round(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(rounded [n, biases + columns], bool [n, columns] which numbers lie inside of the levels' range)."""
@@ -124,8 +126,13 @@ class Quantiser:
             rounded = torch.cat([rows[:, : self.biases].bfloat16().to(rows.dtype), rounded], 1)
         return rounded, inside.flatten(1)
 
+    def levels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """([n, columns] levels of rows [n, biases + columns], half-integers or 0; [n, groups] steps)."""
+        levels, step = self._coded(self._grouped(rows.detach()))
+        return levels.flatten(1), step.squeeze(-1)
+
     def pack(self, rows: Tensor) -> Packed:
-        """`round`ed rows [n, biases + columns] in as few bytes as they need; fewer than 16 bits."""
+        """`round`ed rows [n, biases + columns] in as few bytes as they need; fewer than 16 bits, without `zeros`."""
         if len(rows) > (few := max(1, _NUMBERS_AT_ONCE // rows.shape[1])):
             pieces = [self.pack(piece) for piece in rows.split(few)]
             parts = {part: torch.cat([getattr(piece, part) for piece in pieces]) for part in PARTS}
@@ -165,9 +172,9 @@ class Quantiser:
         if self.bits >= 8:
             step = numbers.abs().amax(-1, keepdim=True) / (2 ** (self.bits - 1) - 0.5)
         else:
-            step = _fitting_step(numbers, self.bits)
+            step = _fitting_step(numbers, self.bits, self.zeros)
         step = _to_bfloat16(step)
-        return _levels(numbers, step, self.bits), step
+        return _levels(numbers, step, self.bits, self.zeros), step
 
 
 def quantiser_of(about: Mapping[str, Any]) -> Quantiser:
@@ -255,13 +262,17 @@ def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     return (ticks << place[:bits]).sum(-1, dtype=torch.uint8)
 
 
-def _fitting_step(numbers: Tensor, bits: int) -> Tensor:
-    # [..., 1] of the least squared error, of at most 4 bits.
+def _fitting_step(numbers: Tensor, bits: int, zeros: bool = False) -> Tensor:
+    # [..., 1] of the least squared error, of at most 4 bits. zeros: these do not count.
     magnitude = numbers.abs()
-    step = magnitude.mean(-1, keepdim=True) * _NORMAL_STEP[bits]
+    if zeros:
+        mean = magnitude.sum(-1, keepdim=True) / (magnitude > 0).sum(-1, keepdim=True).clamp_min(1)
+    else:
+        mean = magnitude.mean(-1, keepdim=True)
+    step = mean * _NORMAL_STEP[bits]
     for _ in range(_FITS if bits > 1 else 0):  # of one bit the first is exact
-        step = _least_squares(magnitude, _levels(magnitude, step, bits))
-    return step
+        step = _least_squares(magnitude, _levels(magnitude, step, bits, zeros))
+    return step.nan_to_num(0.0) if zeros else step  # a group of zeros
 
 
 def _least_squares(numbers: Tensor, levels: Tensor) -> Tensor:
@@ -269,11 +280,12 @@ def _least_squares(numbers: Tensor, levels: Tensor) -> Tensor:
     return (numbers * levels).sum(-1, keepdim=True) / levels.square().sum(-1, keepdim=True)
 
 
-def _levels(numbers: Tensor, step: Tensor, bits: int) -> Tensor:
-    # Half-integers; 0.5 of what has no step.
+def _levels(numbers: Tensor, step: Tensor, bits: int, zeros: bool = False) -> Tensor:
+    # Half-integers; 0.5 of what has no step. zeros: 0 of 0.
     largest = 2 ** (bits - 1) - 0.5
     levels = torch.where(step > 0, numbers / step, 0.0).floor_().add_(0.5)
-    return levels.clamp_(-largest, largest)
+    levels = levels.clamp_(-largest, largest)
+    return levels.mul_(numbers != 0) if zeros else levels
 
 
 def _to_bfloat16(step: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ Differs from the paper:
 - The regulariser joins L_S and L_T. Relation prediction (Chen et al. 2021) joins the cross-entropies of Eq. 7 and 11.
 - The quiz set may be drawn anew for every pass over the training triples (`quiz_set`), so that none is lost for good.
 - What is validated and saved is pruned anew, at the final rate: it is what would be served.
+- S may have few bits: it is T's rows pruned and rounded, zeros as zeros; T keeps full precision. Gradients pass
+  straight through the rounding, in Eq. 4-6 too.
 Differs from the authors' code:
 - It ranks masked queries against unmasked candidates; here both sides are pruned. It selects on test, we on valid.
 - Its quiz set is the first 2% of the rows and stays in training; ours is drawn and held out, of one pass or of all.
@@ -41,7 +43,7 @@ from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterG
 from distkgd.methods.losses.meta_gradient import divergence_slope, gradient_of, model_like
 from distkgd.methods.losses.scores import batch_mean, kl_divergence, relation_loss
 from distkgd.models.model import Model, View
-from distkgd.models.pruned import mask_of, masked_view, pruned
+from distkgd.models.pruned import keeping_zeros, mask_of, masked_view, pruned, unrounded
 from distkgd.scorers import SCORERS, Scorer, build_scorer
 
 Part = Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=1)]
@@ -115,8 +117,10 @@ class MetasdConfig(MethodSettings):
             raise UnsupportedError(
                 f"metasd cannot cut its batch (accumulate: {stage.accumulate}): its virtual step needs all of it"
             )
-        if min(stage.bits, stage.relation_bits) < 32:
-            raise UnsupportedError("metasd prunes, and 0 is no level of few bits: set bits and relation_bits to 32")
+        if 16 in (stage.bits, stage.relation_bits):
+            raise UnsupportedError("metasd prunes, and has no file for zeros among 16 bits: use 8 bits or fewer, or 32")
+        if stage.group is not None and self.prune.scope == "column":
+            raise UnsupportedError("distill.prune.scope: column leaves other columns than share a step: drop group")
         kind = SCORERS.get(stage.scorer)
         if self.prune.scope == "column" and kind is not None and kind.biases:
             raise UnsupportedError(
@@ -149,7 +153,10 @@ class MetaSD(Method[MetasdConfig]):
     def prepare(self) -> None:
         tables = self.student.entity.weight, self.student.relation
         self.mask = Mask(*(torch.ones_like(table, dtype=torch.bool) for table in tables))
-        self.small = masked_view(self.student, self.mask)
+        # Of few bits, S is what is seen rounded, zeros as zeros; T is the master rows.
+        self.source = unrounded(self.student)
+        small = keeping_zeros(self.student) if self.settings.prune.rate else self.student
+        self.small = masked_view(small, self.mask)
         self.pruned_at = -1
         self.masked, self.churn = 0.0, 0.0  # shares of all numbers: hidden; shown or hidden anew by the last pruning
         if self.settings.meta:
@@ -188,7 +195,7 @@ class MetaSD(Method[MetasdConfig]):
             quiz = quizzes.inputs(*quizzes.parts(inputs.batch.step, 1))
             yield Update(frozenset({"meta"}), {"quiz": self._meta(inputs, quiz)})
         # Eq. 7 and 11 in one step.
-        small, source = self.task.view(self.small, inputs, grad=True), self.task.view(self.student, inputs, grad=True)
+        small, source = self.task.view(self.small, inputs, grad=True), self.task.view(self.source, inputs, grad=True)
         asks = self._asks(small, source) | self._asks(small, source, teacher=True)
         terms = answer_means(asks, inputs.batch.num_queries) | self.task.penalty(small)
         terms |= {f"teacher_{name}": value for name, value in self.task.penalty(source).items()}
@@ -253,7 +260,7 @@ class MetaSD(Method[MetasdConfig]):
         pull.entity.weight.mul_(self.mask.entity)
         pull.relation.mul_(self.mask.relation)
         small, way = (task.view(model, inputs, grad=False, dropped=True) for model in (self.small, pull))
-        source = task.view(self.student, inputs, grad=True, dropped=False)
+        source = task.view(self.source, inputs, grad=True, dropped=False)
         weight = -how.virtual_lr * (1 - how.alpha)
         ask = divergence_slope(small, way, source, how.temperature, how.kl, how.reverse_kl)
         slope = answer_means({"": (weight, ask)}, inputs.batch.num_queries)[""]
@@ -263,9 +270,10 @@ class MetaSD(Method[MetasdConfig]):
         # Eq. 4: theta'_S, on tables of its own; T's scores are constants.
         student, mask = self.student, self.mask
         table = student.entity
-        copy = model_like(student, table.weight, student.relation.detach().clone().requires_grad_(), mask)
+        relation = student.relation.detach().clone().requires_grad_()
+        copy = model_like(self.small, table.weight, relation, mask, rounded=True)
         view = self.task.view(copy, inputs, grad=True)
-        asks = self._asks(view, self.task.view(student, inputs, grad=False))
+        asks = self._asks(view, self.task.view(self.source, inputs, grad=False))
         terms = answer_means(asks, inputs.batch.num_queries) | self.task.penalty(view)
         torch.stack(list(terms.values())).sum().backward()
         gradient = gradient_of(copy)
@@ -273,4 +281,4 @@ class MetaSD(Method[MetasdConfig]):
         with torch.no_grad():
             weight = gradient.entity.weight.mul_(-lr).add_(table.weight * mask.entity)
             relation = gradient.relation.mul_(-lr).add_(student.relation * mask.relation)
-        return model_like(student, weight, relation.requires_grad_())
+        return model_like(self.small, weight, relation.requires_grad_(), rounded=True)

@@ -32,6 +32,7 @@ from distkgd.kernels.quantiser import Quantiser, quantiser_of
 from distkgd.models.formats.int8 import read_int8
 from distkgd.models.formats.packed import read_packed, write_packed
 from distkgd.models.formats.sparse import read_sparse, smallest
+from distkgd.models.formats.zeros import read_zeros
 from distkgd.models.model import Model, broken_row_of
 from distkgd.scorers import Scorer, from_constants
 
@@ -161,6 +162,8 @@ def _read_rows(
     if about is None or about["bits"] == 16:
         return read_table(folder, config["files"][name], name, lo, hi)
     quantiser = quantiser_of(about)
+    if quantiser.zeros:
+        return read_zeros(folder, config["files"], name, quantiser, width, lo, hi)
     return PackedRows(read_packed(folder, config["files"], name, quantiser, width, lo, hi), quantiser)
 
 
@@ -249,12 +252,11 @@ def sizes_on_disk(folder: AnyPath) -> dict[str, int]:
     names = {"entity": "bits", "relation": "relation_bits"}
     found = {key: how[name].bits if name in how else 32 for name, key in names.items()}
     found |= {"bytes": bytes_on_disk(folder), "num_entities": int(config["num_entities"])}
-    width = from_constants(config["scorer"]).entity_size
-    if "entity" in how:
-        found["row_bytes"] = how["entity"].row_bytes(width)
-    elif config["format"] in (FORMAT, PACKED):
-        found["row_bytes"] = width * getattr(torch, config["dtype"]).itemsize
-    return found
+    width, entity = from_constants(config["scorer"]).entity_size, how.get("entity")
+    if entity is not None:
+        return found if entity.zeros else found | {"row_bytes": entity.row_bytes(width)}
+    whole = config["format"] in (FORMAT, PACKED)
+    return found | ({"row_bytes": width * getattr(torch, config["dtype"]).itemsize} if whole else {})
 
 
 def distinct_rows(model: Model) -> int:

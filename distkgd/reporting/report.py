@@ -208,7 +208,8 @@ def few_bits(report: RunReport) -> list[str]:
             rows_text = f"{count_text(stage.distinct_rows)} distinct rows of {count_text(stage.num_entities)} entities"
             tied = stage.metrics(split).get("tied")
             ties = "" if tied is None else f"; {100 * tied:.1f}% of the {split} answers tied with another candidate"
-            sentences.append(f"{stage.name}: {stage.row_bytes} bytes a row; {rows_text}{ties}.")
+            size = "" if stage.row_bytes is None else f"{stage.row_bytes} bytes a row; "
+            sentences.append(f"{stage.name}: {size}{rows_text}{ties}.")
         if stage.rounded:
             each = [
                 f"{bits} bit ({size_text(one.bytes)}) {fixed(one.mrr(split))}" for bits, one in stage.rounded.items()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from distkgd.common.console import Display
 from distkgd.data.filters import KnownAnswers
@@ -39,11 +40,11 @@ from tests.invariants.test_world_size import METHOD_OPTIONS, REGIMES, assert_sam
 from tests.ranks import run_on_threads
 from tests.toys import toy_graph, toy_job, train_some
 
-TAUGHT = [method for method in METHODS if method != "metasd"]
 FEW = {"bits": 2, "relation_bits": 4}
+PRUNED = {"method": "metasd", "start": "random", "teacher": None}
 
 
-@pytest.mark.parametrize("method", TAUGHT)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("regime", ["triple", "all"])
 def test_three_ranks_train_the_rows_of_few_bits_that_one_does(method: str, regime: str) -> None:
     config = {"dtype": "float64", "student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime], **FEW)}
@@ -196,6 +197,84 @@ def loaded_rows(ranks: Ranks, folder: str) -> tuple[torch.Tensor, torch.Tensor]:
     return model.entity.weight, model.relation
 
 
+def save_pruned(ranks: Ranks, folder: str, rate: float, scorer: str, bits: int) -> dict[str, Any]:
+    config = {"student": student("metasd", {"prune": {"rate": rate}, "meta": False}, REGIMES["all"], scorer=scorer)}
+    config["student"] |= {"dim": 20, "bits": bits, "group": 10, "relation_bits": 3}
+    job = toy_job(config, ranks, Path(folder))
+    product = job.method.output_model
+    save_model(Path(folder) / "model", product, toy_graph(), {})
+    rounded = product.rounded()
+    return {"entity": rounded.entity.weight, "relation": rounded.relation}
+
+
+@pytest.mark.parametrize("scorer", ["complex", "rote"])
+@pytest.mark.parametrize(("wrote", "reads"), [(1, 3), (3, 1)])
+@pytest.mark.parametrize(("rate", "bits", "level"), [(0.8, 2, False), (0.1, 2, False), (0.3, 1, True), (0.5, 8, False)])
+def test_what_is_pruned_and_rounded_is_written_in_the_fewer_bytes(
+    rate: float, bits: int, level: bool, wrote: int, reads: int, scorer: str, tmp_path: Path
+) -> None:
+    saved = run_on_threads(wrote, save_pruned, folder=str(tmp_path), rate=rate, scorer=scorer, bits=bits)
+    rows, biases = torch.cat([rank["entity"] for rank in saved]), SCORERS[scorer].biases
+    found = run_on_threads(reads, loaded_rows, folder=str(tmp_path))
+    assert torch.equal(torch.cat([entity for entity, _ in found]), rows)
+    assert all(torch.equal(relation, saved[0]["relation"]) for _, relation in found)
+    kept = rows[:, biases:] != 0
+    assert kept.float().mean() == pytest.approx(1 - rate, abs=0.1)
+    check_files(tmp_path / "model")
+    check_numbers(tmp_path / "model")
+    bitmap = int((-(-kept.sum(1) * bits // 8)).sum()) + 41 * 3
+    levels = 41 * 2 * -(-20 // {1: 10, 2: 6, 8: 1}[bits])  # so many powers of 2^bits + 1 are below 2^16
+    assert (levels <= bitmap) == level
+    sizes = {part: 0 for part in ("bitmap", "codes")}
+    for part in sizes:
+        for path in (tmp_path / "model").glob(f"entity.{part}-*"):
+            with safe_open(path, "pt") as file:
+                sizes[part] += file.get_tensor(f"entity.{part}").nbytes
+    assert sum(sizes.values()) == min(bitmap, levels) and (sizes["bitmap"] == 0) == level
+    source, ids = open_source(tmp_path / "model"), torch.tensor([7, 0, 40])
+    assert torch.equal(source.entity.rows(ids), rows[ids])
+    assert torch.equal(torch.cat([*source.crop(10).entity.blocks()]), rows[:, : biases + 10])
+
+
+@pytest.mark.parametrize("part", ["entity.codes", "entity.bitmap", "entity.step", "relation.codes"])
+def test_damaged_files_of_pruned_rows_are_named(part: str, tmp_path: Path) -> None:
+    save_pruned(Ranks(), str(tmp_path), 0.8, "complex", 2)
+    (path,) = (tmp_path / "model").glob(f"{part}-*")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ModelError, match=path.name):
+        load_model(tmp_path, Ranks())
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ModelError, match=path.name):
+        check_files(tmp_path / "model")
+    path.unlink()
+    write_tensors(path, {part: torch.zeros(41, 99, dtype=torch.uint8)})
+    with pytest.raises(ModelError, match=path.name):
+        load_model(tmp_path, Ranks())
+
+
+@pytest.mark.parametrize("scope", ["global", "row", "column"])
+def test_a_pruned_and_rounded_run_saves_what_it_validated(scope: str, tmp_path: Path) -> None:
+    more = {"scorer": "complex", "dim": 8, "distill": {"prune": {"rate": 0.5, "scope": scope}, "quiz": 0.1}}
+    folder = run_of(tmp_path / "run", **PRUNED, **more) / "stages/student"
+    graph, result = toy_graph(), read_result(folder)
+    loaded = load_model(folder, Ranks())
+    assert result is not None and result.bytes == bytes_on_disk(folder)
+    assert (result.bits, result.relation_bits, result.row_bytes) == (2, 4, 4 - 1 if scope == "column" else None)
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    rank = ranks_of(loaded.model, graph.test, known, Ranks())
+    assert float((1 / rank).mean()) == pytest.approx(result.mrr("test"), abs=1e-12)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validated = max(line["valid/mrr"] for line in lines if "valid/mrr" in line)
+    assert result.mrr("valid") == pytest.approx(validated, abs=1e-12)
+    zeros = float((loaded.model.entity.weight == 0).float().mean())
+    assert loaded.model.scorer.dim == (4 if scope == "column" else 8) and (zeros == 0) == (scope == "column")
+    wide = tmp_path / "wide"
+    export_model(folder, wide, "sparse", Ranks())
+    assert torch.equal(load_model(wide, Ranks()).model.entity.weight, loaded.model.entity.weight)
+    assert f"{result.distinct_rows} distinct rows of 41" in (tmp_path / "run/report.md").read_text()
+
+
 @pytest.mark.parametrize("part", ["entity.codes", "entity.step", "entity.bias", "relation.codes"])
 def test_damaged_files_are_named(part: str, tmp_path: Path) -> None:
     save_few_bits(Ranks(), str(tmp_path))
@@ -233,7 +312,8 @@ def test_a_step_that_is_no_number_is_named(tmp_path: Path) -> None:
         ({"bits": 2, "group": 3}, "do not divide 8"),
         ({"group": 4, "bits": 16}, "student: group: 4 columns share a step, and 16 bits have none"),
         ({"bits": 2, "row_dtype": "bfloat16"}, "rounded from rows in full precision"),
-        ({"bits": 2, "method": "metasd", "start": "random"}, "0 is no level of few bits"),
+        ({"bits": 16, "method": "metasd", "start": "random"}, "no file for zeros among 16 bits"),
+        (PRUNED | {"group": 4, "scorer": "complex", "distill": {"prune": {"scope": "column"}}}, "drop group"),
     ],
 )
 def test_what_few_bits_cannot_do_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -40,6 +40,25 @@ def test_every_number_goes_to_the_nearest_level_of_its_group(bits: int, group: i
             assert seen[columns].tolist() == pytest.approx(rounded_by_hand(row[columns].tolist(), step, bits), abs=1e-9)
 
 
+@pytest.mark.parametrize(("bits", "group"), [*itertools.product(FEW, [None, 4])])
+def test_what_is_pruned_stays_zero_and_the_rest_is_rounded_as_if_it_were_alone(bits: int, group: int | None) -> None:
+    rows, gone = some_rows(), torch.rand(40, 12, generator=torch.Generator().manual_seed(5)) < 0.6
+    rows = rows.masked_fill(gone, 0.0)
+    quantiser = Quantiser(bits, group, zeros=True)
+    rounded, (levels, steps) = quantiser(rows), quantiser.levels(rows)
+    assert torch.equal(rounded == 0, rows == 0) and torch.equal(levels == 0, rows == 0) and rounded.isfinite().all()
+    width = group or 12
+    for row, seen, step in zip(rows.split(width, 1), rounded.split(width, 1), steps.unbind(1), strict=True):
+        for numbers, found, of_group in zip(row, seen, step, strict=True):
+            left = numbers[numbers != 0]
+            alone = Quantiser(bits)(left.unsqueeze(0))[0] if len(left) else left
+            torch.testing.assert_close(found[numbers != 0], alone, rtol=0.01, atol=1e-9)  # a step may round otherwise
+            by_hand = rounded_by_hand(left.tolist(), float(of_group), bits)
+            assert found[numbers != 0].tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert quantiser_of(json.loads(json.dumps(quantiser.to_json()))) == quantiser
+    assert "zeros" not in Quantiser(bits, group).to_json()
+
+
 @pytest.mark.parametrize("bits", FEW)
 def test_no_other_step_has_a_much_smaller_error(bits: int) -> None:
     rows = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))

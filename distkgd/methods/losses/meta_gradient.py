@@ -11,10 +11,16 @@ from distkgd.distributed.tables import ShardedTable
 from distkgd.models.model import Model, View
 
 
-def model_like(model: Model, weight: Tensor, relation: Tensor, mask: Mask | None = None) -> Model:
-    """A model of other tables: weight [rows of this shard, dim], relation [rows, relation_size]."""
-    table = ShardedTable(weight, model.entity.total, model.entity.ranks, model.entity.dtype)
-    return Model(model.scorer, table, relation, model.num_relations, model.reciprocal, mask)
+def model_like(
+    model: Model, weight: Tensor, relation: Tensor, mask: Mask | None = None, rounded: bool = False
+) -> Model:
+    """A model of other tables: weight [rows of this shard, dim], relation [rows, relation_size].
+
+    rounded: its rows are seen rounded as the model's are.
+    """
+    entity_how, relation_how = (model.entity.quantiser, model.relation_quantiser) if rounded else (None, None)
+    table = ShardedTable(weight, model.entity.total, model.entity.ranks, model.entity.dtype, entity_how)
+    return Model(model.scorer, table, relation, model.num_relations, model.reciprocal, mask, relation_how)
 
 
 def gradient_of(model: Model) -> Model:

@@ -17,6 +17,7 @@ from distkgd.errors import ModelError
 from distkgd.kernels.packed import PackedRows
 from distkgd.kernels.quantiser import Packed, Quantiser, Rounding, quantiser_of
 from distkgd.models.formats.packed import read_packed
+from distkgd.models.formats.zeros import read_zeros
 from distkgd.models.model_folder import FORMAT, PACKED, check_files, check_numbers, find_model, read_config
 from distkgd.scorers import Scorer, from_constants
 
@@ -117,10 +118,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class PackedTable(Table):
-    """A table of few bits, widened to float32 by whoever reads it; packed it is in memory. held: its rows."""
+class HeldTable(Table):
+    """A table of few bits, float32 for whoever reads it. held: its rows, in memory, widened where they have zeros."""
 
-    held: PackedRows = field(kw_only=True)
+    held: PackedRows | Tensor = field(kw_only=True)
 
     def pieces(self) -> Iterator[bytes]:
         """All rows in order: little-endian, row after row."""
@@ -131,11 +132,21 @@ class PackedTable(Table):
         """[k, columns] all rows in order, a few megabytes at a time."""
         few = max(1, _NUMBERS_AT_ONCE // self.held.shape[1])
         for at in range(0, len(self.held), few):
-            yield self._columns(self.held.take(slice(at, at + few)))
+            yield self._columns(self._taken(slice(at, at + few)))
 
     def rows(self, ids: Tensor) -> Tensor:
         """[len(ids), columns]: rows by number."""
-        return self._columns(self.held.take(ids))
+        return self._columns(self._taken(ids))
+
+    def _taken(self, which: Tensor | slice) -> Tensor:
+        return self.held[which] if isinstance(self.held, Tensor) else self.held.take(which)
+
+
+@dataclass(frozen=True)
+class PackedTable(HeldTable):
+    """One that is packed in memory."""
+
+    held: PackedRows = field(kw_only=True)
 
     def packed(self, bits: int) -> Packed:
         """The table's columns in a width that is nested in the rows' (or theirs), with steps as they are."""
@@ -181,9 +192,9 @@ class Source:
         for name in tables:
             if (bits := self.bits(name)) < 32:
                 width = getattr(self, name).shape[1]
-                before = quantiser_of(self.config["packed"][name]).row_bytes(width)
-                many = "s" if bits > 1 else ""
-                said.append(f"{name}: {bits} bit{many} widened to float32, {before} to {4 * width:,} bytes a row")
+                how, many = quantiser_of(self.config["packed"][name]), "s" if bits > 1 else ""
+                before = "" if how.zeros else f", {how.row_bytes(width)} to {4 * width:,} bytes a row"
+                said.append(f"{name}: {bits} bit{many} widened to float32{before}")
         return said
 
     def crop(self, dim: int) -> "Source":
@@ -235,7 +246,10 @@ def open_source(folder: AnyPath) -> Source:
 
 def _open_packed(
     folder: Path, config: dict[str, Any], name: str, shape: tuple[int, int], quantiser: Quantiser
-) -> PackedTable:
+) -> HeldTable:
+    if quantiser.zeros:
+        rows = read_zeros(folder, config["files"], name, quantiser, shape[1], 0, shape[0])
+        return HeldTable(name, "F32", shape, (), held=rows)
     packed = read_packed(folder, config["files"], name, quantiser, shape[1], 0, shape[0])
     return PackedTable(name, "F32", shape, (), held=PackedRows(packed, quantiser))
 

@@ -1,7 +1,8 @@
 """Tables of few bits in safetensors files: of table NAME the tables NAME.codes, NAME.step, NAME.bias and NAME.coarser.
 
 The last is there where widths are nested. Their rows are those of `distkgd.kernels.quantiser.Packed`; each is written
-by ranks and read by row ranges like any other. 16 bits need none of it: the table NAME itself is in bfloat16.
+by ranks and read by row ranges like any other. 16 bits need none of it: the table NAME itself is in bfloat16. What is
+pruned has files of its own (`formats.zeros`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,10 +22,13 @@ from distkgd.distributed.checkpoint.tables import (
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError
 from distkgd.kernels.quantiser import PARTS, Packed, Quantiser
+from distkgd.models.formats.zeros import write_zeros
 
 
 def write_packed(folder: Path, name: str, rows: Rows, quantiser: Quantiser, peers: Ranks) -> dict[str, list[str]]:
     """Every rank writes its rows; {table: its files}, in the order of their rows."""
+    if quantiser.zeros:
+        return write_zeros(folder, name, rows, quantiser, peers)
     if quantiser.bits == 16:
         return {name: write_table(folder, name, Rows(rows.tensor.bfloat16(), rows.lo, rows.total), peers)}
     parts = tables_of(name, quantiser.pack(rows.tensor))
