@@ -23,6 +23,7 @@ from torch import Tensor
 from distkgd.distributed import ranks as ranks_module
 from distkgd.distributed.ranks import Ranks, join_ranks
 from tests.gpu.device import install
+from tests.gpu.nccl import NCCL
 
 ANSWER_SECONDS = 240
 _pools: dict[tuple[int, bool], "_Pool"] = {}
@@ -190,7 +191,8 @@ def _serve(rank: int, world: int, port: int, pipe: Connection, pretend: bool) ->
     torch.set_num_threads(1)
     ranks = join_ranks("cpu")
     if pretend:
-        ranks.device = install()
+        ranks = Ranks(rank, world, install())
+        ranks_module.dist = NCCL  # type: ignore[assignment]
     while True:
         try:
             fn, kwargs = pipe.recv()

@@ -67,6 +67,7 @@ class Counts:
 
     launches: Counter[tuple[Site, str]] = field(default_factory=Counter)
     syncs: Counter[tuple[Site, str]] = field(default_factory=Counter)
+    collectives: Counter[tuple[Site, str]] = field(default_factory=Counter)
     bytes: int = 0
     flops: int = 0
     copied: int = 0
@@ -79,6 +80,10 @@ class Counts:
     def waited(self, why: str) -> None:
         """The host waits until the device has done all that it was asked for."""
         self.syncs[self.seen(), why] += 1
+
+    def sent(self, name: str) -> None:
+        """A collective of all ranks."""
+        self.collectives[self.seen(), name] += 1
 
     def launched(self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """An operation of torch has run."""

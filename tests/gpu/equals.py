@@ -19,7 +19,7 @@ Found = dict[str, Any]
 def both(ranks: Ranks, config: dict[str, Any]) -> tuple[Found, Found]:
     """What a toy's steps leave on the CPU and on the device of `ranks`: [losses, tables, tensors, valid]."""
     one, two = (take_steps(toy_job(config, place, Path("/nonexistent")), STEPS) for place in (Ranks(), ranks))
-    return one, _on_host(two)
+    return one, on_host(two)
 
 
 def both_shipped(ranks: Ranks, stage: dict[str, Any], teachers: list[dict[str, Any]]) -> tuple[Found, Found]:
@@ -31,10 +31,11 @@ def both_shipped(ranks: Ranks, stage: dict[str, Any], teachers: list[dict[str, A
         run = toy_run({"dtype": "float64", "student": {}}, place, Path("/nonexistent"))
         names = tuple(f"teacher{i}" for i in range(len(taught)))
         found.append(take_steps(job_of(run, Stage("student", config, names), taught), STEPS))
-    return found[0], _on_host(found[1])
+    return found[0], on_host(found[1])
 
 
-def _on_host(found: Found) -> Found:
+def on_host(found: Found) -> Found:
+    """What steps on the device leave, fetched; all tables are checked to lie there."""
     for kind in ("tables", "tensors"):
         strangers = [name for name, tensor in found[kind].items() if tensor.device.type == "cpu"]
         assert not strangers, f"{kind} that should lie on the device: {strangers}"
