@@ -55,25 +55,37 @@ STEPS: dict[str, dict[str, Any]] = {
     ),
 }
 RANKED = {f"ranking {scorer}": stages(scorer=scorer) for scorer in ("complex", "transe", "rotate")}
-CASES = STEPS | RANKED
+# The parts of a global batch of 1024.
+ON_TWO = "two ranks: "
+SPREAD = {
+    f"{ON_TWO}{name}": STEPS[name]
+    for name in ("complex, own negatives", "complex, chunks", "complex, 1-vs-all", "bkd, 1-vs-all", "dualde, stage two")
+}
+CASES = STEPS | RANKED | SPREAD
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Of one step, or of the ranking of 512 triples. where: function -> how much of it, and its lines."""
+    """Of one step, or of the ranking of 512 triples, on one rank. lines: of each function, and how much each asked for.
+
+    launched_at, synced_at, sent_at: function -> how many launches, synchronisations and collectives are its own.
+    """
 
     launches: int
     syncs: int
+    collectives: int
     bytes: int
     flops: int
     launched_at: dict[str, int]
     synced_at: dict[str, int]
+    sent_at: dict[str, int]
     lines: dict[str, list[str]]
 
     @property
     def told(self) -> str:
         """In a line."""
-        return f"{self.launches} launches, {self.syncs} syncs, {self.bytes / 1e9:.2f} GB, {self.flops / 1e9:.1f} GFLOP"
+        counts = f"{self.launches} launches, {self.syncs} syncs, {self.collectives} collectives"
+        return f"{counts}, {self.bytes / 1e9:.2f} GB, {self.flops / 1e9:.1f} GFLOP"
 
 
 def count(ranks: Ranks, name: str) -> Counted:
@@ -111,21 +123,19 @@ def counted(work: Callable[[], Any]) -> Counted:
     """What `work` asks of the pretend device."""
     COUNTS.reset()
     work()
-    launched: Counter[str] = Counter()
-    synced: Counter[str] = Counter()
+    totals: list[Counter[str]] = []
     lines: dict[str, Counter[str]] = defaultdict(Counter)
-    for counter, total in ((COUNTS.launches, launched), (COUNTS.syncs, synced)):
+    for counter in (COUNTS.launches, COUNTS.syncs, COUNTS.collectives):
+        totals.append(Counter())
         for (site, what), number in counter.items():
-            total[site.name] += number
+            totals[-1][site.name] += number
             lines[site.name][f"{site}: {what}"] += number
     return Counted(
-        launches=launched.total(),
-        syncs=synced.total(),
-        bytes=COUNTS.bytes,
-        flops=COUNTS.flops,
-        launched_at=dict(sorted(launched.items())),
-        synced_at=dict(sorted(synced.items())),
-        lines={name: [f"{n} x {line}" for line, n in found.most_common()] for name, found in lines.items()},
+        *(total.total() for total in totals),
+        COUNTS.bytes,
+        COUNTS.flops,
+        *(dict(sorted(total.items())) for total in totals),
+        {name: [f"{n} x {line}" for line, n in found.most_common()] for name, found in lines.items()},
     )
 
 
