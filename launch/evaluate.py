@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -38,6 +38,7 @@ def main(
     rare: Annotated[
         int, typer.Option(min=1, max=LARGEST, help="Relations with fewer training triples are rare.")
     ] = RARE_BELOW,
+    query_bits: Annotated[int, typer.Option(help="8: round queries to it, of packed models.")] = 32,
     json_: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
 ) -> None:
     """Print metrics overall, by direction, relation category and frequency, degree of the answer, and relation."""
@@ -45,7 +46,8 @@ def main(
     def body(ranks: Ranks, display: Display) -> None:
         if json_ is not None:
             on_first(ranks, lambda: check_file(json_))
-        report = evaluate_model(model, ranks, split=split, source=data, ties=ties, filter_=filter_, rare_below=rare)
+        how: dict[str, Any] = {"ties": ties, "filter_": filter_, "rare_below": rare, "query_bits": query_bits}
+        report = evaluate_model(model, ranks, split=split, source=data, **how)
         for text in report.get("warnings", []):
             display.warn(text)
         if ranks.first:

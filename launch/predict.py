@@ -33,6 +33,7 @@ def main(
     top: Annotated[int, typer.Option(min=1, help="Number of answers.")] = 10,
     data: Annotated[str | None, typer.Option(help="Where to look known triples up; default: its own data.")] = None,
     exclude_known: Annotated[bool, typer.Option("--exclude-known", help="Leave known triples out.")] = False,
+    query_bits: Annotated[int, typer.Option(help="8: round queries to it, of packed models.")] = 32,
     ids: Annotated[bool, typer.Option("--ids", help="Whole numbers are row numbers, not names.")] = False,
 ) -> None:
     """Print the best answers to (head, relation, ?) or (?, relation, tail); exit code 1 where some are not known."""
@@ -41,7 +42,7 @@ def main(
         loaded = load_model(model, ranks)
         graph, note = data_of(loaded, str(model), data)
         console = Console(width=None if sys.stdout.isatty() else 110, quiet=not ranks.first)
-        asked = {"relation": relation, "top": top, "exclude_known": exclude_known, "ids": ids}
+        asked = {"relation": relation, "top": top, "exclude_known": exclude_known, "ids": ids, "query_bits": query_bits}
         answers = list(predict_each(loaded, graph, head, tail, **asked))
         for found in answers:
             if isinstance(found, DataError):

@@ -30,11 +30,12 @@ def evaluate_model(
     ties: Ties = "realistic",
     filter_: Filter = "filtered",
     rare_below: int = RARE_BELOW,
+    query_bits: int = 32,
 ) -> dict[str, Any]:
     """Everything about the model in `folder` on one split, ready for JSON; all ranks call it and get the same.
 
     source: name or folder of the data; None is what config.json says the model was trained on.
-    rare_below: relations with fewer training triples are the long tail.
+    rare_below: relations with fewer training triples are the long tail. query_bits: 8 rounds queries to it.
 
     Raises ModelError when the model's rows mean other entities or relations than the data's, DataError when there is
     nothing to rank.
@@ -51,7 +52,8 @@ def evaluate_model(
         raise DataError(f"{graph.name} has no {split} triples to rank; choose another split.")
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(ranks.device), graph.num_entities)
     since = data_since(loaded, graph)
-    rank, tied = ranks_and_ties_of(loaded.model, triples.to(ranks.device), known, ranks, ties=ties, filter_=filter_)
+    model = loaded.model.in_query_bits(query_bits)
+    rank, tied = ranks_and_ties_of(model, triples.to(ranks.device), known, ranks, ties=ties, filter_=filter_)
     few_bits = sizes_on_disk(folder)["bits"] < 32
     return {
         "model": str(folder),
@@ -59,7 +61,7 @@ def evaluate_model(
         **({"warnings": [f"{since}; these are figures of the data as it is now"]} if since else {}),
         **({"remarks": [f"Data: {one}." for one in graph.warnings]} if graph.warnings else {}),
         "split": split,
-        "protocol": protocol(ties, filter_),
+        "protocol": protocol(ties, filter_) | ({} if query_bits == 32 else {"query_bits": query_bits}),
         "world": ranks.world,
         **({"distinct_rows": distinct_rows(loaded.model)} if few_bits else {}),
         "overall": metrics(rank, tied if few_bits else None) | {"num_triples": float(len(triples))},

@@ -5,7 +5,7 @@ query and its answers into rows that can be printed.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -186,9 +186,18 @@ def predict(
 
 
 def predict_each(
-    loaded: LoadedModel, graph: Graph | None, heads: Sequence[str] | None, tails: Sequence[str] | None, **asked: Any
+    loaded: LoadedModel,
+    graph: Graph | None,
+    heads: Sequence[str] | None,
+    tails: Sequence[str] | None,
+    query_bits: int = 32,
+    **asked: Any,
 ) -> Iterator[Prediction | DataError]:
-    """`predict` for each head or each tail; of several questions one with an unknown word is its DataError."""
+    """`predict` for each head or each tail; of several questions one with an unknown word is its DataError.
+
+    query_bits: 8 rounds queries to it, of packed models only; else ConfigError.
+    """
+    loaded = replace(loaded, model=loaded.model.in_query_bits(query_bits))
     nobody: list[str | None] = [None]
     ends = [(head, tail) for head in heads or nobody for tail in tails or nobody]
     for head, tail in ends:

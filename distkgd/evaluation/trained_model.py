@@ -71,16 +71,23 @@ class Answers:
 
 
 def load(
-    path: str | Path, *, data: str | Path | None = None, device: str = "cpu", dtype: torch.dtype | None = None
+    path: str | Path,
+    *,
+    data: str | Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    query_bits: int = 32,
 ) -> "TrainedModel":
     """The finished model in a folder: of a stage, of its `model/`, or of an export that is a model folder.
 
     data: name or folder of the data set whose triples `exclude_known` leaves out; default: what it was trained on.
     device: "cpu" or "cuda". dtype: of computations; default: the model's own.
+    query_bits: 8 rounds queries to it, of packed models only; else ConfigError.
 
     Raises ModelError where there is no model or a file of it is damaged.
     """
     loaded = load_model(Path(path), Ranks(device=torch.device(device)), dtype)
+    loaded = replace(loaded, model=loaded.model.in_query_bits(query_bits))
     return TrainedModel(loaded, str(path), None if data is None else str(data))
 
 

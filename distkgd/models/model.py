@@ -16,8 +16,9 @@ from distkgd.distributed.pruning import Mask
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import PairScores
 from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
+from distkgd.errors import ConfigError
 from distkgd.kernels.candidates import Candidates, plain
-from distkgd.kernels.packed import PackedRows
+from distkgd.kernels.packed import PackedRows, whole_queries
 from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.scorers import Init, Scorer
 from distkgd.scorers.base import check_reciprocal
@@ -125,12 +126,41 @@ class Model:
             return self
         return Model(self.scorer, entity, self.relation, self.num_relations, self.reciprocal)
 
+    @property
+    def query_bits(self) -> int:
+        """Of each number of a query: 8 where these are rounded (`in_query_bits`), else 32."""
+        return self.entity.shard.query_bits if isinstance(self.entity.shard, PackedRows) else 32
+
+    def in_query_bits(self, bits: int) -> "Model":
+        """This model, whose queries are rounded to 8 bits; of 32 the model itself.
+
+        ConfigError unless its rows are packed and its scorer multiplies these by queries.
+        """
+        table = self.entity
+        if bits == 32:
+            return self
+        if bits != 8:
+            raise ConfigError(f"{bits} query bits; allowed: 8, and 32, which rounds no query.")
+        if not isinstance(table.shard, PackedRows) or self.scorer.candidate_form != "dot":
+            raise ConfigError(
+                "8 query bits are for packed rows of 8 bits or fewer, on a CPU, of a scorer that multiplies them by "
+                f"queries; this is {self.scorer}, {'packed' if isinstance(table.shard, PackedRows) else 'not packed'}."
+            )
+        seen = ShardedTable(replace(table.shard, query_bits=8), table.total, table.ranks, table.dtype)
+        return Model(self.scorer, seen, self.relation, self.num_relations, self.reciprocal)
+
     def project(self, queries: Queries, anchor: Tensor, relation: Tensor) -> Tensor:
         """[Q, query_size] of queries whose anchor rows are [Q, entity_size] and relation rows [Q, relation_size]."""
-        return project(self.scorer, self.reciprocal, queries, anchor, relation)
+        made = project(self.scorer, self.reciprocal, queries, anchor, relation)
+        if self.query_bits == 8:
+            whole, unit = whole_queries(made)
+            return whole * unit
+        return made
 
     def answer_scores(self, queries: Queries, anchor: Tensor, relation: Tensor, answer: Tensor) -> Tensor:
         """[Q]: the score of each query's own answer ([Q, entity_size])."""
+        if self.query_bits == 8:
+            return (self.project(queries, anchor, relation) * answer).sum(1)
         if self.reciprocal:
             return self.scorer.score(anchor, relation, answer)
         asks_head = (queries.side == 1).unsqueeze(1)

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -16,8 +19,9 @@ from distkgd.distributed.checkpoint.tables import write_tensors
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable, plan_route
 from distkgd.errors import ConfigError
-from distkgd.evaluation.prediction import top_k
-from distkgd.evaluation.ranking import ranks_of, ranks_of_crops
+from distkgd.evaluation import model_metrics
+from distkgd.evaluation.prediction import Prediction, predict_each, top_k
+from distkgd.evaluation.ranking import metrics, ranks_of, ranks_of_crops
 from distkgd.evaluation.trained_model import load
 from distkgd.kernels import packed as kernels
 from distkgd.kernels.build import library
@@ -58,6 +62,115 @@ def test_products_are_those_of_the_unpacked_rows(
             off = (rows[lo:hi].products(few) - few.double() @ full[lo:hi].T).abs()
             # As good as float32: what a query of such numbers loses in a product and in a sum.
             assert (off <= 2e-6 * few.double().abs() @ full[lo:hi].abs().T + 1e-44).all()
+
+
+@pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.parametrize("bits", FEW)
+@pytest.mark.parametrize(("columns", "group"), SHAPES)
+def test_products_of_queries_of_eight_bits_are_those_of_the_rounded_queries(
+    way: str, bits: int, columns: int, group: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTKGD_PACKED", way)
+    quantiser = Quantiser(bits, group)
+    rows = PackedRows(quantiser.pack(normal(301, columns)), quantiser, query_bits=8)
+    full = rows.take(slice(None)).double()
+    queries = normal(20, columns, seed=1) * torch.logspace(-20, 20, 20).unsqueeze(1)
+    queries[3] = 0.0
+    queries[4, 1:] = 0.0
+    rounded = torch.zeros(20, columns, dtype=torch.float64)
+    for i, query in enumerate(queries):
+        unit = float(query.abs().max()) / 127
+        for k, x in enumerate(query.tolist()):
+            rounded[i, k] = unit * round(x / unit) if unit else 0.0
+    for at in (slice(None), slice(0, 1), slice(7, 10)):
+        for lo, hi in ((0, 301), (299, 301)):
+            off = (rows[lo:hi].products(queries[at]) - rounded[at] @ full[lo:hi].T).abs()
+            assert (off <= 2e-6 * rounded[at].abs() @ full[lo:hi].abs().T + 1e-44).all()
+    assert columns < 16 or not torch.allclose(rows.products(queries).double(), queries.double() @ full.T)
+    again = rows.products(rounded.float())  # which are rounded to themselves
+    torch.testing.assert_close(again, rows.products(queries), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.parametrize(
+    ("scorer", "bits", "reciprocal"), [("complex", 2, True), ("rescal", 8, False), ("cp", 3, False)]
+)
+def test_answers_and_ranks_are_those_of_rounded_queries(
+    scorer: str, bits: int, reciprocal: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTKGD_PACKED", way)
+    monkeypatch.setattr("distkgd.evaluation.ranking.SCORES_AT_ONCE", 600)
+    graph = toy_graph()
+    model = new_model(
+        build_scorer(scorer, 16), graph.num_entities, graph.num_relations, Ranks(), reciprocal=reciprocal, seed=1
+    )
+    packed = packed_of(model, Rounding(bits))
+    wide, small = packed.widened(), packed.in_query_bits(8)
+    assert small.query_bits == 8 and packed.in_query_bits(32) is packed
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    queries = both_sides(graph.test)
+    rows = wide.entity.rows(slice(None))
+    made = wide.project(queries, rows[queries.anchor], wide.relation[wide.relation_ids(queries)])
+    unit = made.abs().amax(1, keepdim=True) / 127
+    scores = ((made / unit).round() * unit).double() @ rows.double().T
+    found, _ = top_k(small, queries, 5)
+    torch.testing.assert_close(found.double(), scores.topk(5).values, rtol=1e-5, atol=1e-7)
+    query, entity = known.pairs(queries)
+    own = scores.gather(1, queries.answer.unsqueeze(1))
+    scores[query, entity] = -torch.inf
+    expected = 1 + (scores > own + 1e-7).sum(1) + (scores - own).abs().le(1e-7).sum(1) / 2
+    assert torch.equal(ranks_of(small, graph.test, known, Ranks()).reshape(-1).float(), expected.float())
+    assert not torch.equal(top_k(packed, queries, 5)[0], found)
+
+
+def test_what_is_asked_ranked_and_served_rounds_its_queries_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = toy_graph()
+    save_packed(Ranks(), str(tmp_path / "model"))
+    small = load_model(tmp_path, Ranks()).model.in_query_bits(8)
+    known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]), graph.num_entities)
+    monkeypatch.setattr(model_metrics, "load_graph", lambda _: graph)
+    told = model_metrics.evaluate_model(tmp_path, Ranks(), split="test", source="toy", query_bits=8)
+    plain = model_metrics.evaluate_model(tmp_path, Ranks(), split="test", source="toy")
+    mrr = metrics(ranks_of(small, graph.test, known, Ranks()))["mrr"]
+    assert told["overall"]["mrr"] == mrr != plain["overall"]["mrr"]
+    assert told["protocol"] == plain["protocol"] | {"query_bits": 8}
+    how = {"relation": "r001", "top": 4, "exclude_known": False, "ids": False, "query_bits": 8}
+    (printed,) = predict_each(load_model(tmp_path, Ranks()), graph, ["e003"], None, **how)
+    asked = load(tmp_path, query_bits=8)
+    scores, ids = top_k(small, Queries(*(torch.tensor([x]) for x in (3, 1, 0, 0))), 4)
+    found = asked.predict(head=3, relation=1, k=4, ids=True)
+    assert torch.equal(found.scores, scores) and torch.equal(found.ids, ids)
+    assert isinstance(printed, Prediction) and [one.score for one in printed.answers] == scores[0].tolist()
+    triple = torch.tensor([[3, 1, int(ids[0, 2])]])
+    assert float(asked.score(triple, ids=True)) == pytest.approx(float(scores[0, 2]), rel=1e-5)
+    assert not torch.allclose(asked.score(triple, ids=True), load(tmp_path).score(triple, ids=True), rtol=1e-5)
+
+
+def test_an_endpoint_rounds_queries_where_its_environment_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    served = import_module("distkgd.tracking.serving.served")
+    save_packed(Ranks(), str(tmp_path / "model"))
+    for bits in (32, 8):
+        monkeypatch.setenv("DISTKGD_QUERY_BITS", str(bits))
+        endpoint = served.Endpoint()
+        endpoint.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}))
+        assert endpoint._model._model.query_bits == bits
+
+
+def test_rounded_queries_are_of_packed_rows_of_bilinear_scorers() -> None:
+    graph = toy_graph()
+    for scorer, packs, bits, said in (
+        ("complex", False, 8, "this is ComplEx(dim=16), not packed"),
+        ("transe", True, 8, "packed"),
+        ("complex", True, 4, "4 query bits; allowed: 8, and 32"),
+    ):
+        model = new_model(build_scorer(scorer, 16), graph.num_entities, 3, Ranks(), reciprocal=True, seed=1)
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            (packed_of(model, Rounding(2)) if packs else model).in_query_bits(bits)
 
 
 @pytest.mark.parametrize("way", KERNELS)

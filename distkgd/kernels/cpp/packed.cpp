@@ -2,7 +2,8 @@
 //
 // Products are sums of whole numbers. A query is rounded to whole numbers of 24 bits, each three signed bytes
 // ("limbs"), by which the codes are multiplied where they lie: 32 or 64 codes an instruction. Nothing is lost but the
-// last bit of the query's largest number, which float32 would lose in the sum.
+// last bit of the query's largest number, which float32 would lose in the sum. Queries that are whole numbers of 8 bits
+// already take one limb, or two where digits of the same number differ in what they count.
 //
 // A row is read as digits of 1, 2 or 4 bits that lie side by side in whole bytes: 8 bits are two digits of 4 (the upper
 // one counts 16), 3 bits are three of 1. So one loop serves all: shift, mask, multiply.
@@ -18,8 +19,9 @@
 
 namespace {
 
-constexpr int LIMBS = 3, LANE = 4;                   // bytes of a row that are summed in one 32-bit number
-constexpr int32_t LARGEST = 0x7f7f7f;                // whose limbs are all 127
+constexpr int LANE = 4;                              // bytes of a row that are summed in one 32-bit number
+constexpr int32_t LARGEST = 0x7f7f7f;                // whose three limbs are all 127
+constexpr int LARGEST_OF_8_BITS = 127;
 constexpr int64_t ROWS_AT_ONCE = 256;                // of one query before the next one: they stay in the cache
 
 inline float widened(uint16_t bfloat16) {
@@ -82,14 +84,14 @@ void unpack(const uint8_t* codes, const uint16_t* step, const uint16_t* bias, in
 // A query as the loops of packed_lanes.h meet it; W bytes of a row are one block of them, `chunk` blocks are summed in
 // 16 bits before they are widened: 2 * 15 * 128 four times is the most that fits.
 struct Query {
-    int W, digit, steps, chunk;
+    int W, digit, steps, chunk, count;  // count: limbs of a number
     int64_t blocks, chunks;
     double unit;                  // what half a whole number is worth
-    std::vector<int8_t> limbs;    // [blocks][digits of a byte][LIMBS][W]
+    std::vector<int8_t> limbs;    // [blocks][digits of a byte][count][W]
     std::vector<int32_t> centre;  // [chunks][W / LANE]: what a row of middle codes would sum to, twice
 
-    // False where a number is NaN or infinite.
-    bool set(const float* q, int64_t columns, int bits, bool grouped, int width) {
+    // False where a number is NaN or infinite. whole_bytes: all are whole numbers of 8 bits, and stay as they are.
+    bool set(const float* q, int64_t columns, int bits, bool grouped, int width, bool whole_bytes) {
         W = width;
         digit = bits == 3 ? 1 : bits == 8 ? 4 : bits;
         steps = 8 / digit;
@@ -102,9 +104,11 @@ struct Query {
             largest = std::max(largest, (double)std::fabs(q[i]));
         }
         largest *= 1 << (bits - digit);
-        unit = largest / LARGEST / 2;
-        const double whole = largest > 0 ? LARGEST / largest : 0;
-        limbs.assign(blocks * steps * LIMBS * W, 0);
+        unit = whole_bytes ? 0.5 : largest / LARGEST / 2;
+        const double whole = whole_bytes ? 1 : largest > 0 ? LARGEST / largest : 0;
+        count = !whole_bytes ? 3 : bits > digit ? 2 : 1;
+        if (whole_bytes && largest > (LARGEST_OF_8_BITS << (bits - digit))) return false;
+        limbs.assign(blocks * steps * count * W, 0);
         centre.assign(chunks * W / LANE, 0);
         const int64_t digits = columns * (bits / digit);
         for (int64_t p = 0; p < digits; ++p) {
@@ -112,8 +116,8 @@ struct Query {
             const double x = (double)q[p * digit / bits] * (1 << (p * digit % bits)) * whole;
             int32_t rest = (int32_t)std::lrint(x);
             centre[at / chunk * (W / LANE) + within / LANE] += rest * ((1 << digit) - 1);
-            int8_t* to = limbs.data() + (at * steps + p * digit % 8 / digit) * LIMBS * W + within;
-            for (int l = 0; l < LIMBS; ++l) {
+            int8_t* to = limbs.data() + (at * steps + p * digit % 8 / digit) * count * W + within;
+            for (int l = 0; l < count; ++l) {
                 to[l * W] = (int8_t)(rest & 255);
                 rest = (rest - to[l * W]) >> 8;
             }
@@ -172,13 +176,15 @@ extern "C" void packed_unpack(const uint8_t* codes, const uint16_t* step, const 
 
 // [num, n] inner products of queries [num, columns] and rows; 0 where a number of a query is NaN or infinite, which
 // whole numbers cannot say, or the level is none of this file's. Several groups: each must fill whole lanes.
+// whole_bytes: the queries are whole numbers of -127 to 127.
 extern "C" int packed_products(int level, const uint8_t* codes, const uint16_t* step, int bits, int64_t n,
-                               int64_t columns, int64_t groups, const float* queries, int64_t num, float* out) {
+                               int64_t columns, int64_t groups, const float* queries, int64_t num, int whole_bytes,
+                               float* out) {
 #ifdef __x86_64__
     if (level != 1 && level != 2) return 0;
     std::vector<Query> made(num);
     for (int64_t i = 0; i < num; ++i)
-        if (!made[i].set(queries + i * columns, columns, bits, groups > 1, level == 2 ? 64 : 32)) return 0;
+        if (!made[i].set(queries + i * columns, columns, bits, groups > 1, level == 2 ? 64 : 32, whole_bytes)) return 0;
     const int64_t bytes = bytes_of(columns, bits);
 #pragma omp parallel for schedule(static)
     for (int64_t at = 0; at < n; at += ROWS_AT_ONCE) {

@@ -1,9 +1,10 @@
 """The code of a registered model, which MLflow copies beside it and runs to load it: no module to import.
 
 `mlflow models serve` answers {"inputs": [{"head": "…", "relation": "…", "k": 10}, …]}; see
-`distkgd.tracking.serving.questions`.
+`distkgd.tracking.serving.questions`. DISTKGD_QUERY_BITS=8 in its environment rounds queries, of a packed model.
 """
 
+import os
 from typing import Any
 
 import pandas
@@ -21,7 +22,7 @@ class Endpoint(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the model folder that was registered."""
-        self._model = load(context.artifacts["model"])
+        self._model = load(context.artifacts["model"], query_bits=int(os.environ.get("DISTKGD_QUERY_BITS", "32")))
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> list[dict[str, Any]]:
         """One answer per row of `model_input`: the columns head or tail, relation, and perhaps k."""
