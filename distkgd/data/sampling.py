@@ -243,10 +243,10 @@ class Sampler:
         index = torch.arange(first_group * num, (first_group + groups) * num, device=self.train.device)
         index = index.reshape(groups, len(cuts) - 1, num // (len(cuts) - 1))
         drawn = [
-            random.integers(self.seed, Stream.NEGATIVES, step, index[:, i], hi - lo) + lo
+            random.integers(self.seed, Stream.NEGATIVES, step, index[:, i], hi - lo)
             for i, (lo, hi) in enumerate(pairwise(cuts))
         ]
-        return torch.cat(drawn, 1)
+        return drawn[0] if len(drawn) == 1 else torch.cat([x + lo for x, lo in zip(drawn, cuts, strict=False)], 1)
 
 
 def excluded_from_shared(

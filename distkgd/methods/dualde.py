@@ -254,7 +254,7 @@ class DualDE(Method[DualdeConfig]):
             return out
 
         def finish(got: dict[str, Tensor]) -> dict[str, Tensor]:
-            count = got["count"].clamp(min=1.0)
+            count = got["count"].detach().clamp(min=1.0)
             averaged = self.task.loss in ("softplus", "softmax")
             names = [name for name in got if name.endswith("_negative")]
             return {name: got[name] / count if averaged else got[name] for name in names}

@@ -139,7 +139,7 @@ def score_distance(student: View, teacher: View, delta: float) -> LossRequest:
         return {"sum": Sum(huber(zs - zt, delta)), "count": Sum(valid_mask(zs.detach()))}
 
     def finish(got: dict[str, Tensor], own_s: Tensor, own_t: Tensor) -> Tensor:
-        return huber(own_s - own_t, delta) + got["sum"] / got["count"].clamp(min=1.0)
+        return huber(own_s - own_t, delta) + got["sum"] / got["count"].detach().clamp(min=1.0)
 
     own = student.positive, teacher.positive
     return LossRequest(partials, [student.negatives, teacher.negatives], finish, local=own)

@@ -323,11 +323,14 @@ class View:
             anchor = _drop(self.anchor, dropout, inputs, Stream.ENTITY_DROPOUT, model.scorer.biases)
             relation = _drop(self.relation, relation_dropout, inputs, Stream.RELATION_DROPOUT)
             self.dropped = anchor, relation
-            self.positive = model.answer_scores(queries, anchor, relation, self.answer)
             score_candidates = _score_candidates_bf16(model.scorer) if bf16 else model.scorer.score_candidates
-            self.negatives = PairScores(
-                inputs.layout, score_candidates, model.project(queries, anchor, relation), candidates
-            )
+            projected = model.project(queries, anchor, relation)
+            if projected.device.type != "cpu" and model.scorer.candidate_form == "dot":
+                # The same but for rounding, which is said to stay as it is on CPUs, in a fourth of the kernels.
+                self.positive = (projected * self.answer).sum(-1)
+            else:
+                self.positive = model.answer_scores(queries, anchor, relation, self.answer)
+            self.negatives = PairScores(inputs.layout, score_candidates, projected, candidates)
 
     def masters(self) -> tuple[Tensor, Tensor, Tensor]:
         """[Q, ·] anchor, relation, answer as they are trained: not rounded; all ranks call it."""

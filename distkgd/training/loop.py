@@ -107,11 +107,13 @@ def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[s
             if on_host:
                 job.prefetcher.advance()
             terms = torch.stack(list(update.terms.values()))
-            terms.sum().backward()
+            terms.backward(torch.ones_like(terms))  # of their sum
             if not on_host:  # which may have to wait for ids: by now the device has enough to do
                 job.prefetcher.advance()
             names = (*update.terms, *update.watched)
-            numbers = torch.cat([terms.detach(), *(x.detach().reshape(1) for x in update.watched.values())]).double()
+            numbers = terms.detach().double()
+            if update.watched:
+                numbers = torch.cat([numbers, torch.stack(list(update.watched.values())).detach()])
             totals[names] = numbers + totals[names] if names in totals else numbers
             if i + 1 == accumulate:
                 values, stopping = apply(job, progress, sorted(update.groups), totals, signal_number)
@@ -141,7 +143,7 @@ def apply(
         stopping = bool(signal_number) if alone else numbers.pop()
         values: dict[str, Number] = {}
         for name, number in zip((name for names in totals for name in names), numbers, strict=True):
-            values[name] = values.get(name, 0.0) + number
+            values[name] = values[name] + number if name in values else number
         if looked_at:
             check_finite({name: float(value) for name, value in values.items()}, job, progress.step)
         return dict(sorted(values.items())), stopping

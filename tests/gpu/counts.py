@@ -19,7 +19,9 @@ SMALL_SORT = 4096  # so many numbers are sorted by one block of threads
 
 # Kernels that torch's CUDA code launches per operation, where that is not one; views never come here.
 LAUNCHES = {
-    **dict.fromkeys(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "resize_", "set_"), 0),
+    **dict.fromkeys(
+        ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "resize_", "set_", "_unsafe_view"), 0
+    ),
     **dict.fromkeys(("_local_scalar_dense", "lift_fresh"), 0),  # a copy and no kernel
     **dict.fromkeys(("cumsum", "logcumsumexp", "equal"), 2),
     **dict.fromkeys(("topk", "index_put_", "_index_put_impl_"), 3),

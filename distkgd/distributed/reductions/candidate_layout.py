@@ -15,7 +15,7 @@ from distkgd.kernels.candidates import Candidates
 # than writing them to memory once. An accelerator needs large blocks to hide the cost of launching kernels.
 KEPT_NUMBERS = {"cpu": 1 << 24}
 BLOCK_NUMBERS = {"cpu": 1 << 20}
-DEVICE_NUMBERS = 1 << 26
+DEVICE_NUMBERS = 1 << 27
 
 
 def numbers_at_once(numbers: float, device: torch.device) -> float:

@@ -71,21 +71,22 @@ def hard_loss(
         return out
 
     def finish(got: dict[str, Tensor], positive: Tensor, share: Tensor | None = None) -> Tensor:
+        count = got["count"].detach().clamp(min=1.0) if "count" in got else None
         match name:
             case "softmax":
                 loss = torch.logaddexp(positive, got["lse"]) - positive
             case "bce":
                 loss = F.softplus(-positive) + got["sum"] * (1.0 if share is None else share)
             case "softplus":
-                loss = F.softplus(-positive) + got["sum"] / got["count"].clamp(min=1.0)
+                loss = F.softplus(-positive) + got["sum"] / count
             case "self_adversarial":
                 loss = F.softplus(-positive) + got["mean"]
             case "margin":
-                loss = got["sum"] / got["count"].clamp(min=1.0)
+                loss = got["sum"] / count
             case _:
                 raise AssertionError(name)
         if label_smoothing:
-            loss = loss + label_smoothing * (positive - (positive + got["scores"]) / (1.0 + got["count"]))
+            loss = loss + label_smoothing * (positive - (positive + got["scores"]) / (1.0 + got["count"].detach()))
         return loss * share if share is not None and name != "bce" else loss
 
     own = (positive,) if share is None else (positive, share)
@@ -201,8 +202,7 @@ DIVERGENCES: Mapping[str, Callable[[View, View, float], LossRequest]] = {
 
 def huber(difference: Tensor, delta: float = 1.0) -> Tensor:
     """Huber's loss of a difference: x^2 / 2 up to delta, then delta (|x| - delta / 2)  (DualDE Eq. 6)."""
-    size = difference.abs()
-    return torch.where(size <= delta, 0.5 * difference.square(), delta * (size - 0.5 * delta))
+    return F.huber_loss(difference, difference.new_zeros(()).expand_as(difference), reduction="none", delta=delta)
 
 
 def regulariser(

@@ -33,7 +33,7 @@ def shape_fields(view: View) -> list[PairScores]:
 
 def _sign(view: View) -> Tensor:
     # [Q] -1 where the anchor is the tail.
-    return torch.where(view.inputs.batch.queries.side == 1, -1.0, 1.0).to(view.anchor.dtype)
+    return torch.rsub(view.inputs.batch.queries.side.to(view.anchor.dtype), 1.0, alpha=2)
 
 
 def _log_norm(rows: Tensor) -> Tensor:
