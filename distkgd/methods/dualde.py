@@ -37,7 +37,7 @@ from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_ove
 from distkgd.distributed.reductions.partials import Partial, SoftmaxMean, Sum
 from distkgd.errors import UnsupportedError
 from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Phase, Update
-from distkgd.methods.losses.scores import batch_mean, huber, kl_divergence
+from distkgd.methods.losses.scores import batch_mean, candidate_count, huber, kl_divergence
 from distkgd.methods.losses.structure import shape, shape_fields
 from distkgd.models.model import Model, View
 
@@ -254,7 +254,7 @@ class DualDE(Method[DualdeConfig]):
             return out
 
         def finish(got: dict[str, Tensor]) -> dict[str, Tensor]:
-            count = got["count"].detach().clamp(min=1.0)
+            count = candidate_count(got)
             averaged = self.task.loss in ("softplus", "softmax")
             names = [name for name in got if name.endswith("_negative")]
             return {name: got[name] / count if averaged else got[name] for name in names}

@@ -32,7 +32,7 @@ from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_ove
 from distkgd.distributed.reductions.partials import Partial, Sum
 from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.methods.base import Method, MethodSettings, Update
-from distkgd.methods.losses.scores import batch_mean, batch_sum, huber, kl_divergence
+from distkgd.methods.losses.scores import batch_mean, batch_sum, candidate_count, huber, kl_divergence
 from distkgd.models.model import View
 
 
@@ -139,7 +139,7 @@ def score_distance(student: View, teacher: View, delta: float) -> LossRequest:
         return {"sum": Sum(huber(zs - zt, delta)), "count": Sum(valid_mask(zs.detach()))}
 
     def finish(got: dict[str, Tensor], own_s: Tensor, own_t: Tensor) -> Tensor:
-        return huber(own_s - own_t, delta) + got["sum"] / got["count"].detach().clamp(min=1.0)
+        return huber(own_s - own_t, delta) + got["sum"] / candidate_count(got)
 
     own = student.positive, teacher.positive
     return LossRequest(partials, [student.negatives, teacher.negatives], finish, local=own)

@@ -134,15 +134,16 @@ def angle_loss(student: Tensor, teacher: Tensor, delta: float) -> Tensor:
     student, teacher: `inner_products` of the samples.
     """
     n = student.shape[1]
-    at, first, second = torch.meshgrid(*[torch.arange(n, device=student.device)] * 3, indexing="ij")
-    chosen = (first < second) & (first != at) & (second != at)
+    at = torch.arange(n, device=student.device).unsqueeze(1)
+    # [n, pairs]: i < k among the others of each j.
+    first, second = (x + (x >= at) for x in torch.triu_indices(n - 1, n - 1, 1, device=student.device))
 
     def shape(inner: Tensor) -> Tensor:
         lengths = _lengths(inner)
         # Where two samples are the same there is no angle: 0, and no gradient.
         apart = (lengths.square() > 2.0 * _SMALLEST_SQUARE).to(inner.dtype)
         scale = apart / lengths
-        return (inner * scale.unsqueeze(3) * scale.unsqueeze(2))[:, chosen]
+        return (inner * scale.unsqueeze(3) * scale.unsqueeze(2))[:, at, first, second].flatten(1)
 
     return huber(shape(student) - shape(teacher), delta).mean(1)
 

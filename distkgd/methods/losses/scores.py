@@ -71,18 +71,17 @@ def hard_loss(
         return out
 
     def finish(got: dict[str, Tensor], positive: Tensor, share: Tensor | None = None) -> Tensor:
-        count = got["count"].detach().clamp(min=1.0) if "count" in got else None
         match name:
             case "softmax":
                 loss = torch.logaddexp(positive, got["lse"]) - positive
             case "bce":
                 loss = F.softplus(-positive) + got["sum"] * (1.0 if share is None else share)
             case "softplus":
-                loss = F.softplus(-positive) + got["sum"] / count
+                loss = F.softplus(-positive) + got["sum"] / candidate_count(got)
             case "self_adversarial":
                 loss = F.softplus(-positive) + got["mean"]
             case "margin":
-                loss = got["sum"] / count
+                loss = got["sum"] / candidate_count(got)
             case _:
                 raise AssertionError(name)
         if label_smoothing:
@@ -91,6 +90,11 @@ def hard_loss(
 
     own = (positive,) if share is None else (positive, share)
     return LossRequest(partials, [view.negatives], finish, (positive,) if name == "margin" else (), own)
+
+
+def candidate_count(got: Mapping[str, Tensor]) -> Tensor:
+    """[Q]: how many candidates count, at least 1, of the sum "count" of their `valid_mask`, which takes no gradient."""
+    return got["count"].detach().clamp(min=1.0)
 
 
 def kl_divergence(
