@@ -20,10 +20,15 @@ NAMES = {torch.float32: "float32", torch.float64: "float64"}  # of dtypes in the
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
 
+def wanted() -> bool:
+    """Whether compiled kernels, for CPUs or GPUs, are to be used: unless DISTKGD_KERNELS is off."""
+    return os.environ.get("DISTKGD_KERNELS", "on").lower() not in ("off", "0", "false", "no")
+
+
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
     """The library made of `name`.cpp, or None where there is no C++ compiler or it was switched off."""
-    if os.environ.get("DISTKGD_KERNELS", "on").lower() in ("off", "0", "false", "no"):
+    if not wanted():
         return None
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:

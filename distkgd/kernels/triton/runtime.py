@@ -6,12 +6,12 @@ calls them.
 """
 
 import importlib
-import os
 from typing import Any
 
 import torch
 
 from distkgd.errors import UnsupportedError
+from distkgd.kernels.build import wanted
 
 
 class _Absent:
@@ -45,9 +45,9 @@ def available(device: torch.device) -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def chosen(device: torch.device) -> bool:
-    """Whether scorers use the kernels on `device`: on request only, for they have not been run on a GPU yet."""
-    return os.environ.get("DISTKGD_KERNELS", "").lower() == "triton" and available(device)
+def chosen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether scorers use the kernels on tensors of `device`: of float32, unless DISTKGD_KERNELS=off does without."""
+    return dtype == torch.float32 and wanted() and available(device)
 
 
 def refuse_second_order() -> None:

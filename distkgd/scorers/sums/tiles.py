@@ -102,7 +102,7 @@ def _kernels(q: Tensor) -> ModuleType | None:
     # What sums pairs of such queries without tiles.
     if pairs.available(q.device, q.dtype):
         return pairs
-    return distances if runtime.chosen(q.device) else None
+    return distances if runtime.chosen(q.device, q.dtype) else None
 
 
 class _PairSums(torch.autograd.Function):

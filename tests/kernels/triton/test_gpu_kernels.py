@@ -150,6 +150,16 @@ def test_without_a_gpu_the_kernels_are_not_chosen() -> None:
         assert not runtime.available(torch.device("cuda"))
 
 
+def test_on_a_gpu_kernels_are_chosen_for_float32_unless_they_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "available", lambda device: device.type == "cuda")
+    monkeypatch.delenv("DISTKGD_KERNELS", raising=False)
+    gpu = torch.device("cuda")
+    assert runtime.chosen(gpu, torch.float32) and not runtime.chosen(torch.device("cpu"), torch.float32)
+    assert not runtime.chosen(gpu, torch.float64)
+    monkeypatch.setenv("DISTKGD_KERNELS", "off")
+    assert not runtime.chosen(gpu, torch.float32)
+
+
 def test_every_module_can_be_imported_without_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
