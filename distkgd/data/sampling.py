@@ -282,5 +282,8 @@ def excluded_from_groups(queries: Queries, negatives: Tensor, num_entities: int,
     if known is None:
         return own
     code = torch.arange(len(queries.answer), device=negatives.device).reshape(groups, per_group, 1) * num_entities
+    code = code + negatives.unsqueeze(1)
     query, entity = known.pairs(queries)
-    return own | torch.isin(code + negatives.unsqueeze(1), query * num_entities + entity)
+    # Looked for among the sorted ones, below which -1 stands: torch.isin would make the host of a GPU wait.
+    listed = torch.cat([query.new_full((1,), -1), query * num_entities + entity]).sort().values
+    return own | (listed[torch.searchsorted(listed, code, right=True) - 1] == code)
