@@ -1,19 +1,29 @@
 """Tables rounded to few bits, without training, or nested ones narrowed. A model folder: all launchers read it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distkgd.distributed.checkpoint.tables import write_tensors
+import torch
+
+from distkgd.distributed.checkpoint.tables import Rows, write_tensors
+from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError
 from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.models.export.safetensors_format import write_plain
-from distkgd.models.export.source import PackedTable, Source
+from distkgd.models.export.source import PackedTable, Source, Table
 from distkgd.models.formats.packed import stream_packed, tables_of
+from distkgd.models.formats.zeros import write_zeros
 from distkgd.models.model_folder import PACKED
+
+SAMPLE, PRUNED = 1024, 0.25  # first rows, looked at; share of them that is 0 from which on zeros are kept
 
 
 def write_packed_tables(source: Source, folder: Path) -> dict[str, Any]:
     """Write the tables as `models.formats.packed` has them, those that keep 32 bits as they are.
+
+    Of a table of whose first rows a quarter or more is 0, what is 0 stays 0 (`models.formats.zeros`); that table is in
+    memory meanwhile.
 
     Of a model of nested bits those of its tables that are packed keep their codes and steps, the entities' in as many
     bits as are asked for (default: all). ModelError where another model is packed already: it would be rounded twice.
@@ -30,11 +40,20 @@ def write_packed_tables(source: Source, folder: Path) -> dict[str, Any]:
             for key, part in tables_of(table.name, table.packed(how[table.name].bits)).items():
                 files[key] = [f"{key}.safetensors"]
                 write_tensors(folder / files[key][0], {key: part})
+        elif table.name in how and how[table.name].bits <= 8 and _is_pruned(table, how[table.name].biases):
+            how[table.name] = replace(how[table.name], zeros=True)
+            rows = Rows(torch.cat([block.float() for block in table.blocks()]), 0, table.shape[0])
+            files |= write_zeros(folder, table.name, rows, how[table.name], Ranks())
         elif table.name in how:
             files |= stream_packed(folder, table.name, table.blocks, table.shape, how[table.name])
         else:
             files |= write_plain(table, folder)
     return {"format": PACKED, "packed": {name: one.to_json() for name, one in how.items()}, "files": files}
+
+
+def _is_pruned(table: Table, biases: int) -> bool:
+    first = next(iter(table.blocks()))[:SAMPLE, biases:]
+    return int((first == 0).sum()) >= PRUNED * first.numel()
 
 
 def _nested(source: Source) -> Quantiser | None:

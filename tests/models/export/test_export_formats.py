@@ -16,7 +16,7 @@ from distkgd.distributed.checkpoint.tables import write_tensors
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
 from distkgd.evaluation.packing_cost import cost_of_packing
-from distkgd.kernels.quantiser import Rounding
+from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.models.export import FORMATS, export_model, onnx_format
 from distkgd.models.export.faiss_format import WHY_NOT, open_searcher
 from distkgd.models.formats.int8 import read_int8
@@ -228,6 +228,25 @@ def test_eight_bit_rows_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     os.truncate(tmp_path / "table", (tmp_path / "table").stat().st_size - 1)
     with pytest.raises(ModelError, match="table: missing, truncated"):
         read_int8(tmp_path / "table", 3, 1, 2, 0, 1)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.05])
+def test_rounding_keeps_the_zeros_of_a_pruned_model(share: float, graph: Graph, tmp_path: Path) -> None:
+    whole = stage_of(tmp_path / "whole", graph, "complex")
+    gone = torch.rand(ENTITIES, DIM, generator=torch.Generator().manual_seed(2)) < share
+    whole.entity.weight[gone] = 0.0
+    save_model(tmp_path / "model", whole, graph, {"data": graph.summary()})
+    export_model(tmp_path, tmp_path / "out", "packed", Ranks(), rounding=Rounding(2, 4))
+    loaded = load_model(tmp_path / "out", Ranks())
+    rows = loaded.model.entity.weight
+    assert torch.equal(rows == 0, gone & (share > 0.25))
+    expected = Quantiser(2, zeros=share > 0.25)(whole.entity.weight)
+    assert torch.equal(rows, expected) and loaded.config["packed"]["relation"] == {
+        "bits": 4,
+        "group": None,
+        "biases": 0,
+    }
+    assert ("entity.bitmap" in loaded.config["files"]) == (share > 0.25)
 
 
 def test_few_bits_state_their_bytes_and_what_they_cost(
