@@ -40,10 +40,11 @@ class KnownAnswers:
     """Looks up the answers that `triples` ([n, 3] int64) hold for a query.
 
     2n numbers of 12 bytes: the queries' sorted keys (int64), the entities beside them (int32 where they fit).
+    num_entities: of the graph.
     """
 
     def __init__(self, triples: Tensor, num_entities: int) -> None:
-        self._num_entities = num_entities
+        self.num_entities = num_entities
         head, relation, tail = triples.unbind(1)
         keys = torch.cat([self._key(head, relation, 0), self._key(tail, relation, 1)])
         answers = torch.cat([tail, head])
@@ -67,7 +68,7 @@ class KnownAnswers:
     def from_tensors(cls, tensors: Mapping[str, Tensor], num_entities: int) -> Self:
         """The same answers from `tensors` of another object, in the same memory."""
         made = cls.__new__(cls)
-        made._num_entities = num_entities
+        made.num_entities = num_entities
         made._keys, made._answers = tensors["keys"], tensors["answers"]
         return made
 
@@ -87,7 +88,7 @@ class KnownAnswers:
         return query, self._answers[position].long()
 
     def _key(self, anchor: Tensor, relation: Tensor, side: Tensor | int) -> Tensor:
-        return (relation * 2 + side) * self._num_entities + anchor
+        return (relation * 2 + side) * self.num_entities + anchor
 
     def _ranges(self, queries: Queries) -> tuple[Tensor, Tensor]:
         keys = self._key(queries.anchor, queries.relation, queries.side)

@@ -262,7 +262,9 @@ def excluded_from_shared(
     if known is not None:
         known_query, known_entity = known.pairs(queries)
         query, entity = torch.cat([query, known_query]), torch.cat([entity, known_entity])
-    if candidates is None:
+    if candidates is None and known is not None and (lo, hi) == (0, known.num_entities):
+        slot = entity
+    elif candidates is None:
         inside = (entity >= lo) & (entity < hi)
         query, slot = query[inside], entity[inside] - lo
     else:
