@@ -1,4 +1,4 @@
-"""Invariants 1 and 4: one, two and three ranks train the same model, whatever travels, in blocks, or in parts.
+"""Invariants 1 and 4: one, two, three and 64 ranks train the same model, whatever travels, in blocks, or in parts.
 
 Three ranks imply two where numbers are exact enough; some of two, and some of ranks that are processes, stand beside.
 """
@@ -111,6 +111,24 @@ def test_ranks_that_are_processes_train_the_same_rows(method: str, regime: str, 
     config = {"dtype": "float64", "student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime])}
     one = run_on_threads(1, train_some, config=config, steps=STEPS)
     assert_same(one, run_on_ranks(world, train_some, config=config, steps=STEPS), rows=1e-9, losses=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "regime", "move"),
+    [
+        ("scratch", "triple", "rows"),
+        ("bkd", "all", "queries"),
+        ("dualde", "batch", "rows"),
+        ("metasd", "chunk", "rows"),
+    ],
+)
+def test_sixty_four_ranks_of_which_some_hold_nothing_train_the_same_rows(method: str, regime: str, move: str) -> None:
+    config = {"dtype": "float64", "student": student(method, METHOD_OPTIONS[method][0], REGIMES[regime])}
+    one = run_on_threads(1, train_some, config=config, steps=1)
+    moved = config | {"student": config["student"] | {"move": move}}
+    many = run_on_threads(64, train_some, config=moved, steps=1)
+    assert sum(not len(rank["tables"]["student"]) for rank in many) == 64 - len(one[0]["tables"]["student"])
+    assert_same(one, many, rows=1e-9, losses=1e-9)
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
