@@ -22,6 +22,8 @@ SLOW = [
     "pipeline/sweep/test_sweep",
     "pipeline/test_elastic",
     "invariants/test_resume",
+    "gpu/test_equals_cpu",
+    "gpu/",
     "distributed/test_cost",
     "tracking/serving/test_endpoint",
     "models/export/test_export",

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from distkgd.pipeline.stages import Stage
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 from tests.gpu.counts import COUNTS
+from tests.gpu.kernels import kernels_there
 from tests.gpu.shapes import shapes_only
 from tests.toys import toy_run
 
@@ -61,7 +63,12 @@ SPREAD = {
     f"{ON_TWO}{name}": STEPS[name]
     for name in ("complex, own negatives", "complex, chunks", "complex, 1-vs-all", "bkd, 1-vs-all", "dualde, stage two")
 }
-CASES = STEPS | RANKED | SPREAD
+# Without our Triton kernels.
+BY_TORCH = ", plain"
+PLAIN = {
+    f"{name}{BY_TORCH}": STEPS[name] for name in ("transe, own negatives", "transe, chunks", "rotate, own negatives")
+}
+CASES = STEPS | RANKED | SPREAD | PLAIN
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,13 @@ class Counted:
 
 def count(ranks: Ranks, name: str) -> Counted:
     """What a case asks of the pretend device of `ranks`."""
-    with shapes_only():
+    with shapes_only(), nullcontext() if name.endswith(BY_TORCH) else kernels_there():
         return _count(ranks, name)
 
 
 def _count(ranks: Ranks, name: str) -> Counted:
     run = toy_run(CASES[name], ranks, Path("/nonexistent"), graph())
-    if name in RANKED:
+    if name.startswith("ranking"):
         model = fresh_model(run, run.config.student, run.config.student.dim, 0)
         triples = run.graph.test[:512].to(ranks.device)
         return counted(lambda: ranks_of(model, triples, run.all_answers, ranks))
