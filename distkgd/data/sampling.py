@@ -246,7 +246,8 @@ class Sampler:
             random.integers(self.seed, Stream.NEGATIVES, step, index[:, i], hi - lo)
             for i, (lo, hi) in enumerate(pairwise(cuts))
         ]
-        return drawn[0] if len(drawn) == 1 else torch.cat([x + lo for x, lo in zip(drawn, cuts, strict=False)], 1)
+        moved = [ids + lo if lo else ids for ids, lo in zip(drawn, cuts, strict=False)]
+        return moved[0] if len(moved) == 1 else torch.cat(moved, 1)
 
 
 def excluded_from_shared(

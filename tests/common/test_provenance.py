@@ -175,7 +175,7 @@ def test_evaluate_and_predict_say_when_the_data_has_changed_since_training(
     (said,) = found["warnings"]
     assert "own has changed since training" in said and then in said and now in said
     with pytest.raises(SystemExit) as left:
-        importlib.import_module("launch.evaluate").main(student, "test", None, "realistic", "filtered", 10, None)
+        importlib.import_module("launch.evaluate").main(student, "test", json_=None)
     assert left.value.code == 0 and f"warning: {said}\n" in capsys.readouterr().err
     graph, note = data_of(load_model(student, Ranks()), str(student), None)
     assert graph is not None and then in note and now in note

@@ -104,9 +104,9 @@ def test_its_test_triples_are_not_read_where_the_plan_leaves_them_unread(
     read: list[str] = []
     evaluate = Run.evaluate
 
-    def noted(self: Run, model: Any, split: str) -> Any:
+    def noted(self: Run, model: Any, split: str, *how: Any) -> Any:
         read.append(split)
-        return evaluate(self, model, split)
+        return evaluate(self, model, split, *how)
 
     with mock.patch.object(Run, "evaluate", noted):
         report = taught_by(elsewhere, graph, tmp_path / "run", test=False)
