@@ -159,6 +159,9 @@ def test_an_endpoint_rounds_queries_where_its_environment_says_so(
         endpoint = served.Endpoint()
         endpoint.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}))
         assert endpoint._model._model.query_bits == bits
+    monkeypatch.setenv("DISTKGD_QUERY_BITS", "eight")
+    with pytest.raises(ConfigError, match="DISTKGD_QUERY_BITS is 'eight'; allowed: 8, and 32"):
+        served.Endpoint().load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}))
 
 
 def test_rounded_queries_are_of_packed_rows_of_bilinear_scorers() -> None:

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from distkgd.errors import DistkgdError
+from distkgd.errors import ConfigError, DistkgdError
 from distkgd.evaluation.trained_model import load
 from distkgd.tracking.serving.questions import answer_questions
 
@@ -22,7 +22,10 @@ class Endpoint(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the model folder that was registered."""
-        self._model = load(context.artifacts["model"], query_bits=int(os.environ.get("DISTKGD_QUERY_BITS", "32")))
+        asked = os.environ.get("DISTKGD_QUERY_BITS", "32")
+        if asked not in ("8", "32"):
+            raise ConfigError(f"DISTKGD_QUERY_BITS is {asked[:40]!r}; allowed: 8, and 32, which rounds no query.")
+        self._model = load(context.artifacts["model"], query_bits=int(asked))
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> list[dict[str, Any]]:
         """One answer per row of `model_input`: the columns head or tail, relation, and perhaps k."""
