@@ -169,9 +169,9 @@ class StepInputBuilder:
         excluded = answers = mask = None
         if known is not None or met.triples.device.type == "cpu":
             excluded = excluded_from_shared(met.queries, ids, lo, hi, known)
-        elif ids is None:  # nothing whose size the host would have to wait for
-            answers = met.queries.answer - lo
-        else:
+        elif self.kind != "batch":  # nothing whose size the host would have to wait for
+            answers = met.queries.answer - (lo if ids is None else 0)
+        elif ids is not None:
             mask = met.queries.answer.unsqueeze(1) == ids
         # What all ranks know of each other's lists: the largest shard, or all that were drawn.
         most = (

@@ -213,7 +213,7 @@ class _SumForEach(torch.autograd.Function):
 
 def peer_timeout(device: torch.device) -> timedelta:
     """How long a rank waits for a silent one: `DISTKGD_PEER_SECONDS`, or what suits the device's backend."""
-    if "DISTKGD_PEER_SECONDS" in os.environ:
+    if os.environ.get("DISTKGD_PEER_SECONDS"):
         return timedelta(seconds=_number("DISTKGD_PEER_SECONDS", 1, LONGEST_TIMEOUT, "unset it"))
     return NCCL_TIMEOUT if device.type == "cuda" else PEER_TIMEOUT
 
@@ -241,23 +241,24 @@ def join_ranks(device_name: str = "auto") -> Ranks:
     if world == 1:
         return Ranks(device=device)
     rank, port = _number("RANK", 0, world - 1), _number("MASTER_PORT", 1, 65535)
-    address, patience = _given("MASTER_ADDR"), peer_timeout(device)
+    address = _given("MASTER_ADDR")
+    meeting = peer_timeout(torch.device("cpu"))  # ranks that do not come are told of early, on GPUs too
     try:
         base = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             port,
             is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-            timeout=patience,
+            timeout=meeting,
         )
     except RuntimeError as error:  # of whatever kind; torch has several
         reason = str(error).partition("\n")[0]
         raise RendezvousError(
             f"rank {rank} has no store at MASTER_ADDR {address}, MASTER_PORT {port} ({reason}); {START}"
         ) from None
-    store = meet(base, rank, world, patience)
+    store = meet(base, rank, world, meeting)
     # On GPUs objects are gathered by gloo, which needs no GPU to wait for.
     where = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
-    dist.init_process_group(**where, store=store, rank=rank, world_size=world, timeout=patience)
+    dist.init_process_group(**where, store=store, rank=rank, world_size=world, timeout=peer_timeout(device))
     return Ranks(rank, world, device)
 
 

@@ -79,7 +79,7 @@ def plan_route_async(
             edges = torch.searchsorted(
                 unique, torch.arange(ranks.world + 1, device=unique.device) * total // ranks.world
             )
-            if len(inverse):  # what `distinct` repeats is asked for once
+            if len(inverse) and not on_host:  # what `distinct` repeats is asked for once
                 edges = torch.minimum(edges, inverse.max() + 1)
             wanted = (edges[1:] - edges[:-1]).contiguous()
             one_each = [1] * ranks.world

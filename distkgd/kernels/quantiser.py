@@ -272,7 +272,7 @@ def _fitting_step(numbers: Tensor, bits: int, zeros: bool = False) -> Tensor:
     step = mean * _NORMAL_STEP[bits]
     for _ in range(_FITS if bits > 1 else 0):  # of one bit the first is exact
         step = _least_squares(magnitude, _levels(magnitude, step, bits, zeros))
-    return step.nan_to_num(0.0) if zeros else step  # a group of zeros
+    return step.masked_fill(mean == 0, 0.0) if zeros else step  # a group of zeros
 
 
 def _least_squares(numbers: Tensor, levels: Tensor) -> Tensor:

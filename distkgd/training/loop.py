@@ -51,7 +51,8 @@ def train_stage(job: Job) -> Progress:
         job.display.bar(job.name, job.phase.last * per_epoch) as move_bar,
         job.writer,
     ):
-        unseen = StepTerms(lambda step, terms: check_finite(terms, job, step), log.steps)
+        seen: list[dict[str, float]] = []
+        unseen = StepTerms(lambda step, terms: check_finite(terms, job, step), seen.extend)
         if job.early is not None:
             unwanted = not job.early.follow(progress, stop)
         while progress.epoch < job.phase.last and not progress.done and not unwanted:
@@ -61,6 +62,8 @@ def train_stage(job: Job) -> Progress:
             epoch_ends = progress.step % per_epoch == 0
             stopping = unseen.add(progress.step - 1, *found, look=at_once or epoch_ends or log.due)
             progress.train_seconds += time.monotonic() - started
+            log.steps(seen)  # which is no training
+            seen.clear()
             move_bar(progress.step)
 
             if epoch_ends:
@@ -75,6 +78,7 @@ def train_stage(job: Job) -> Progress:
                 break
         job.prefetcher.drop()
         unseen.look()
+        log.steps(seen)
         if not finished_before:
             progress.done = progress.done or progress.epoch >= job.phase.last
             progress.seconds = time.monotonic() - begun

@@ -52,6 +52,8 @@ class MetricsLog:
 
     def steps(self, found: Sequence[Mapping[str, float]]) -> None:
         """Take note of the terms of the latest steps: of all up to the present one, when a row is due."""
+        if not found:
+            return
         progress = self._progress
         for terms in found:
             for name, value in terms.items():

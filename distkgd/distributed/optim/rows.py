@@ -22,7 +22,7 @@ ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
 # Numbers updated at a time, which bounds the formulas' temporaries: on a CPU to its cache.
 UPDATE_NUMBERS = 1 << 21
-DEVICE_UPDATE_NUMBERS = 1 << 28
+DEVICE_UPDATE_NUMBERS = 1 << 25
 
 
 def new_state(name: str, weight: Tensor, num: int | None = None) -> dict[str, Tensor]:
@@ -199,6 +199,7 @@ def clip_factor(rows: Sequence[RowOptimizer], tensors: Sequence[Tensor], limit: 
     ranks.all_reduce(total)
     squares = [t.grad.double().square().sum() for t in tensors if t.grad is not None]
     if total.device.type != "cpu":
-        return (limit / torch.cat([total, *(x.reshape(1) for x in squares)]).sum().sqrt()).clamp(max=1.0)
+        factor = (limit / torch.cat([total, *(x.reshape(1) for x in squares)]).sum().sqrt()).clamp(max=1.0)
+        return torch.where(factor.isnan(), 1.0, factor)  # a broken row is found where it is, as below
     norm = (float(total) + sum(map(float, squares))) ** 0.5
     return min(1.0, limit / norm) if norm > 0 else 1.0

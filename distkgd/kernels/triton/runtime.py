@@ -5,7 +5,12 @@ functions as they are, so that every module of the package can be imported; `ava
 calls them.
 """
 
+import functools
 import importlib
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,8 +51,18 @@ def available(device: torch.device) -> bool:
 
 
 def chosen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether scorers use the kernels on tensors of `device`: of float32, unless DISTKGD_KERNELS=off does without."""
-    return dtype == torch.float32 and wanted() and available(device)
+    """Whether scorers use the kernels on tensors of `device`: of float32, unless DISTKGD_KERNELS=off does without.
+
+    Nor where Triton could not build what launches them.
+    """
+    return dtype == torch.float32 and wanted() and available(device) and builds()
+
+
+@functools.cache
+def builds() -> bool:
+    """Whether there are a C compiler and Python's headers, which Triton needs at its first launch."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 
 def refuse_second_order() -> None:
