@@ -147,7 +147,7 @@ def load_model(folder: AnyPath, ranks: Ranks, dtype: torch.dtype | None = None) 
     table = ShardedTable(entity, num_entities, ranks, wanted)
     model = Model(scorer, table, relation.to(ranks.device, wanted), num_relations, reciprocal)
     if (broken := broken_row_of(model)) is not None:
-        held = files[broken.tensor]
+        held = files.get(broken.tensor) or files[f"{broken.tensor}.step"]
         ends = accumulate(rows_in(folder / file) for file in held)
         path = folder / next(file for file, end in zip(held, ends, strict=True) if broken.row < end or file == held[-1])
         raise ModelError(_refusal(path, broken, entities, relations))

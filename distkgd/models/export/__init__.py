@@ -1,7 +1,8 @@
 """Finished models in the formats of other programs: `export_model` and the table FORMATS.
 
 A format is a function (source, folder) -> changes to config.json, among them "files": {table: [file names]}. It
-writes the tables; names and config.json are the same for all. Only the formats of IN_MEMORY hold tables in memory.
+writes the tables; names and config.json are the same for all. Only the formats of IN_MEMORY hold tables in memory,
+and `faiss` of few bits and `packed` of pruned tables.
 Of a model of few bits config.json says in "widened" what was written in more.
 """
 

@@ -56,8 +56,10 @@ def write_faiss(source: Source, folder: Path) -> dict[str, Any]:
         rows = (block.float().contiguous().view(torch.uint8).numpy().tobytes() for block in entity.blocks())
         write_bytes(folder / "entity.faiss", chain([_header(faiss, index, *entity.shape)], rows))
     else:
-        packed = entity.packed(bits) if isinstance(entity, PackedTable) else None
-        if packed is not None and packed.step.shape[1] == 1 and (bits == 1 or (bits <= 4 and form == "dot")):
+        few = bits == 1 or (bits <= 4 and form == "dot")
+        whole = few and isinstance(entity, PackedTable) and source.one_step_a_row("entity")
+        packed = entity.packed(bits) if whole else None
+        if packed is not None and _measurable(packed, bits):
             planes, made = bits, _of_planes(faiss, packed, bits, metric)
         else:
             made = _of_ranges(faiss, entity, bits, metric)
@@ -67,6 +69,12 @@ def write_faiss(source: Source, folder: Path) -> dict[str, Any]:
     write_bytes(folder / "relation.safetensors", chain([header], relation.pieces()))
     files = {"entity": ["entity.faiss"], "relation": ["relation.safetensors"]}
     return {"format": FAISS, "files": files, "widened": widened} | ({"planes": planes} if planes else {})
+
+
+def _measurable(packed: Packed, bits: int) -> bool:
+    # FAISS takes rows of a squared norm below float32's epsilon for rows of norm 1.
+    squares = packed.step.float().square() * (bits * packed.columns / 4)
+    return not bool(((squares > 0) & (squares < 1.25e-7)).any())
 
 
 def _of_planes(faiss: Any, packed: Packed, bits: int, metric: int) -> Any:

@@ -179,12 +179,16 @@ class Source:
     def plain_config(self) -> dict[str, Any]:
         """config.json of the model with its tables as they are read: what is packed is float32 by then."""
         widened = {"format": FORMAT, "dtype": "float32"} if self.config["format"] == PACKED else {}
-        return {key: value for key, value in self.config.items() if key != "packed"} | widened
+        return {key: value for key, value in self.config.items() if key not in ("packed", "widened")} | widened
 
     def bits(self, table: str) -> int:
         """Of each number of "entity" or "relation" as the model holds them."""
         bits: int = self.config.get("packed", {}).get(table, {}).get("bits", 32)
         return bits
+
+    def one_step_a_row(self, table: str) -> bool:
+        """Whether a packed table's rows are not cut into groups of columns."""
+        return quantiser_of(self.config["packed"][table]).group is None
 
     def widened(self, *tables: str) -> list[str]:
         """What to say of those of the tables, "entity" and "relation", that are written wider than the model's."""

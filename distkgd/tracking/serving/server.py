@@ -41,6 +41,7 @@ def serving(model_uri: str, store: str, threads: int = 0) -> Iterator[int]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     env = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": store, "MLFLOW_DISABLE_TELEMETRY": "true"}
     env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    env.pop("DISTKGD_QUERY_BITS", None)  # speeds are of queries as they are
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             [*command, "-p", str(port)], stdout=log, stderr=log, env=env, start_new_session=True, text=True

@@ -118,6 +118,18 @@ def test_rows_of_few_bits_are_searched_in_few_bits(
     ]
 
 
+@pytest.mark.parametrize(("small", "group", "dim"), [(1e-5, None, None), (1.0, 4, 2)])
+def test_rows_too_small_for_planes_and_crops_of_groups_are_rounded_again(
+    small: float, group: int | None, dim: int | None, graph: Graph, tmp_path: Path
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    whole = stage_of(tmp_path / "whole", graph, "complex")
+    whole.entity.weight[3] *= small
+    save_model(tmp_path / "model", whole.quantised(Rounding(2, 4, group)), graph, {"data": graph.summary()})
+    export_model(tmp_path, tmp_path / "out", "faiss", Ranks(), dim)
+    assert type(open_searcher(tmp_path / "out").index) is faiss.IndexScalarQuantizer
+
+
 @pytest.mark.parametrize("format_", ["safetensors", "numpy", "sparse", "parquet", "onnx", "pykeen"])
 def test_an_export_says_what_it_widens(
     format_: str, graph: Graph, tmp_path: Path, capfd: pytest.CaptureFixture[str]
