@@ -65,7 +65,6 @@ def train_stage(job: Job) -> Progress:
             log.steps(seen)  # which is no training
             seen.clear()
             move_bar(progress.step)
-
             if epoch_ends:
                 progress.epoch += 1
                 validated = end_epoch(job, progress, log, begun)

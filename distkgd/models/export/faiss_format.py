@@ -57,8 +57,9 @@ def write_faiss(source: Source, folder: Path) -> dict[str, Any]:
         write_bytes(folder / "entity.faiss", chain([_header(faiss, index, *entity.shape)], rows))
     else:
         few = bits == 1 or (bits <= 4 and form == "dot")
-        whole = few and isinstance(entity, PackedTable) and source.one_step_a_row("entity")
-        packed = entity.packed(bits) if whole else None
+        packed = None
+        if few and isinstance(entity, PackedTable) and source.one_step_a_row("entity"):
+            packed = entity.packed(bits)
         if packed is not None and _measurable(packed, bits):
             planes, made = bits, _of_planes(faiss, packed, bits, metric)
         else:
