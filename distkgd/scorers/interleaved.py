@@ -20,7 +20,7 @@ def complex_product(x: Tensor, y: Tensor) -> Tensor:
 
 def conjugate(x: Tensor) -> Tensor:
     """`[..., 2k]` of complex numbers, stored (re, im, re, im, …)."""
-    if x.dtype in (torch.float32, torch.float64):
+    if x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_exporting():  # ONNX has none
         return torch.view_as_real(as_complex(x).conj_physical()).flatten(-2)
     re, im = split_pairs(x)
     return join_pairs(re, -im)
