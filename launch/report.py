@@ -24,7 +24,7 @@ def main(
     data: Annotated[str | None, typer.Option(help="The run's data set, where it is no longer where it was.")] = None,
     queries: Annotated[int | None, typer.Option(min=0, help="Asked of the models; default: as the run has it.")] = None,
 ) -> None:
-    """Write RUN/report.html from the files of the run folder."""
+    """Write RUN/report.html and frontier.html from the files of the run folder."""
     path, notes = remake(run, data, queries)
     for note in notes:
         terminal().warn(note)

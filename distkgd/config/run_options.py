@@ -29,10 +29,12 @@ class MlflowConfig(Frozen):
 class ReportConfig(Frozen):
     """What a finished run leaves beside report.json and report.md.
 
-    html: report.html, and in examples.json what it shows of the models' answers. queries: of the last split ranked, so
-    many are asked of teacher and student for it; of large tables fewer (`distkgd.reporting.html.ask`), 0: none.
+    html: report.html, its first chart alone as frontier.html, and in examples.json what it shows of the models'
+    answers. queries: of the last split ranked, so many are asked of teacher and student for it; of large tables fewer
+    (`distkgd.reporting.html.ask`), 0: none.
     rounded: bits that a teacher of full precision is also rounded to and ranked with, without training, when this run
-        has trained it; relations and groups as a student of few bits has them, else relations of twice the bits.
+        has trained it; relations and groups as a student of few bits has them, else relations of twice the bits. Zeros
+        of a pruned teacher are rounded like other numbers here; launch/export.py --bits keeps them.
     """
 
     html: bool = True

@@ -114,7 +114,8 @@ class Ranks:
         if self.world == 1:
             return rows
         if not self.in_order:
-            out: Tensor = _Gather.apply(rows, self, list(counts), kind)  # type: ignore[no-untyped-call]
+            there_and_back = self.all_gather, self.sum_for_each
+            out: Tensor = _Collective.apply(rows, *there_and_back, list(counts), kind)  # type: ignore[no-untyped-call]
             return out
         copies = rows.repeat(self.world, *([1] * (rows.dim() - 1)))
         return self.exchange(copies, [len(rows)] * self.world, counts, kind)
@@ -182,33 +183,17 @@ class _Exchange(torch.autograd.Function):
         return back, None, None, None, None
 
 
-class _Gather(torch.autograd.Function):
-    # Backward sums what every rank has for each rank's rows, and the backward of that is this again.
+class _Collective(torch.autograd.Function):
+    # Of two collectives, each the other's backward: a gather, and the sum of what every rank has for each rank's rows.
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, *args: Any) -> Tensor:
-        ctx.args = args
-        ranks, *rest = args
-        gathered: Tensor = ranks.all_gather(rows, *rest)
-        return gathered
+    def forward(ctx: Any, rows: Tensor, there: Callable[..., Tensor], back: Callable[..., Tensor], *how: Any) -> Tensor:
+        ctx.there, ctx.back, ctx.how = there, back, how
+        return there(rows, *how)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        back: Tensor = _SumForEach.apply(grads[0], *ctx.args)  # type: ignore[no-untyped-call]
-        return back, None, None, None
-
-
-class _SumForEach(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, *args: Any) -> Tensor:
-        ctx.args = args
-        ranks, *rest = args
-        summed: Tensor = ranks.sum_for_each(rows, *rest)
-        return summed
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        back: Tensor = _Gather.apply(grads[0], *ctx.args)  # type: ignore[no-untyped-call]
-        return back, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        back: Tensor = _Collective.apply(grads[0], ctx.back, ctx.there, *ctx.how)  # type: ignore[no-untyped-call]
+        return back, None, None, None, None
 
 
 def peer_timeout(device: torch.device) -> timedelta:

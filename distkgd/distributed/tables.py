@@ -21,7 +21,6 @@ from distkgd.kernels.quantiser import Quantiser
 from distkgd.kernels.rows import add, take
 
 T = TypeVar("T")
-See = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -163,8 +162,7 @@ class OpenRows:
     leaf: [m, dim] the touched rows, in the precision of the computation; collects their gradient.
     shard: [rows, dim] the shard itself, collecting a gradient of its own, when every row is a candidate; else None.
     packed: [rows, dim] the shard, when every row is a candidate and it is packed.
-    see: what a step sees of rows ([n, dim], their numbers in the shard [n] or None: all of it); None: the rows.
-    unrounded: [m, dim] the touched rows as a step would see them without rounding; None: as it sees them.
+    mask: [rows, dim] bool, what a step sees of the shard, the rest as 0; None: all. quantiser: rounds what it sees.
     """
 
     def __init__(
@@ -173,18 +171,20 @@ class OpenRows:
         shard: Tensor | None,
         route: Route,
         ranks: Ranks,
-        see: See | None = None,
+        mask: Tensor | None = None,
+        quantiser: Quantiser | None = None,
         packed: PackedRows | None = None,
-        unrounded: Tensor | None = None,
     ) -> None:
         self.leaf = leaf
         self.ranks = ranks
         self.packed = packed
         self.shard = shard
         self.route = route
-        self._seen = leaf if see is None else see(leaf, route.touched)
-        self._unrounded = self._seen if unrounded is None else unrounded
-        self._shard = shard if see is None or shard is None else see(shard, None)
+        self._unrounded = leaf if mask is None else leaf * mask[route.touched]
+        self._seen = self._unrounded if quantiser is None else quantiser(self._unrounded)
+        self._shard = shard if shard is None or mask is None else shard * mask
+        if self._shard is not None and quantiser is not None:
+            self._shard = quantiser(self._shard)
         self._answer = self._exchanged(self._seen)
 
     def lookup(self, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -307,24 +307,14 @@ class ShardedTable:
 
         What the mask hides is 0, and so is its gradient.
         """
-
-        def masked(rows: Tensor, at: Tensor | None) -> Tensor:
-            return rows if mask is None else rows * (mask if at is None else mask[at])
-
-        def see(rows: Tensor, at: Tensor | None) -> Tensor:
-            rows = masked(rows, at)
-            return rows if self.quantiser is None else self.quantiser(rows)
-
-        plain = mask is None and self.quantiser is None
         leaf = self.rows(route.touched).requires_grad_(grad)
         every = route.candidates is None
         if isinstance(self.shard, PackedRows):
-            if grad or not plain:
+            if grad or mask is not None or self.quantiser is not None:
                 raise AssertionError("packed rows are for reading only; widen the table first")
             return OpenRows(leaf, None, route, self.ranks, packed=self.shard.to(self.dtype) if every else None)
         shard = self.shard.detach().requires_grad_(grad) if every else None
-        unrounded = None if self.quantiser is None else masked(leaf, route.touched)
-        rows = OpenRows(leaf, shard, route, self.ranks, None if plain else see, unrounded=unrounded)
+        rows = OpenRows(leaf, shard, route, self.ranks, mask, self.quantiser)
         if grad:
             self.opened.append(rows)
         return rows

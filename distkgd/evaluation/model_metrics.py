@@ -16,7 +16,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
 from distkgd.evaluation.breakdowns import RARE_BELOW, in_parts
 from distkgd.evaluation.ranking import HITS, Filter, Ties, metrics, protocol, ranks_and_ties_of
-from distkgd.models.model_folder import data_since, distinct_rows, load_model, same_vocabulary, sizes_on_disk
+from distkgd.models.model_folder import data_since, distinct_rows, load_model, same_vocabulary
 
 RELATIONS_SHOWN = 20
 
@@ -42,6 +42,7 @@ def evaluate_model(
     """
     folder = Path(folder)
     loaded = load_model(folder, ranks)
+    model = loaded.model.in_query_bits(query_bits)
     source = loaded.config.get("source") if source is None else source
     if source is None:
         raise ConfigError(f"{folder} does not say what it was trained on; give --data NAME_OR_FOLDER.")
@@ -52,9 +53,8 @@ def evaluate_model(
         raise DataError(f"{graph.name} has no {split} triples to rank; choose another split.")
     known = KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(ranks.device), graph.num_entities)
     since = data_since(loaded, graph)
-    model = loaded.model.in_query_bits(query_bits)
     rank, tied = ranks_and_ties_of(model, triples.to(ranks.device), known, ranks, ties=ties, filter_=filter_)
-    few_bits = sizes_on_disk(folder)["bits"] < 32
+    few_bits = loaded.config.get("packed", {}).get("entity", {}).get("bits", 32) < 32
     return {
         "model": str(folder),
         "data": graph.summary(),

@@ -224,8 +224,10 @@ class TrainedModel:
         """The model made of the first `dim` coordinates; ConfigError or UnsupportedError where there is none.
 
         bits: of each number, of those that the model was trained with (`distill.bits`); default: as many as there are.
-        Of a packed model the crop is not packed.
+        Of a packed model the crop is not packed, and so cannot round queries: ConfigError where this one does.
         """
+        if self._model.query_bits != 32:
+            raise ConfigError("a crop is not packed, and rounds no queries: load the model without query_bits.")
         model = self._model.crop(self.scorer.dim if dim is None else dim, bits)
         return TrainedModel(replace(self._loaded, model=model), self._folder, self._data)
 

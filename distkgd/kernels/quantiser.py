@@ -128,8 +128,9 @@ class Quantiser:
 
     def levels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """([n, columns] levels of rows [n, biases + columns], half-integers or 0; [n, groups] steps)."""
-        levels, step = self._coded(self._grouped(rows.detach()))
-        return levels.flatten(1), step.squeeze(-1)
+        few = max(1, _NUMBERS_AT_ONCE // rows.shape[1])
+        pieces = [self._coded(self._grouped(piece)) for piece in rows.detach().split(few)]
+        return torch.cat([x.flatten(1) for x, _ in pieces]), torch.cat([x.squeeze(-1) for _, x in pieces])
 
     def pack(self, rows: Tensor) -> Packed:
         """`round`ed rows [n, biases + columns] in as few bytes as they need; fewer than 16 bits, without `zeros`."""

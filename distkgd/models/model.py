@@ -143,8 +143,9 @@ class Model:
             raise ConfigError(f"{bits} query bits; allowed: 8, and 32, which rounds no query.")
         if not isinstance(table.shard, PackedRows) or self.scorer.candidate_form != "dot":
             raise ConfigError(
-                "8 query bits are for packed rows of 8 bits or fewer, on a CPU, of a scorer that multiplies them by "
-                f"queries; this is {self.scorer}, {'packed' if isinstance(table.shard, PackedRows) else 'not packed'}."
+                "8 query bits are for packed rows of 8 bits or fewer (a pruned model's are not packed in memory), on a "
+                f"CPU, of a scorer that multiplies them by queries; this is {self.scorer}, "
+                f"{'packed' if isinstance(table.shard, PackedRows) else 'not packed'}."
             )
         seen = ShardedTable(replace(table.shard, query_bits=8), table.total, table.ranks, table.dtype)
         return Model(self.scorer, seen, self.relation, self.num_relations, self.reciprocal)

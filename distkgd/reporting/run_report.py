@@ -120,7 +120,8 @@ class RunReport(Record):
         for one in () if self.budget is None else self.budget.sizes:
             size = None if one.tables is None else one.tables / self.data.num_entities
             each = {"valid/mrr": one.valid, "test/mrr": one.test, "bytes_per_entity": size, "ms_per_query": one.ms}
-            figures |= {crop_metric(one.dim, one.bits, f"budget/{name}"): value for name, value in each.items()}
+            bits = None if one.bits == 32 else one.bits  # as crops in full precision are named elsewhere
+            figures |= {crop_metric(one.dim, bits, f"budget/{name}"): value for name, value in each.items()}
         return known_figures(figures)
 
     def stage(self, name: str) -> StageResult | None:

@@ -1,6 +1,7 @@
 """Students of few bits keep the invariants: ranks, parts, resume, files; and every method and scorer can teach them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -239,16 +240,43 @@ def test_what_is_pruned_and_rounded_is_written_in_the_fewer_bytes(
 @pytest.mark.parametrize("part", ["entity.codes", "entity.bitmap", "entity.step", "relation.codes"])
 def test_damaged_files_of_pruned_rows_are_named(part: str, tmp_path: Path) -> None:
     save_pruned(Ranks(), str(tmp_path), 0.8, "complex", 2)
-    (path,) = (tmp_path / "model").glob(f"{part}-*")
+    assert_damage_is_named(tmp_path, part, 41)
+
+
+def assert_damage_is_named(folder: Path, part: str, rows: int) -> None:
+    """Of a model's file: cut short, with a flipped bit, with rows of another size."""
+    (path,) = (folder / "model").glob(f"{part}-*")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(ModelError, match=path.name):
-        load_model(tmp_path, Ranks())
+        load_model(folder, Ranks())
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ModelError, match=path.name):
-        check_files(tmp_path / "model")
+        check_files(folder / "model")
     path.unlink()
-    write_tensors(path, {part: torch.zeros(41, 99, dtype=torch.uint8)})
+    write_tensors(path, {part: torch.zeros(rows, 99, dtype=torch.uint8)})
+    with pytest.raises(ModelError, match=path.name):
+        load_model(folder, Ranks())
+
+
+@pytest.mark.parametrize(
+    ("rate", "part", "wrong"),
+    [
+        (0.8, "entity.codes", lambda x: torch.cat([x, x[:1]])),  # more than the bitmap names
+        (0.8, "entity.step", lambda x: x.float()),
+        (0.3, "entity.codes", lambda x: torch.full_like(x, 255)),  # words that no levels make
+        (0.3, "entity.codes", lambda x: x.to(torch.int8)),
+    ],
+)
+def test_files_of_pruned_rows_that_nobody_wrote_are_named(
+    rate: float, part: str, wrong: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    save_pruned(Ranks(), str(tmp_path), rate, "complex", 1 if rate == 0.3 else 2)
+    (path,) = (tmp_path / "model").glob(f"{part}-*")
+    with safe_open(path, "pt") as file:
+        found = file.get_tensor(part)
+    path.unlink()
+    write_tensors(path, {part: wrong(found)})
     with pytest.raises(ModelError, match=path.name):
         load_model(tmp_path, Ranks())
 
@@ -278,18 +306,7 @@ def test_a_pruned_and_rounded_run_saves_what_it_validated(scope: str, tmp_path: 
 @pytest.mark.parametrize("part", ["entity.codes", "entity.step", "entity.bias", "relation.codes"])
 def test_damaged_files_are_named(part: str, tmp_path: Path) -> None:
     save_few_bits(Ranks(), str(tmp_path))
-    (path,) = (tmp_path / "model").glob(f"{part}-*")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(ModelError, match=path.name):
-        load_model(tmp_path, Ranks())
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ModelError, match=path.name):
-        check_files(tmp_path / "model")
-    path.unlink()
-    write_tensors(path, {part: torch.zeros(41 if part.startswith("entity") else 10, 99, dtype=torch.uint8)})
-    with pytest.raises(ModelError, match=path.name):
-        load_model(tmp_path, Ranks())
+    assert_damage_is_named(tmp_path, part, 41 if part.startswith("entity") else 10)
 
 
 def test_a_step_that_is_no_number_is_named(tmp_path: Path) -> None:

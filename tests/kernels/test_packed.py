@@ -143,6 +143,8 @@ def test_what_is_asked_ranked_and_served_rounds_its_queries_where_that_is_asked_
     found = asked.predict(head=3, relation=1, k=4, ids=True)
     assert torch.equal(found.scores, scores) and torch.equal(found.ids, ids)
     assert isinstance(printed, Prediction) and [one.score for one in printed.answers] == scores[0].tolist()
+    with pytest.raises(ConfigError, match="rounds no queries"):
+        asked.crop(dim=8)
     triple = torch.tensor([[3, 1, int(ids[0, 2])]])
     assert float(asked.score(triple, ids=True)) == pytest.approx(float(scores[0, 2]), rel=1e-5)
     assert not torch.allclose(asked.score(triple, ids=True), load(tmp_path).score(triple, ids=True), rtol=1e-5)

@@ -16,13 +16,13 @@ from distkgd.models.formats.packed import stream_packed, tables_of
 from distkgd.models.formats.zeros import write_zeros
 from distkgd.models.model_folder import PACKED
 
-SAMPLE, PRUNED = 1024, 0.25  # first rows, looked at; share of them that is 0 from which on zeros are kept
+PRUNED = 0.25  # share of a table that is 0 from which on zeros are kept
 
 
 def write_packed_tables(source: Source, folder: Path) -> dict[str, Any]:
     """Write the tables as `models.formats.packed` has them, those that keep 32 bits as they are.
 
-    Of a table of whose first rows a quarter or more is 0, what is 0 stays 0 (`models.formats.zeros`); that table is in
+    Of a table of which a quarter or more is 0, what is 0 stays 0 (`models.formats.zeros`); that table is in
     memory meanwhile.
 
     Of a model of nested bits those of its tables that are packed keep their codes and steps, the entities' in as many
@@ -52,8 +52,8 @@ def write_packed_tables(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def _is_pruned(table: Table, biases: int) -> bool:
-    first = next(iter(table.blocks()))[:SAMPLE, biases:]
-    return int((first == 0).sum()) >= PRUNED * first.numel()
+    zeros = sum(int((block[:, biases:] == 0).sum()) for block in table.blocks())
+    return zeros >= PRUNED * table.shape[0] * (table.shape[1] - biases)
 
 
 def _nested(source: Source) -> Quantiser | None:

@@ -15,13 +15,12 @@ from torch import Tensor
 from distkgd.distributed.checkpoint.tables import (
     TAGS,
     Rows,
-    read_table,
     safetensors_header,
     write_table,
 )
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ModelError
 from distkgd.kernels.quantiser import PARTS, Packed, Quantiser
+from distkgd.models.formats.parts import read_part
 from distkgd.models.formats.zeros import write_zeros
 
 
@@ -76,11 +75,5 @@ def read_packed(
         if not sizes[part]:
             parts[part] = torch.empty(hi - lo, 0, dtype=torch.bfloat16)
             continue
-        parts[part] = read_table(folder, files[key], key, lo, hi)
-        wanted = torch.uint8 if part == "codes" else torch.bfloat16
-        if parts[part].dtype != wanted or list(parts[part].shape[1:]) != [sizes[part]]:
-            raise ModelError(
-                f"{folder / files[key][0]}: {key!r} has rows of {list(parts[part].shape[1:])} {parts[part].dtype}; "
-                f"config.json says {[sizes[part]]} {wanted}. Write the model again."
-            )
+        parts[part] = read_part(folder, files, key, lo, hi, sizes[part])
     return Packed(**parts, columns=width - quantiser.biases)

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distkgd.distributed.checkpoint.tables import Rows, read_table, rows_in, write_table
+from distkgd.distributed.checkpoint.tables import Rows, rows_in, write_table
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError
 from distkgd.kernels.quantiser import Quantiser, pack_codes, unpack_codes
+from distkgd.models.formats.parts import read_part
 
 _ROWS_AT_ONCE = 1 << 12
 _WORD = 1 << 16
@@ -38,7 +39,8 @@ def write_zeros(folder: Path, name: str, rows: Rows, quantiser: Quantiser, peers
         tables = {"bitmap": Rows(pack_codes(kept.to(torch.uint8), 1), rows.lo, rows.total)}
         tables["codes"] = Rows(flat, before, int(taken))
     else:
-        tables = {"codes": Rows(_words(codes.int() + kept, quantiser.bits), rows.lo, rows.total)}
+        numbers = (codes.int() + kept).split(_ROWS_AT_ONCE)
+        tables = {"codes": Rows(torch.cat([_words(piece, quantiser.bits) for piece in numbers]), rows.lo, rows.total)}
     tables["step"] = Rows(step.bfloat16(), rows.lo, rows.total)
     if quantiser.biases:
         tables["bias"] = Rows(rows.tensor[:, : quantiser.biases].bfloat16(), rows.lo, rows.total)
@@ -52,26 +54,25 @@ def read_zeros(
     bits, columns = quantiser.bits, width - quantiser.biases
 
     def read(part: str, size: int, start: int, stop: int) -> Tensor:
-        found = read_table(folder, files[f"{name}.{part}"], f"{name}.{part}", start, stop)
-        if found.shape[1] != size:
-            raise ModelError(
-                f"{folder / files[f'{name}.{part}'][0]}: rows of {found.shape[1]}, not {size}; write again."
-            )
-        return found
+        return read_part(folder, files, f"{name}.{part}", start, stop, size)
 
     if f"{name}.bitmap" in files:
         kept = unpack_codes(read("bitmap", -(-columns // 8), 0, hi), 1, columns).bool()
         sizes = _code_bytes(kept, bits)
         start, kept, sizes = int(sizes[:lo].sum()), kept[lo:], sizes[lo:]
-        _check_bytes(folder, files[f"{name}.codes"], start + int(sizes.sum()))
+        whole = hi == sum(rows_in(folder / file) for file in files[f"{name}.bitmap"])
+        _check_bytes(folder, files[f"{name}.codes"], start + int(sizes.sum()), whole)
         flat = read("codes", 1, start, start + int(sizes.sum())).squeeze(1)
         codes, at = torch.zeros(kept.shape, dtype=torch.uint8), 0
         for into, where, size in zip(*(x.split(_ROWS_AT_ONCE) for x in (codes, kept, sizes)), strict=True):
             into.copy_(_with_zeros(flat[at : at + int(size.sum())], where, size, bits))
             at += int(size.sum())
     else:
-        numbers = _numbers_of(read("codes", 2 * -(-columns // _numbers_of_word(bits)), lo, hi), bits, columns)
-        kept, codes = numbers > 0, (numbers - 1).clamp_min(0)
+        words = read("codes", 2 * -(-columns // _numbers_of_word(bits)), lo, hi)
+        numbers = torch.cat([_numbers_of(piece, bits) for piece in words.split(_ROWS_AT_ONCE)])
+        if len(numbers) and int(numbers.amax()) > 2**bits:
+            raise ModelError(f"{folder / files[f'{name}.codes'][0]}: words that no levels make; write the model again.")
+        kept, codes = numbers[:, :columns] > 0, (numbers[:, :columns] - 1).clamp_min(0)
     step = read("step", quantiser.groups(width), lo, hi).float()
     levels = (codes.float() - (2 ** (bits - 1) - 0.5)) * kept
     rows = (levels.unflatten(1, (step.shape[1], -1)) * step.unsqueeze(-1)).flatten(1)
@@ -105,9 +106,11 @@ def _places(kept: Tensor) -> Tensor:
     return torch.arange(kept.shape[1], device=kept.device) < kept.sum(1, keepdim=True)
 
 
-def _check_bytes(folder: Path, files: Sequence[str], least: int) -> None:
-    if sum(rows_in(folder / file) for file in files) < least:
-        raise ModelError(f"{folder / files[0]}: fewer codes than the bitmap names; write the model again.")
+def _check_bytes(folder: Path, files: Sequence[str], wanted: int, whole: bool) -> None:
+    # whole: these are all that there should be.
+    found = sum(rows_in(folder / file) for file in files)
+    if found < wanted or (whole and found > wanted):
+        raise ModelError(f"{folder / files[0]}: other codes than the bitmap names; write the model again.")
 
 
 def _numbers_of_word(bits: int) -> int:
@@ -131,9 +134,10 @@ def _words(numbers: Tensor, bits: int) -> Tensor:
     return halves.flatten(1)
 
 
-def _numbers_of(words: Tensor, bits: int, columns: int) -> Tensor:
-    # [n, columns] int64: what `_words` was given.
-    low, high = words.long().unflatten(1, (-1, 2)).unbind(-1)
-    numbers = (low + 256 * high).unsqueeze(-1) // _powers(bits) % (2**bits + 1)
-    found: Tensor = numbers.flatten(1)[:, :columns]
+def _numbers_of(words: Tensor, bits: int) -> Tensor:
+    # [n, at least columns] int32: what `_words` was given, then 0; more than 2^bits where it made no such word.
+    low, high = words.int().unflatten(1, (-1, 2)).unbind(-1)
+    numbers = (low + 256 * high).unsqueeze(-1) // _powers(bits).int()
+    numbers[..., :-1] %= 2**bits + 1  # the last would say what is too large
+    found: Tensor = numbers.flatten(1)
     return found

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
 from distkgd.evaluation.packing_cost import cost_of_packing
 from distkgd.kernels.quantiser import Quantiser, Rounding
-from distkgd.models.export import FORMATS, export_model, onnx_format
+from distkgd.models.export import FORMATS, export_model, onnx_format, packed_format
 from distkgd.models.export.faiss_format import WHY_NOT, open_searcher
 from distkgd.models.formats.int8 import read_int8
 from distkgd.models.model import Model, new_model
@@ -240,6 +241,13 @@ def test_eight_bit_rows_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     os.truncate(tmp_path / "table", (tmp_path / "table").stat().st_size - 1)
     with pytest.raises(ModelError, match="table: missing, truncated"):
         read_int8(tmp_path / "table", 3, 1, 2, 0, 1)
+
+
+def test_a_table_is_pruned_by_all_of_its_rows() -> None:
+    whole, zeros = torch.ones(2000, 4), torch.zeros(900, 4)
+    for blocks, is_it in (([whole, zeros], True), ([whole, zeros[:600]], False)):
+        table = SimpleNamespace(blocks=lambda blocks=blocks: iter(blocks), shape=(sum(map(len, blocks)), 4))
+        assert packed_format._is_pruned(table, 0) == is_it
 
 
 @pytest.mark.parametrize("share", [0.6, 0.05])
