@@ -1,19 +1,29 @@
 """Distil large knowledge-graph-embedding models into small ones, sharded over ranks."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from distkgd.common.version import __version__
 
 if TYPE_CHECKING:
-    from distkgd.api import TrainedModel, load
+    from distkgd.evaluation.answers import Answers
+    from distkgd.evaluation.trained_model import TrainedModel, load
 
-__all__ = ["TrainedModel", "__version__", "load"]
+__all__ = ["Answers", "TrainedModel", "__version__", "load"]
+
+# Not imported with the package: every module of it imports the package first, and torch takes seconds.
+_WHERE = {
+    "Answers": "distkgd.evaluation.answers",
+    "TrainedModel": "distkgd.evaluation.trained_model",
+    "load": "distkgd.evaluation.trained_model",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported with the package: every module of it imports the package first.
-    if name in ("TrainedModel", "load"):
-        from distkgd import api  # noqa: PLC0415
-
-        return getattr(api, name)
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,5 @@
-"""A finished model in a program: `distkgd.load(folder)`, then `predict`, `score`, `nearest`, `crop`.
+"""A finished model in a program: `distkgd.load(folder)`, then `predict`, `predict_relation`, `score`, `nearest`,
+`embedding`, `search`, `crop`.
 
 >>> import distkgd
 >>> m = distkgd.load("runs/capitals/stages/student")
@@ -14,6 +15,12 @@ TrainedModel(TransE(dim=2, margin=9.0, norm=1), 6 entities, 2 relations)
 tensor([9., 7.])
 >>> m.nearest("paris", k=1).names, m.crop(1).nearest("paris", k=1).names
 ([['rome']], [['france']])
+>>> m.predict_relation(head="paris", tail="france", k=1).names
+[['capital_of']]
+>>> m.embedding("paris")
+tensor([1., 0.])
+>>> [(match.name, match.how) for match in m.search("erm")], [match.how for match in m.search("Pariss")]
+([('germany', 'substring')], ['fuzzy'])
 
 Entities and relations are given by name or label, one or many at a time: a list, a numpy array, a column of a pandas or
 polars frame. A name may be written loosely ("capital of"), as at the command line. A whole number is the name, or the
@@ -22,6 +29,7 @@ label, that is written so; with `ids=True` it is the number of a row, and tensor
 A word that means nothing raises DataError when it is given by itself. Among many it fails its own row alone.
 """
 
-from distkgd.evaluation.trained_model import Answers, TrainedModel, load
+from distkgd.evaluation.answers import Answers
+from distkgd.evaluation.trained_model import TrainedModel, load
 
 __all__ = ["Answers", "TrainedModel", "load"]

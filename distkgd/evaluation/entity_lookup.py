@@ -53,8 +53,11 @@ class Found:
 
     def texts(self, vocabulary: Vocabulary) -> list[str]:
         """The names of the rows; the words themselves where they mean none."""
-        pairs = zip(self.ids.tolist(), self.given, strict=True)
-        return [vocabulary.name(row) if row >= 0 else str(word) for row, word in pairs]
+        if len(self.given) <= FEW:
+            pairs = zip(self.ids.tolist(), self.given, strict=True)
+            return [vocabulary.name(row) if row >= 0 else str(word) for row, word in pairs]
+        names = vocabulary.names.gather(self.ids.clamp_min(0).numpy()).to_list()
+        return [str(self.given[place]) if place in self.errors else name for place, name in enumerate(names)]
 
 
 def rows_of(words: Any, vocabulary: Vocabulary, what: str, kind: Kind, ids: bool = False) -> Found:
@@ -64,7 +67,7 @@ def rows_of(words: Any, vocabulary: Vocabulary, what: str, kind: Kind, ids: bool
 
     Raises DataError where all words are numbers, no name or label is one and `ids` was not said.
     """
-    single = isinstance(words, str) or not isinstance(words, Iterable) or getattr(words, "ndim", 1) == 0
+    single = is_single(words)
     listed: list[Any] = (
         [words.item() if isinstance(words, Tensor | np.ndarray) else words] if single else _listed(words)
     )
@@ -93,6 +96,11 @@ def rows_of(words: Any, vocabulary: Vocabulary, what: str, kind: Kind, ids: bool
         raise DataError(errors[0])
     rows = [-1 if isinstance(row, DataError) else row for row in found] if errors else found
     return Found(torch.tensor(rows, dtype=torch.int64), errors, listed)
+
+
+def is_single(words: Any) -> bool:
+    """Whether it is a word by itself, and not one of many."""
+    return isinstance(words, str) or not isinstance(words, Iterable) or getattr(words, "ndim", 1) == 0
 
 
 def _listed(words: Any) -> list[Any]:

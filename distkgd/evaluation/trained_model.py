@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,60 +14,15 @@ from distkgd.data import Vocabulary
 from distkgd.data.filters import KnownAnswers, Queries
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.evaluation.entity_lookup import Found, Words, columns_of, rows_of
+from distkgd.evaluation import name_search
+from distkgd.evaluation.answers import Answers
+from distkgd.evaluation.entity_lookup import Found, Words, columns_of, is_single, rows_of
 from distkgd.evaluation.prediction import best, data_of, top_k
 from distkgd.models.model_folder import LoadedModel, load_model, save_model
 from distkgd.scorers import Scorer
 
-if TYPE_CHECKING:
-    import pandas
-
 QUESTIONS_AT_ONCE = 1 << 12
 NUMBERS_AT_ONCE = 1 << 22
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The best answers of Q questions, best first.
-
-    ids: [Q, k] int64, -1 where a question has fewer than k answers. scores: [Q, k], -inf there.
-    questions: for each question its columns, e.g. {"head": "paris", "relation": "capital_of"}.
-    answered: the column that the answers belong to: "head", "tail" or "neighbour".
-    errors: place of a question that has no answers because a word of it means nothing -> why.
-    """
-
-    ids: Tensor
-    scores: Tensor
-    questions: list[dict[str, str]]
-    answered: str
-    entities: Vocabulary
-    errors: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def names(self) -> list[list[str]]:
-        """Of the answers of each question."""
-        return [[self.entities.name(i) for i in row if i >= 0] for row in self.ids.tolist()]
-
-    def frame(self) -> "pandas.DataFrame":
-        """One row per answer: the question's columns, the answer under `answered`, its label, rank, id and score.
-
-        With any `errors` there is a column `error` too, and one row for each question that has one.
-        """
-        pandas = _import_pandas()
-        rows: list[dict[str, Any]] = []
-        answers = zip(self.questions, self.ids.tolist(), self.scores.tolist(), strict=True)
-        for place, (question, ids, scores) in enumerate(answers):
-            if place in self.errors:
-                rows.append({**question, self.answered: None, "error": self.errors[place]})
-            for rank, (i, score) in enumerate(zip(ids, scores, strict=True), 1):
-                if i >= 0:
-                    named = {self.answered: self.entities.name(i), "label": self.entities.label(i)}
-                    rows.append({**question, **named, "rank": rank, "id": i, "score": score})
-        columns = [self.answered, "label", "rank", "id", "score", *(["error"] if self.errors else [])]
-        return pandas.DataFrame(rows, columns=[*(self.questions[0] if self.questions else []), *columns])
-
-    def __len__(self) -> int:
-        return len(self.questions)
 
 
 def load(
@@ -160,13 +115,7 @@ class TrainedModel:
         _check_k(k)
         given, asked, side = ("head", "tail", 0) if head is not None else ("tail", "head", 1)
         anchor = self._entities(head if head is not None else tail, given, ids)
-        r = self._relations(relation, ids)
-        if len(anchor.given) != len(r.given) and 1 not in (len(anchor.given), len(r.given)):
-            raise ConfigError(
-                f"{len(anchor.given)} of {given} and {len(r.given)} of relation; give as many, or one of either."
-            )
-        num = max(len(anchor.given), len(r.given)) if len(anchor.given) and len(r.given) else 0
-        anchor, r = anchor.expand(num), r.expand(num)
+        anchor, r = _paired(given, anchor, "relation", self._relations(relation, ids))
 
         def best_of(at: Tensor) -> tuple[Tensor, Tensor]:
             ends = anchor.ids[at]
@@ -176,6 +125,24 @@ class TrainedModel:
         names = anchor.texts(self.entities), r.texts(self.relations)
         questions = [{given: a, "relation": b} for a, b in zip(*names, strict=True)]
         return self._answers(best_of, questions, asked, k, {**r.errors, **anchor.errors})
+
+    def predict_relation(
+        self, *, head: Words, tail: Words, k: int = 10, exclude_known: bool = False, ids: bool = False
+    ) -> Answers:
+        """The k best relations from head to tail. All else is as in `predict`.
+
+        With reciprocal relations by the mean of a triple's two scores (`score`).
+        """
+        _check_k(k)
+        h, t = _paired("head", self._entities(head, "head", ids), "tail", self._entities(tail, "tail", ids))
+
+        def best_of(at: Tensor) -> tuple[Tensor, Tensor]:
+            device = self.relation_rows.device
+            return self._best_relations(h.ids[at].to(device), t.ids[at].to(device), k, exclude_known)
+
+        names = h.texts(self.entities), t.texts(self.entities)
+        questions = [{"head": a, "tail": b} for a, b in zip(*names, strict=True)]
+        return self._answers(best_of, questions, "relation", k, {**t.errors, **h.errors})
 
     def score(self, triples: Any, *, ask: Literal["tail", "head"] = "tail", ids: bool = False) -> Tensor:
         """[n] scores of n triples; higher is better. NaN, with a warning, for a triple with a word that means nothing.
@@ -194,8 +161,7 @@ class TrainedModel:
                 "tells of all)",
                 stacklevel=2,
             )
-        side = torch.full_like(h, int(ask == "head"))
-        queries = Queries(t, r, side, h) if ask == "head" else Queries(h, r, side, t)
+        queries = _asking(h, r, t, ask)
         scores = self.relation_rows.new_full([len(h)], torch.nan)
         for at in _places(len(h), wrong):
             scores[at] = self._score(Queries(*(c[at] for c in queries)))
@@ -204,6 +170,29 @@ class TrainedModel:
     def unknown(self, triples: Any, *, ids: bool = False) -> dict[int, str]:
         """Place of each triple that `score` has no score for -> why."""
         return self._triples(triples, ids)[1]
+
+    def embedding(self, entity: Words, *, ids: bool = False) -> Tensor:
+        """[dim] coordinates of an entity, [n, dim] of several: copies, without biases.
+
+        NaN, with a warning, for one of several words that means nothing. ids: whole numbers are row numbers.
+        """
+        found = self._entities(entity, "entity", ids)
+        rows = self.relation_rows.new_full([len(found.given), self.scorer.dim], torch.nan)
+        known = (found.ids >= 0).nonzero().flatten()
+        rows[known] = self.scorer.coordinates(self._model.entity.rows(found.ids[known].to(rows.device))).to(rows.dtype)
+        if found.errors:
+            warnings.warn(f"{len(found.errors)} of {len(rows)}: {next(iter(found.errors.values()))}", stacklevel=2)
+        return rows[0] if is_single(entity) else rows
+
+    def search(
+        self, text: str, k: int = 10, *, kind: Literal["entity", "relation"] = "entity"
+    ) -> list[name_search.Match]:
+        """At most k entities (or relations) by a part of their name or label: (name, label, id, how) each.
+
+        how: "exact", "prefix", "substring", or "fuzzy" (spelt like it); the strictest first, then the shortest.
+        """
+        _check_k(k)
+        return name_search.search(self.entities if kind == "entity" else self.relations, text, k)
 
     def nearest(self, entity: Words, k: int = 10, *, ids: bool = False) -> Answers:
         """The k entities most like each given one, itself left out.
@@ -251,6 +240,28 @@ class TrainedModel:
         return top_k(self._model, queries, k, self._known.pairs(queries) if exclude_known else None)
 
     @torch.no_grad()
+    def _best_relations(self, head: Tensor, tail: Tensor, k: int, exclude_known: bool) -> tuple[Tensor, Tensor]:
+        every = torch.arange(len(self.relations), device=head.device)
+        some = max(1, NUMBERS_AT_ONCE // max(1, len(every) * self._model.entity.dim))
+        found = []
+        for h, t in zip(head.split(some), tail.split(some), strict=True):
+            columns = h.repeat_interleave(len(every)), every.repeat(len(h)), t.repeat_interleave(len(every))
+            scores = self._mean_score(*columns)
+            if exclude_known:
+                query, answer = self._known.pairs(_asking(*columns, "tail"))
+                scores[query[answer == columns[2][query]]] = -torch.inf
+            scores = scores.reshape(len(h), len(every))
+            found.append(best(scores, every.expand(len(h), -1), k))
+        return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
+
+    def _mean_score(self, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
+        """[n] of n triples: the mean of the scores as answers of either question, where these differ."""
+        scores = self._score(_asking(head, relation, tail, "tail"))
+        if self._model.reciprocal:
+            scores = (scores + self._score(_asking(head, relation, tail, "head"))) / 2
+        return scores
+
+    @torch.no_grad()
     def _score(self, queries: Queries) -> Tensor:
         anchor, answer = (
             self._model.entity.rows(ids).to(self.relation_rows.dtype) for ids in (queries.anchor, queries.answer)
@@ -287,14 +298,15 @@ class TrainedModel:
         wrong: Mapping[int, str],
     ) -> Answers:
         """best_of: places of questions -> scores and ids of their answers. wrong: place of one that has none -> why."""
+        vocabulary = self.relations if answered == "relation" else self.entities
         places = _places(len(questions), wrong)
         parts = [best_of(at) for at in places]
-        shape = len(questions), parts[0][0].shape[1] if parts else min(k, len(self.entities))
+        shape = len(questions), parts[0][0].shape[1] if parts else min(k, len(vocabulary))
         scores = (parts[0][0] if parts else self.relation_rows).new_full(shape, -torch.inf)
         ids = torch.full(shape, -1, device=scores.device)
         for at, (score, found) in zip(places, parts, strict=True):
             scores[at], ids[at] = score, found
-        return Answers(ids.where(scores > -torch.inf, -1), scores, questions, answered, self.entities, dict(wrong))
+        return Answers(ids.where(scores > -torch.inf, -1), scores, questions, answered, vocabulary, dict(wrong))
 
     def _triples(self, triples: Any, ids: bool) -> tuple[tuple[Tensor, Tensor, Tensor], dict[int, str]]:
         """Heads, relations and tails, -1 for what means nothing, and what is wrong with such a triple, by its place."""
@@ -311,6 +323,22 @@ class TrainedModel:
         return rows_of(words, self.relations, "relation", "relation", ids)
 
 
+def _asking(head: Tensor, relation: Tensor, tail: Tensor, ask: Literal["tail", "head"]) -> Queries:
+    """Triples ([n] ids each) as the answers of queries for their tails or heads."""
+    side = torch.full_like(head, int(ask == "head"))
+    return Queries(tail, relation, side, head) if ask == "head" else Queries(head, relation, side, tail)
+
+
+def _paired(name: str, found: Found, other_name: str, other: Found) -> tuple[Found, Found]:
+    """Two columns of questions, as long as each other; a single word stands beside each of many."""
+    if len(found.given) != len(other.given) and 1 not in (len(found.given), len(other.given)):
+        raise ConfigError(
+            f"{len(found.given)} of {name} and {len(other.given)} of {other_name}; give as many, or one of either."
+        )
+    num = max(len(found.given), len(other.given)) if len(found.given) and len(other.given) else 0
+    return found.expand(num), other.expand(num)
+
+
 def _check_k(k: int) -> None:
     if k < 1:
         raise ConfigError(f"k={k}; allowed is a whole number >= 1.")
@@ -320,11 +348,3 @@ def _places(num: int, wrong: Mapping[int, str]) -> Sequence[Tensor]:
     """Places of the questions that have answers, so many at a time as are asked at once."""
     right = torch.tensor([place for place in range(num) if place not in wrong], dtype=torch.int64)
     return right.split(QUESTIONS_AT_ONCE) if len(right) else []
-
-
-def _import_pandas() -> Any:
-    try:
-        import pandas  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise ConfigError("a frame of answers needs pandas: pip install 'distkgd[export]'.") from None
-    return pandas
