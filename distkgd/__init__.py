@@ -8,14 +8,19 @@ from distkgd.common.version import __version__
 if TYPE_CHECKING:
     from distkgd.evaluation.answers import Answers
     from distkgd.evaluation.trained_model import TrainedModel, load
+    from distkgd.pipeline.autoconfig.program import distill, train
+    from distkgd.pipeline.finished_run import Run
 
-__all__ = ["Answers", "TrainedModel", "__version__", "load"]
+__all__ = ["Answers", "Run", "TrainedModel", "__version__", "distill", "load", "train"]
 
 # Not imported with the package: every module of it imports the package first, and torch takes seconds.
 _WHERE = {
     "Answers": "distkgd.evaluation.answers",
+    "Run": "distkgd.pipeline.finished_run",
     "TrainedModel": "distkgd.evaluation.trained_model",
+    "distill": "distkgd.pipeline.autoconfig.program",
     "load": "distkgd.evaluation.trained_model",
+    "train": "distkgd.pipeline.autoconfig.program",
 }
 
 

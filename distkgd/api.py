@@ -26,10 +26,23 @@ Entities and relations are given by name or label, one or many at a time: a list
 polars frame. A name may be written loosely ("capital of"), as at the command line. A whole number is the name, or the
 label, that is written so; with `ids=True` it is the number of a row, and tensors of them will do too.
 
+`run = distkgd.distill("triples.tsv", to=32)` and `distkgd.train(config)` train such models and return a `Run`; its
+stages, tables and charts are those of the report:
+
+>>> run = distkgd.train({"data": "data", "student": {"dim": 4, "epochs": 1, "batch_size": 2}, **quiet}, out="runs/mine")
+>>> run
+Run('runs/mine', stages: student)
+>>> run.table()["stage", "method", "dim"].rows()
+[('student', 'scratch', 4)]
+>>> run.student
+TrainedModel(ComplEx(dim=4), 6 entities, 2 relations)
+
 A word that means nothing raises DataError when it is given by itself. Among many it fails its own row alone.
 """
 
 from distkgd.evaluation.answers import Answers
 from distkgd.evaluation.trained_model import TrainedModel, load
+from distkgd.pipeline.autoconfig.program import distill, train
+from distkgd.pipeline.finished_run import Run
 
-__all__ = ["Answers", "TrainedModel", "load"]
+__all__ = ["Answers", "Run", "TrainedModel", "distill", "load", "train"]

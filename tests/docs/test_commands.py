@@ -16,7 +16,7 @@ from distkgd.cli import split_arguments
 from distkgd.pipeline.config import load_config
 from tests.docs.commands import TABLE, Elsewhere, Parsed, Run, Slow, how, keys_of
 from tests.docs.pages import EVERYTHING, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fenced_commands, text_of
-from tests.docs.sites import Site, build, of_kind, run
+from tests.docs.sites import Site, build, of_kind, run, small_rules
 
 COMMANDS = commands()
 NAMED = [one for one in TABLE.values() if isinstance(one, Elsewhere | Parsed)]
@@ -142,7 +142,8 @@ def test_a_program_of_the_pages_runs(page: str, code: str, site: Site, monkeypat
     if ".frame()" in code:
         pytest.importorskip("pandas")
     monkeypatch.chdir(site.folder)
-    exec(compile(code, page, "exec"), {"__name__": "example"})
+    with small_rules():
+        exec(compile(code, page, "exec"), {"__name__": "example"})
 
 
 @pytest.mark.slow

@@ -41,11 +41,13 @@ CONFIG = "config.yaml"
 
 
 class Outcome(NamedTuple):
-    """report: None where no training could have met the budget, and nothing was written. code: of the process."""
+    """report: None where no training could have met the budget, and nothing was written; reason: why. code: of the
+    process."""
 
     folder: Path
     report: RunReport | None
     code: int
+    reason: str = ""
 
 
 def run_config(
@@ -95,7 +97,7 @@ def run_own(
         reason = _announce(request, plan, ranks, display, croppable)
         if reason is not None:
             display.error(reason)
-            return Outcome(folder, None, NOT_REACHABLE)
+            return Outcome(folder, None, NOT_REACHABLE, reason)
 
     def write() -> None:
         if split is not None:

@@ -54,9 +54,13 @@ def write_html(folder: Path, report: RunReport, load: Callable[[], Graph], queri
     """
     page, missing = render(folder, report, load, queries)
     write_atomic(folder / FILE, page)
-    alone = _template().render(report=report, sections=[frontier_section(report)], alone=True)
-    write_atomic(folder / FRONTIER, alone)
+    write_atomic(folder / FRONTIER, page_of(report, frontier_section(report)))
     return missing
+
+
+def page_of(report: RunReport, section: Section) -> str:
+    """A page of some figures alone."""
+    return _template().render(report=report, sections=[section], alone=True)
 
 
 def remake(folder: AnyPath, data: str | None = None, queries: int | None = None) -> tuple[Path, list[str]]:
