@@ -1,5 +1,5 @@
 """A finished model in a program: `distkgd.load(folder)`, then `predict`, `predict_relation`, `score`, `nearest`,
-`embedding`, `search`, `crop`.
+`classify`, `embedding`, `search`, `crop`.
 
 >>> import distkgd
 >>> m = distkgd.load("runs/capitals/stages/student")
@@ -17,6 +17,10 @@ tensor([9., 7.])
 ([['rome']], [['france']])
 >>> m.predict_relation(head="paris", tail="france", k=1).names
 [['capital_of']]
+>>> false = [("paris", "capital_of", "italy"), ("rome", "capital_of", "france"), ("berlin", "capital_of", "italy")]
+>>> true = [("paris", "capital_of", "france"), ("rome", "capital_of", "italy"), ("berlin", "capital_of", "germany")]
+>>> m.classify([*true, *false], classifier=m.classifier(true, false)).accepted
+tensor([ True,  True,  True, False, False, False])
 >>> m.embedding("paris")
 tensor([1., 0.])
 >>> [(match.name, match.how) for match in m.search("erm")], [match.how for match in m.search("Pariss")]

@@ -18,7 +18,7 @@ from distkgd.data.filters import KnownAnswers, Queries
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
 from distkgd.errors import ConfigError, DataError, ModelError
-from distkgd.evaluation import trained_model
+from distkgd.evaluation import prediction, trained_model
 from distkgd.models.model import Model
 from distkgd.models.model_folder import save_model
 from distkgd.scorers import SCORERS, build_scorer
@@ -77,7 +77,7 @@ def test_the_examples_of_the_module_are_true(tmp_path: Path, monkeypatch: pytest
     found = doctest.testmod(
         importlib.import_module("distkgd.api"), extraglobs={"quiet": {"mlflow": {"enabled": False}}}
     )
-    assert found.attempted == 15 and found.failed == 0
+    assert found.attempted == 18 and found.failed == 0
 
 
 def test_the_example_of_the_documentation_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_more_questions_than_are_asked_at_once_keep_their_order(
     whole = made.predict(head=heads, relation=2, k=3, exclude_known=True, ids=True)
     near, scores = made.nearest(heads, 3, ids=True), made.score([(h, 0, 1) for h in heads], ids=True)
     monkeypatch.setattr(trained_model, "QUESTIONS_AT_ONCE", 7)
-    monkeypatch.setattr(trained_model, "NUMBERS_AT_ONCE", 70)
+    monkeypatch.setattr(prediction, "SCORES_AT_ONCE", 70)
     assert torch.equal(made.predict(head=heads, relation=2, k=3, exclude_known=True, ids=True).ids, whole.ids)
     assert torch.equal(made.nearest(heads, 3, ids=True).ids, near.ids)
     assert torch.equal(made.score([(h, 0, 1) for h in heads], ids=True), scores)

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     RELATION_DROPOUT = 7
     ROUNDING = 8
     SPLIT = 9
+    CORRUPTED = 10
     QUIZ = 21
 
 

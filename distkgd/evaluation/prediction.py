@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from distkgd.data import Graph, Vocabulary, load_graph
-from distkgd.data.filters import Queries
+from distkgd.data.filters import KnownAnswers, Queries
 from distkgd.data.triples import SPLITS
 from distkgd.distributed.tables import plan_route
 from distkgd.errors import ConfigError, DataError, ModelError
@@ -111,6 +111,72 @@ def best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     by_id, order = ids.gather(1, index).sort(1)
     by_score, order_again = found.gather(1, order).sort(dim=1, descending=True, stable=True)
     return by_score[:, :k], by_id.gather(1, order_again)[:, :k]
+
+
+def asking(head: Tensor, relation: Tensor, tail: Tensor, ask: Literal["tail", "head"]) -> Queries:
+    """Triples ([n] ids each) as the answers of queries for their tails or heads."""
+    side = torch.full_like(head, int(ask == "head"))
+    return Queries(tail, relation, side, head) if ask == "head" else Queries(head, relation, side, tail)
+
+
+@torch.no_grad()
+def scores_of(model: Model, queries: Queries) -> Tensor:
+    """[Q]: the score of each query's own answer; of a model in one process."""
+    anchor, answer = (model.entity.rows(ids).to(model.relation.dtype) for ids in (queries.anchor, queries.answer))
+    return model.answer_scores(queries, anchor, model.relation[model.relation_ids(queries)], answer)
+
+
+def mean_scores(model: Model, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
+    """[n] of n triples ([n] ids each): the mean of the scores as answers of either question, where these differ."""
+    scores = scores_of(model, asking(head, relation, tail, "tail"))
+    if model.reciprocal:
+        scores = (scores + scores_of(model, asking(head, relation, tail, "head"))) / 2
+    return scores
+
+
+def best_relations(
+    model: Model, head: Tensor, tail: Tensor, k: int, known: KnownAnswers | None = None
+) -> tuple[Tensor, Tensor]:
+    """([Q, k] scores, [Q, k] relation ids) of Q pairs ([Q] ids each), best first, by `mean_scores`.
+
+    known: triples that come last, with score -inf.
+    """
+    every = torch.arange(model.num_relations, device=head.device)
+    some = max(1, SCORES_AT_ONCE // max(1, len(every) * model.entity.dim))
+    found = []
+    for h, t in zip(head.split(some), tail.split(some), strict=True):
+        columns = h.repeat_interleave(len(every)), every.repeat(len(h)), t.repeat_interleave(len(every))
+        scores = mean_scores(model, *columns)
+        if known is not None:
+            query, answer = known.pairs(asking(*columns, "tail"))
+            scores[query[answer == columns[2][query]]] = -torch.inf
+        found.append(best(scores.reshape(len(h), len(every)), every.expand(len(h), -1), k))
+    return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
+
+
+@torch.no_grad()
+def nearest(model: Model, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """([n, k] closeness, [n, k] entity ids) of the entities most like each of n others ([n] ids), itself left out.
+
+    By angle or distance, as `TrainedModel.nearest` says.
+    """
+    scorer, table = model.scorer, model.entity
+    by_angle = scorer.candidate_form == "dot" or scorer.name == "pairre"
+
+    def rows(which: Tensor | slice) -> Tensor:
+        found = scorer.coordinates(table.rows(which)).double()
+        return found / found.norm(dim=1, keepdim=True).clamp_min(1e-12) if by_angle else found
+
+    own, k = rows(ids), min(k, table.total - 1)
+    scores, found = own.new_empty(len(ids), 0), ids.new_empty(len(ids), 0)
+    width = max(k + 1, SCORES_AT_ONCE // max(1, len(ids)))
+    for lo in range(0, table.total, width):
+        block = rows(slice(lo, lo + width))
+        near = own @ block.T if by_angle else -torch.cdist(own, block, compute_mode="donot_use_mm_for_euclid_dist")
+        here = torch.arange(lo, lo + len(block), device=ids.device).expand(len(ids), -1)
+        near[here == ids.unsqueeze(1)] = -torch.inf
+        scores, found = best(torch.cat([scores, near], 1), torch.cat([found, here], 1), k)
+    return scores, found
 
 
 def data_of(loaded: LoadedModel, folder: str, given: str | None) -> tuple[Graph | None, str]:

@@ -10,19 +10,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from distkgd.data import Vocabulary
+from distkgd.data import Graph, Vocabulary
 from distkgd.data.filters import KnownAnswers, Queries
+from distkgd.data.reading.folders import read_files
+from distkgd.data.triples import words_of
 from distkgd.distributed.ranks import Ranks
-from distkgd.errors import ConfigError
+from distkgd.errors import ConfigError, DataError
 from distkgd.evaluation import name_search
 from distkgd.evaluation.answers import Answers
+from distkgd.evaluation.classification import Classified, Classifier, false_triples, fit_classifier
 from distkgd.evaluation.entity_lookup import Found, Words, columns_of, is_single, rows_of
-from distkgd.evaluation.prediction import best, data_of, top_k
+from distkgd.evaluation.prediction import asking, best_relations, data_of, mean_scores, nearest, scores_of, top_k
 from distkgd.models.model_folder import LoadedModel, load_model, save_model
 from distkgd.scorers import Scorer
 
 QUESTIONS_AT_ONCE = 1 << 12
-NUMBERS_AT_ONCE = 1 << 22
 
 
 def load(
@@ -137,8 +139,8 @@ class TrainedModel:
         h, t = _paired("head", self._entities(head, "head", ids), "tail", self._entities(tail, "tail", ids))
 
         def best_of(at: Tensor) -> tuple[Tensor, Tensor]:
-            device = self.relation_rows.device
-            return self._best_relations(h.ids[at].to(device), t.ids[at].to(device), k, exclude_known)
+            device, known = self.relation_rows.device, self._known if exclude_known else None
+            return best_relations(self._model, h.ids[at].to(device), t.ids[at].to(device), k, known)
 
         names = h.texts(self.entities), t.texts(self.entities)
         questions = [{"head": a, "tail": b} for a, b in zip(*names, strict=True)]
@@ -161,11 +163,43 @@ class TrainedModel:
                 "tells of all)",
                 stacklevel=2,
             )
-        queries = _asking(h, r, t, ask)
+        queries = asking(h, r, t, ask)
         scores = self.relation_rows.new_full([len(h)], torch.nan)
         for at in _places(len(h), wrong):
-            scores[at] = self._score(Queries(*(c[at] for c in queries)))
+            scores[at] = scores_of(self._model, Queries(*(c[at] for c in queries)))
         return scores
+
+    def classifier(self, positives: Any = None, negatives: Any = None, *, seed: int = 0) -> Classifier:
+        """Thresholds and probabilities per relation, fitted to triples that are true and to false ones beside them.
+
+        positives: as `score` takes them, or the path of a file of triples; default: the data set's valid split.
+        negatives: likewise; default: of each valid triple one end replaced, drawn by `seed`, by an entity that train
+            has at that place of that relation.
+        """
+        if positives is None or negatives is None:
+            graph, known = self._graph, self._known
+            valid = graph.valid.to(self.relation_rows.device)
+            if not len(valid):
+                raise ConfigError(f"{graph.name} has no valid triples; give positives and negatives.")
+        true = valid if positives is None else self._given_triples(positives)
+        false = false_triples(valid, graph, known, seed) if negatives is None else self._given_triples(negatives)
+        every = torch.cat([true, false])
+        labels = torch.arange(len(every), device=every.device) < len(true)
+        return fit_classifier(mean_scores(self._model, *every.unbind(1)), every[:, 1], labels, len(self.relations))
+
+    def classify(self, triples: Any, *, classifier: Classifier | None = None, ids: bool = False) -> Classified:
+        """Which of n triples are true, and how likely that is.
+
+        triples, ids: as `score` takes them; with reciprocal relations by the mean of a triple's two scores.
+        classifier: as `classifier` has made it; default: fitted once, to the data set's valid split.
+        """
+        fitted = self._classifier if classifier is None else classifier
+        (h, r, t), wrong = self._triples(triples, ids)
+        scores = self.relation_rows.new_full([len(h)], torch.nan)
+        for at in _places(len(h), wrong):
+            scores[at] = mean_scores(self._model, h[at], r[at], t[at])
+        found = fitted.probabilities(scores, r)
+        return Classified(found >= 0.5, found, scores, fitted.thresholds[r].where(r >= 0, torch.nan), wrong)
 
     def unknown(self, triples: Any, *, ids: bool = False) -> dict[int, str]:
         """Place of each triple that `score` has no score for -> why."""
@@ -206,7 +240,7 @@ class TrainedModel:
         questions = [{"entity": text} for text in found.texts(self.entities)]
         device = self.relation_rows.device
         return self._answers(
-            lambda at: self._nearest(found.ids[at].to(device), k), questions, "neighbour", k, found.errors
+            lambda at: nearest(self._model, found.ids[at].to(device), k), questions, "neighbour", k, found.errors
         )
 
     def crop(self, dim: int | None = None, bits: int | None = None) -> "TrainedModel":
@@ -229,65 +263,33 @@ class TrainedModel:
         save_model(Path(folder), self._model, self._loaded, about)
 
     @cached_property
-    def _known(self) -> KnownAnswers:
+    def _graph(self) -> Graph:
         graph, note = data_of(self._loaded, self._folder, self._data)
         if graph is None:
-            raise ConfigError(f"exclude_known needs the data set: distkgd.load(path, data=NAME_OR_FOLDER). {note}")
-        device = self.relation_rows.device
+            raise ConfigError(f"this needs the data set: distkgd.load(path, data=NAME_OR_FOLDER). {note}")
+        return graph
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return self.classifier()
+
+    def _given_triples(self, given: Any) -> Tensor:
+        """[n, 3] ids of triples, or of those in a file; DataError where a word of them means nothing."""
+        if isinstance(given, str | Path):
+            read = read_files({"train": given})
+            given = words_of(read.rows["train"], read.entities, read.relations)
+        columns, wrong = self._triples(given, False)
+        if wrong:
+            raise DataError(next(iter(wrong.values())))
+        return torch.stack(columns, 1)
+
+    @cached_property
+    def _known(self) -> KnownAnswers:
+        graph, device = self._graph, self.relation_rows.device
         return KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(device), graph.num_entities)
 
     def _best(self, queries: Queries, k: int, exclude_known: bool) -> tuple[Tensor, Tensor]:
         return top_k(self._model, queries, k, self._known.pairs(queries) if exclude_known else None)
-
-    @torch.no_grad()
-    def _best_relations(self, head: Tensor, tail: Tensor, k: int, exclude_known: bool) -> tuple[Tensor, Tensor]:
-        every = torch.arange(len(self.relations), device=head.device)
-        some = max(1, NUMBERS_AT_ONCE // max(1, len(every) * self._model.entity.dim))
-        found = []
-        for h, t in zip(head.split(some), tail.split(some), strict=True):
-            columns = h.repeat_interleave(len(every)), every.repeat(len(h)), t.repeat_interleave(len(every))
-            scores = self._mean_score(*columns)
-            if exclude_known:
-                query, answer = self._known.pairs(_asking(*columns, "tail"))
-                scores[query[answer == columns[2][query]]] = -torch.inf
-            scores = scores.reshape(len(h), len(every))
-            found.append(best(scores, every.expand(len(h), -1), k))
-        return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
-
-    def _mean_score(self, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
-        """[n] of n triples: the mean of the scores as answers of either question, where these differ."""
-        scores = self._score(_asking(head, relation, tail, "tail"))
-        if self._model.reciprocal:
-            scores = (scores + self._score(_asking(head, relation, tail, "head"))) / 2
-        return scores
-
-    @torch.no_grad()
-    def _score(self, queries: Queries) -> Tensor:
-        anchor, answer = (
-            self._model.entity.rows(ids).to(self.relation_rows.dtype) for ids in (queries.anchor, queries.answer)
-        )
-        relation = self.relation_rows[self._model.relation_ids(queries)]
-        return self._model.answer_scores(queries, anchor, relation, answer)
-
-    @torch.no_grad()
-    def _nearest(self, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        scorer, table = self.scorer, self._model.entity
-        by_angle = scorer.candidate_form == "dot" or scorer.name == "pairre"
-
-        def rows(which: Tensor | slice) -> Tensor:
-            found = scorer.coordinates(table.rows(which)).double()
-            return found / found.norm(dim=1, keepdim=True).clamp_min(1e-12) if by_angle else found
-
-        own, k = rows(ids), min(k, table.total - 1)
-        scores, found = own.new_empty(len(ids), 0), ids.new_empty(len(ids), 0)
-        width = max(k + 1, NUMBERS_AT_ONCE // max(1, len(ids)))
-        for lo in range(0, table.total, width):
-            block = rows(slice(lo, lo + width))
-            near = own @ block.T if by_angle else -torch.cdist(own, block, compute_mode="donot_use_mm_for_euclid_dist")
-            here = torch.arange(lo, lo + len(block), device=ids.device).expand(len(ids), -1)
-            near[here == ids.unsqueeze(1)] = -torch.inf
-            scores, found = best(torch.cat([scores, near], 1), torch.cat([found, here], 1), k)
-        return scores, found
 
     def _answers(
         self,
@@ -321,12 +323,6 @@ class TrainedModel:
 
     def _relations(self, words: Words, ids: bool) -> Found:
         return rows_of(words, self.relations, "relation", "relation", ids)
-
-
-def _asking(head: Tensor, relation: Tensor, tail: Tensor, ask: Literal["tail", "head"]) -> Queries:
-    """Triples ([n] ids each) as the answers of queries for their tails or heads."""
-    side = torch.full_like(head, int(ask == "head"))
-    return Queries(tail, relation, side, head) if ask == "head" else Queries(head, relation, side, tail)
 
 
 def _paired(name: str, found: Found, other_name: str, other: Found) -> tuple[Found, Found]:
