@@ -26,7 +26,8 @@ class Stream(IntEnum):
     RELATION_DROPOUT = 7
     ROUNDING = 8
     SPLIT = 9
-    CORRUPTED = 10
+    NEGATIVE_ANCHORS = 10
+    CORRUPTED = 11
     QUIZ = 21
 
 

@@ -19,6 +19,9 @@ class NegativesConfig(Frozen):
     kind: "all" entities; `num` drawn per "batch", per "chunk" of triples, or per "triple".
     num: how many are drawn. chunk: how many triples share them, with kind "chunk".
     sides: ask for "both" ends of every triple, or for one end drawn "uniform"ly or by "bernoulli" statistics.
+    anchors: with kind "triple", how many anchors are drawn for each query beside its candidates, each of which meets
+        num / anchors of these: both ends of a negative are replaced (as many as num: `double_neg` of Chami et al.
+        2020's code). 0: negatives keep the query's anchor.
     filtered: leave out candidates that are known training answers of the query.
     labels: with kind "all", "known" makes it k-vs-all: all training answers of a query are its labels.
     """
@@ -27,6 +30,7 @@ class NegativesConfig(Frozen):
     num: Positive = 4096
     chunk: Positive = 64
     sides: Literal["both", "uniform", "bernoulli"] = "both"
+    anchors: Count = 0
     filtered: bool = False
     labels: Literal["one", "known"] = "one"
 
@@ -34,6 +38,15 @@ class NegativesConfig(Frozen):
     def _labels_need_all(self) -> "NegativesConfig":
         if self.labels == "known" and self.kind != "all":
             raise ValueError(f"labels: known (k-vs-all) needs kind: all, not kind: {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _anchors_are_of_one_triple(self) -> "NegativesConfig":
+        if self.anchors and (self.kind != "triple" or self.filtered):
+            given = f"kind: {self.kind}" if self.kind != "triple" else "filtered: true"
+            raise ValueError(f"anchors are drawn for each triple: they need kind: triple, filtered: false, not {given}")
+        if self.anchors and self.num % self.anchors:
+            raise ValueError(f"num {self.num} must be a multiple of anchors {self.anchors}")
         return self
 
 
@@ -172,6 +185,8 @@ class StageOptions(Frozen):
             raise ValueError(
                 "move: nothing draws candidates from each rank's own shard; negatives.kind all has every one"
             )
+        if self.negatives.anchors:
+            self._check_anchors()
         if self.loss.label_smoothing and self.loss.name not in ("softmax", "bce"):
             raise ValueError(f"label_smoothing works with loss softmax or bce, not {self.loss.name}")
         if self.schedule.name == "plateau" and not self.validate_every:
@@ -179,3 +194,14 @@ class StageOptions(Frozen):
         if self.regulariser.name == "none" and self.regulariser.weight:
             raise ValueError("regulariser.weight is set but regulariser.name is none; name n2, n3 or dura")
         return self
+
+    def _check_anchors(self) -> None:
+        if self.method not in ("scratch", "bkd", "dml"):
+            raise ValueError(
+                f"negatives.anchors: method {self.method} looks at the anchors of queries beside their scores: use "
+                "scratch, bkd or dml, or anchors: 0"
+            )
+        if self.move not in ("auto", "rows") or self.balanced or self.dropout or self.relation_dropout:
+            raise ValueError(
+                "negatives.anchors are looked up: they need move: auto or rows, balanced: false and no dropout"
+            )

@@ -233,18 +233,24 @@ class Sampler:
         return Queries(torch.where(ask_head, tail, head), relation, side, torch.where(ask_head, head, tail))
 
     def negatives(
-        self, step: int, num: int, first_group: int = 0, groups: int = 1, cuts: Sequence[int] | None = None
+        self,
+        step: int,
+        num: int,
+        first_group: int = 0,
+        groups: int = 1,
+        cuts: Sequence[int] | None = None,
+        stream: Stream = Stream.NEGATIVES,
     ) -> Tensor:
         """[groups, num] int64: a uniform sample (with replacement) for each group of queries, numbered globally.
 
         cuts: equally many entities cuts[i] … cuts[i + 1] - 1 for each i, in this order; None: of all.
+        stream: what they are drawn for.
         """
         cuts = cuts or (0, self.num_entities)
         index = torch.arange(first_group * num, (first_group + groups) * num, device=self.train.device)
         index = index.reshape(groups, len(cuts) - 1, num // (len(cuts) - 1))
         drawn = [
-            random.integers(self.seed, Stream.NEGATIVES, step, index[:, i], hi - lo)
-            for i, (lo, hi) in enumerate(pairwise(cuts))
+            random.integers(self.seed, stream, step, index[:, i], hi - lo) for i, (lo, hi) in enumerate(pairwise(cuts))
         ]
         moved = [ids + lo if lo else ids for ids, lo in zip(drawn, cuts, strict=False)]
         return moved[0] if len(moved) == 1 else torch.cat(moved, 1)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distkgd.common.random import Stream
 from distkgd.data.filters import KnownAnswers
 from distkgd.data.sampling import Batch, Kind, Sampler, excluded_from_groups, excluded_from_shared
 from distkgd.distributed.ranks import Ranks
@@ -26,6 +27,7 @@ class StepInputs:
     batch: this rank's triples and queries.
     candidates: shape of the candidates' ids, [N] or [groups, N]; None: every row of the shard.
     looked_up: whether candidate rows are looked up after the anchors and answers, or are those of the own shard.
+    drawn_anchors: of each query, looked up before the candidates, which they meet in place of the query's own.
     label_share: [Q] 1 / number of training answers of each query (k-vs-all), or None.
     """
 
@@ -36,6 +38,7 @@ class StepInputs:
     looked_up: bool
     label_share: Tensor | None
     seed: int
+    drawn_anchors: int = 0
 
 
 class StepInputBuilder:
@@ -43,8 +46,9 @@ class StepInputBuilder:
 
     kind, num, chunk: what a positive triple's answer is compared with (DualDE Eq. 3). filtered: known answers are left
         out.
-    label_shares: k-vs-all. move: candidate rows to the queries, queries to the candidates, or neither: then candidates
-        are drawn from the own shard only, and the model depends on the number of ranks.
+    drawn_anchors: of each query, for its negatives, 0: its own. label_shares: k-vs-all.
+    move: candidate rows to the queries, queries to the candidates, or neither: then candidates are drawn from the own
+        shard only, and the model depends on the number of ranks.
     together: so many consecutive triples of a batch stay on one rank, beside what chunks ask for.
     """
 
@@ -59,6 +63,7 @@ class StepInputBuilder:
         chunk: int,
         filtered: bool,
         label_shares: bool,
+        drawn_anchors: int = 0,
         move: Move = "queries",
     ) -> None:
         self.sampler = sampler
@@ -69,6 +74,7 @@ class StepInputBuilder:
         self.chunk = chunk
         self.filtered = filtered
         self.label_shares = label_shares
+        self.drawn_anchors = drawn_anchors
         self.move = move
         self.together = 1
         self.cuts = ranks.bounds(sampler.num_entities)
@@ -109,6 +115,8 @@ class StepInputBuilder:
         looked_up = self.move == "rows"
         wanted = [mine.queries.anchor, mine.queries.answer]
         if ids is not None and looked_up:
+            if self.drawn_anchors:
+                wanted.append(self._anchors(mine).reshape(-1))
             wanted.append(ids.reshape(-1))
             local = ids.new_empty(0)
         asked, fixed = torch.cat(wanted), None
@@ -118,7 +126,7 @@ class StepInputBuilder:
         route = yield from plan_route_async(asked, local, self.sampler.num_entities, self.ranks, fixed)
         share = self.known.counts(mine.queries).double().reciprocal() if self.label_shares else None
         shape = None if ids is None else tuple(ids.shape)
-        return StepInputs(mine, route, layout, shape, looked_up, share, self.sampler.seed)
+        return StepInputs(mine, route, layout, shape, looked_up, share, self.sampler.seed, self.drawn_anchors)
 
     def cuts_of(self, part: Batch) -> list[int]:
         """[world + 1] first triple of each rank in a part of the batch; chunks, and what stays together, are whole."""
@@ -126,9 +134,13 @@ class StepInputBuilder:
         return [cut * unit for cut in self.ranks.bounds(len(part.triples) // unit)]
 
     def drawn(self, batch: Batch) -> Tensor | None:
-        """Global ids that the queries of a part of a batch are compared with: [groups, N], [N], or None for all."""
+        """Global ids that the queries of a part of a batch are compared with: [groups, N], [N], or None for all.
+
+        Drawn anchors are among them.
+        """
         if self.grouped:
-            return self._grouped(batch)
+            listed = self._grouped(batch)
+            return torch.cat([self._anchors(batch), listed], 1) if self.drawn_anchors else listed
         if self.kind != "batch":
             return None
         among = self.own if self.move == "nothing" else None
@@ -147,8 +159,10 @@ class StepInputBuilder:
             listed, absent = self._grouped(met), None
             if travelling:
                 listed, absent = self._own_part(listed)
-            left_out = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
-            left_out = left_out if absent is None else left_out | absent.unsqueeze(1)
+            left_out = None
+            if not self.drawn_anchors:
+                left_out = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
+            left_out = left_out if left_out is None or absent is None else left_out | absent.unsqueeze(1)
             layout = CandidateLayout(
                 self.ranks,
                 counts=counts,
@@ -156,6 +170,7 @@ class StepInputBuilder:
                 num_candidates=listed.shape[1],
                 most_candidates=self.num,
                 mask=left_out,
+                whole=self.drawn_anchors > 0,
             )
             return listed, listed.reshape(-1) - lo, layout
         ids: Tensor | None = None
@@ -195,6 +210,11 @@ class StepInputBuilder:
         first, groups = met.offset * sides // per_group, len(met.triples) * sides // per_group
         cuts = self.own if self.move == "nothing" else self.cuts if self.sampler.balanced is not None else None
         return self.sampler.negatives(met.step, self.num, first, groups, cuts)
+
+    def _anchors(self, met: Batch) -> Tensor:
+        # [queries, drawn_anchors] global ids.
+        first, queries = met.offset * met.sides, len(met.triples) * met.sides
+        return self.sampler.negatives(met.step, self.drawn_anchors, first, queries, stream=Stream.NEGATIVE_ANCHORS)
 
     def _own_part(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         # The ids of each group that this rank owns, moved to the front and padded to the longest list; what is padding.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import PairScores
 from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
 from distkgd.errors import ConfigError
-from distkgd.kernels.candidates import Candidates, plain
+from distkgd.kernels.candidates import Candidates, GatheredRows, plain
 from distkgd.kernels.packed import PackedRows, whole_queries
 from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.scorers import Init, Scorer
@@ -313,8 +314,10 @@ class View:
             self.relations = model.relations
             shape = inputs.candidates
             candidates: Candidates
+            drawn: list[Tensor] = []  # anchors of the negatives
             if shape is not None and inputs.looked_up:
-                (self.anchor, self.answer), candidates = self.opened.lookup_and_list([n, n], shape)
+                sizes = [n, n, n * inputs.drawn_anchors] if inputs.drawn_anchors else [n, n]
+                (self.anchor, self.answer, *drawn), candidates = self.opened.lookup_and_list(sizes, shape)
             else:
                 self.anchor, self.answer = self.opened.lookup([n, n])
                 candidates = self.opened.candidates()
@@ -331,6 +334,13 @@ class View:
                 self.positive = (projected * self.answer).sum(-1)
             else:
                 self.positive = model.answer_scores(queries, anchor, relation, self.answer)
+            if drawn:
+                each = Queries(*(column.repeat_interleave(inputs.drawn_anchors) for column in queries))
+                relation = F.embedding(model.relation_ids(each), self.relations)
+                projected = model.project(each, drawn[0], relation).reshape(
+                    n, inputs.drawn_anchors * projected.shape[1]
+                )
+                score_candidates = partial(_score_by_anchor, score_candidates, inputs.drawn_anchors)
             self.negatives = PairScores(inputs.layout, score_candidates, projected, candidates)
 
     def masters(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -346,6 +356,15 @@ class View:
     def field(self, queries: Tensor, score_candidates: ScoreCandidates) -> PairScores:
         """Another number per (query, candidate) over the same candidates, e.g. a cosine."""
         return PairScores(self.inputs.layout, score_candidates, queries, self.negatives.rows)
+
+
+def _score_by_anchor(score_candidates: ScoreCandidates, anchors: int, queries: Tensor, rows: Candidates) -> Tensor:
+    # [groups, 1, N] of [groups, 1, anchors * query_size] queries, each of which meets N / anchors of the candidates.
+    assert isinstance(rows, GatheredRows)
+    groups, num = rows.index.shape
+    parts = GatheredRows(rows.table, rows.index.reshape(groups * anchors, num // anchors))
+    each = queries.reshape(groups * anchors, 1, queries.shape[-1] // anchors)
+    return score_candidates(each, parts).reshape(groups, 1, num)
 
 
 def _score_candidates_bf16(scorer: Scorer) -> ScoreCandidates:

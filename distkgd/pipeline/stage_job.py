@@ -214,6 +214,7 @@ def build_inputs(run: Run, config: StageConfig, seed: int) -> StepInputBuilder:
         # k-vs-all: binary labels make the other answers positives of their own triples, not negatives of this one.
         filtered=negatives.filtered or (known_labels and config.loss.name != "softmax"),
         label_shares=known_labels,
+        drawn_anchors=negatives.anchors,
     )
     input_builder.together = config.distill.triples_together
     return input_builder

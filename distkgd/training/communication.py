@@ -170,7 +170,7 @@ def choose_communication(input_builder: StepInputBuilder, method: Method[Any], c
     alone: Move = "rows" if input_builder.grouped else "queries"
     input_builder.move = alone if config.move == "auto" else config.move
     sends = forecast(input_builder, method, config)
-    if config.move == "auto" and sends:
+    if config.move == "auto" and len(sends) > 1:
         input_builder.move = "queries" if total(sends["queries"]) <= total(sends["rows"]) else "rows"
     return announcement(input_builder, method, config, sends)
 
@@ -181,7 +181,7 @@ def forecast(
     """Expected traffic of the first batch in the method's present phase, for each move; nothing at world 1."""
     if input_builder.ranks.world == 1:
         return {}
-    moves: list[Move] = ["queries", "rows"]
+    moves: list[Move] = ["rows"] if input_builder.drawn_anchors else ["queries", "rows"]
     if input_builder.move == "nothing":
         moves = ["nothing", "queries"]
     return {move: expected_traffic(input_builder, method, config, move) for move in moves}
@@ -207,10 +207,9 @@ def announcement(
     other: Move = "rows" if input_builder.move == "queries" else "queries"
     what = {"queries": "queries travel", "rows": "candidate rows travel", "nothing": "candidates from the own shard"}
     here = sends[input_builder.move]
-    return (
-        f"{what[input_builder.move]} ({why}; with {other} it would be {human(total(sends[other]))}): "
-        f"{human(total(here))} per step and rank ({_listed(here)}); {holds}"
-    )
+    if other in sends:
+        why += f"; with {other} it would be {human(total(sends[other]))}"
+    return f"{what[input_builder.move]} ({why}): {human(total(here))} per step and rank ({_listed(here)}); {holds}"
 
 
 def _listed(parts: dict[str, float]) -> str:

@@ -94,6 +94,7 @@ CASES: dict[str, Case] = {
     "negatives.num": Case([5, 8], context=SAMPLED),
     "negatives.chunk": Case([2, 4], context={"negatives": {"kind": "chunk"}}),
     "negatives.sides": Case(["both", "uniform", "bernoulli"]),
+    "negatives.anchors": Case([0, 4, 8], context={"negatives": {"kind": "triple"}}),
     "negatives.filtered": Case([False, True], context=SAMPLED),
     "negatives.labels": Case(["one", "known"]),
     "loss.name": Case(["softmax", "bce", "softplus", "self_adversarial", "margin"]),

@@ -1,16 +1,21 @@
 """Direct training: the hard loss and its regulariser, and nothing else."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from distkgd.common.random import Stream
 from distkgd.distributed.ranks import Ranks
 from distkgd.methods import MethodSettings, TaskLoss
 from distkgd.methods.scratch import Scratch
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
+from tests.methods.steps import Naive, Sharding, assert_step_is, plain_sgd
 from tests.ranks import run_on_threads
 from tests.toys import toy_graph, toy_job, train_some
 
@@ -99,3 +104,25 @@ def test_a_rank_without_triples_or_candidates_of_its_own_trains_along(regime: st
     rows = torch.cat([part["tables"]["student"] for part in parts])
     torch.testing.assert_close(rows, alone["tables"]["student"], rtol=0, atol=1e-9)
     torch.testing.assert_close(parts[0]["tensors"]["student.relation"], alone["tensors"]["student.relation"])
+
+
+@pytest.mark.parametrize("sharding", [(1, "rows", None), (1, "rows", 20), (2, "rows", None), (3, "rows", None)])
+@pytest.mark.parametrize("anchors", [1, 3, 6])
+def test_drawn_anchors_meet_their_part_of_the_candidates(anchors: int, sharding: Sharding) -> None:
+    config = plain_sgd("scratch", {}, "triple", loss={"name": "bce"})
+    config["student"]["negatives"] = {"kind": "triple", "num": 6, "anchors": anchors}
+
+    def formula(naive: Naive) -> dict[str, Tensor]:
+        student, sampler = naive.models["student"], naive.job.input_builder.sampler
+
+        def loss(place: int) -> Tensor:
+            query = naive.asked[place]
+            drawn = sampler.negatives(naive.step, anchors, place, 1, stream=Stream.NEGATIVE_ANCHORS)[0].tolist()
+            candidates = sampler.negatives(naive.step, 6, place, 1)[0].split(6 // anchors)
+            pairs = zip(drawn, candidates, strict=True)
+            z = [student.scores(replace(query, anchor=anchor), part.tolist()) for anchor, part in pairs]
+            return F.softplus(-student.own(query)) + F.softplus(torch.cat(z)).sum()
+
+        return {"hard": torch.stack([loss(place) for place in range(len(naive.asked))]).mean()}
+
+    assert_step_is(config, formula, sharding)

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
+from distkgd.kernels.candidates import GatheredRows, plain
 from distkgd.methods.losses.scores import regulariser
 from distkgd.methods.losses.structure import shape, shape_fields
 from distkgd.models.model import Model, View, new_model
@@ -32,6 +33,25 @@ def some(name: str, *shape: int, size: float, dtype: torch.dtype) -> tuple[Tenso
     for entity in (h, t):
         entity[..., 1:] *= size
     return h, r, t
+
+
+@pytest.mark.parametrize("queries", [1, 3, 5])
+@pytest.mark.parametrize("name", BIASED)
+def test_listed_candidates_score_as_their_copies_do(name: str, queries: int) -> None:
+    scorer, index = build_scorer(name, 8), torch.tensor([[0, 3, 3, 1], [4, 2, 0, 0]])
+    h, r, _ = triples(scorer, 2, queries, dtype=torch.float64)
+    table = rows(5, scorer.entity_size, seed=3)
+    found = []
+    for copied in (False, True):
+        q, c = scorer.tail_query(h, r).detach().requires_grad_(), table.clone().requires_grad_()
+        listed = GatheredRows(c, index)
+        scores = scorer.score_candidates(q, plain(listed) if copied else listed)
+        first = torch.autograd.grad(scores.sin().sum(), (q, c), create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), (q, c))
+        found.append([scores, *first, *second])
+    for one, other in zip(*found, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
 
 
 # --- The ball ---------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class CandidateLayout:
         answers: Tensor | None = None,
         mask: Tensor | None = None,
         block_numbers: int | None = None,
+        whole: bool = False,
     ) -> None:
         """
         num_candidates: N of this rank, or of each group. most_candidates: an upper bound that all ranks share.
@@ -75,6 +76,7 @@ class CandidateLayout:
         answers: in their place [queries met here] the one candidate that does not count for each; outside of
             0 … N - 1 there is none.
         mask: [groups, queries per group, N], without groups [queries met here, N] bool, True = does not count.
+        whole: all candidates are met in one block.
         """
         self.ranks = ranks
         self.counts = counts
@@ -84,7 +86,7 @@ class CandidateLayout:
         self._excluded = excluded
         self._answers = answers
         self._mask = mask
-        self._block_numbers = block_numbers
+        self._block_numbers = _NO_LIMIT if whole else block_numbers
 
     def gather(self, per_query: Sequence[Tensor]) -> list[Tensor]:
         """Each [Q, k] of this rank's queries as the blocks see it: of all queries met here, [groups, q, k] in groups.

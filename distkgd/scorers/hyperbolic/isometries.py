@@ -7,9 +7,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from distkgd.kernels.candidates import Candidates, plain
+from distkgd.kernels.candidates import Candidates, GatheredRows, plain
 from distkgd.scorers.base import CandidateForm, Init, Scorer
 from distkgd.scorers.interleaved import conjugate, join_pairs, split_pairs
+from distkgd.scorers.sums.tiles import FEW_QUERIES, pair_sums
 
 
 def turned(x: Tensor, angle: Tensor) -> Tensor:
@@ -73,6 +74,9 @@ class Isometry(Scorer, ABC):
         return with_bias(t[..., :1], self.moved_back(t[..., 1:] - shift, angle))
 
     def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
+        if isinstance(c, GatheredRows) and q.shape[-2] < FEW_QUERIES:
+            bias, points = split_bias(c)
+            return q[..., :1] + bias - pair_sums("square", q[..., 1:], points)
         return less_squares(q, plain(c))
 
     def entity_init(self) -> Init:
@@ -118,6 +122,17 @@ def with_bias(bias: Tensor, *parts: Tensor) -> Tensor:
     """`[..., 1 + all widths]`: a bias `[..., 1]` before other parts, which may have more leading dimensions."""
     lead = torch.broadcast_shapes(bias.shape[:-1], *(part.shape[:-1] for part in parts))
     return torch.cat([x.expand(*lead, x.shape[-1]) for x in (bias, *parts)], dim=-1)
+
+
+def split_bias(c: GatheredRows) -> tuple[Tensor, GatheredRows]:
+    """`[..., 1, N]` biases of listed candidates, and these without them."""
+    bias, points = c.table.split([1, c.table.shape[1] - 1], dim=1)
+    return of_listed(bias, c.index), GatheredRows(points, c.index)
+
+
+def of_listed(numbers: Tensor, index: Tensor) -> Tensor:
+    """`[..., 1, N]` of a table's `[m, 1]` numbers those that `[..., N]` list; quicker than an embedding's backward."""
+    return numbers.flatten().index_select(0, index.flatten()).view(index.shape).unsqueeze(-2)
 
 
 def less_squares(q: Tensor, c: Tensor) -> Tensor:

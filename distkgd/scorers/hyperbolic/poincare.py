@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distkgd.kernels.candidates import GatheredRows
+from distkgd.scorers.hyperbolic.isometries import of_listed
+from distkgd.scorers.sums.tiles import pair_sums
+
 EDGE = 1e-5
 _FARTHEST = math.atanh(1.0 - EDGE)  # sqrt(c) |v| of the tangent vectors v at the edge
 _SMALLEST_CURVATURE = 1e-6
@@ -57,10 +61,10 @@ def translated(v: Tensor, by: Tensor, c: Tensor) -> Tensor:
     return above * (square.sqrt().asinh().clamp_max(_FARTHEST) / (root * (square * (1.0 + square)).sqrt()))
 
 
-def squared_distances(u: Tensor, v: Tensor, c: Tensor) -> Tensor:
+def squared_distances(u: Tensor, v: Tensor | GatheredRows, c: Tensor) -> Tensor:
     """`[..., Q, N]` d(exp_0(u), exp_0(v))^2 with d(x, y) = 2 / sqrt(c) artanh(sqrt(c) |-x (+) y|).
 
-    u: [..., Q, d], c: [..., Q, 1], v: [..., N, d]; all float64.
+    u: [..., Q, d], c: [..., Q, 1], v: [..., N, d], copied or listed; all float64.
 
     The norm of -x (+) y needs only |x|, |y| and x·y. With a = sqrt(c) |u|, b = sqrt(c) |v| and theta between u and v,
 
@@ -69,11 +73,16 @@ def squared_distances(u: Tensor, v: Tensor, c: Tensor) -> Tensor:
     has no argument that could round to 1, as that of artanh can. The differences of near points are lost to 1e-16 / c,
     in d^2. That is a smooth function of the right side, also where d = 0.
     """
-    root = c.sqrt()
-    u_length, v_length = length(u), length(v)
+    root, u_length = c.sqrt(), length(u)
     a = 2.0 * (root * u_length).clamp_max(_FARTHEST)
-    product = (u * (a.sinh() / u_length)) @ (v / v_length).mT
-    squares: Tensor = _Squares.apply(product, a.cosh(), root, v_length.mT)  # type: ignore[no-untyped-call]
+    stretched = u * (a.sinh() / u_length)
+    if isinstance(v, GatheredRows):
+        v_length = of_listed(length(v.table), v.index)
+        product = pair_sums("dot", stretched, v) / v_length
+    else:
+        v_length = length(v).mT
+        product = stretched @ (v.mT / v_length)
+    squares: Tensor = _Squares.apply(product, a.cosh(), root, v_length)  # type: ignore[no-untyped-call]
     return squares
 
 

@@ -7,10 +7,11 @@ from typing import ClassVar, NoReturn, final
 import torch
 from torch import Tensor
 
-from distkgd.kernels.candidates import Candidates, plain
+from distkgd.kernels.candidates import Candidates, GatheredRows, plain
 from distkgd.scorers.base import CandidateForm, Init, Scorer, check_reciprocal
-from distkgd.scorers.hyperbolic.isometries import mirrored, pair_by_pair, turned, with_bias
+from distkgd.scorers.hyperbolic.isometries import mirrored, pair_by_pair, split_bias, turned, with_bias
 from distkgd.scorers.hyperbolic.poincare import curvature, squared_distances, translated
+from distkgd.scorers.sums.tiles import FEW_QUERIES
 
 
 class Hyperbolic(Scorer, ABC):
@@ -61,12 +62,17 @@ class Hyperbolic(Scorer, ABC):
         raise AssertionError
 
     def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
-        rows = plain(c)
-        dtype = torch.promote_types(q.dtype, rows.dtype)
+        dtype = torch.promote_types(q.dtype, c.dtype)
         with torch.autocast(q.device.type, enabled=False):
-            q, rows = q.double(), rows.double()
-            squares = squared_distances(q[..., 2:], rows[..., 1:], curvature(q[..., 1:2]))
-            return (q[..., :1] + rows[..., :1].mT - squares).to(dtype)
+            q = q.double()
+            if isinstance(c, GatheredRows) and q.shape[-2] < FEW_QUERIES:
+                bias, points = split_bias(c)
+                squares = squared_distances(q[..., 2:], points.to(torch.float64), curvature(q[..., 1:2]))
+            else:
+                rows = plain(c).double()
+                bias = rows[..., :1].mT
+                squares = squared_distances(q[..., 2:], rows[..., 1:], curvature(q[..., 1:2]))
+            return (q[..., :1] + bias - squares).to(dtype)
 
     def entity_init(self) -> Init:
         return Init("normal", 0.1, columns=(0.0,) + (1.0,) * self.dim)
