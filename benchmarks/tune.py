@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from distkgd.cli import launch
+from distkgd.commands.cli import launch
 from distkgd.common.console import Display
 from distkgd.config.tree import merge
 from distkgd.data import Graph, load_graph

@@ -7,7 +7,8 @@
     ├── CheckpointError   a checkpoint that is missing, damaged or from another run
     ├── StorageError      a URI that cannot be read or written, or a file that cannot be written
     ├── UnsupportedError  two things that are right alone and cannot be combined
-    └── DivergedError     a loss term or a trained table that became NaN or Inf
+    ├── DivergedError     a loss term or a trained table that became NaN or Inf
+    └── RendezvousError   ranks that have not found each other, or lost one
 
 `Stopped` is no error: it carries a signal's number out of the loop after the checkpoint was written.
 """
@@ -43,6 +44,10 @@ class UnsupportedError(DistkgdError):
 
 class DivergedError(DistkgdError):
     """A loss term or a trained table that became NaN or Inf; the message names it and what to change."""
+
+
+class RendezvousError(DistkgdError):
+    """Ranks that were started did not find each other, or have lost one; each rank knows only its own part of it."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from distkgd.config.fields import LARGEST
+from distkgd.config.fields import LARGEST, meanings
 from distkgd.methods import METHODS
 from distkgd.pipeline.config import RunConfig, StageConfig
 from distkgd.pipeline.sweep.config import Domain, SweepConfig
@@ -56,7 +56,7 @@ Made of the types in the code by `python docs/make_reference.py`; a test fails w
 in the run folder holds all of them, resolved. How they work together: [Plans](plans.md), [Models](models.md).
 """
 OPTIONS = "Options of the methods\n\nA stage's `distill` holds the options of its `method`; `scratch` has none.\n"
-SWEEP = "A sweep's file\n\nFor `launch/ablate.py`: [Sweeps](cluster.md#sweeps). Its trials are plans with these keys.\n"
+SWEEP = "A sweep's file\n\nFor `distkgd ablate`: [Sweeps](cluster.md#sweeps). Its trials are plans with these keys.\n"
 
 
 def write(folder: Path = DOCS) -> list[Path]:
@@ -91,18 +91,6 @@ def nodes(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseMode
             if place not in seen:
                 seen.add(place)
                 yield from nodes(below, place)
-
-
-def meanings(kind: type[BaseModel]) -> dict[str, str]:
-    """key -> what its class's docstring says of it; under "" what comes before the first key."""
-    text = " ".join((inspect.getdoc(kind) or "").split())
-    name = "|".join(kind.model_fields)
-    starts = list(re.finditer(rf"(?:^|(?<=[.;] ))((?:{name})(?:, (?:{name}))*): ", text))
-    found = {"": text[: starts[0].start()] if starts else text}
-    for i, start in enumerate(starts):
-        end = starts[i + 1].start() if i + 1 < len(starts) else len(text)
-        found |= dict.fromkeys(start[1].split(", "), text[start.end() : end].strip().rstrip(".;"))
-    return found
 
 
 def _sections(root: type[BaseModel], path: str, sign: str, owner: str = "") -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""The launchers: parse, build, call."""
+"""The doors for torchrun and Ray: each is the subcommand of `distkgd` of its name."""

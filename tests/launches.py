@@ -17,7 +17,7 @@ import psutil
 import torch
 import yaml
 
-from distkgd.cli import run_main
+from distkgd.commands.cli import run_main
 from distkgd.config.tree import merge
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import distkgd
-from distkgd.cli import launch, run_main
+from distkgd.commands.cli import launch, run_main
 from distkgd.common.files import write_atomic
 from distkgd.common.paths import check_folder, check_name
 from distkgd.data import load_graph
@@ -27,8 +27,7 @@ from distkgd.data.reading.folders import read_files
 from distkgd.data.split import split_file
 from distkgd.distributed.checkpoint.tables import atomic_folder
 from distkgd.distributed.ranks import Ranks, join_ranks
-from distkgd.distributed.rendezvous import RendezvousError
-from distkgd.errors import ConfigError, StorageError
+from distkgd.errors import ConfigError, RendezvousError, StorageError
 from distkgd.evaluation.model_metrics import evaluate_model
 from distkgd.models.export import export_model
 from distkgd.models.export.faiss_format import open_searcher
@@ -47,7 +46,7 @@ PLAN = {"device": "cpu", "mlflow": {"enabled": False}, "report": {"queries": 5},
 SWEEP = "configs/ablations/iterde.yaml"
 
 
-INTERRUPTED = "Interrupted; a run of launch/distill.py, chain.py or ablate.py that had begun goes on with --resume.\n"
+INTERRUPTED = "Interrupted; a run of distill, chain or ablate that had begun goes on with --resume.\n"
 
 
 def ran(name: str, *arguments: str | Path) -> int:

@@ -1,7 +1,6 @@
 """Flags that messages advise: each is an option of the command that prints the message."""
 
 import ast
-import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +8,17 @@ from pathlib import Path
 import pytest
 import typer
 
+from distkgd.commands.app import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for folder in ("distkgd", "launch")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    for path in sorted((ROOT / "distkgd").rglob("*.py"))
 }
-LAUNCHERS = [name.removeprefix("launch.") for name in MODULES if name.startswith("launch.")]
 TRAINING = ("ablate", "chain", "distill")
 # Who prints a module's messages, where others import it for something else.
 PRINTED_BY = {
+    "distkgd.commands.cli": TRAINING,
     "distkgd.errors": TRAINING,
     "distkgd.data.reading.formats": ("distill",),
     "distkgd.training.job": TRAINING,
@@ -30,6 +30,7 @@ PRINTED_BY = {
     "distkgd.evaluation.entity_lookup": ("predict",),
     "distkgd.evaluation.model_metrics": ("evaluate",),
     "distkgd.pipeline.ray.worker_group": ("chain",),
+    "distkgd.pipeline.sweep.config": ("ablate",),
     **{f"distkgd.models.export.{name}_format": ("export",) for name in ("faiss", "numpy", "onnx", "parquet", "pykeen")},
 }
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
@@ -53,16 +54,16 @@ def texts(path: Path) -> Iterator[str]:
 
 
 def options(launcher: str) -> set[str]:
-    """All long options of launch/`launcher`.py."""
+    """All long options of `distkgd LAUNCHER`."""
     app = typer.Typer()
-    app.command()(importlib.import_module(f"launch.{launcher}").main)
+    app.command()(COMMANDS[launcher])
     command = typer.main.get_command(app)
     return {"--help", *(text for one in command.params for text in (*one.opts, *one.secondary_opts))}
 
 
 def reached(launcher: str) -> set[str]:
-    """The modules that a launcher imports, and those that they import."""
-    seen, ahead = set(), [f"launch.{launcher}"]
+    """The modules that a command imports, and those that they import."""
+    seen, ahead = set(), [COMMANDS[launcher].__module__]
     while ahead:
         name = ahead.pop()
         seen.add(name)
@@ -79,7 +80,7 @@ def wrong_flags(text: str, printers: list[str], known: dict[str, set[str]]) -> l
     if FLAG.fullmatch(text):
         return []  # an argument of a program, or the name of an option
     for flag in FLAG.finditer(text):
-        named = re.findall(r"launch/(\w+)\.py", text[: flag.start()])
+        named = re.findall(rf"distkgd ({'|'.join(COMMANDS)})\b", text[: flag.start()])
         commands = named[-1:] or printers
         if flag[0] not in OF_OTHERS and (not commands or any(flag[0] not in known[one] for one in commands)):
             wrong.append(f"{flag[0]} ({', '.join(commands)})")
@@ -88,14 +89,14 @@ def wrong_flags(text: str, printers: list[str], known: dict[str, set[str]]) -> l
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, set[str]]:
-    return {launcher: options(launcher) for launcher in LAUNCHERS}
+    return {launcher: options(launcher) for launcher in COMMANDS}
 
 
 def test_every_flag_that_a_message_advises_exists_in_the_command_that_prints_it(known: dict[str, set[str]]) -> None:
-    users = {launcher: reached(launcher) for launcher in LAUNCHERS}
+    users = {launcher: reached(launcher) for launcher in COMMANDS}
     found, number = {}, 0
     for name, path in MODULES.items():
-        printers = [launcher for launcher in LAUNCHERS if name in users[launcher]]
+        printers = [launcher for launcher in COMMANDS if name in users[launcher]]
         for text in texts(path):
             number += len(FLAG.findall(text))
             if wrong := wrong_flags(text, list(PRINTED_BY.get(name, printers)), known):
@@ -105,6 +106,6 @@ def test_every_flag_that_a_message_advises_exists_in_the_command_that_prints_it(
 
 def test_the_check_notices_a_flag_of_another_command(known: dict[str, set[str]]) -> None:
     assert wrong_flags("say it (--scorer)", ["import", "distill"], known) == ["--scorer (import, distill)"]
-    assert wrong_flags("say it with launch/import.py --scorer S", ["distill"], known) == []
-    assert wrong_flags("launch/import.py x, launch/export.py --scorer S", ["import"], known) == ["--scorer (export)"]
+    assert wrong_flags("say it with distkgd import --scorer S", ["distill"], known) == []
+    assert wrong_flags("distkgd import x, distkgd export --scorer S", ["import"], known) == ["--scorer (export)"]
     assert wrong_flags("use --resume", [], known) == ["--resume ()"]

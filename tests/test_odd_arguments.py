@@ -21,7 +21,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from distkgd.cli import run_main
+from distkgd.commands.cli import run_main
 from distkgd.errors import UnsupportedError
 from tests.launches import SMALL, call, held, program, refusal, small_data
 from tests.odd_refusals import REFUSALS
@@ -430,7 +430,7 @@ def only_asked(entries: Sequence[Any], *arguments: object, **options: object) ->
 def test_a_run_folder_with_a_damaged_record_is_refused_by_name_or_does_without_it(
     launcher: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.register.register_finished", only_asked)
+    monkeypatch.setattr("distkgd.tracking.mlflow_runs.register_finished", only_asked)
     wrong = []
     for number, (record, content) in enumerate(itertools.product(RECORDS[launcher], CONTENTS)):
         run = tmp_path / f"run{number}"

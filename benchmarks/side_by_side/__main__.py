@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks.side_by_side.results import TOLERANCE, fallen, notes, read_rows, table
 from benchmarks.side_by_side.run import measure, save
 from benchmarks.side_by_side.tasks import FULL, QUICK, all_tasks
-from distkgd.cli import run_main
+from distkgd.commands.cli import run_main
 from distkgd.common.console import Display
 from distkgd.common.paths import check_file
 

@@ -34,7 +34,7 @@ class ReportConfig(Frozen):
     (`distkgd.reporting.html.ask`), 0: none.
     rounded: bits that a teacher of full precision is also rounded to and ranked with, without training, when this run
         has trained it; relations and groups as a student of few bits has them, else relations of twice the bits. Zeros
-        of a pruned teacher are rounded like other numbers here; launch/export.py --bits keeps them.
+        of a pruned teacher are rounded like other numbers here; distkgd export --bits keeps them.
     """
 
     html: bool = True

@@ -8,6 +8,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from distkgd.common.paths import AnyPath
+from distkgd.config.shipped import shipped
 from distkgd.errors import ConfigError
 
 DEEPEST = 8  # steps in a dotted key
@@ -56,8 +57,8 @@ def read_yaml(path: AnyPath) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        near = sorted(str(p) for p in Path("configs").rglob("*.yaml"))[:20]
-        raise ConfigError(f"There is no config file {path}. Shipped ones: {', '.join(near) or 'none here'}.") from None
+        names = ", ".join(shipped())
+        raise ConfigError(f"There is no config file {path}. Shipped ones (distkgd configs): {names}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distkgd.distributed.rendezvous import RendezvousError, meet
-from distkgd.errors import ConfigError
+from distkgd.distributed.rendezvous import meet
+from distkgd.errors import ConfigError, RendezvousError
 
 # A peer that died ends the others at once; one that hangs is given up after this. NCCL does not raise then, it aborts,
 # and what it waits for may be a straggler, a slow disk or its own first connections: it is given more time.

@@ -15,13 +15,9 @@ from pathlib import Path
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from distkgd.errors import DistkgdError
+from distkgd.errors import RendezvousError
 
 POLL_SECONDS = 0.02
-
-
-class RendezvousError(DistkgdError):
-    """Ranks that were started did not find each other, or have lost one; each rank knows only its own part of it."""
 
 
 def meet(store: Store, rank: int, world: int, timeout: timedelta) -> Store:

@@ -292,7 +292,7 @@ class ShardedTable:
         if self.quantiser is None:
             raise ConfigError(
                 f"{bits} bits: these rows have none that are nested; take a model that was trained with distill.bits, "
-                "on a CPU, or round this one: launch/export.py --bits."
+                "on a CPU, or round this one: distkgd export --bits."
             )
         return self.seen(self.quantiser.narrowed(bits))
 

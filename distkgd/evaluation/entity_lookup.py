@@ -29,7 +29,7 @@ Kind = Literal["entity", "relation"]
 PLURAL = {"entity": "entities", "relation": "relations"}
 NAMES_SHOWN = 5
 WHOLE = re.compile(r"-?\d+")
-ROW_NUMBERS = 'ids=True in Python, --ids with launch/predict.py, "ids": true in a question'
+ROW_NUMBERS = 'ids=True in Python, --ids with distkgd predict, "ids": true in a question'
 EXACT = 1 << 53  # floating-point numbers from here on stand for several whole ones
 
 

@@ -1,4 +1,4 @@
-"""What `launch/evaluate.py` finds out about one model: metrics of a split, whole and in parts, and their table."""
+"""What `distkgd evaluate` finds out about one model: metrics of a split, whole and in parts, and their table."""
 
 from pathlib import Path
 from typing import Any

@@ -86,7 +86,10 @@ class MedConfig(MethodSettings):
     select: validation picks the rows with the best "mean" MRR of all sub-models, or that of the "largest".
     """
 
-    dims: Annotated[tuple[Positive, ...] | None, BeforeValidator(_span)] = None
+    dims: Annotated[
+        tuple[Positive, ...] | None,
+        BeforeValidator(_span, json_schema_input_type=tuple[Positive, ...] | dict[str, Positive] | None),
+    ] = None
     bits: tuple[PackedBits, ...] | None = None
     mutual: bool = True
     mutual_weight: Rate = 1.0

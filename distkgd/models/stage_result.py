@@ -185,7 +185,7 @@ def read_result(folder: AnyPath) -> StageResult | None:
     except ValueError as error:
         raise ModelError(
             f"{path} is damaged ({what_is_wrong(error)}); remove {path.parent} and train it again: "
-            "launch/distill.py --resume."
+            "distkgd distill --resume."
         ) from None
     return found
 

@@ -29,6 +29,7 @@ from pydantic import (
 from distkgd.common.paths import AnyPath, check_name
 from distkgd.config.fields import Count, Frozen, Positive
 from distkgd.config.run_options import EngineConfig, MlflowConfig, ReportConfig
+from distkgd.config.shipped import find_config
 from distkgd.config.stage import StageOptions
 from distkgd.config.tree import apply, merge, read_yaml, short
 from distkgd.errors import ConfigError
@@ -276,7 +277,7 @@ def _check_overlap(config: RunConfig) -> None:
 
 
 def load_config(path: AnyPath | None, overrides: Sequence[str] = (), data: str | None = None) -> RunConfig:
-    """The run described by a YAML file and `a.b=c` overrides; `data` replaces the config's.
+    """The run described by a YAML file or a shipped config, and `a.b=c` overrides; `data` replaces the config's.
 
     Raises ConfigError for an unreadable file, an unknown key, a wrong type or a combination that cannot work.
     """
@@ -288,7 +289,7 @@ def load_config(path: AnyPath | None, overrides: Sequence[str] = (), data: str |
 
 def load_tree(path: AnyPath | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The options that a YAML file and `a.b=c` overrides give, unchecked; the file's name where it has no other."""
-    path = None if path is None else Path(path)
+    path = None if path is None else find_config(path)
     tree = read_yaml(path) if path else {}
     if path and "name" not in tree:
         tree["name"] = f"{path.parent.name}_{path.stem}" if path.parent.name != "configs" else path.stem

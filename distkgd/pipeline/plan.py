@@ -96,7 +96,7 @@ def run_plan(
         opened(plan, ranks, resume, agents, tags, say, config.mlflow.uri, write) as tracking,
     ):
         if any(stage.overlap for stage in plan.stages):
-            say("chain.overlap: every teacher is finished before its student begins; launch/chain.py overlaps them")
+            say("chain.overlap: every teacher is finished before its student begins; distkgd chain overlaps them")
         run = open_run(plan, ranks, tracking, display, watch)
         results = [run_stage(run, stage) for stage in plan.stages]
         added = further(run, results)

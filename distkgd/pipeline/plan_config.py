@@ -4,12 +4,17 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from distkgd.config.fields import Frozen, Positive, Share
+from distkgd.config.fields import Frozen, Positive, Share, describe
 from distkgd.config.stage import Bits
 
 PerDim = dict[Positive, dict[str, Any]]
+
+
+def _also_by_ratio(schema: dict[str, Any], kind: type[BaseModel]) -> None:
+    describe(schema, kind)
+    schema["properties"] |= {key: {"type": "integer", "minimum": 1} for key in ("from", "to", "ratio")}
 
 
 class ChainConfig(Frozen):
@@ -21,9 +26,11 @@ class ChainConfig(Frozen):
         student.dim, each the next one's teacher. Beside dims, one for each of them but the first.
     per_dim: dim -> keys put over the config of the model of that dim, {64: {epochs: 3, optimizer: {lr: 0.2}}}.
     per_bits: likewise of the students of so many bits.
-    overlap: where stages run side by side (launch/chain.py), a student may spend this share of its epochs on its
+    overlap: where stages run side by side (distkgd chain), a student may spend this share of its epochs on its
         teacher's best rows so far, while the teacher is still in training; 0: it begins when the teacher is finished.
     """
+
+    model_config = ConfigDict(json_schema_extra=_also_by_ratio)
 
     dims: list[Positive] = Field(default=[])
     bits: list[Bits] = Field(default=[])

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from distkgd.cli import run_main
+from distkgd.commands.cli import run_main
 from distkgd.common.console import Display
 from distkgd.distributed import ownership
 from distkgd.distributed.ownership import OWNER, Owner, owned, read_owner

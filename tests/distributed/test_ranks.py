@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distkgd.distributed.ranks import NCCL_TIMEOUT, PEER_TIMEOUT, Ranks, peer_timeout
-from distkgd.distributed.rendezvous import RendezvousError
+from distkgd.errors import RendezvousError
 from tests.ranks import run_on_ranks, run_on_threads
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64]

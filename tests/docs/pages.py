@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 READING = ["tutorial", "use", "your_own_graph", "plans", "models", "cluster"]
 READING += ["engine", "speed", "results", "papers", "config", "architecture"]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in READING)]
-PROGRAMS = r"(?:[A-Z_]+=\S+ )*(?:python|torchrun|make|mlflow|ray|pip|curl)"
+PROGRAMS = r"(?:[A-Z_]+=\S+ )*(?:distkgd|python|torchrun|make|mlflow|ray|pip|curl)"
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -54,9 +54,13 @@ def fenced_commands(page: str) -> Iterator[Command]:
 
 
 def inline_commands(page: str) -> Iterator[Command]:
-    """Whole commands between backticks in the page's sentences; those with … show a part of one."""
+    """Whole commands between backticks in the page's sentences.
+
+    Not those with …, which show a part of one, nor those of `distkgd`, which name a subcommand or an option of it.
+    """
     for found in re.findall(rf"`({PROGRAMS} [^`…]*)`", FENCED.sub("", text_of(page))):
-        yield Command(page, found)
+        if not re.match(r"(python -m )?distkgd", found):
+            yield Command(page, found)
 
 
 def commands() -> list[Command]:

@@ -153,6 +153,8 @@ def run(command: str, folder: Path, seconds: float = SECONDS) -> Outcome:
     words = shlex.split(command)
     if words[0] == "python":
         return _here(words[1:], folder)
+    if words[0] == "distkgd":
+        return _here(["-m", *words], folder)
     home = {"HOME": str(folder)} if words[0] == "ray" else {}  # where it keeps its token
     told: dict[str, Any] = {"cwd": folder, "env": surroundings() | home, "capture_output": True, "text": True}
     done = subprocess.run(command, shell=True, timeout=seconds, check=False, **told)
@@ -162,7 +164,13 @@ def run(command: str, folder: Path, seconds: float = SECONDS) -> Outcome:
 def surroundings() -> dict[str, str]:
     """What commands find in the environment: our package, the programs beside this Python, one thread."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    told = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    told = {
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "NO_COLOR": "1",
+        "DISTKGD_CONFIGS": "configs",
+    }
     return os.environ | told | {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
@@ -175,6 +183,7 @@ def _here(words: list[str], folder: Path) -> Outcome:
         redirect_stderr(said),
     ):
         mend.chdir(folder)
+        mend.setenv("DISTKGD_CONFIGS", "configs")  # the small ones
         mend.syspath_prepend(folder / Path(words[0]).parent)  # as Python does; undone with all that programs add
         try:
             if words[0] == "-m":

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from distkgd.cli import split_arguments
+from distkgd.commands.app import COMMANDS as COMMANDS_OF_DISTKGD
+from distkgd.commands.cli import split_arguments
 from distkgd.pipeline.config import load_config
 from tests.docs.commands import TABLE, Elsewhere, Parsed, Run, Slow, how, keys_of
 from tests.docs.pages import EVERYTHING, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fenced_commands, text_of
@@ -21,7 +22,7 @@ from tests.docs.sites import Site, build, of_kind, run, small_rules
 COMMANDS = commands()
 NAMED = [one for one in TABLE.values() if isinstance(one, Elsewhere | Parsed)]
 # A launcher, or the measurements side by side, which are a package that runs.
-LAUNCHER = re.compile(r"(?:launch/(\w+)\.py|-m benchmarks\.(side_by_side)) ?(.*)")
+LAUNCHER = re.compile(r"(?:launch/(?=\w+\.py)|^distkgd |-m benchmarks\.(?=side_by_side))(\w+)(?:\.py)? ?(.*)")
 LAUNCHED = [one for one in COMMANDS if LAUNCHER.search(one.text)]
 
 
@@ -56,19 +57,19 @@ def test_a_test_named_in_its_place_exists(entry: str) -> None:
 
 @pytest.mark.parametrize("command", LAUNCHED, ids=str)
 def test_the_arguments_of_a_launcher_are_read_and_its_config_is_valid(command: Command) -> None:
-    name, bench, rest = LAUNCHER.search(command.text).groups()  # type: ignore[union-attr]
-    arguments, module = shlex.split(rest), "benchmarks.side_by_side.__main__" if bench else f"launch.{name}"
+    name, rest = LAUNCHER.search(command.text).groups()  # type: ignore[union-attr]
+    arguments = shlex.split(rest)
     app = typer.Typer()
-    app.command()(importlib.import_module(module).main)
+    app.command()(COMMANDS_OF_DISTKGD.get(name) or importlib.import_module(f"benchmarks.{name}.__main__").main)
     if "--help" in arguments:
         return
     parsed = typer.main.get_command(app).make_context(name, arguments).params
     if name in ("distill", "chain"):
         path, overrides = split_arguments(parsed["arguments"] or [])
         if path is None:
-            path = ROOT / "configs/default.yaml"
+            path = Path("configs/default.yaml")
         if path.parts[0] != "runs":  # else an earlier command makes it
-            load_config(ROOT / path, overrides if path.parent.name != "configs" else [], parsed["data"])
+            load_config(path, overrides if path.parent.name != "configs" else [], parsed["data"])
 
 
 def test_every_extra_that_is_to_be_installed_is_one() -> None:
@@ -120,7 +121,9 @@ def test_the_projection_of_the_page_is_what_the_model_says(site: Site) -> None:
 @pytest.mark.timeout(1800)
 def test_two_ranks_report_the_same_figures_as_one(site: Site) -> None:
     (command,) = (one.text for one in of_kind(Run) if re.match(r"torchrun .* launch/distill\.py", one.text))
-    alone = re.sub(r"^torchrun .* (?=launch/)", "python ", command).replace("runs/two_ranks", "runs/one_rank")
+    alone = re.sub(r"^torchrun .* launch/distill\.py", "distkgd distill", command).replace(
+        "runs/two_ranks", "runs/one_rank"
+    )
     assert run(alone, site.folder).code == 0
     one, two = (
         json.loads((site.folder / f"runs/{name}/report.json").read_text()) for name in ("one_rank", "two_ranks")
@@ -164,7 +167,9 @@ def test_a_long_command_of_the_pages_does_what_it_says(command: Command, site: S
 def test_the_demo_at_full_size_and_what_the_tutorial_does_with_it(tmp_path: Path) -> None:
     folder = build(tmp_path, small=False)
     page = "docs/tutorial.md"
-    asked = [one.text for one in fenced_commands(page) if re.search(r"/(evaluate|predict|report|export)\.py", one.text)]
+    asked = [
+        one.text for one in fenced_commands(page) if re.search(r"^distkgd (evaluate|predict|report|export)", one.text)
+    ]
     for command in ["make demo", *asked]:
         ended = run(command, folder, seconds=600)
         assert ended.code == 0, f"{command}\n{ended.said[-3000:]}"

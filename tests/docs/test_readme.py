@@ -7,29 +7,32 @@ import pytest
 import typer
 import yaml
 
+from distkgd.commands.app import COMMANDS
 from distkgd.pipeline.config import parse_config
 from tests.docs.pages import EVERYTHING, FENCED, PAGES, ROOT, blocks, section, text_of
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-LAUNCHERS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if path.stem != "__init__")
-PROGRAMS = {f"launch.{name}": rf"launch/{name}\.py" for name in LAUNCHERS}
-PROGRAMS["benchmarks.side_by_side.__main__"] = r"-m benchmarks\.side_by_side"
+PROGRAMS = {name: rf"(?:distkgd {name}|launch/{name}\.py)" for name in COMMANDS}
+PROGRAMS["bench"] = r"-m benchmarks\.side_by_side"
 
 
 # -- commands -------------------------------------------------------------------------------------------------------
 
 
 def flags_of(program: str) -> set[str]:
-    """What `python launch/NAME.py --help` lists."""
+    """What `distkgd NAME --help` lists."""
     app = typer.Typer()
-    app.command()(importlib.import_module(program).main)
+    app.command()(COMMANDS.get(program) or importlib.import_module("benchmarks.side_by_side.__main__").main)
     options = {flag for option in typer.main.get_command(app).params for flag in option.opts}
     return {flag for flag in options if flag.startswith("--")} | {"--help"}
 
 
 @pytest.mark.parametrize("pages", [["README.md"], PAGES], ids=["README.md", "all pages"])
-def test_every_launcher_that_is_named_exists_and_every_launcher_is_named(pages: list[str]) -> None:
-    assert set(re.findall(r"launch/(\w+)\.py", "\n".join(map(text_of, pages)))) == set(LAUNCHERS)
+def test_every_command_that_is_named_exists_and_every_command_is_named(pages: list[str]) -> None:
+    text = "\n".join(map(text_of, pages))
+    lines = "\n".join([*blocks(text, "sh"), *re.findall(r"`(distkgd [^`]*)`", text)])
+    assert set(re.findall(r"^distkgd (\w+)", lines, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"launch/(\w+)\.py", text)) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -50,7 +53,7 @@ def test_every_other_flag_belongs_to_some_launcher_or_to_a_named_program() -> No
     }
     for program, flags in foreign.items():
         assert all(re.search(rf"{program}[^\n]*{flag}", EVERYTHING) for flag in flags)
-    known = set().union(*map(flags_of, PROGRAMS), *foreign.values())
+    known = {"--version", "--install-completion"}.union(*map(flags_of, PROGRAMS), *foreign.values())
     assert set(FLAG.findall(EVERYTHING)) <= known
 
 

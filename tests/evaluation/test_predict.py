@@ -289,6 +289,6 @@ def test_the_launcher_takes_a_number_for_a_name_unless_it_is_told_that_rows_are_
     code, out, _ = ask_by_launcher(capsys, tmp_path / "model", head=["7"], relation="1", ids=True)
     assert code == 0 and "(107, r001, ?)" in out
     code, out, told = ask_by_launcher(capsys, tmp_path / "model", head=["7"], relation="r001")
-    assert code == 2 and not out and "called '7'" in told and "--ids with launch/predict.py" in told
+    assert code == 2 and not out and "called '7'" in told and "--ids with distkgd predict" in told
     code, _, told = ask_by_launcher(capsys, tmp_path / "model", head=["107"], relation="r001", ids=True)
     assert code == 2 and "id 107 is outside" in told

@@ -17,10 +17,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distkgd import cli
+from distkgd.commands import cli
 from distkgd.distributed.ownership import OWNER
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.rendezvous import RendezvousError, launch_agent, meet, same_launch
+from distkgd.distributed.rendezvous import launch_agent, meet, same_launch
+from distkgd.errors import RendezvousError
 from distkgd.models.model_folder import load_model
 from tests.launches import (
     distil,
@@ -100,7 +101,7 @@ def test_a_rank_that_found_no_others_says_so_itself(
         raise RendezvousError("rank 1 heard nothing")
 
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(cli, "join_ranks", alone)
+    monkeypatch.setattr("distkgd.distributed.ranks.join_ranks", alone)
     with pytest.raises(SystemExit) as info:
         cli.launch(lambda ranks, display: None)
     assert info.value.code == 2 and capsys.readouterr().err == "error: rank 1 heard nothing\n"

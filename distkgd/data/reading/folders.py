@@ -170,9 +170,7 @@ def _is_ours(folder: Path) -> bool:
 
 def _list_folder(folder: Path) -> list[str]:
     if folder.is_file():
-        cure = (
-            "give the folder that holds train, valid and test; launch/distill.py with --to makes one of a single file"
-        )
+        cure = "give the folder that holds train, valid and test; distkgd distill with --to makes one of a single file"
         raise DataError(f"{folder} is a file; {cure}")
     try:
         return sorted(entry.name for entry in folder.iterdir())

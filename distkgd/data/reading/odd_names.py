@@ -96,7 +96,7 @@ def told_order(rows: Mapping[str, Tensor], entities: pl.Series, relations: pl.Se
     yield (
         f"{int(among.sum()):,} of {len(relations):,} relation names are names of entities too: are the columns head, "
         f"relation, tail?{clue} If not, say so in a first line of each file, such as {'<TAB>'.join(order)}, or of one "
-        f"file by launch/distill.py --columns {','.join(order)}"
+        f"file by distkgd distill --columns {','.join(order)}"
     )
 
 

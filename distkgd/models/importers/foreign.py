@@ -181,7 +181,7 @@ def read_names(
                 return path
         raise ModelError(
             f"no names of {kind} in {' or '.join(map(str, folders))}; looked for {', '.join(NAME_FILES[kind])}, with a "
-            "line `id<TAB>name` per row. Put them there, or say where they are: launch/import.py --names FOLDER."
+            "line `id<TAB>name` per row. Put them there, or say where they are: distkgd import --names FOLDER."
         )
 
     return names_of_table(table("entities"), entities), names_of_table(table("relations"), relations, halves)

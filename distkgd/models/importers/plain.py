@@ -1,6 +1,6 @@
 """Plain tables: entity.npy and relation.npy, or the same as .safetensors, beside entities.tsv and relations.tsv.
 
-A config.json with `scorer` and `reciprocal`, as `launch/export.py --format numpy` writes it, says what they mean;
+A config.json with `scorer` and `reciprocal`, as `distkgd export --format numpy` writes it, says what they mean;
 else the user says the scorer, its constants, and the layout of pairs.
 """
 
@@ -28,11 +28,11 @@ def open_plain(path: Path, given: Given) -> Foreign:
     name = given.scorer or config.get("scorer", {}).get("name")
     if name not in SCORERS:
         raise ConfigError(
-            f"{path}: the scorer is {name!r}; say which of {', '.join(SCORERS)} it is (launch/import.py --scorer)."
+            f"{path}: the scorer is {name!r}; say which of {', '.join(SCORERS)} it is (distkgd import --scorer)."
         )
     if "scorer" not in config and given.layout is None and (in_pairs(name, "entity") or in_pairs(name, "relation")):
         raise ConfigError(
-            f"{path}: {name} has pairs of numbers, and the files do not say how they lie. Say it: launch/import.py "
+            f"{path}: {name} has pairs of numbers, and the files do not say how they lie. Say it: distkgd import "
             "--layout interleaved (re, im, re, im, …) or --layout halves (all re before all im)."
         )
     files = _file(path, "entity"), _file(path, "relation")

@@ -54,7 +54,7 @@ def open_pykeen(path: Path, given: Given) -> Foreign:
         return _of_model(pickled, given)
     if not state.is_file():
         raise ModelError(
-            f"{pickled} is a pickle, which can run anything when it is read. If you trust it: launch/import.py "
+            f"{pickled} is a pickle, which can run anything when it is read. If you trust it: distkgd import "
             f"--trust-pickle, in a plan trust_pickle: true. Else import the numbers alone: "
             f"torch.save(model.state_dict(), '{STATE}')."
         )
@@ -70,11 +70,11 @@ def _of_state(path: Path, given: Given) -> Foreign:
     name = str(given.scorer or ours.get("name", ""))
     if name not in SCORER_OF.values():
         known = ", ".join(SCORER_OF.values())
-        raise ConfigError(f"{path} does not say its scorer; say which of {known} it is (launch/import.py --scorer).")
+        raise ConfigError(f"{path} does not say its scorer; say which of {known} it is (distkgd import --scorer).")
     norm = given.norm or ours.get("norm")
     if name == "transe" and norm is None:
         raise ConfigError(
-            f"{path} does not say the norm of its TransE (PyKEEN's scoring_fct_norm); say it (launch/import.py --norm)."
+            f"{path} does not say the norm of its TransE (PyKEEN's scoring_fct_norm); say it (distkgd import --norm)."
         )
     kinds = zip(("entity", "relation"), PARTS.get(name, (1, 1)), strict=True)
     weights = [[f"{kind}_representations.{i}._embeddings.weight" for i in range(num)] for kind, num in kinds]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from distkgd.pipeline.autoconfig.request import DistillRequest
 from distkgd.pipeline.autoconfig.same_bytes import beside_student
 from distkgd.pipeline.autoconfig.sizes import most_ranked
 from distkgd.pipeline.config import RunConfig, load_tree, parse_config
-from distkgd.pipeline.plan import Addition, checked_plan, open_run, run_plan
+from distkgd.pipeline.plan import Addition, checked_plan, finished_result, open_run, run_plan
 from distkgd.pipeline.run_folder import refuse_existing
 from distkgd.pipeline.stage_job import Run
 from distkgd.pipeline.stages import Plan, Stage
@@ -38,6 +38,7 @@ from distkgd.tracking.tracker import NoTracking
 
 NOT_REACHABLE = 3  # exit code: the budget cannot be met
 CONFIG = "config.yaml"
+DRY = "--dry-run: nothing was trained or written; without it the run goes to {}"
 
 
 class Outcome(NamedTuple):
@@ -57,10 +58,11 @@ def run_config(
     out: Path | None = None,
     resume: bool = False,
     free: Collection[str] = (),
+    dry_run: bool = False,
 ) -> Outcome:
     """Run the plan of a config on the data it names. All ranks call it.
 
-    free: stages whose batches become smaller where the data does not fill them.
+    free: stages whose batches become smaller where the data does not fill them. dry_run: only say what it would take.
     """
     folder = out or Path("runs") / config.name
     on_first(ranks, partial(refuse_existing, folder, resume))
@@ -68,15 +70,26 @@ def run_config(
     config, changes = rules.fitted(config, len(graph.train), free)
     for warning in (*graph.warnings, *changes):
         display.warn(warning)
+    if dry_run:
+        plan = checked_plan(config, graph, folder, ranks.world)
+        run = _described(plan, ranks, display)
+        _say_forecast(run, _unfinished(plan) if resume else plan.stages)
+        display.line(DRY.format(folder))
+        return Outcome(folder, None, 0)
     return Outcome(folder, run_plan(config, graph, ranks, folder, resume=resume, display=display), 0)
 
 
 def run_own(
-    request: DistillRequest, ranks: Ranks, display: Display, out: Path | None = None, resume: bool = False
+    request: DistillRequest,
+    ranks: Ranks,
+    display: Display,
+    out: Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
 ) -> Outcome:
-    """Do what `wishes` ask for in the run folder `out` (default runs/NAME). All ranks call it.
+    """Do what `request` asks for in the run folder `out` (default runs/NAME). All ranks call it.
 
-    Everything that can be refused is refused before the first file is written.
+    Everything that can be refused is refused before the first file is written. dry_run: only say what it would take.
     """
     tree = load_tree(request.config, request.overrides)
     name = _data_name(request)
@@ -93,11 +106,14 @@ def run_own(
     config = parse_config(tree, str(request.config or "the chosen config"))
     plan = checked_plan(config, graph, folder, ranks.world)
     _check_budget(request, config, graph, croppable)
-    if not (resume and (folder / "plan.yaml").exists()):
-        reason = _announce(request, plan, ranks, display, croppable)
+    if dry_run or not (resume and (folder / "plan.yaml").exists()):
+        reason = _announce(request, plan, ranks, display, croppable, _unfinished(plan) if resume else plan.stages)
         if reason is not None:
             display.error(reason)
             return Outcome(folder, None, NOT_REACHABLE, reason)
+    if dry_run:
+        display.line(DRY.format(folder))
+        return Outcome(folder, None, 0)
 
     def write() -> None:
         if split is not None:
@@ -198,13 +214,34 @@ def _check_budget(request: DistillRequest, config: RunConfig, graph: Graph, crop
         raise ConfigError("--min-retained compares with the teacher, and there is none; leave teacher alone.")
 
 
-def _announce(request: DistillRequest, plan: Plan, ranks: Ranks, display: Display, croppable: bool) -> str | None:
-    """Say what will be done, in what memory and time; the reason why nothing can be, if the budget excludes it."""
-    config, graph, stages, folder = plan.config, plan.graph, plan.stages, plan.folder
+def _unfinished(plan: Plan) -> list[Stage]:
+    return [stage for stage in plan.stages if finished_result(plan, stage) is None]
+
+
+def _described(plan: Plan, ranks: Ranks, display: Display) -> Run:
+    """The run of a plan that is not trained yet; says what its data are."""
+    graph = plan.graph
     sizes = f"{graph.num_entities:,} entities, {graph.num_relations:,} relations"
     held = ", ".join(f"{len(getattr(graph, split)):,} {split}" for split in ("train", "valid", "test"))
     display.line(f"{graph.name}: {sizes}; triples: {held}")
-    run = open_run(plan, ranks, NoTracking(), display)
+    return open_run(plan, ranks, NoTracking(), display)
+
+
+def _say_forecast(run: Run, stages: Sequence[Stage], rankings: int = 0) -> None:
+    """rankings: further ones than those of the stages."""
+    if not stages:
+        run.display.line("every stage is finished")
+        return
+    for line in format_forecast(forecast(run, stages), held_memory(), free_memory(), rankings):
+        run.display.line(line)
+
+
+def _announce(
+    request: DistillRequest, plan: Plan, ranks: Ranks, display: Display, croppable: bool, stages: Sequence[Stage]
+) -> str | None:
+    """Say what will be done, in what memory and time; the reason why nothing can be, if the budget excludes it."""
+    config, folder = plan.config, plan.folder
+    run = _described(plan, ranks, display)
     if request.budget:
         reason = out_of_reach(run, config.student, request.budget, croppable)
         if reason is not None:
@@ -214,9 +251,7 @@ def _announce(request: DistillRequest, plan: Plan, ranks: Ranks, display: Displa
         size, rankings = (config.student.dim, 2), most_ranked(len(crop_dims(config.student)))
         taught = Stage("student_few_bits", rules.few_bits(config.student, *size), ("student",))
         stages = [*stages, taught, Stage("direct", rules.direct_of(config.student, *size), ())]
-    lines = format_forecast(forecast(run, stages), held_memory(), free_memory(), rankings)
-    for line in lines:
-        display.line(line)
+    _say_forecast(run, stages, rankings)
     if croppable:
         display.line(
             "student_few_bits and direct have the dim and bits of the choice in the end, so they take less than that; "
@@ -238,15 +273,12 @@ def _further(
 
 
 def _write_config(tree: dict[str, Any], path: Path, request: DistillRequest) -> None:
-    """The config of this run, ready for `launch/distill.py`; one that is there is left to `plan.yaml`'s check."""
+    """The config of this run, ready for `distkgd distill`; one that is there is left to `plan.yaml`'s check."""
     if path.exists():
         return
     budget = f", {request.budget}" if request.budget else ""
     asked = f"{request.to} numbers per entity{of_bits(request.bits)}{budget}" if request.to else str(request.budget)
-    head = (
-        f"# Chosen for {request.data}: {asked}.\n# Again, or changed: "
-        f"python launch/distill.py {path} --out runs/again\n"
-    )
+    head = f"# Chosen for {request.data}: {asked}.\n# Again, or changed: distkgd distill {path} --out runs/again\n"
     if request.config is not None:
         head = f"# {request.config} on {request.data}.\n"
     write_atomic(path, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

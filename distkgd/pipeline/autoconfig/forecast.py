@@ -10,6 +10,7 @@ from distkgd.common.text import of_bits
 from distkgd.distributed.cost import human
 from distkgd.distributed.ranks import Ranks
 from distkgd.models.model import Model, new_model
+from distkgd.models.model_folder import table_bytes
 from distkgd.pipeline.stage_job import Run, build_job, fresh_model, stage_seed, validation
 from distkgd.pipeline.stages import Stage, shape_of_teacher
 from distkgd.tracking.tracker import NoTracking
@@ -27,6 +28,7 @@ RANKED = 256  # triples
 class Forecast:
     """Of one stage. bytes: of tables, optimiser state, gradients and the scores of a step, per rank.
 
+    table_bytes: of the model's tables, as they are saved.
     once_seconds: of ranking its model once on validation, and on test where that is read.
     """
 
@@ -36,6 +38,7 @@ class Forecast:
     train_seconds: float
     rank_seconds: float
     once_seconds: float = 0.0
+    table_bytes: int = 0
 
     @property
     def seconds(self) -> float:
@@ -49,7 +52,7 @@ class Forecast:
             f"{self.stage.name}: {config.scorer}, {config.dim} numbers per entity{of_bits(config.bits)}, "
             f"{config.method}{taught}; "
             f"{config.epochs} epochs of {self.steps // max(1, config.epochs)} batches of {config.batch_size} triples; "
-            f"memory {human(self.bytes)}; time about {duration(self.seconds)} "
+            f"tables {human(self.table_bytes)}, memory {human(self.bytes)}; time about {duration(self.seconds)} "
             f"(training {duration(self.train_seconds)}, ranking {duration(self.rank_seconds)})"
         )
 
@@ -128,7 +131,8 @@ def _forecast(run: Run, stage: Stage) -> Forecast:
     if config.method == "med":
         ranked += len(graph.valid) + len(graph.test) * run.config.test
     once = len(graph.valid) + len(graph.test) * run.config.test
-    return Forecast(stage, steps, held, per_step * steps, per_triple * ranked, per_triple * once)
+    size = table_bytes(job.method.output_model)
+    return Forecast(stage, steps, held, per_step * steps, per_triple * ranked, per_triple * once, size)
 
 
 def _untrained(run: Run, name: str) -> Model:

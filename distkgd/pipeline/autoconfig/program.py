@@ -1,4 +1,4 @@
-"""`distkgd.distill` and `distkgd.train`: what launch/distill.py does, in a program or a notebook."""
+"""`distkgd.distill` and `distkgd.train`: what `distkgd distill` does, in a program or a notebook."""
 
 import copy
 import signal
@@ -43,7 +43,7 @@ def distill(
     bits: of each number of the student. max_mb, max_ms_per_query, min_retained: a budget, with `to` or in its place.
     overrides: `key=value` each, put over what the rules choose.
     out: run folder, default runs/NAME. resume: go on with the run that is in it.
-    split_seed, allow_unseen, columns, literals: as for launch/distill.py.
+    split_seed, allow_unseen, columns, literals: as for `distkgd distill`.
     show: lines and bars of progress on standard error, and the reasons of warnings; else they stand in the report.
 
     Raises ConfigError, DataError and their like for what cannot be done, before anything is written; ConfigError too

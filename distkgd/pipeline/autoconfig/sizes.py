@@ -171,7 +171,7 @@ def with_mrr(figures: Figures, mrr: Mapping[str, float | None], whole: float | N
 
 
 def query_ms(model: Model, graph: Graph) -> float:
-    """Median milliseconds of a top-10 query asked alone, as `launch/predict.py` asks it. All ranks call it."""
+    """Median milliseconds of a top-10 query asked alone, as `distkgd predict` asks it. All ranks call it."""
     triples = next(part for part in (graph.test, graph.valid, graph.train) if len(part))
     triples = triples[torch.arange(QUERIES + WARM_QUERIES) % len(triples)].to(model.relation.device)
     side = torch.zeros(1, dtype=torch.int64, device=triples.device)
@@ -187,7 +187,7 @@ def query_ms(model: Model, graph: Graph) -> float:
 
 
 def names_bytes(graph: Graph) -> int:
-    """What `launch/export.py` writes beside a model's tables: names exactly, besides `OTHER_BYTES`."""
+    """What `distkgd export` writes beside a model's tables: names exactly, besides `OTHER_BYTES`."""
     return _vocabulary_bytes(graph.entities) + _vocabulary_bytes(graph.relations) + OTHER_BYTES
 
 

@@ -21,8 +21,7 @@ from distkgd.data import load_graph
 from distkgd.data.sharing import shared_graph
 from distkgd.distributed.node_sharing import on_first
 from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
-from distkgd.distributed.rendezvous import RendezvousError
-from distkgd.errors import CheckpointError, ConfigError, DataError, DistkgdError, Stopped, StorageError
+from distkgd.errors import CheckpointError, ConfigError, DataError, DistkgdError, RendezvousError, Stopped, StorageError
 from distkgd.kernels.memory import keep_freed_memory
 from distkgd.models.run_paths import stage_folder
 from distkgd.models.stage_result import StageResult

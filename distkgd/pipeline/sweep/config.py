@@ -20,13 +20,13 @@ bases. Keys are those of a plan's config, as a.b.c or nested.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from distkgd.common.paths import AnyPath, check_name
 from distkgd.config.fields import Count, Frozen, Positive, Real
+from distkgd.config.shipped import find_config
 from distkgd.config.tree import merge, read_yaml, short
 from distkgd.errors import ConfigError
 
@@ -149,7 +149,9 @@ class SweepConfig(Frozen):
     space: dict[str, Domain] | None = Field(default=None, min_length=1)
     trials: Positive | None = None
     search: Literal["random", "optuna"] = "random"
-    scheduler: Annotated[AshaConfig, BeforeValidator(_a_name_alone)] = AshaConfig()
+    scheduler: Annotated[AshaConfig, BeforeValidator(_a_name_alone, json_schema_input_type=AshaConfig | str)] = (
+        AshaConfig()
+    )
     equal_budget: bool = True
 
     @model_validator(mode="after")
@@ -184,11 +186,11 @@ class SweepConfig(Frozen):
 
 
 def load_sweep(path: AnyPath) -> tuple[SweepConfig, Tree]:
-    """A sweep's file, and the tree of its base config with `data` and `set` put over it.
+    """A sweep's file, or a shipped one by its name, and the tree of its base config with `data` and `set` put over it.
 
     Raises ConfigError naming the file and the key.
     """
-    path = Path(path)
+    path = find_config(path)
     plain = read_yaml(path)
     plain.setdefault("name", "_".join(part for part in path.with_suffix("").parts[-2:] if part != path.anchor))
     try:

@@ -110,7 +110,7 @@ def read_run(folder: AnyPath) -> tuple[RunReport, dict[str, Any]]:
     except (DistkgdError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{folder} is no folder of a finished run: report.json or plan.yaml is missing or damaged ({error}); "
-            "give the folder that launch/distill.py or launch/chain.py wrote, with --resume to finish it first."
+            "give the folder that distkgd distill or distkgd chain wrote, with --resume to finish it first."
         ) from None
     return report, config
 

@@ -119,7 +119,7 @@ class RegisteredRun:
             about = self.data_sha256, self.protocol, name == chosen
             found.append(Entry(name, role, alias, folder, result.dim, size, result.mrr("valid"), *about))
         if not found:
-            raise ModelError(f"{self.folder} has no finished stage; train it to its end: launch/distill.py --resume.")
+            raise ModelError(f"{self.folder} has no finished stage; train it to its end: distkgd distill --resume.")
         return found
 
     def champion_limit(self, given: float | None) -> float | None:
@@ -139,7 +139,7 @@ class RegisteredRun:
             return []
         told = told_better(direct.mrr("valid"), student.valid_mrr, student.stage)
         if told is not None and all(entry.role != "direct" for entry in entries):
-            told += f" launch/register.py {self.folder / 'stages' / 'direct'} registers it."
+            told += f" distkgd register {self.folder / 'stages' / 'direct'} registers it."
         return [told] if told else []
 
 

@@ -429,7 +429,7 @@ def test_names_beside_the_tables_are_found(library: str, files: tuple[str, str],
         plain_folder(folder, list(range(ENTITIES)))
         for name in ("entities.tsv", "relations.tsv"):
             (folder / name).unlink()
-    with pytest.raises(ModelError, match=r"no names of (entities|relations) in .*launch/import.py --names FOLDER"):
+    with pytest.raises(ModelError, match=r"no names of (entities|relations) in .*distkgd import --names FOLDER"):
         bring(f"{library}:{path}", tmp_path / "out", given)
     write_names(folder, *files)
     bring(f"{library}:{path}", tmp_path / "out", given)

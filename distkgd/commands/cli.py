@@ -1,4 +1,7 @@
-"""What all launchers share: arguments, ranks, and errors a person can read."""
+"""What all commands share: arguments, imports, ranks, and errors a person can read.
+
+Torch and its like are imported by the bodies of commands alone, so that help and completion come at once.
+"""
 
 import errno
 import io
@@ -6,19 +9,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 import typer
 
 from distkgd.common.console import Display
-from distkgd.distributed.ranks import Ranks, join_ranks, leave_ranks
-from distkgd.distributed.rendezvous import RendezvousError
-from distkgd.errors import ConfigError, DistkgdError, Stopped
-from distkgd.kernels.memory import keep_freed_memory
+from distkgd.errors import ConfigError, DistkgdError, RendezvousError, Stopped
+
+if TYPE_CHECKING:
+    from distkgd.distributed.ranks import Ranks
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a disk, and no file is named
 
@@ -37,15 +40,24 @@ def terminal() -> Display:
     return Display(alone or os.environ.get("RANK", "0") == "0")
 
 
-def run_main(main: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
-    """Run a launcher's `main` on a command line (default: this process's); its exit code.
+@contextmanager
+def imports() -> Iterator[None]:
+    """For the imports of a command, which take seconds: Ctrl-C ends the process at once, whatever they catch."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    Whatever a user can meet ends in one line on standard error: wrong input and places that cannot be written with 2,
-    Ctrl-C with 130, a stop with 128 + its signal. Our own mistakes are raised.
-    """
+
+def guarded(main: Callable[..., None]) -> Callable[..., None]:
+    """`main`, but whatever a user can meet ends the process, by `told`."""
 
     @wraps(main)
-    def guarded(**given: Any) -> None:
+    def run(**given: Any) -> None:
         try:
             main(**given)
         except SystemExit:
@@ -53,6 +65,22 @@ def run_main(main: Callable[..., None], arguments: Sequence[str] | None = None) 
         except BaseException as error:
             sys.exit(told(error, terminal()))
 
+    return run
+
+
+def run_main(main: Callable[..., None], arguments: Sequence[str] | None = None) -> int:
+    """Run one command's `main` on a command line (default: this process's); its exit code, as `run_app` has it."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(guarded(main))
+    return run_app(app, arguments)
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None = None, name: str | None = None) -> int:
+    """Run an app of `guarded` commands on a command line (default: this process's); its exit code.
+
+    Whatever a user can meet ends in one line on standard error: wrong input and places that cannot be written with 2,
+    Ctrl-C with 130, a stop with 128 + its signal. Our own mistakes are raised. name: of the program, in its help.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -60,12 +88,10 @@ def run_main(main: Callable[..., None], arguments: Sequence[str] | None = None) 
     if broken := [argument for argument in given if argument.encode(errors="replace").decode() != argument]:
         terminal().error(f"{broken[0]!r} is not UTF-8; give it in the encoding of this terminal.")
         return 2
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(guarded)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # what `launch/*.py` set for their imports is over
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what the doors set for their imports is over
     try:
-        app(args=given)
+        app(args=given, prog_name=name)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
@@ -78,9 +104,7 @@ def told(error: BaseException, display: Display) -> int:
             display.line(str(error))
             return 128 + error.signal_number
         case KeyboardInterrupt():
-            display.line(
-                "Interrupted; a run of launch/distill.py, chain.py or ablate.py that had begun goes on with --resume."
-            )
+            display.line("Interrupted; a run of distill, chain or ablate that had begun goes on with --resume.")
             return 128 + int(signal.SIGINT)
         case RendezvousError():
             Display(True).error(str(error))
@@ -106,8 +130,13 @@ def _unread() -> bool:
     return False
 
 
-def launch(body: Callable[[Ranks, Display], int | None], device: str = "auto", threads: int = 0) -> NoReturn:
+def launch(body: Callable[["Ranks", Display], int | None], device: str = "auto", threads: int = 0) -> NoReturn:
     """Join the ranks, run `body`, leave with the exit code that it returns (None: 0), or as `told` says."""
+    with imports():
+        import torch
+
+        from distkgd.distributed.ranks import join_ranks, leave_ranks
+        from distkgd.kernels.memory import keep_freed_memory
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
