@@ -49,6 +49,7 @@ from distkgd.reporting.report import write_report
 from distkgd.reporting.run_report import MEASURED, Data, RunReport, Verdict
 from distkgd.tracking.mlflow_runs import open_tracking
 from distkgd.tracking.mlflow_store import resolve_uri
+from distkgd.tracking.serving.entries import size_alias
 from distkgd.tracking.tracker import Status, Tracking
 from distkgd.training.job import Job, Progress, Watch
 from distkgd.training.loop import train_stage
@@ -132,7 +133,7 @@ def opened(
     enabled, active = config.mlflow.enabled, ranks.first
     tracking = open_tracking(run_folder=folder, name=config.name, uri=uri, enabled=enabled, active=active)
     tracking.start(resolved(config), tags, plan.graph.summary())
-    with closing(tracking, folder, REPORTS):
+    with closing(tracking, folder, (*REPORTS, "plan.yaml")):
         yield tracking
 
 
@@ -144,7 +145,7 @@ def leave_reports(plan: Plan, report: RunReport, tracking: Tracking, say: Callab
     write_report(folder, report)
     if wanted.html:
         write_html(folder, report, lambda: plan.graph, wanted.queries)
-    tracking.log(report.budget_metrics)
+    tracking.log(report.headline_metrics)
     register_run(plan, report, tracking, say)
 
 
@@ -175,8 +176,16 @@ def open_run(plan: Plan, ranks: Ranks, tracking: Tracking, display: Display, wat
 
 def tags_of(config: RunConfig, world: int | str, device: str) -> dict[str, str]:
     """Of the plan's run: the code, the machine and the protocol."""
-    tags = {"git_sha": git_sha(), "world": str(world), "device": device}
+    tags = {"git_sha": git_sha(), "world": str(world), "device": device, "description": described(config)}
     return tags | {f"protocol.{key}": str(value) for key, value in protocol(config.ties, config.filter).items()}
+
+
+def described(config: RunConfig) -> str:
+    """What a plan trains, in one line."""
+    student = config.student
+    bits = "" if student.bits == 32 else f" in {student.bits} bits"
+    teachers = "" if student.method == "scratch" else f" by {student.method}"
+    return f"{student.scorer}, {student.dim} numbers{bits}, on {config.data}{teachers}"
 
 
 @contextmanager
@@ -212,7 +221,9 @@ def run_stage(run: Run, stage: Stage) -> StageResult:
 def _train(run: Run, stage: Stage, chosen: Chosen | None) -> StageResult:
     folder = run.stage_folder(stage.name)
     digest = stage_digest(run, stage)
-    tracking = run.tracking.stage(stage.name, stage.config.model_dump(mode="json"), {"method": stage.config.method})
+    params, tags = stage.config.model_dump(mode="json"), {"method": stage.config.method}
+    title = f"{run.config.name}/{size_alias(stage.name, stage.config.dim, stage.config.bits)}"
+    tracking = run.tracking.stage(stage.name, params, tags, title)
     status: Status = "FAILED"
     metrics: dict[str, float] = {}
     try:
@@ -226,6 +237,9 @@ def _train(run: Run, stage: Stage, chosen: Chosen | None) -> StageResult:
         on_first(run.ranks, partial(result.write, folder))
         upload_stage(run.storage, stage.name, run.ranks)
         status, metrics = "FINISHED", result.final_metrics()
+    except (KeyboardInterrupt, Stopped):
+        status = "KILLED"
+        raise
     finally:
         if run.storage is not None:
             run.storage.wait()

@@ -114,9 +114,22 @@ class RunReport(Record):
         return (ends or self.stages)[-1]
 
     @property
-    def budget_metrics(self) -> dict[str, float]:
-        """Of each size that a budget looked at, by flat names, as a tracker has them."""
+    def headline_metrics(self) -> dict[str, float]:
+        """By flat names, as a tracker has them: the student's, those of each stage under its name, and those of each
+        size that a budget looked at.
+
+        retained: share of its first teacher's MRR on the split that is shown.
+        """
         figures: Metrics = {}
+        for stage in self.stages:
+            own = {f"{split}_mrr": stage.mrr(split) for split in ("valid", "test")}
+            own["bytes_per_entity"] = stage.bytes_per_entity
+            figures |= {f"{stage.name}/{name}": value for name, value in own.items()}
+            if stage.name == self.student.name:
+                figures |= own
+        teacher = next((self.stage(name) for name in self.student.teachers), None)
+        kept, whole = (None if one is None else one.mrr(self.shown_split) for one in (self.student, teacher))
+        figures["retained"] = kept / whole if kept is not None and whole else None
         for one in () if self.budget is None else self.budget.sizes:
             size = None if one.tables is None else one.tables / self.data.num_entities
             each = {"valid/mrr": one.valid, "test/mrr": one.test, "bytes_per_entity": size, "ms_per_query": one.ms}

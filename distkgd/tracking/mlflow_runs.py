@@ -103,9 +103,9 @@ class Guard:
 class MlflowStageTracking(StageTracking):
     """A child run. Where the store is away when the stage begins, it is created at a later attempt."""
 
-    def __init__(self, store: Store, name: str, params: Params, tags: Tags, dataset: Params) -> None:
+    def __init__(self, store: Store, name: str, title: str, params: Params, tags: Tags, dataset: Params) -> None:
         self._store = store
-        self._name = name
+        self._name, self._title = name, title
         self._description = (params, tags, dataset)
         self._guard = Guard(f"stage {name}")
         self._run: OpenRun | None = None
@@ -143,7 +143,7 @@ class MlflowStageTracking(StageTracking):
 
     def _opened(self) -> OpenRun:
         if self._run is None:
-            self._run = self._store.open_run(self._name, self._name, *self._description)
+            self._run = self._store.open_run(self._name, self._title, *self._description)
             steps = [step for key, step in self._run.steps.items() if not key.startswith("system/")]
             self._last_step = max(self._last_step, *steps, 0)
             if self.is_open:
@@ -233,12 +233,12 @@ class MlflowTracking(Tracking):
         self._run_id = noted(self._run_folder, None)["run_id"]
         self._store = store
 
-    def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
+    def stage(self, name: str, params: Params, tags: Tags, title: str | None = None) -> StageTracking:
         if self._attached and self._store is None:
             return NoStageTracking()
         assert self._store is not None and self._run_id is not None, "stage() before start()"
         tags = dict(tags) | {"mlflow.parentRunId": self._run_id, "stage": name}
-        stage = MlflowStageTracking(self._store, name, params, tags, self._dataset)
+        stage = MlflowStageTracking(self._store, name, title or name, params, tags, self._dataset)
         self._stages.append(stage)
         return stage
 

@@ -19,6 +19,7 @@ from distkgd.tracking.tracker import Params, Tags
 
 logger = logging.getLogger(__name__)
 
+SHOWN_AS = {"description": "mlflow.note.content", "git_sha": "mlflow.source.git.commit"}  # on MLflow's own pages
 
 EXPERIMENT = "distkgd"
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -86,6 +87,8 @@ class Store:
         for first in range(0, len(items), PARAMS_PER_CALL):
             self.client.log_batch(run_id, params=items[first : first + PARAMS_PER_CALL], synchronous=True)
         known = {"dataset.name": str(dataset["name"]), "dataset.sha256": str(dataset["sha256"])}
+        known |= import_module("mlflow.tracking.context.registry").resolve_tags()  # user and source
+        known |= {shown: str(tags[name]) for name, shown in SHOWN_AS.items() if name in tags}
         self.set_tags(run_id, known | dict(tags))
         data = entities.Dataset(
             name=str(dataset["name"])[:500],

@@ -50,8 +50,8 @@ class Tracking(ABC):
         """
 
     @abstractmethod
-    def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
-        """Create or reopen the child run of one stage."""
+    def stage(self, name: str, params: Params, tags: Tags, title: str | None = None) -> StageTracking:
+        """Create or reopen the child run of one stage, which is shown as `title`, default: its name."""
 
     @abstractmethod
     def register(self, entries: Sequence[Entry], name: str, max_mb: float | None) -> list[str]:
@@ -90,7 +90,7 @@ class NoTracking(Tracking):
     def attach(self, dataset: Params) -> None:
         pass
 
-    def stage(self, name: str, params: Params, tags: Tags) -> StageTracking:
+    def stage(self, name: str, params: Params, tags: Tags, title: str | None = None) -> StageTracking:
         return NoStageTracking()
 
     def register(self, entries: Sequence[Entry], name: str, max_mb: float | None) -> list[str]:

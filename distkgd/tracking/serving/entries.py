@@ -188,7 +188,7 @@ def entries_at(path: AnyPath) -> tuple[list[Entry], RegisteredRun]:
     return [next((replace(one, chosen=False) for one in run.entries() if one.stage == result.name), entry)], run
 
 
-def size_alias(role: Role, dim: int, bits: int) -> str:
+def size_alias(role: str, dim: int, bits: int) -> str:
     """student-32, or student-256-2bit where an entity's numbers have few bits."""
     return f"{role}-{dim}" if bits == 32 else f"{role}-{dim}-{bits}bit"
 

@@ -427,9 +427,11 @@ def test_what_a_budget_has_looked_at_is_on_the_frontier() -> None:
     names = [row[0] for row in section.figures[0].rows]
     assert names == ["student", "student_8_2bit", "student, only rounded, 8 × 4 bit"]
     assert section.figures[0].rows[-1][1:] == ["10.0", "0.290"]
-    told, entities = report.budget_metrics, report.data.num_entities
+    told, entities = report.headline_metrics, report.data.num_entities
     assert told["budget/test/mrr_8_2bit"] == 0.29 and told["budget/bytes_per_entity_8_2bit"] == 45 / entities
-    assert len(told) == 3 * 4
+    assert sum(name.startswith("budget/") for name in told) == 3 * 4
+    assert told["test_mrr"] == 0.31 == told["student_8_2bit/test_mrr"] and told["student/test_mrr"] == 0.33
+    assert told["retained"] == 0.31 / 0.33
 
 
 def test_without_the_option_there_is_no_page(tmp_path: Path) -> None:
