@@ -100,7 +100,10 @@ def test_the_pages_show_parents_children_curves_and_reports(site: str, tracked: 
     pages = Path(os.environ.get("DISTKGD_PICTURES", tmp_path))
     with browser(tmp_path / "profile") as there:
         there.show(f"{site}/#/experiments/{experiment}/runs", ["a_chain", "a_sweep"], pages / "runs.png")
-        for parent, child, curve in (("a_chain", "a_chain/student-4", "valid/mrr"), ("a_sweep", "hot, seed 0", "valid/mrr")):
+        for parent, child, curve in (
+            ("a_chain", "a_chain/student-4", "valid/mrr"),
+            ("a_sweep", "hot, seed 0", "valid/mrr"),
+        ):
             run = f"{site}/#/experiments/{experiment}/runs"
             above, below = (f"{run}/{runs[name].info.run_id}" for name in (parent, child))
             there.show(above, [parent, "Child runs"], pages / f"{parent}.png", ready=linked(child))
