@@ -7,7 +7,7 @@ SIDE_BY_SIDE ?= -n 3 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest check house resolve bench-foundation bench-engine clean
+.PHONY: help demo test test-all test-oldest check site house resolve bench-foundation bench-engine clean
 
 help:
 	@echo "make demo              distil a small real graph, print the result table"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all          all tests"
 	@echo "make test-oldest       the core and the kernels with the oldest torch that is allowed; try PYTHON=python3.12"
 	@echo "make check             formatting, lint, types"
+	@echo "make site              the documentation as a site, in site/"
 	@echo "make house             the layout in numbers; fails when a limit is broken"
 	@echo "make resolve           whether constraints.txt can be installed with torch's CUDA build and its CPU build"
 	@echo "make bench-foundation  the measurements behind the README's table"
@@ -73,6 +74,9 @@ resolve:
 		else echo "$$what: not checked, for the reason above"; fi; \
 	done; test -n "$$checked"
 
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 house: $(STAMP)
 	$(BIN)/python benchmarks/house.py
 
@@ -89,5 +93,5 @@ bench-engine: $(STAMP)
 	$(BIN)/python benchmarks/two_launchers.py
 
 clean:
-	rm -rf runs/demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs/demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
