@@ -19,7 +19,7 @@ class Answers:
     """The best answers of Q questions, best first.
 
     ids: [Q, k] int64, -1 where a question has fewer than k answers. scores: [Q, k], -inf there.
-    questions: for each question its columns, e.g. {"head": "paris", "relation": "capital_of"}.
+    asked: column -> its word in each question, e.g. {"head": ["paris"], "relation": ["capital_of"]}.
     answered: the column that the answers belong to: "head", "relation", "tail" or "neighbour".
     vocabulary: of the answers.
     errors: place of a question that has no answers because a word of it means nothing -> why.
@@ -27,10 +27,15 @@ class Answers:
 
     ids: Tensor
     scores: Tensor
-    questions: list[dict[str, str]]
+    asked: Mapping[str, list[str]]
     answered: str
     vocabulary: Vocabulary
     errors: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def questions(self) -> list[dict[str, str]]:
+        """For each question its columns, e.g. {"head": "paris", "relation": "capital_of"}."""
+        return [dict(zip(self.asked, words, strict=True)) for words in zip(*self.asked.values(), strict=True)]
 
     @property
     def names(self) -> list[list[str]]:
@@ -60,8 +65,7 @@ class Answers:
 
     def _asked(self, places: pl.Series) -> pl.DataFrame:
         # The place of each of some questions, and its columns.
-        columns = list(self.questions[0]) if self.questions else []
-        texts = {name: pl.Series([one[name] for one in self.questions], dtype=pl.String) for name in columns}
+        texts = {name: pl.Series(words, dtype=pl.String) for name, words in self.asked.items()}
         return pl.DataFrame({"question": places, **{name: text.gather(places) for name, text in texts.items()}})
 
     def frame(self) -> "pandas.DataFrame":
@@ -73,7 +77,7 @@ class Answers:
         return to_pandas(table if self.errors else table.drop("error"))
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.ids)
 
 
 def to_pandas(table: pl.DataFrame) -> "pandas.DataFrame":

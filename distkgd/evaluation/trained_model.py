@@ -124,9 +124,8 @@ class TrainedModel:
             columns = ends, r.ids[at], torch.full_like(ends, side), ends
             return self._best(Queries(*(c.to(self.relation_rows.device) for c in columns)), k, exclude_known)
 
-        names = anchor.texts(self.entities), r.texts(self.relations)
-        questions = [{given: a, "relation": b} for a, b in zip(*names, strict=True)]
-        return self._answers(best_of, questions, asked, k, {**r.errors, **anchor.errors})
+        words = {given: anchor.texts(self.entities), "relation": r.texts(self.relations)}
+        return self._answers(best_of, words, asked, k, {**r.errors, **anchor.errors})
 
     def predict_relation(
         self, *, head: Words, tail: Words, k: int = 10, exclude_known: bool = False, ids: bool = False
@@ -142,9 +141,8 @@ class TrainedModel:
             device, known = self.relation_rows.device, self._known if exclude_known else None
             return best_relations(self._model, h.ids[at].to(device), t.ids[at].to(device), k, known)
 
-        names = h.texts(self.entities), t.texts(self.entities)
-        questions = [{"head": a, "tail": b} for a, b in zip(*names, strict=True)]
-        return self._answers(best_of, questions, "relation", k, {**t.errors, **h.errors})
+        words = {"head": h.texts(self.entities), "tail": t.texts(self.entities)}
+        return self._answers(best_of, words, "relation", k, {**t.errors, **h.errors})
 
     def score(self, triples: Any, *, ask: Literal["tail", "head"] = "tail", ids: bool = False) -> Tensor:
         """[n] scores of n triples; higher is better. NaN, with a warning, for a triple with a word that means nothing.
@@ -237,10 +235,9 @@ class TrainedModel:
         """
         _check_k(k)
         found = self._entities(entity, "entity", ids)
-        questions = [{"entity": text} for text in found.texts(self.entities)]
-        device = self.relation_rows.device
+        words, device = {"entity": found.texts(self.entities)}, self.relation_rows.device
         return self._answers(
-            lambda at: nearest(self._model, found.ids[at].to(device), k), questions, "neighbour", k, found.errors
+            lambda at: nearest(self._model, found.ids[at].to(device), k), words, "neighbour", k, found.errors
         )
 
     def crop(self, dim: int | None = None, bits: int | None = None) -> "TrainedModel":
@@ -294,21 +291,22 @@ class TrainedModel:
     def _answers(
         self,
         best_of: Callable[[Tensor], tuple[Tensor, Tensor]],
-        questions: list[dict[str, str]],
+        asked: dict[str, list[str]],
         answered: str,
         k: int,
         wrong: Mapping[int, str],
     ) -> Answers:
         """best_of: places of questions -> scores and ids of their answers. wrong: place of one that has none -> why."""
         vocabulary = self.relations if answered == "relation" else self.entities
-        places = _places(len(questions), wrong)
+        number = len(next(iter(asked.values())))
+        places = _places(number, wrong)
         parts = [best_of(at) for at in places]
-        shape = len(questions), parts[0][0].shape[1] if parts else min(k, len(vocabulary))
+        shape = number, parts[0][0].shape[1] if parts else min(k, len(vocabulary))
         scores = (parts[0][0] if parts else self.relation_rows).new_full(shape, -torch.inf)
         ids = torch.full(shape, -1, device=scores.device)
         for at, (score, found) in zip(places, parts, strict=True):
             scores[at], ids[at] = score, found
-        return Answers(ids.where(scores > -torch.inf, -1), scores, questions, answered, vocabulary, dict(wrong))
+        return Answers(ids.where(scores > -torch.inf, -1), scores, asked, answered, vocabulary, dict(wrong))
 
     def _triples(self, triples: Any, ids: bool) -> tuple[tuple[Tensor, Tensor, Tensor], dict[int, str]]:
         """Heads, relations and tails, -1 for what means nothing, and what is wrong with such a triple, by its place."""
