@@ -43,41 +43,22 @@ def main(
     with imports():
         from rich.console import Console
 
-        from distkgd.common.paths import check_file
         from distkgd.errors import ConfigError, DataError
         from distkgd.evaluation.prediction import data_of, predict_each, table
-        from distkgd.evaluation.questions_file import answer_file
-        from distkgd.evaluation.trained_model import load
         from distkgd.models.model_folder import load_model
 
-    if (questions is None) != (out is None) or (questions is None) == (relation is None):
-        raise ConfigError("give --relation with --head or --tail, or --questions with --out.")
-    if questions is not None and (head or tail):
-        raise ConfigError("--questions holds the questions; leave --head and --tail out.")
-
-    def answer(ranks: "Ranks", display: "Display", asked: Path, path: Path) -> int:
-        if ranks.world > 1:
-            raise ConfigError("--questions is answered by one process; leave torchrun out.")
-        check_file(path, "--out")
-        m = load(model, data=data, query_bits=query_bits)
-        done = answer_file(m, asked, path, k=top, exclude_known=exclude_known, ids=ids)
-        display.line(f"{done.questions:,} questions, {done.errors:,} of them with an error: {path}")
-        return 0 if not done.errors else 1 if done.errors < done.questions else 2
+    file = questions is not None
+    if file != (out is not None) or file == (relation is not None) or (file and (head or tail)):
+        raise ConfigError("give --relation with --head or --tail, or in their place --questions with --out.")
+    how: dict[str, Any] = {"exclude_known": exclude_known, "ids": ids}
 
     def body(ranks: "Ranks", display: "Display") -> int:
         if questions is not None and out is not None:
-            return answer(ranks, display, questions, out)
+            return answer(model, questions, out, ranks, display, data, query_bits, how | {"k": top})
         loaded = load_model(model, ranks)
         graph, note = data_of(loaded, str(model), data)
         console = Console(width=None if sys.stdout.isatty() else 110, quiet=not ranks.first)
-        asked: dict[str, Any] = {
-            "relation": relation,
-            "top": top,
-            "exclude_known": exclude_known,
-            "ids": ids,
-            "query_bits": query_bits,
-        }
-        answers = list(predict_each(loaded, graph, head, tail, **asked))
+        answers = list(predict_each(loaded, graph, head, tail, query_bits, relation=relation, top=top, **how))
         for found in answers:
             if isinstance(found, DataError):
                 display.error(str(found))
@@ -92,3 +73,27 @@ def main(
         return 0 if not unknown else 1 if unknown < len(answers) else 2
 
     launch(body)
+
+
+def answer(
+    model: Path,
+    questions: Path,
+    out: Path,
+    ranks: "Ranks",
+    display: "Display",
+    data: str | None,
+    query_bits: int,
+    how: dict[str, Any],
+) -> int:
+    """Answer a file of questions into a file; the exit code."""
+    from distkgd.common.paths import check_file
+    from distkgd.errors import ConfigError
+    from distkgd.evaluation.questions_file import answer_file
+    from distkgd.evaluation.trained_model import load
+
+    if ranks.world > 1:
+        raise ConfigError("--questions is answered by one process; leave torchrun out.")
+    check_file(out, "--out")
+    done = answer_file(load(model, data=data, query_bits=query_bits), questions, out, **how)
+    display.line(f"{done.questions:,} questions, {done.errors:,} of them with an error: {out}")
+    return 0 if not done.errors else 1 if done.errors < done.questions else 2
