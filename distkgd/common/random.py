@@ -12,6 +12,7 @@ from torch import Tensor
 
 _WORD = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Stream(IntEnum):
@@ -42,22 +43,29 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
     return x ^ _shift(x, 31)
 
 
 def _mix_int(x: int) -> int:
     x = (x + _GOLDEN) % _WORD
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % _WORD
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % _WORD
+    x = ((x ^ (x >> 30)) * _FIRST) % _WORD
+    x = ((x ^ (x >> 27)) * _SECOND) % _WORD
     return x ^ (x >> 31)
+
+
+FACTORS = _signed(_GOLDEN), _signed(_FIRST), _signed(_SECOND)
+
+
+def key_of(seed: int, stream: Stream, step: int) -> int:
+    """What is added to the counters of a stream at a step, as a signed 64-bit number."""
+    return _signed(_mix_int(_mix_int(_mix_int(seed) ^ int(stream)) ^ step))
 
 
 def bits(seed: int, stream: Stream, step: int, index: Tensor) -> Tensor:
     """[...] int64: 64 random bits for each counter in `index` ([...] int64)."""
-    key = _mix_int(_mix_int(_mix_int(seed) ^ int(stream)) ^ step)
-    return _mix(index * _signed(_GOLDEN) + _signed(key))
+    return _mix(index * _signed(_GOLDEN) + key_of(seed, stream, step))
 
 
 def uniform(seed: int, stream: Stream, step: int, index: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Known answers of queries, as sorted keys: which entities complete (anchor, relation, side) to a true triple."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 import torch
@@ -19,13 +20,18 @@ class Queries(NamedTuple):
 def both_sides(triples: Tensor) -> Queries:
     """[2n] queries of [n, 3] triples, triple-major: tail query, head query, tail query, …"""
     head, relation, tail = triples.unbind(1)
-    side = torch.arange(2, device=triples.device).expand(len(triples), 2)
     return Queries(
         torch.stack([head, tail], 1).reshape(-1),
         relation.repeat_interleave(2),
-        side.reshape(-1),
+        _alternating(len(triples), triples.device),
         torch.stack([tail, head], 1).reshape(-1),
     )
+
+
+@lru_cache(maxsize=4)
+def _alternating(num: int, device: torch.device) -> Tensor:
+    # [2 num] int64: 0, 1, 0, 1, …; of every batch of one size.
+    return torch.arange(2, device=device).repeat(num)
 
 
 def spread(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

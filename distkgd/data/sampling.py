@@ -19,6 +19,7 @@ from distkgd.common.random import Stream
 from distkgd.data.filters import KnownAnswers, Queries, both_sides, spread
 from distkgd.data.relations import per_relation
 from distkgd.errors import ConfigError
+from distkgd.kernels.triton import draws, runtime
 
 Kind = Literal["all", "batch", "chunk", "triple"]
 Sides = Literal["both", "uniform", "bernoulli"]
@@ -88,7 +89,8 @@ class Shuffled:
         n = self.num
         first, last = start // n, (stop - 1) // n
         self._turns = {k: v for k, v in self._turns.items() if first <= k <= last}
-        return torch.cat([self._turn(k)[:n][max(start - k * n, 0) : stop - k * n] for k in range(first, last + 1)])
+        parts = [self._turn(k)[:n][max(start - k * n, 0) : stop - k * n] for k in range(first, last + 1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def left(self, turn: int) -> Tensor:
         """[total - num] int64: items that pass number `turn` leaves out."""
@@ -246,13 +248,17 @@ class Sampler:
         cuts: equally many entities cuts[i] … cuts[i + 1] - 1 for each i, in this order; None: of all.
         stream: what they are drawn for.
         """
-        cuts = cuts or (0, self.num_entities)
-        index = torch.arange(first_group * num, (first_group + groups) * num, device=self.train.device)
+        cuts, device = cuts or (0, self.num_entities), self.train.device
+        if len(cuts) == 2 and runtime.chosen(device, torch.float32):
+            key, first = random.key_of(self.seed, stream, step), first_group * num
+            drawn = draws.integers(key, random.FACTORS, first, groups * num, cuts[0], cuts[1], device)
+            return drawn.reshape(groups, num)
+        index = torch.arange(first_group * num, (first_group + groups) * num, device=device)
         index = index.reshape(groups, len(cuts) - 1, num // (len(cuts) - 1))
-        drawn = [
+        each = [
             random.integers(self.seed, stream, step, index[:, i], hi - lo) for i, (lo, hi) in enumerate(pairwise(cuts))
         ]
-        moved = [ids + lo if lo else ids for ids, lo in zip(drawn, cuts, strict=False)]
+        moved = [ids + lo if lo else ids for ids, lo in zip(each, cuts, strict=False)]
         return moved[0] if len(moved) == 1 else torch.cat(moved, 1)
 
 

@@ -172,7 +172,7 @@ class StepInputBuilder:
                 mask=left_out,
                 whole=self.drawn_anchors > 0,
             )
-            return listed, listed.reshape(-1) - lo, layout
+            return listed, _less(listed.reshape(-1), lo), layout
         ids: Tensor | None = None
         if self.kind == "batch":
             ids = self.drawn(part)
@@ -185,7 +185,7 @@ class StepInputBuilder:
         if known is not None or met.triples.device.type == "cpu":
             excluded = excluded_from_shared(met.queries, ids, lo, hi, known)
         elif self.kind != "batch":  # nothing whose size the host would have to wait for
-            answers = met.queries.answer - (lo if ids is None else 0)
+            answers = _less(met.queries.answer, lo if ids is None else 0)
         elif ids is not None:
             mask = met.queries.answer.unsqueeze(1) == ids
         # What all ranks know of each other's lists: the largest shard, or all that were drawn.
@@ -201,7 +201,7 @@ class StepInputBuilder:
             answers=answers,
             mask=mask,
         )
-        return ids, None if ids is None else ids - lo, layout
+        return ids, None if ids is None else _less(ids, lo), layout
 
     def _grouped(self, met: Batch) -> Tensor:
         # [groups, N] global ids: per chunk of triples, or per query.
@@ -252,6 +252,10 @@ class StepInputBuilder:
             inverse.append(where)
         counts = [k + each + len(heads) * (owner == rank) for owner in range(world)]
         return listed, (torch.cat(inverse), counts)
+
+
+def _less(ids: Tensor, lo: int) -> Tensor:
+    return ids - lo if lo else ids
 
 
 class Prefetcher:

@@ -7,7 +7,7 @@ into one leaf per table; after backward that leaf's gradient is exactly what the
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
-from distkgd.kernels.candidates import GatheredRows
+from distkgd.kernels.candidates import GatheredRows, Looked, looked_up
 from distkgd.kernels.packed import PackedRows
 from distkgd.kernels.quantiser import Quantiser
-from distkgd.kernels.rows import add, take
+from distkgd.kernels.rows import Segments, add, segments, sortable, take
 
 T = TypeVar("T")
 
@@ -27,19 +27,22 @@ T = TypeVar("T")
 class Route:
     """Who needs which rows in one step.
 
-    inverse: [n] position in the de-duplicated answer of each id looked up.
+    inverse: [n] position in the de-duplicated answer of each id looked up; None: nothing was de-duplicated.
     send, receive: rows sent to / received from each rank by the look-up.
     requested: [sum(send)] position in `touched` of each row other ranks (and this one) asked for; None: all, in order.
-    touched: [m] local rows of this shard that were asked for or listed as candidates, as `distinct` has them.
+    touched: [m] local rows of this shard that were asked for or listed as candidates, as `distinct` has them; where
+        nothing was de-duplicated, as they were asked for.
     candidates: [k] position in `touched` of this rank's candidate rows; None: every row of the shard is one.
+    segments: of the ids looked up, where they were sorted.
     """
 
-    inverse: Tensor
+    inverse: Tensor | None
     send: list[int]
     receive: list[int]
     requested: Tensor | None
     touched: Tensor
     candidates: Tensor | None
+    segments: Segments | None = None
 
 
 def plan_route(ids: Tensor, candidates: Tensor | None, total: int, ranks: Ranks) -> Route:
@@ -65,7 +68,13 @@ def plan_route_async(
         every rank asks every other for as many rows; then nothing is de-duplicated and no counts are exchanged.
     """
     counts, on_host = None, ids.device.type == "cpu"
-    if fixed is None:
+    if ranks.world == 1 and candidates is None and not on_host:  # all rows have a gradient, to which these are added
+        return Route(None, [len(ids)], [len(ids)], None, ids, None)
+    among = None
+    if fixed is None and candidates is not None and not len(candidates) and sortable(ids):
+        among = segments(ids, min(len(ids), total))  # of candidates that are looked up: their gradients are sorted, too
+        unique, inverse = among.unique, among.place
+    elif fixed is None:
         unique, inverse = distinct(ids, total)
     else:
         unique, (inverse, counts) = ids, fixed
@@ -95,11 +104,11 @@ def plan_route_async(
         requested = requests() - lo
     nobody_else = ranks.world == 1 and counts is None
     if nobody_else and (candidates is None or not len(candidates)):
-        return Route(inverse, send, receive, None, unique, candidates)
+        return Route(inverse, send, receive, None, unique, candidates, among)
     here = requested if candidates is None else torch.cat([requested, candidates])
     touched, position = distinct(here, ranks.share(total)[1] - ranks.share(total)[0])
     where = None if candidates is None else position[len(requested) :]
-    return Route(inverse, send, receive, position[: len(requested)], touched, where)
+    return Route(inverse, send, receive, position[: len(requested)], touched, where, among)
 
 
 def to_host(numbers: Tensor) -> Callable[[], list[list[int]]]:
@@ -137,6 +146,8 @@ def distinct(ids: Tensor, below: int) -> tuple[Tensor, Tensor]:
 
 def _distinct_padded(ids: Tensor, below: int) -> tuple[Tensor, Tensor]:
     if below > 4 * len(ids):
+        if sortable(ids):
+            return segments(ids, len(ids))[:2]
         listed, order = torch.sort(ids)
         among = F.pad((listed[1:] != listed[:-1]).cumsum(0), (1, 0))
         place, last = torch.empty_like(ids).scatter_(0, order, among), listed[-1:]
@@ -196,23 +207,27 @@ class OpenRows:
 
     def lookup_unrounded(self, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         """As `lookup`, of rows that are not rounded, which travel by themselves."""
-        rows = _rows(self._exchanged(self._unrounded), self.route.inverse[: sum(sizes)])
+        rows, inverse = self._exchanged(self._unrounded), self.route.inverse
+        rows = rows[: sum(sizes)] if inverse is None else looked_up(rows, inverse[: sum(sizes)])
         found: tuple[Tensor, ...] = rows.split(list(sizes))
         return found
 
     def lookup_and_list(self, sizes: Sequence[int], shape: Sequence[int]) -> tuple[tuple[Tensor, ...], GatheredRows]:
         """As `lookup`, and the ids after those, [prod(shape)], as candidates of that shape."""
         rows, table = self._looked_up(sum(sizes))
+        assert self.route.inverse is not None
         index = self.route.inverse[len(rows) :].reshape(*shape)
-        return rows.split(list(sizes)), GatheredRows(table, index)
+        return rows.split(list(sizes)), GatheredRows(table, index, self.route.segments, len(rows))
 
     def _exchanged(self, rows: Tensor) -> Tensor:
         # Of touched rows [m, dim] those that this rank asked for.
-        asked = rows if self.route.requested is None else _rows(rows, self.route.requested)
+        asked = rows if self.route.requested is None else looked_up(rows, self.route.requested)
         return self.ranks.exchange(asked, self.route.send, self.route.receive, "rows")
 
     def _looked_up(self, num: int) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = _Looked.apply(self._answer, self.route.inverse[:num])  # type: ignore[no-untyped-call]
+        if self.route.inverse is None:
+            return self._answer[:num], self._answer
+        found: tuple[Tensor, Tensor] = Looked.apply(self._answer, self.route.inverse[:num])  # type: ignore[no-untyped-call]
         return found
 
     def candidates(self) -> Tensor | PackedRows:
@@ -222,16 +237,26 @@ class OpenRows:
         if self._shard is not None:
             return self._shard
         assert self.route.candidates is not None
-        return _rows(self._seen, self.route.candidates)
+        return looked_up(self._seen, self.route.candidates)
 
     def gradient(self) -> tuple[Tensor | None, Tensor] | None:
         """(local rows or None for all of them, their gradient) that backward left here, or None if it left none."""
         if self.shard is None or self.shard.grad is None:
-            return None if self.leaf.grad is None else (self.route.touched, self.leaf.grad)
+            if self.leaf.grad is None:
+                return None
+            return self._once() if self.route.inverse is None else (self.route.touched, self.leaf.grad)
         if self.leaf.grad is not None:
             add(self.shard.grad, self.route.touched, self.leaf.grad.to(self.shard.dtype))
             self.leaf.grad = None
         return None, self.shard.grad
+
+    def _once(self) -> tuple[Tensor, Tensor]:
+        # Of rows that were not de-duplicated the sum of what each has.
+        assert self.shard is not None and self.leaf.grad is not None
+        touched, place = distinct(self.route.touched, len(self.shard))
+        grad = self.leaf.new_zeros(len(touched), self.leaf.shape[1])
+        add(grad, place, self.leaf.grad)
+        return touched, grad
 
 
 class ShardedTable:
@@ -318,37 +343,3 @@ class ShardedTable:
         if grad:
             self.opened.append(rows)
         return rows
-
-
-class _Looked(torch.autograd.Function):
-    """(rows [n, dim] of a table, the table): in backward the gradient of the few joins that of the table in place.
-
-    The table's gradient must belong to nobody else: it may only be used for `GatheredRows` candidates, and whatever
-    scores those makes a gradient of its own.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(ids)
-        ctx.shape = table.shape
-        return take(table, ids), table.view_as(table)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
-        (ids,) = ctx.saved_tensors
-        rows, table = grads
-        if rows is None:
-            return table, None
-        if torch.is_grad_enabled():
-            start = rows.new_zeros(ctx.shape) if table is None else table
-            return start.index_add(0, ids, rows), None
-        if table is None:
-            table = rows.new_empty(ctx.shape).zero_()
-        add(table, ids, rows.contiguous())
-        return table, None
-
-
-def _rows(table: Tensor, ids: Tensor) -> Tensor:
-    rows: Tensor = _Looked.apply(table, ids)[0]  # type: ignore[no-untyped-call]
-    return rows

@@ -114,8 +114,9 @@ def _ranks_of(
     # [2, P, n, 2], of P crops or of the one model: ranks, and how many other candidates are as good.
     model = model.rounded()
     others = known if filter_ == "filtered" else None
-    route = plan_route(fixed_entities(model.entity.total, triples.device), None, model.entity.total, ranks)
-    (fixed,) = model.entity.open(route, grad=False).lookup([len(route.inverse)])
+    ids = fixed_entities(model.entity.total, triples.device)
+    route = plan_route(ids, None, model.entity.total, ranks)
+    (fixed,) = model.entity.open(route, grad=False).lookup([len(ids)])
     pieces = [
         _ranks_at_once(model, crops, triples[start : start + TRIPLES_AT_ONCE], fixed, others, ranks, ties)
         for start in range(0, len(triples), TRIPLES_AT_ONCE)

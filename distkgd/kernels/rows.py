@@ -1,26 +1,37 @@
-"""Whole rows of a table on a CPU: rows.cpp with tensors. Each function has the torch call that it replaces beside it,
-for where there is no kernel."""
+"""Whole rows of a table: rows.cpp with tensors on a CPU, Triton on a GPU. Each function has the torch call that it
+replaces beside it, for where there is no kernel."""
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from distkgd.kernels import build
 from distkgd.kernels.build import NAMES, call
+from distkgd.kernels.triton import rows as on_gpu
+from distkgd.kernels.triton import runtime
+from distkgd.kernels.triton.rows import Segments, segments
+
+__all__ = ["Segments", "add", "available", "segments", "sortable", "take", "update"]
 
 _RULES = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
 
 
 def available(*tensors: Tensor) -> bool:
-    """Whether the kernels can work on such tensors here: contiguous, on the CPU, of one dtype."""
+    """Whether the kernels can work on such tensors here: contiguous, on one device, of one dtype."""
     first = tensors[0]
     alike = all(t.device == first.device and t.dtype == first.dtype and t.is_contiguous() for t in tensors)
-    return alike and build.available("rows", first.device, first.dtype)
+    return alike and (build.available("rows", first.device, first.dtype) or runtime.chosen(first.device, first.dtype))
+
+
+def sortable(ids: Tensor) -> bool:
+    """Whether `segments` can work on ids here: on a GPU."""
+    return 0 < len(ids) <= on_gpu.MOST and runtime.chosen(ids.device, torch.float32)
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:
     """[n, dim]: rows [n] (int64) of a table [m, dim]."""
-    if not available(table) or not rows.is_contiguous():
+    if table.device.type != "cpu" or not available(table) or not rows.is_contiguous():
         return table.index_select(0, rows)
     out = table.new_empty(len(rows), table.shape[1])
     call("rows", f"take_{NAMES[table.dtype]}", table, rows, *out.shape, out)
@@ -29,10 +40,12 @@ def take(table: Tensor, rows: Tensor) -> Tensor:
 
 def add(table: Tensor, rows: Tensor, values: Tensor) -> None:
     """Add values [n, dim] to rows [n] (int64) of a table [m, dim], in place; a row may be named more than once."""
-    if available(table, values) and rows.is_contiguous():
+    if not available(table, values) or not rows.is_contiguous():
+        table.index_add_(0, rows, values)
+    elif table.device.type == "cpu":
         call("rows", f"add_{NAMES[table.dtype]}", table, rows, *values.shape, values)
     else:
-        table.index_add_(0, rows, values)
+        on_gpu.add(table, rows, values)
 
 
 def update(
@@ -43,14 +56,20 @@ def update(
     state: Mapping[str, Tensor],
     *,
     lr: float,
-    clip: float,
+    clip: float | Tensor,
     eps: float,
     betas: tuple[float, float],
     step: int,
 ) -> None:
-    """One step of optimiser `name` on rows [n] of a table, or all, in place; formulas in distributed/optim/rows.py."""
-    kinds = [*state.values(), None, None][:2]
+    """One step of optimiser `name` on rows [n] of a table, or all, in place; formulas in distributed/optim/rows.py.
+
+    On a GPU a row may be repeated, without others between: the first gradient counts.
+    """
     where = None if rows is None else rows.contiguous()
+    if table.device.type != "cpu":
+        on_gpu.update(name, table, where, grad, state, lr=lr, clip=clip, eps=eps, betas=betas, step=step)
+        return
+    kinds = [*state.values(), None, None][:2]
     numbers = map(float, (lr, clip, eps, *betas))
     sizes = len(grad), table.shape[1]
     call("rows", f"update_{NAMES[table.dtype]}", _RULES[name], table, where, *sizes, grad, *kinds, *numbers, step)

@@ -37,7 +37,7 @@ from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_ove
 from distkgd.distributed.reductions.partials import Partial, SoftmaxMean, Sum
 from distkgd.errors import UnsupportedError
 from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Phase, Update
-from distkgd.methods.losses.scores import batch_mean, candidate_count, huber, kl_divergence
+from distkgd.methods.losses.scores import batch_mean, batch_means, candidate_count, kl_divergence
 from distkgd.methods.losses.structure import shape, shape_fields
 from distkgd.models.model import Model, View
 
@@ -182,7 +182,7 @@ class DualDE(Method[DualdeConfig]):
             groups.add(_group(i))
             if isinstance(soft_weight, Tensor):  # its mean over positive triples
                 watched[f"soft_weight/{_group(i)}_positive"] = batch_mean(soft_weight.detach(), inputs)
-        terms = {name: batch_mean(value, inputs) for name, value in terms.items()}
+        terms = batch_means(terms, inputs)
         for i, view in enumerate(views[:num_learning]):
             terms |= {f"{_tag(i)}{name}": value for name, value in self.task.penalty(view).items()}
         yield Update(frozenset(groups | ({"evaluators"} if how.evaluation else set())), terms, watched)
@@ -214,13 +214,13 @@ class DualDE(Method[DualdeConfig]):
         # Eq. 4
         if self.settings.probabilities:
             own, other = torch.sigmoid(own), torch.sigmoid(other)
-        return huber(own - other, self.settings.delta)
+        return F.huber_loss(own, other, reduction="none", delta=self.settings.delta)
 
     def _with_shapes(self, distance: Tensor, which: int, shapes: Sequence[Sequence[Tensor]]) -> Tensor:
         # Eq. 5 on top: Eq. 7. Angle and length ratio of head and tail, of all models, or nothing.
         for numbers in zip(*shapes, strict=True):
             own, other = self._pair(which, numbers)
-            distance = distance + huber(own - other, self.settings.delta)
+            distance = distance + F.huber_loss(own, other, reduction="none", delta=self.settings.delta)
         return distance
 
     def _pointwise(self, views: Sequence[View], num_learning: int) -> Losses:

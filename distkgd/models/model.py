@@ -18,7 +18,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import PairScores
 from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
 from distkgd.errors import ConfigError
-from distkgd.kernels.candidates import Candidates, GatheredRows, plain
+from distkgd.kernels.candidates import Candidates, GatheredRows, embedded, plain
 from distkgd.kernels.packed import PackedRows, whole_queries
 from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.scorers import Init, Scorer
@@ -172,7 +172,9 @@ class Model:
 
     def relation_ids(self, queries: Queries) -> Tensor:
         """[Q] int64: row of each query's relation."""
-        return queries.relation + self.num_relations * queries.side if self.reciprocal else queries.relation
+        if not self.reciprocal:
+            return queries.relation
+        return torch.add(queries.relation, queries.side, alpha=self.num_relations)
 
 
 @torch.no_grad()
@@ -221,6 +223,10 @@ def project(scorer: Scorer, reciprocal: bool, queries: Queries, anchor: Tensor, 
     """[Q, query_size]: what of queries meets their candidates; `Model.project` for any scorer."""
     if reciprocal:
         return scorer.tail_query(anchor, relation)
+    if queries.side.device.type != "cpu":
+        turned = scorer.turned(relation, queries.side)
+        if turned is not None:
+            return scorer.tail_query(anchor, turned)
     asks_head = queries.side == 1
     if asks_head.device.type != "cpu":  # whose questions the host does not know, and would have to wait for
         both = scorer.head_query(anchor, relation), scorer.tail_query(anchor, relation)
@@ -323,7 +329,7 @@ class View:
                 candidates = self.opened.candidates()
                 if shape is not None:
                     candidates = plain(candidates).reshape(*shape, candidates.shape[-1])
-            self.relation = F.embedding(model.relation_ids(queries), self.relations)
+            self.relation = embedded(self.relations, model.relation_ids(queries))
             anchor = _drop(self.anchor, dropout, inputs, Stream.ENTITY_DROPOUT, model.scorer.biases)
             relation = _drop(self.relation, relation_dropout, inputs, Stream.RELATION_DROPOUT)
             self.dropped = anchor, relation
@@ -362,7 +368,7 @@ def _score_by_anchor(score_candidates: ScoreCandidates, anchors: int, queries: T
     # [groups, 1, N] of [groups, 1, anchors * query_size] queries, each of which meets N / anchors of the candidates.
     assert isinstance(rows, GatheredRows)
     groups, num = rows.index.shape
-    parts = GatheredRows(rows.table, rows.index.reshape(groups * anchors, num // anchors))
+    parts = replace(rows, index=rows.index.reshape(groups * anchors, num // anchors))
     each = queries.reshape(groups * anchors, 1, queries.shape[-1] // anchors)
     return score_candidates(each, parts).reshape(groups, 1, num)
 

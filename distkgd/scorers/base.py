@@ -116,6 +116,11 @@ class Scorer(ABC):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         """`[..., query_size]` what of (r, t) meets head candidates."""
 
+    def turned(self, r: Tensor, side: Tensor) -> Tensor | None:
+        """`[n, relation_size]` relations whose tail queries are head queries of r where side [n] is 1, and tail queries
+        of it where that is 0; None where none are."""
+        return None
+
     @abstractmethod
     def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
         """`[..., Q, N]` scores of queries `[..., Q, query_size]` against candidates `[..., N, entity_size]`.
@@ -189,6 +194,11 @@ class Scorer(ABC):
                 f"because coordinates are stored in groups of {self.dim_multiple} real numbers. "
                 f"Use {dim + self.dim_multiple - dim % self.dim_multiple} instead."
             )
+
+
+def sign_of(side: Tensor) -> Tensor:
+    """`[n]` 1 where side is 0, -1 where it is 1."""
+    return torch.rsub(side, 1, alpha=2)
 
 
 def check_reciprocal(scorer: Scorer, reciprocal: bool) -> None:

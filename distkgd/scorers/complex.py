@@ -2,8 +2,10 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from distkgd.scorers.base import sign_of
 from distkgd.scorers.bilinear import Bilinear
 from distkgd.scorers.interleaved import complex_product, conjugate
 
@@ -26,6 +28,11 @@ class ComplEx(Bilinear):
 
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return complex_product(t, conjugate(r))
+
+    def turned(self, r: Tensor, side: Tensor) -> Tensor:
+        sign = sign_of(side)
+        turned: Tensor = r.unflatten(-1, (-1, 2)) * torch.stack([sign.abs(), sign], -1).unsqueeze(1)
+        return turned.flatten(-2)
 
     def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
         return complex_product(conjugate(h), t)

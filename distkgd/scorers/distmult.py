@@ -24,5 +24,8 @@ class DistMult(Bilinear):
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return t * r
 
+    def turned(self, r: Tensor, side: Tensor) -> Tensor:
+        return r
+
     def relation_query(self, h: Tensor, t: Tensor) -> Tensor:
         return h * t

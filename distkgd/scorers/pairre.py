@@ -1,5 +1,6 @@
 """PairRE: a relation scales head and tail, each with its own vector."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -48,7 +49,7 @@ class PairRE(Scorer):
         return _side_by_side(unit(t) * for_tail, for_head)
 
     def score_candidates(self, q: Tensor, c: Candidates) -> Tensor:
-        rows = GatheredRows(unit(c.table), c.index) if isinstance(c, GatheredRows) else unit(plain(c))
+        rows = replace(c, table=unit(c.table)) if isinstance(c, GatheredRows) else unit(plain(c))
         return self.margin - pair_sums("scaled_manhattan", q, rows)
 
     def entity_init(self) -> Init:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distkgd.kernels.pairs import Kind
-from distkgd.scorers.base import Init
+from distkgd.scorers.base import Init, sign_of
 from distkgd.scorers.distance import Distance
 from distkgd.scorers.interleaved import as_complex, complex_product, join_pairs
 
@@ -47,6 +47,9 @@ class RotatE(Distance):
 
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return self.tail_query(t, -r)
+
+    def turned(self, r: Tensor, side: Tensor) -> Tensor:
+        return r * sign_of(side).unsqueeze(1)
 
     def relation_init(self) -> Init:
         return Init("uniform", math.pi)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distkgd.kernels.pairs import Kind
-from distkgd.scorers.base import Init
+from distkgd.scorers.base import Init, sign_of
 from distkgd.scorers.distance import Distance
 
 
@@ -33,6 +33,9 @@ class TransE(Distance):
 
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         return t - r
+
+    def turned(self, r: Tensor, side: Tensor) -> Tensor:
+        return r * sign_of(side).unsqueeze(1)
 
     def relation_init(self) -> Init:
         return self.entity_init()

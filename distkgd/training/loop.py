@@ -109,14 +109,15 @@ def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[s
         for update in method.updates(inputs):
             if on_host:
                 job.prefetcher.advance()
-            terms = torch.stack(list(update.terms.values()))
+            terms = _stacked(update.terms)
             terms.backward(torch.ones_like(terms))  # of their sum
             if not on_host:  # which may have to wait for ids: by now the device has enough to do
                 job.prefetcher.advance()
             names = (*update.terms, *update.watched)
-            numbers = terms.detach().double()
+            numbers = terms.detach()
             if update.watched:
-                numbers = torch.cat([numbers, torch.stack(list(update.watched.values())).detach()])
+                numbers = torch.cat([numbers, _stacked(update.watched).detach()])
+            numbers = numbers.double() if on_host or accumulate > 1 else numbers
             totals[names] = numbers + totals[names] if names in totals else numbers
             if i + 1 == accumulate:
                 values, stopping = apply(job, progress, sorted(update.groups), totals, signal_number)
@@ -134,10 +135,10 @@ def apply(
     dense = [job.dense[group] for group in groups if group in job.dense]
     limit, alone = job.config.optimizer.clip, job.ranks.world == 1
     told = [] if alone else [torch.full((1,), float(signal_number), device=job.ranks.device)]
-    said = torch.cat([*totals.values(), *told])
+    said = [*totals.values(), *told]
     # An engine that sums over ranks itself may do so, unless the norm of the sum is needed first.
     reduced = bool(limit) or not all(one.sums_ranks for one in dense)
-    arrived = begin_reducing(dense if reduced else [], job.ranks, said)
+    arrived = begin_reducing(dense if reduced else [], job.ranks, said[0] if len(said) == 1 else torch.cat(said))
 
     def agree() -> tuple[dict[str, Number], Number]:
         agreed = arrived()
@@ -165,6 +166,12 @@ def apply(
         if group in job.dense:
             job.dense[group].step(rates[group], clip, reduced=reduced)
     return found
+
+
+def _stacked(numbers: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    # [n] of [] each.
+    listed = list(numbers.values())
+    return listed[0].reshape(1) if len(listed) == 1 else torch.stack(listed)
 
 
 def end_epoch(job: Job, progress: Progress, log: MetricsLog, begun: float) -> bool:

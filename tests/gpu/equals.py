@@ -9,7 +9,9 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.pipeline.config import StageConfig
 from distkgd.pipeline.stages import Stage
 from tests.gpu.cases import job_of
-from tests.gpu.device import fetched
+from tests.gpu.counts import COUNTS
+from tests.gpu.device import fetched, install
+from tests.gpu.kernels import kernels_there
 from tests.toys import take_steps, toy_job, toy_run
 
 STEPS = 3
@@ -43,3 +45,12 @@ def on_host(found: Found) -> Found:
     out["losses"] = [{name: float(number) for name, number in terms.items()} for terms in out["losses"]]
     assert all(torch.isfinite(table).all() for table in out["tables"].values())
     return out
+
+
+def both_with_kernels(config: dict[str, Any]) -> tuple[Found, Found, set[str]]:
+    """`both` in a process with TRITON_INTERPRET=1, whose device runs our Triton kernels; and which of them it ran."""
+    ranks = Ranks(device=install())
+    COUNTS.reset()
+    with kernels_there(values=True):
+        one, two = both(ranks, config)
+    return one, two, {name for _, name in COUNTS.launches if name.endswith("_code")}

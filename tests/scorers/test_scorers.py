@@ -309,6 +309,20 @@ def test_a_crop_larger_than_the_model_is_refused(name: str) -> None:
 # --- Building, options, constants -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_turned_relation_asks_tail_queries_for_heads(name: str) -> None:
+    scorer = build_scorer(name, 8)
+    side = torch.tensor([0, 1, 1, 0, 1])
+    anchor = torch.randn(5, scorer.entity_size, dtype=torch.float64)
+    relation = torch.randn(5, scorer.relation_size, dtype=torch.float64)
+    if (turned := scorer.turned(relation, side)) is not None:
+        asked = torch.where(
+            (side == 1)[:, None], scorer.head_query(anchor, relation), scorer.tail_query(anchor, relation)
+        )
+        torch.testing.assert_close(scorer.tail_query(anchor, turned), asked)
+    assert (turned is not None) == (name in ("complex", "distmult", "rotate", "transe"))
+
+
 @EVERY_CASE
 def test_constants_survive_json(name: str, norm: int | None) -> None:
     scorer = build_scorer(name, DIM, norm=norm)

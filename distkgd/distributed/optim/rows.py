@@ -7,6 +7,7 @@ State lives beside the rows it belongs to and is sharded with them. Bytes per en
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,9 @@ def new_state(name: str, weight: Tensor, num: int | None = None) -> dict[str, Te
 
 def update(name: str, weight: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: float, step: int) -> None:
     """One step of optimiser `name` on weight [n, ...] and its state, in place. step counts from 1."""
+    if weight.device.type != "cpu" and weight.dim() == 2 and kernels.available(weight, grad, *state.values()):
+        kernels.update(name, weight, None, grad, state, **_numbers(name, lr, 1.0, step))
+        return
     match name:
         case "sgd":
             weight.add_(grad, alpha=-lr)
@@ -58,6 +62,12 @@ def update(name: str, weight: Tensor, grad: Tensor, state: Mapping[str, Tensor],
             state["square"].mul_(second).addcmul_(grad, grad, value=1 - second)
             spread = (state["square"] / (1 - second**step)).sqrt_().add_(ADAM_EPS)
             weight.addcdiv_(state["mean"], spread, value=-lr / (1 - first**step))
+
+
+def _numbers(name: str, lr: float, clip: float | Tensor, step: int) -> dict[str, Any]:
+    # What a kernel is told of a step.
+    eps = ADAM_EPS if name == "adam" else ADAGRAD_EPS
+    return {"lr": lr, "clip": clip, "eps": eps, "betas": ADAM_BETAS, "step": step}
 
 
 def state_numbers(name: str, dim: int) -> int:
@@ -139,8 +149,8 @@ class RowOptimizer:
     def _update(self, touched: Tensor | None, grad: Tensor, lr: float, clip: float | Tensor) -> None:
         weight, dtype = self.table.weight, self.table.dtype
         if kernels.available(weight, grad, *self.state.values()):
-            numbers = {"lr": lr, "clip": float(clip), "eps": ADAM_EPS if self.name == "adam" else ADAGRAD_EPS}
-            kernels.update(self.name, weight, touched, grad, self.state, **numbers, betas=ADAM_BETAS, step=self.steps)
+            numbers = _numbers(self.name, lr, clip, self.steps)
+            kernels.update(self.name, weight, touched, grad, self.state, **numbers)
             return
         if isinstance(clip, Tensor) or clip != 1.0:
             grad.mul_(clip)

@@ -139,9 +139,12 @@ class _Pass:
         """What each ask makes of its merged columns ([k, Q])."""
         got: list[dict[str, Tensor]] = [{} for _ in self.asks]
         at = 0
+        # The gradient of all rows at once is one launch on a GPU, that of each by itself is a table of zeros.
+        at_once = merged.device.type != "cpu" and len(merged) > 2
+        rows: Tensor | Sequence[Tensor] = merged.unbind() if at_once else merged
         for i, name, kind, planes in self.kinds:
             for part in PARTS.get(kind, ("",)):
-                got[i][name + part] = merged[at : at + planes] if planes else merged[at]
+                got[i][name + part] = merged[at : at + planes] if planes else rows[at]
                 at += planes or 1
         return [ask.finish(found, *ask.local) for ask, found in zip(self.asks, got, strict=True)]
 

@@ -53,14 +53,26 @@ class SoftmaxGap:
     teacher: Tensor
 
 
-Partial = Sum | Count | LogSumExp | SoftmaxMean | SoftmaxGap
+@dataclass(frozen=True)
+class SoftplusSum:
+    """Sum over candidates of softplus(`scores` [Q, N]), `name` + "sum", and how many count, `name` + "count", which
+    takes no gradient; where `kernels.softplus_summable` says so."""
+
+    scores: Tensor
+
+
+Partial = Sum | Count | SoftplusSum | LogSumExp | SoftmaxMean | SoftmaxGap
 
 
 Kind = tuple[int, str, type[Partial], int]
 
 
 # What a kind's columns are called, after the name of the partial.
-PARTS: Mapping[type[Partial], tuple[str, ...]] = {SoftmaxMean: (".lse", ""), SoftmaxGap: (".lse", "", ".student")}
+PARTS: Mapping[type[Partial], tuple[str, ...]] = {
+    SoftmaxMean: (".lse", ""),
+    SoftmaxGap: (".lse", "", ".student"),
+    SoftplusSum: ("sum", "count"),
+}
 
 
 def only_logsumexp(found: Mapping[str, Partial], scores: Sequence[Tensor]) -> bool:
@@ -90,6 +102,8 @@ def columns_of(partial: Partial, last: bool, known: Known) -> list[Tensor]:
             return [value.sum(-1)]
         case Count(value):
             return [value.sum(-1).double()]
+        case SoftplusSum(scores):
+            return list(kernels.softplus_sums(scores))
         case LogSumExp(logit):
             if id(logit) not in known.sums:
                 known.sums[id(logit)] = logit, _logsumexp(logit, last)
@@ -120,7 +134,7 @@ def _logsumexp(logit: Tensor, last: bool = False) -> Tensor:
 def merge(kinds: Sequence[Kind], parts: Tensor) -> Tensor:
     # [pieces, columns, Q] -> [columns, Q], in the order of columns_of, so that what was merged can be merged again.
     if len(parts) == 1:
-        return parts[0]
+        return parts.squeeze(0)
     out: list[Tensor] = []
     at = 0
     for _, _, kind, planes in kinds:
@@ -134,7 +148,7 @@ def merge(kinds: Sequence[Kind], parts: Tensor) -> Tensor:
         elif kind is LogSumExp:
             out.append(torch.logsumexp(first, 0))
         else:
-            out.append(first.sum(0))
+            out += [part.sum(0) for part in (first, *others)]
     return torch.cat(out)
 
 
@@ -154,5 +168,5 @@ def unmerge(kinds: Sequence[Kind], part: Tensor, merged: Tensor, grad: Tensor) -
         elif kind is LogSumExp:
             out.append(torch.exp(mine[0] - whole[0]) * pulled[0])
         else:
-            out.append(pulled[0])
+            out += pulled
     return torch.cat(out)

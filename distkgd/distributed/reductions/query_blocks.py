@@ -47,10 +47,16 @@ def answer_means(weighted: Mapping[str, tuple[float, LossRequest]], num_queries:
     fields = list({id(f): f for ask in asks.values() for f in ask.fields}.values())
     blocks = _number_of_blocks(fields[0], len(fields))
     if blocks == 1 or not torch.is_grad_enabled():
-        return {name: weights[name] * got.sum() for name, got in reduce_over_candidates(asks).items()}
+        return {name: _weighted(got, weights[name]) for name, got in reduce_over_candidates(asks).items()}
     batch = _Batch(list(asks.values()), fields, blocks, list(weights.values()))
     terms: Tensor = _Visit.apply(batch, *batch.tensors())  # type: ignore[no-untyped-call]
     return dict(zip(asks, terms.unbind(), strict=True))
+
+
+def _weighted(losses: Tensor, weight: float) -> Tensor:
+    # weight * their sum, on a GPU in one kernel less where that is the mean.
+    alone = losses.device.type != "cpu" and weight * losses.numel() == 1.0
+    return losses.mean() if alone else weight * losses.sum()
 
 
 def _number_of_blocks(field: PairScores, num_fields: int) -> int:

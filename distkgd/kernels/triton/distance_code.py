@@ -213,12 +213,13 @@ def candidates_code(q_ptr, table_ptr, index_ptr, grad_ptr, out_ptr, num_queries,
 
 
 @triton.jit
-def rows_code(q_ptr, table_ptr, grad_ptr, order_ptr, offsets_ptr, out_ptr, num_queries, num_candidates, width,
+def rows_code(q_ptr, table_ptr, grad_ptr, order_ptr, offsets_ptr, out_ptr, before, num_queries, num_candidates, width,
               ACC: tl.constexpr, KIND: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """out [M, d]: gradients of table rows, summed over the pairs (group, candidate) that hold them.
 
-    order: these pairs, sorted by row; offsets [M + 1]: where each row's begin. One program: BK coordinates of one row,
-    and every query that meets it, in order. Rows that nobody meets become 0.
+    order: these pairs plus `before`, sorted by row, among smaller numbers that are no pairs; offsets [M + 1]: where
+    each row's begin. One program: BK coordinates of one row, and every query that meets it, in order. Rows that nobody
+    meets become 0.
     """
     row = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BK
@@ -232,7 +233,8 @@ def rows_code(q_ptr, table_ptr, grad_ptr, order_ptr, offsets_ptr, out_ptr, num_q
     for at in range(0, number, BE):
         entry = at + tl.arange(0, BE)
         has = entry < number
-        pair = tl.load(order_ptr + begin + entry // num_queries, mask=has, other=0)
+        pair = tl.load(order_ptr + begin + entry // num_queries, mask=has, other=0) - before
+        has = has & (pair >= 0)
         asked = (pair // num_candidates) * num_queries + entry % num_queries
         g = tl.load(grad_ptr + asked * num_candidates + pair % num_candidates, mask=has, other=0.0).to(ACC)
         q0, q1 = _parts(q_ptr, asked, has, start, width, ACC, KIND, "query", BE, BK)
@@ -242,9 +244,9 @@ def rows_code(q_ptr, table_ptr, grad_ptr, order_ptr, offsets_ptr, out_ptr, num_q
 
 
 @triton.jit
-def gather_code(parts_ptr, order_ptr, offsets_ptr, out_ptr, width, ACC: tl.constexpr, BE: tl.constexpr,
+def gather_code(parts_ptr, order_ptr, offsets_ptr, out_ptr, before, width, ACC: tl.constexpr, BE: tl.constexpr,
                 BK: tl.constexpr):  # fmt: skip
-    """out [M, d]: sums of the rows of parts [G·N, d] that belong to each table row, in order."""
+    """out [M, d]: sums of the rows of parts [G·N, d] that belong to each table row, in order; see `rows_code`."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     begin = tl.load(offsets_ptr + row)
@@ -252,7 +254,7 @@ def gather_code(parts_ptr, order_ptr, offsets_ptr, out_ptr, width, ACC: tl.const
     total = tl.zeros((BE, BK), dtype=ACC)
     for at in range(begin, end, BE):
         entry = at + tl.arange(0, BE)
-        pair = tl.load(order_ptr + entry, mask=entry < end, other=0)
-        mask = (entry < end)[:, None] & (k < width)[None, :]
+        pair = tl.load(order_ptr + entry, mask=entry < end, other=0) - before
+        mask = ((entry < end) & (pair >= 0))[:, None] & (k < width)[None, :]
         total += tl.load(parts_ptr + pair[:, None] * width + k[None, :], mask=mask, other=0.0).to(ACC)
     tl.store(out_ptr + row * width + k, tl.sum(total, 0), mask=k < width)

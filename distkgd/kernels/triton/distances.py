@@ -32,6 +32,11 @@ _LAID_OUT = 8
 PROGRAMS = 512
 
 
+# Places of an index by table row, equal rows in order, among smaller numbers; [rows + 1] where those of each row begin;
+# what its places begin with.
+Sorted = tuple[Tensor, Tensor, int]
+
+
 @dataclass(frozen=True)
 class Blocks:
     """What one program holds: queries × candidates × coordinates, and the warps it works with."""
@@ -76,10 +81,15 @@ def forward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, candidat
     return out
 
 
-def backward(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """([G, Q, a], [M, d]) gradients of q and of the table, for the gradient [G, Q, N] of what `forward` gives."""
+def backward(
+    kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor, sorted_: Sorted | None = None
+) -> tuple[Tensor, Tensor]:
+    """([G, Q, a], [M, d]) gradients of q and of the table, for the gradient [G, Q, N] of what `forward` gives.
+
+    sorted_: of the index, if that is known.
+    """
     q, table, grad = q.contiguous(), table.contiguous(), grad.contiguous()
-    return query_gradient(kind, q, table, index, grad), table_gradient(kind, q, table, index, grad)
+    return query_gradient(kind, q, table, index, grad), table_gradient(kind, q, table, index, grad, sorted_)
 
 
 def query_gradient(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
@@ -103,7 +113,9 @@ def query_gradient(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, g
     return out.sum(0).to(q.dtype) if splits > 1 else out[0]
 
 
-def table_gradient(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
+def table_gradient(
+    kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, grad: Tensor, sorted_: Sorted | None = None
+) -> Tensor:
     """[M, d], see `backward`; all tensors contiguous."""
     candidates = grad.shape[2]
     groups, queries, width = _sizes(kind, q, table, index, candidates)
@@ -112,10 +124,10 @@ def table_gradient(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, g
     wide = sum_dtype(q, table)
     out = torch.empty_like(table)
     if index is not None and queries < _LAID_OUT:
-        order, offsets = _by_row(index, len(table))
+        order, offsets, before = sorted_ or _by_row(index, len(table))
         size = _row_blocks(width)
         rows_code[(len(table), pieces(width, size.coordinates))](
-            q, table, grad, order, offsets, out, queries, candidates, width,
+            q, table, grad, order, offsets, out, before, queries, candidates, width,
             ACC=in_triton(wide), KIND=kind, BE=size.candidates, BK=size.coordinates, num_warps=size.warps, **OPTIONS,
         )  # fmt: skip
         return out
@@ -125,12 +137,17 @@ def table_gradient(kind: Kind, q: Tensor, table: Tensor, index: Tensor | None, g
         q, table, _pointer(index, table), grad, each, queries, candidates, width,
         ACC=in_triton(wide), KIND=kind, INDEXED=index is not None, **_named(size), **OPTIONS,
     )  # fmt: skip
-    if index is not None:
-        order, offsets = _by_row(index, len(table))
-        size = _row_blocks(table.shape[1])
-        gather_code[(len(table), pieces(table.shape[1], size.coordinates))](
-            each, order, offsets, out, table.shape[1],
-            ACC=in_triton(wide), BE=size.candidates, BK=size.coordinates, num_warps=size.warps, **OPTIONS,
+    return out if index is None else row_sums(each, sorted_ or _by_row(index, len(table)), out)
+
+
+def row_sums(parts: Tensor, sorted_: Sorted, out: Tensor) -> Tensor:
+    """out [M, d]: sums of the rows of parts [n, d], contiguous, that belong to each row of a table, in order."""
+    (order, offsets, before), width = sorted_, out.shape[1]
+    size, wide = _row_blocks(width), in_triton(sum_dtype(parts, out))
+    if out.numel():
+        gather_code[(len(out), pieces(width, size.coordinates))](
+            parts, order, offsets, out, before, width,
+            ACC=wide, BE=size.candidates, BK=size.coordinates, num_warps=size.warps, **OPTIONS,
         )  # fmt: skip
     return out
 
@@ -158,7 +175,6 @@ def _row_blocks(width: int) -> Blocks:
     return Blocks(1, 4, min(256, power_of_two(width)))
 
 
-def _by_row(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Places of an index sorted by table row, equal rows in order; [rows + 1] where each row's places begin."""
+def _by_row(index: Tensor, rows: int) -> Sorted:
     found, order = torch.sort(index.reshape(-1), stable=True)
-    return order, torch.searchsorted(found, torch.arange(rows + 1, device=index.device))
+    return order, torch.searchsorted(found, torch.arange(rows + 1, device=index.device)), 0

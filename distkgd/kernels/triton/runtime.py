@@ -26,8 +26,8 @@ class _Absent:
         return None
 
     @staticmethod
-    def jit(function: Any) -> Any:
-        return function
+    def jit(function: Any = None, **_: Any) -> Any:
+        return function or (lambda decorated: decorated)
 
 
 def _triton(name: str) -> Any:

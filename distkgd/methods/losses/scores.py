@@ -17,14 +17,23 @@ from torch import Tensor
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.candidate_layout import valid_mask
 from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
-from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, SoftmaxMean, Sum
+from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, SoftmaxMean, SoftplusSum, Sum
 from distkgd.errors import UnsupportedError
+from distkgd.kernels.scores import softplus_summable
 from distkgd.models.model import View
 
 
 def batch_mean(per_query: Tensor, inputs: StepInputs) -> Tensor:
     """[]: this rank's share of the mean over the global batch; the shares of all ranks (and parts) add up to it."""
     return per_query.sum() / inputs.batch.num_queries
+
+
+def batch_means(per_query: Mapping[str, Tensor], inputs: StepInputs) -> dict[str, Tensor]:
+    """{name: `batch_mean`}; on a GPU all at once."""
+    if inputs.batch.triples.device.type == "cpu":
+        return {name: batch_mean(value, inputs) for name, value in per_query.items()}
+    means = torch.stack(list(per_query.values())).sum(1) / inputs.batch.num_queries
+    return dict(zip(per_query, means.unbind(), strict=True))
 
 
 def batch_sum(shares: Sequence[Tensor], inputs: StepInputs) -> list[Tensor]:
@@ -57,6 +66,8 @@ def hard_loss(
         out: dict[str, Partial] = {}
         if name == "softmax":
             out["lse"] = LogSumExp(z)
+        elif name in ("softplus", "bce") and softplus_summable(z):
+            out[""] = SoftplusSum(z)
         elif name == "self_adversarial":
             out["mean"] = SoftmaxMean(temperature * z.detach(), F.softplus(z))
         elif name == "margin":
@@ -66,18 +77,20 @@ def hard_loss(
             out["sum"] = Sum(F.softplus(z))
         if label_smoothing:
             out["scores"] = Sum(z * valid_mask(z.detach()))
-        if label_smoothing or name in ("softplus", "margin"):
+        if "" not in out and (label_smoothing or name in ("softplus", "margin")):
             out["count"] = Sum(valid_mask(z.detach()))
         return out
 
     def finish(got: dict[str, Tensor], positive: Tensor, share: Tensor | None = None) -> Tensor:
         match name:
             case "softmax":
-                loss = torch.logaddexp(positive, got["lse"]) - positive
+                loss = _missed(positive, got["lse"])
             case "bce":
                 loss = F.softplus(-positive) + got["sum"] * (1.0 if share is None else share)
             case "softplus":
-                loss = F.softplus(-positive) + got["sum"] / candidate_count(got)
+                loss = got["sum"] / candidate_count(got)
+                # The same in one kernel less.
+                loss = F.softplus(-positive) + loss if loss.device.type == "cpu" else loss - F.logsigmoid(positive)
             case "self_adversarial":
                 loss = F.softplus(-positive) + got["mean"]
             case "margin":
@@ -90,6 +103,13 @@ def hard_loss(
 
     own = (positive,) if share is None else (positive, share)
     return LossRequest(partials, [view.negatives], finish, (positive,) if name == "margin" else (), own)
+
+
+def _missed(own: Tensor, rest: Tensor) -> Tensor:
+    # [Q]: -log of the share of exp(own), of rest the log-sum-exp is known; on a GPU in fewer kernels.
+    if own.device.type == "cpu":
+        return torch.logaddexp(own, rest) - own
+    return F.softplus(rest - own, threshold=40.0)
 
 
 def candidate_count(got: Mapping[str, Tensor]) -> Tensor:
@@ -121,18 +141,24 @@ def kl_divergence(
         return {"gap": SoftmaxGap(zs, zt)}
 
     def finish(got: dict[str, Tensor], own_s: Tensor, own_t: Tensor, share: Tensor | None = None) -> Tensor:
-        divergence = temperature**2 * kl_of(got, own_s, own_t)
+        divergence = kl_of(got, own_s, own_t)
+        divergence = divergence if temperature == 1.0 else temperature**2 * divergence
         return divergence if share is None else divergence * share
 
     own_t = teacher.positive.detach() if stop_teacher else teacher.positive
     own_s = student.positive.detach() if stop_student else student.positive
-    own = own_s / temperature, own_t / temperature, *_share(student)
-    return LossRequest(partials, [student.negatives, teacher.negatives], finish, local=own)
+    own = (own_s, own_t) if temperature == 1.0 else (own_s / temperature, own_t / temperature)
+    local = *own, *_share(student)
+    return LossRequest(partials, [student.negatives, teacher.negatives], finish, local=local)
 
 
 def kl_of(got: Mapping[str, Tensor], own_s: Tensor, own_t: Tensor) -> Tensor:
     """[Q]: KL(t || s) of two softmaxes over all candidates. got: their `SoftmaxGap` "gap" over N(q). own: the answer's
     logits."""
+    if own_s.device.type != "cpu":  # the same in half as many kernels
+        apart, others_t = own_t - own_s, got["gap.lse"] - own_t
+        missed = _missed(own_s, got["gap.student"]) - F.softplus(others_t, threshold=40.0)
+        return torch.sigmoid(others_t) * (got["gap"] - apart) + missed
     lse_s, lse_t = torch.logaddexp(own_s, got["gap.student"]), torch.logaddexp(own_t, got["gap.lse"])
     gap = torch.exp(got["gap.lse"] - lse_t) * got["gap"] + torch.exp(own_t - lse_t) * (own_t - own_s)
     return gap - lse_t + lse_s

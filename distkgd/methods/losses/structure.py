@@ -1,15 +1,18 @@
 """The embedding structure of triples, as DualDE compares it: angle and length ratio of head and tail."""
 
+from dataclasses import replace
 from functools import partial
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd.distributed.reductions.candidate_layout import PairScores
-from distkgd.kernels.candidates import Candidates, plain
+from distkgd.kernels.candidates import Candidates, GatheredRows, plain
 from distkgd.models.model import View
 from distkgd.scorers.base import Scorer
+from distkgd.scorers.sums.tiles import inner
 
 _SMALLEST_NORM = 1e-6  # of an entity row, in the length ratio of DualDE Eq. 5
 
@@ -40,12 +43,23 @@ def _log_norm(rows: Tensor) -> Tensor:
     return torch.log(torch.linalg.vector_norm(rows, dim=-1).clamp(min=_SMALLEST_NORM))
 
 
+def _by_table(rows: Candidates) -> TypeGuard[GatheredRows]:
+    # On a GPU a listed row is measured once, however often it is listed: rounding apart the same.
+    return isinstance(rows, GatheredRows) and rows.table.device.type != "cpu"
+
+
 def _meet_cosine(scorer: Scorer, queries: Tensor, rows: Candidates) -> Tensor:
+    if _by_table(rows):
+        unit = F.normalize(scorer.coordinates(rows.table), dim=-1, eps=_SMALLEST_NORM)
+        return inner(queries, replace(rows, table=unit))
     return queries @ F.normalize(scorer.coordinates(plain(rows)), dim=-1, eps=_SMALLEST_NORM).transpose(-1, -2)
 
 
 def _meet_ratio(scorer: Scorer, queries: Tensor, rows: Candidates) -> Tensor:
     # exp(sign * (log |anchor| - log |candidate|)), sign = -1 where the candidate is the head.
     # The product gives autograd a result of its own: fields are written over where a pair does not count.
-    lengths = _log_norm(scorer.coordinates(plain(rows))).unsqueeze(-2)
+    if _by_table(rows):
+        lengths = plain(replace(rows, table=_log_norm(scorer.coordinates(rows.table)).unsqueeze(1))).mT
+    else:
+        lengths = _log_norm(scorer.coordinates(plain(rows))).unsqueeze(-2)
     return 1.0 * torch.exp(queries[..., 1:] - queries[..., :1] * lengths)

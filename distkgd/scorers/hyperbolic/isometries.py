@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar, final
 
 import torch
@@ -127,7 +128,7 @@ def with_bias(bias: Tensor, *parts: Tensor) -> Tensor:
 def split_bias(c: GatheredRows) -> tuple[Tensor, GatheredRows]:
     """`[..., 1, N]` biases of listed candidates, and these without them."""
     bias, points = c.table.split([1, c.table.shape[1] - 1], dim=1)
-    return of_listed(bias, c.index), GatheredRows(points, c.index)
+    return of_listed(bias, c.index), replace(c, table=points)
 
 
 def of_listed(numbers: Tensor, index: Tensor) -> Tensor:

@@ -43,10 +43,13 @@ def pair_sums(term: pairs.Kind, q: Tensor, c: Candidates) -> Tensor:
     """
     dtype = torch.promote_types(q.dtype, c.dtype)
     q, c = q.to(torch.promote_types(dtype, torch.float32)), c.to(torch.promote_types(dtype, torch.float32))
+    ordered = None
     if isinstance(c, GatheredRows) and _kernels(q) is not None:
         table, index = c.table, c.index.reshape(-1, c.index.shape[-1]).contiguous()
         candidates, shape = index.shape[1], (*q.shape[:-1], index.shape[1])
         grouped = q.reshape(len(index), *q.shape[-2:])
+        if c.segments is not None:
+            ordered = c.segments.order, c.segments.offsets, c.first
     else:
         rows, index = plain(c), None
         lead = torch.broadcast_shapes(q.shape[:-2], rows.shape[:-2])
@@ -58,7 +61,8 @@ def pair_sums(term: pairs.Kind, q: Tensor, c: Candidates) -> Tensor:
             grouped = q.expand(*lead, *q.shape[-2:]).reshape(lead.numel(), *q.shape[-2:])
             rows = rows.expand(*lead, *rows.shape[-2:])
         table = rows.reshape(-1, rows.shape[-1])
-    sums = _PairSums.apply(term, candidates, grouped.contiguous(), table.contiguous(), index)  # type: ignore[no-untyped-call]
+    call: Any = _PairSums.apply
+    sums = call(term, candidates, grouped.contiguous(), table.contiguous(), index, ordered)
     return cast(Tensor, sums).reshape(shape).to(dtype)
 
 
@@ -109,9 +113,17 @@ class _PairSums(torch.autograd.Function):
     """`[G, Q, N]` of queries `[G, Q, width]` and rows of a table `[m, dim]`: those `[G, N]` listed, or all in order."""
 
     @staticmethod
-    def forward(ctx: Any, term: pairs.Kind, candidates: int, q: Tensor, table: Tensor, index: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        term: pairs.Kind,
+        candidates: int,
+        q: Tensor,
+        table: Tensor,
+        index: Tensor | None,
+        ordered: distances.Sorted | None,
+    ) -> Tensor:
         ctx.save_for_backward(q, table, index)
-        ctx.term, kernels = term, _kernels(q)
+        ctx.term, ctx.ordered, kernels = term, ordered, _kernels(q)
         if kernels is not None:
             return cast(Tensor, kernels.forward(term, q, table, index, candidates))
         c = table.view(len(q), candidates, table.shape[-1])
@@ -125,12 +137,14 @@ class _PairSums(torch.autograd.Function):
         (q, table, index), (grad,) = ctx.saved_tensors, grads
         kernels = _kernels(q)
         if kernels is not None and not torch.is_grad_enabled():
-            return None, None, *kernels.backward(ctx.term, q, table, index, grad), None
+            more = () if kernels is pairs else (ctx.ordered,)
+            return None, None, *kernels.backward(ctx.term, q, table, index, grad, *more), None, None
         c = table.view(len(q), grad.shape[2], table.shape[1]) if index is None else plain(GatheredRows(table, index))
         of_q, of_c = _Pulled.apply(ctx.term, q, c, grad)  # type: ignore[no-untyped-call]
         if index is None:
-            return None, None, of_q, of_c.view(table.shape), None
-        return None, None, of_q, torch.zeros_like(table).index_add(0, index.flatten(), of_c.flatten(0, 1)), None
+            return None, None, of_q, of_c.view(table.shape), None, None
+        of_rows = torch.zeros_like(table).index_add(0, index.flatten(), of_c.flatten(0, 1))
+        return None, None, of_q, of_rows, None, None
 
 
 class _Pulled(torch.autograd.Function):

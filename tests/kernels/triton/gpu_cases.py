@@ -4,14 +4,18 @@ interpreter, `benchmarks/gpu.py` on a GPU. Each raises AssertionError.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from distkgd.common import random as cpu_random
+from distkgd.distributed.optim import rows as optim
 from distkgd.errors import UnsupportedError
 from distkgd.kernels.pairs import Kind
 from distkgd.kernels.triton import distances as gpu_distances
-from distkgd.kernels.triton import losses
+from distkgd.kernels.triton import draws, losses, scores
+from distkgd.kernels.triton import rows as gpu_rows
 from distkgd.kernels.triton.losses import MASKED_SCORE, Excluded, Tile
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -159,6 +163,98 @@ def a_second_derivative_is_refused(device: str) -> None:
     except UnsupportedError:
         return
     raise AssertionError("a second derivative came out")
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def rows_are_added_up(num: int, few: int, device: str) -> None:
+    """few: from so many rows on they are sorted first."""
+    table, values = (random(*shape, dtype=torch.float32, device=device, seed=i).detach() for i, shape in
+                     enumerate(((7, 21), (num, 21))))  # fmt: skip
+    rows = torch.randint(7, (num,), generator=torch.Generator().manual_seed(3)).to(device) // 2 * 2
+    wanted = table.double().index_add(0, rows, values.double())
+    kept, gpu_rows.FEW = gpu_rows.FEW, few
+    try:
+        again = table.clone()
+        for out in (table, again):
+            gpu_rows.add(out, rows, values)
+    finally:
+        gpu_rows.FEW = kept
+    close(table, wanted, SUMS[torch.float32])
+    assert torch.equal(table, again), "two runs, two results"
+
+
+def segments_are_those_of_sorted_numbers(num: int, below: int, device: str) -> None:
+    ids = torch.randint(below, (num,), generator=torch.Generator().manual_seed(0))
+    most = min(num, below)
+    found = gpu_rows.segments(ids.to(device), most)
+    unique, place, counts = torch.unique(ids, return_inverse=True, return_counts=True)
+    assert found.unique.tolist() == unique.tolist() + [int(unique[-1])] * (most - len(unique))
+    assert torch.equal(found.place.cpu(), place)
+    assert torch.equal(found.order.cpu(), torch.sort(ids, stable=True).indices)
+    offsets = [0, *counts.cumsum(0).tolist()]
+    assert found.offsets.tolist() == offsets + [num] * (most + 1 - len(offsets))
+
+
+def updates_are_those_of_the_formula(name: str, listed: bool, device: str) -> None:
+    """Of listed rows one stands there three times, with nothing but zeros as its second and third gradient."""
+    table = random(9, 37, dtype=torch.float32, device=device, seed=0).detach()
+    state = optim.new_state(name, table)
+    wanted, kinds = table.double(), {kind: value.double() for kind, value in state.items()}
+    once = torch.tensor([1, 4, 8]) if listed else torch.arange(9)
+    rows = torch.tensor([1, 4, 8, 8, 8], device=device) if listed else None
+    for step in (1, 2, 3):
+        grad = random(len(once), 37, dtype=torch.float32, device=device, seed=step).detach()
+        given = torch.cat([grad, grad.new_zeros(2, 37)]) if listed else grad
+        clip = torch.tensor(0.5, dtype=torch.float64, device=device) if step > 1 else 0.5
+        how: dict[str, Any] = {"lr": 0.1, "clip": clip, "betas": optim.ADAM_BETAS, "step": step}
+        how["eps"] = optim.ADAM_EPS if name == "adam" else optim.ADAGRAD_EPS
+        gpu_rows.update(name, table, rows, given.contiguous(), state, **how)
+        new, old = wanted[once], {kind: value[once] for kind, value in kinds.items()}
+        optim.update(name, new, 0.5 * grad.double(), old, 0.1, step)
+        wanted[once] = new
+        for kind, value in old.items():
+            kinds[kind][once] = value
+    close(table, wanted, SUMS[torch.float32])
+    for kind, value in state.items():
+        close(value, kinds[kind], SUMS[torch.float32])
+
+
+def drawn_numbers_are_those_of_the_cpu(device: str) -> None:
+    for seed, first, high in ((0, 0, 41), (7, 5000, 3), (-3, 2**40, 2**33)):
+        key = cpu_random.key_of(seed, cpu_random.Stream.NEGATIVES, 12)
+        found = draws.integers(key, cpu_random.FACTORS, first, 1100, 5, high + 5, torch.device(device))
+        index = torch.arange(first, first + 1100)
+        wanted = cpu_random.integers(seed, cpu_random.Stream.NEGATIVES, 12, index, high) + 5
+        assert torch.equal(found.cpu(), wanted)
+
+
+# -- scores ---------------------------------------------------------------------------------------------------------
+
+
+def sums_of_scores_are_those_of_torch(kind: scores.Kind, num: int, device: str) -> None:
+    z, other = (3.0 * random(4, num, dtype=torch.float32, device=device, seed=i).detach() for i in range(2))
+    hidden = torch.rand(4, num, generator=torch.Generator().manual_seed(5)).to(device) < 0.3
+    hidden[:, num // 2] = False
+    z, other = (x.masked_fill(hidden, MASKED_SCORE) for x in (z, other))
+    wide = [x.double().requires_grad_() for x in (z, other)]
+    if kind == "logsumexp":
+        wanted = [torch.logsumexp(wide[0], -1)]
+    elif kind == "softplus":
+        wanted = [torch.nn.functional.softplus(wide[0]).sum(-1), (~hidden).sum(-1).double()]
+    else:
+        wanted = naive_losses("kl", wide, 1.0)
+    found = scores.sums(kind, z, other)
+    for one, wants in zip(found, wanted, strict=True):
+        close(one, wants, SUMS[torch.float32])
+    grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(9)).to(device)
+    got = scores.pulls(kind, z, other, found, list(grad[: len(found)]), (True, kind == "gap"))
+    taken = [x for x in wanted if x.requires_grad]
+    expected = torch.autograd.grad(taken, wide[: 2 if kind == "gap" else 1], list(grad[: len(taken)].double()))
+    for one, wants in zip(got, expected, strict=False):
+        assert one is not None
+        close(one, wants, ROUNDED[torch.float32])
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------

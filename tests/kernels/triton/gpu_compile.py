@@ -37,10 +37,13 @@ def launches_compiled(capability: int) -> dict[str, int]:
                 signature[parameter.name] = "*" + NAMES[value.dtype]
                 aligned[(at,)] = [["tt.divisibility", 16]]
             else:
-                signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+                whole = "i32" if abs(value) < 1 << 31 else "i64"
+                signature[parameter.name] = "fp32" if isinstance(value, float) else whole
         source = ASTSource(self, signature, constants, aligned)
         made = compiled(source, target=GPUTarget("cuda", capability, 32), options=options)
-        shown = [str(constants[name]) for name in ("KIND", "BQ", "BN", "BK", "BE") if name in constants]
+        shown = [
+            str(constants[name]) for name in ("KIND", "RULE", "SORTED", "BQ", "BN", "BK", "BE") if name in constants
+        ]
         found[" ".join((self.__name__, *shown))] = made.metadata.shared
 
     kept, JITFunction.run = JITFunction.run, instead_of_running
@@ -53,7 +56,7 @@ def launches_compiled(capability: int) -> dict[str, int]:
 
 def _launch() -> None:
     from distkgd.kernels.pairs import KINDS
-    from distkgd.kernels.triton import distances, losses
+    from distkgd.kernels.triton import distances, draws, losses, rows, scores
 
     index = torch.zeros(2, 64, dtype=torch.int64)
     # The two kinds that need the most registers; of one query and of many other kernels are launched.
@@ -62,6 +65,18 @@ def _launch() -> None:
         table = torch.zeros(99, 512)
         distances.forward(kind, q, table, index, 64)
         distances.backward(kind, q, table, index, torch.zeros(2, queries, 64))
+    table, listed = torch.zeros(99, 512), torch.zeros(rows.FEW + 1, dtype=torch.int64)
+    for ids in (listed, listed[:9]):
+        rows.add(table, ids, torch.zeros(len(ids), 512))
+    rows.segments(listed, 99)
+    how = {"lr": 0.1, "clip": 1.0, "eps": 1e-8, "betas": (0.9, 0.999), "step": 1}
+    rows.update("adam", table, listed[:9], table[:9], {"mean": table, "square": table}, **how)
+    rows.update("rowwise_adagrad", table, None, table, {"sum": table[:, 0]}, **how)
+    draws.integers(1 << 50, (-1 << 50, 1 << 51, 3 << 50), 0, 5000, 0, 99, table.device)
+    kinds: tuple[tuple[scores.Kind, int], ...] = (("logsumexp", 1), ("gap", 3), ("softplus", 1))
+    for kind, number in kinds:
+        found = scores.sums(kind, table, table)
+        scores.pulls(kind, table, table, found, [table[:, 0].contiguous()] * number, (True, kind == "gap"))
     pair = torch.tensor([1])
     excluded = losses.Excluded.of(pair, pair, 256)
     narrow, wide = (torch.zeros(256, d, dtype=torch.bfloat16, requires_grad=True) for d in (64, 512))

@@ -124,6 +124,37 @@ def test_a_finished_teacher_gets_no_gradient(interpreted: Run) -> None:
     interpreted(cases.a_finished_teacher_gets_no_gradient, "cpu", TILE)
 
 
+@needs_triton
+@pytest.mark.parametrize(("num", "few"), [(300, 1 << 14), (300, 4), (1, 4), (0, 4)])
+def test_rows_are_added_up_in_order(interpreted: Run, num: int, few: int) -> None:
+    interpreted(cases.rows_are_added_up, num, few, "cpu")
+
+
+@needs_triton
+@pytest.mark.parametrize(("num", "below"), [(3000, 700), (2048, 10**9), (1, 5), (1024, 1)])
+def test_segments_are_those_of_sorted_numbers(interpreted: Run, num: int, below: int) -> None:
+    interpreted(cases.segments_are_those_of_sorted_numbers, num, below, "cpu")
+
+
+@needs_triton
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad", "adam"])
+def test_an_update_is_that_of_the_formula(interpreted: Run, name: str, listed: bool) -> None:
+    interpreted(cases.updates_are_those_of_the_formula, name, listed, "cpu")
+
+
+@needs_triton
+def test_drawn_numbers_are_those_of_the_cpu(interpreted: Run) -> None:
+    interpreted(cases.drawn_numbers_are_those_of_the_cpu, "cpu")
+
+
+@needs_triton
+@pytest.mark.parametrize("num", [3, 64, 2500])
+@pytest.mark.parametrize("kind", ["logsumexp", "gap", "softplus"])
+def test_sums_of_scores_and_gradients_are_those_of_torch(interpreted: Run, kind: str, num: int) -> None:
+    interpreted(cases.sums_of_scores_are_those_of_torch, kind, num, "cpu")
+
+
 def test_exclusions_may_come_in_any_order() -> None:
     cases.exclusions_may_come_in_any_order()
 
@@ -140,6 +171,13 @@ def test_every_launch_compiles_for_a_gpu_and_fits_its_shared_memory(compiled: Ru
         "gather_code",
         "partials_code",
         "weights_code",
+        "add_code",
+        "update_code",
+        "integers_code",
+        "begins_code",
+        "segments_code",
+        "sums_code",
+        "pulls_code",
     }
     assert max(shared.values()) <= {80: 163, 90: 227}[capability] * 1024
 

@@ -1,0 +1,90 @@
+"""Whole rows of a table on a GPU: sums of rows, and an optimiser's step. Nothing is added through atomics: each row has
+one program, which adds up what there is for it in its order, so a sum is the same every time.
+
+Tables and their state are float32 and contiguous, rows are int64.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distkgd.kernels.triton.row_code import add_code, begins_code, segments_code, update_code
+from distkgd.kernels.triton.runtime import OPTIONS, pieces, power_of_two
+
+_BLOCK = 1024
+MOST = 1 << 23  # numbers whose segments are found: one program sees how many begin in each block
+FEW = 1 << 14  # so many rows look for their like among all of them; more are sorted first
+
+
+def add(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Add values [n, dim] to rows [n] of a table [m, dim], in place; a row may be named more than once."""
+    num, width = values.shape
+    if not values.numel():
+        return
+    many = num > FEW
+    listed, order = torch.sort(rows, stable=True) if many else (rows, rows)
+    block = min(512, power_of_two(width))
+    add_code[(num, pieces(width, block))](
+        table, listed, values, order, num, width,
+        SORTED=many, BE=128, BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
+    )  # fmt: skip
+
+
+class Segments(NamedTuple):
+    """Numbers [n] by their values.
+
+    unique: [m] ascending, the last repeated. place: [n] where each is among them. order: [n] places sorted by value,
+    equal ones in order. offsets: [m + 1] where in `order` those of each unique one begin; a repeated one has none.
+    """
+
+    unique: Tensor
+    place: Tensor
+    order: Tensor
+    offsets: Tensor
+
+
+def segments(ids: Tensor, most: int) -> Segments:
+    """Of ids [n > 0], of which at most `most` <= n differ, into so many."""
+    listed, order = torch.sort(ids, stable=True)
+    # One more than there are: the last offset may be theirs.
+    num, blocks = len(ids), pieces(len(ids) + 1, _BLOCK)
+    begins = torch.empty(blocks, dtype=torch.int32, device=ids.device)
+    begins_code[(blocks,)](listed, begins, num, BLOCK=_BLOCK)
+    found = Segments(ids.new_empty(most), torch.empty_like(ids), order, ids.new_empty(most + 1))
+    segments_code[(blocks,)](
+        listed, order, begins, found.unique, found.place, found.offsets, num, most, blocks,
+        BLOCK=_BLOCK, BLOCKS=power_of_two(blocks),
+    )  # fmt: skip
+    return found
+
+
+def update(
+    name: str,
+    table: Tensor,
+    rows: Tensor | None,
+    grad: Tensor,
+    state: Mapping[str, Tensor],
+    *,
+    lr: float,
+    clip: float | Tensor,
+    eps: float,
+    betas: tuple[float, float],
+    step: int,
+) -> None:
+    """One step of optimiser `name` on rows [n] of a table, or all, in place; clip: a number, or one on the GPU ([]).
+
+    Of a row that is repeated, which it must be without others between, the first gradient counts.
+    """
+    if not grad.numel():
+        return
+    kinds = [*state.values(), table, table][:2]  # what has no state never reads what stands in its place
+    width, block = table.shape[1], min(1024, power_of_two(table.shape[1]))
+    in_memory = isinstance(clip, Tensor)
+    gains, scales = [1.0 - beta for beta in betas], [1.0 / (1.0 - beta**step) for beta in betas]
+    update_code[(len(grad),)](
+        table, table if rows is None else rows, grad, *kinds, clip if in_memory else table, width,
+        1.0 if in_memory else float(clip), lr, eps, *gains, betas[1], *scales,
+        RULE=name, LISTED=rows is not None, CLIPPED=in_memory, BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
+    )  # fmt: skip
