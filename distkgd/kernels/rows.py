@@ -2,6 +2,7 @@
 replaces beside it, for where there is no kernel."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from distkgd.kernels.triton import rows as on_gpu
 from distkgd.kernels.triton import runtime
 from distkgd.kernels.triton.rows import Segments, segments
 
-__all__ = ["Segments", "add", "available", "segments", "sortable", "take", "update"]
+__all__ = ["Segments", "add", "available", "directions", "segments", "sortable", "take", "update"]
 
 _RULES = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
 
@@ -22,6 +23,30 @@ def available(*tensors: Tensor) -> bool:
     first = tensors[0]
     alike = all(t.device == first.device and t.dtype == first.dtype and t.is_contiguous() for t in tensors)
     return alike and (build.available("rows", first.device, first.dtype) or runtime.chosen(first.device, first.dtype))
+
+
+def directions(rows: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """([n, dim], [n]): rows over their norms, and the logarithms of these; norms are `least` at least."""
+    if rows.device.type != "cpu" and runtime.chosen(rows.device, rows.dtype):
+        found: tuple[Tensor, Tensor] = _Directions.apply(rows.contiguous(), least)  # type: ignore[no-untyped-call]
+        return found
+    norms = torch.linalg.vector_norm(rows, dim=-1).clamp(min=least)
+    return rows / norms.unsqueeze(-1), norms.log()
+
+
+class _Directions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, least: float) -> tuple[Tensor, Tensor]:
+        unit, length = on_gpu.directions(rows, least)
+        ctx.save_for_backward(unit, length)
+        ctx.least = least
+        return unit, length
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        runtime.refuse_second_order()
+        unit, length = ctx.saved_tensors
+        return on_gpu.undirected(unit, length, grads[0], grads[1], ctx.least), None
 
 
 def sortable(ids: Tensor) -> bool:

@@ -127,3 +127,40 @@ def segments_code(listed_ptr, order_ptr, begins_ptr, unique_ptr, place_ptr, offs
     last = tl.load(listed_ptr + num - 1) + tl.zeros((BLOCK,), dtype=tl.int64)
     tl.store(unique_ptr + i, last, mask=(i >= number) & (i < most))
     tl.store(offsets_ptr + i, tl.zeros((BLOCK,), dtype=tl.int64) + num, mask=(i >= number) & (i <= most))
+
+
+@triton.jit
+def directions_code(rows_ptr, unit_ptr, length_ptr, width, least, BK: tl.constexpr):
+    """unit [n, width], length [n]: rows over their norms, which are at least `least`, and the logarithm of these."""
+    row = tl.program_id(0).to(tl.int64)
+    square = tl.zeros((BK,), dtype=tl.float32)
+    for begin in range(0, width, BK):
+        k = begin + tl.arange(0, BK)
+        x = tl.load(rows_ptr + row * width + k, mask=k < width, other=0.0)
+        square += x * x
+    norm = tl.maximum(tl.sqrt(tl.sum(square, 0)), least)
+    for begin in range(0, width, BK):
+        k = begin + tl.arange(0, BK)
+        x = tl.load(rows_ptr + row * width + k, mask=k < width, other=0.0)
+        tl.store(unit_ptr + row * width + k, x / norm, mask=k < width)
+    tl.store(length_ptr + row, tl.log(norm))
+
+
+@triton.jit
+def undirected_code(unit_ptr, length_ptr, grad_ptr, of_length_ptr, out_ptr, width, least, BK: tl.constexpr):
+    """Gradients of rows for those of what `directions_code` made of them, which stands in unit and length."""
+    row = tl.program_id(0).to(tl.int64)
+    along = tl.zeros((BK,), dtype=tl.float32)
+    for begin in range(0, width, BK):
+        at = row * width + begin + tl.arange(0, BK)
+        mask = begin + tl.arange(0, BK) < width
+        along += tl.load(unit_ptr + at, mask=mask, other=0.0) * tl.load(grad_ptr + at, mask=mask, other=0.0)
+    norm = tl.exp(tl.load(length_ptr + row))
+    pull = tl.load(of_length_ptr + row) - tl.sum(along, 0)
+    pull = tl.where(norm > 1.001 * least, pull, 0.0)  # which the logarithm and back has rounded
+    for begin in range(0, width, BK):
+        at = row * width + begin + tl.arange(0, BK)
+        mask = begin + tl.arange(0, BK) < width
+        unit = tl.load(unit_ptr + at, mask=mask, other=0.0)
+        grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
+        tl.store(out_ptr + at, (grad + unit * pull) / norm, mask=mask)

@@ -10,7 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distkgd.kernels.triton.row_code import add_code, begins_code, segments_code, update_code
+from distkgd.kernels.triton.row_code import (
+    add_code,
+    begins_code,
+    directions_code,
+    segments_code,
+    undirected_code,
+    update_code,
+)
 from distkgd.kernels.triton.runtime import OPTIONS, pieces, power_of_two
 
 _BLOCK = 1024
@@ -58,6 +65,29 @@ def segments(ids: Tensor, most: int) -> Segments:
         BLOCK=_BLOCK, BLOCKS=power_of_two(blocks),
     )  # fmt: skip
     return found
+
+
+def directions(rows: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """([n, dim], [n]): rows over their norms, and the logarithms of these; norms are `least` at least."""
+    unit, length = torch.empty_like(rows), rows.new_empty(len(rows))
+    block = min(512, power_of_two(rows.shape[1]))
+    if rows.numel():
+        directions_code[(len(rows),)](
+            rows, unit, length, rows.shape[1], least, BK=block, num_warps=4 if block > 128 else 1, **OPTIONS
+        )
+    return unit, length
+
+
+def undirected(unit: Tensor, length: Tensor, grad: Tensor, of_length: Tensor, least: float) -> Tensor:
+    """[n, dim]: gradients of the rows of which `directions` made unit and length."""
+    out = torch.empty_like(unit)
+    block = min(512, power_of_two(unit.shape[1]))
+    if unit.numel():
+        undirected_code[(len(unit),)](
+            unit, length, grad.contiguous(), of_length.contiguous(), out, unit.shape[1], least,
+            BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
+        )  # fmt: skip
+    return out
 
 
 def update(

@@ -197,6 +197,22 @@ def segments_are_those_of_sorted_numbers(num: int, below: int, device: str) -> N
     assert found.offsets.tolist() == offsets + [num] * (most + 1 - len(offsets))
 
 
+def directions_are_those_of_torch(device: str) -> None:
+    rows = random(5, 21, dtype=torch.float32, device=device, seed=0)
+    with torch.no_grad():
+        rows[2] *= 1e-9
+    grad, of_length = (random(*shape, dtype=torch.float32, device=device, seed=1).detach() for shape in ((5, 21), (5,)))
+    unit, length = gpu_rows.directions(rows.detach(), 1e-6)
+    norms = torch.linalg.vector_norm(rows.double(), dim=-1).clamp(min=1e-6)
+    wanted = rows.double() / norms.unsqueeze(-1), norms.log()
+    close(unit, wanted[0], SUMS[torch.float32])
+    close(length, wanted[1], SUMS[torch.float32])
+    (expected,) = torch.autograd.grad(wanted, rows, (grad.double(), of_length.double()))
+    found = gpu_rows.undirected(unit, length, grad, of_length, 1e-6)
+    for one, other in zip(found, expected, strict=True):
+        close(one, other, ROUNDED[torch.float32])
+
+
 def updates_are_those_of_the_formula(name: str, listed: bool, device: str) -> None:
     """Of listed rows one stands there three times, with nothing but zeros as its second and third gradient."""
     table = random(9, 37, dtype=torch.float32, device=device, seed=0).detach()

@@ -69,6 +69,7 @@ def _launch() -> None:
     for ids in (listed, listed[:9]):
         rows.add(table, ids, torch.zeros(len(ids), 512))
     rows.segments(listed, 99)
+    rows.undirected(*rows.directions(table, 1e-6), table, table[:, 0], 1e-6)
     how = {"lr": 0.1, "clip": 1.0, "eps": 1e-8, "betas": (0.9, 0.999), "step": 1}
     rows.update("adam", table, listed[:9], table[:9], {"mean": table, "square": table}, **how)
     rows.update("rowwise_adagrad", table, None, table, {"sum": table[:, 0]}, **how)

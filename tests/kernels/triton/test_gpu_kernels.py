@@ -144,6 +144,11 @@ def test_an_update_is_that_of_the_formula(interpreted: Run, name: str, listed: b
 
 
 @needs_triton
+def test_directions_are_those_of_torch(interpreted: Run) -> None:
+    interpreted(cases.directions_are_those_of_torch, "cpu")
+
+
+@needs_triton
 def test_drawn_numbers_are_those_of_the_cpu(interpreted: Run) -> None:
     interpreted(cases.drawn_numbers_are_those_of_the_cpu, "cpu")
 
@@ -178,6 +183,8 @@ def test_every_launch_compiles_for_a_gpu_and_fits_its_shared_memory(compiled: Ru
         "segments_code",
         "sums_code",
         "pulls_code",
+        "directions_code",
+        "undirected_code",
     }
     assert max(shared.values()) <= {80: 163, 90: 227}[capability] * 1024
 
