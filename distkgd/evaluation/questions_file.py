@@ -84,11 +84,11 @@ def read_questions(path: AnyPath) -> pl.DataFrame:
     """Columns head, relation and tail of a file, null where a question asks for one."""
     path, kind = Path(path), kind_of(path)
     try:
-        data = path.read_bytes()
+        whole = path.read_bytes()
         if kind == ".parquet":
-            frame = pl.read_parquet(data)
+            frame = pl.read_parquet(whole)
         else:
-            frame = pl.read_csv(data, separator=SEPARATORS[kind], infer_schema=False)
+            frame = pl.read_csv(whole, separator=SEPARATORS[kind], infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}.") from None
     present = [column for column in COLUMNS if column in frame.columns]
