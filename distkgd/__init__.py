@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from distkgd.evaluation.answers import Answers
     from distkgd.evaluation.trained_model import TrainedModel, load
     from distkgd.pipeline.autoconfig.program import distill, train
+    from distkgd.pipeline.autoconfig.update import update
     from distkgd.pipeline.finished_run import Run
 
-__all__ = ["Answers", "Run", "TrainedModel", "__version__", "distill", "load", "train"]
+__all__ = ["Answers", "Run", "TrainedModel", "__version__", "distill", "load", "train", "update"]
 
 # Not imported with the package: every module of it imports the package first, and torch takes seconds.
 _WHERE = {
@@ -21,6 +22,7 @@ _WHERE = {
     "distill": "distkgd.pipeline.autoconfig.program",
     "load": "distkgd.evaluation.trained_model",
     "train": "distkgd.pipeline.autoconfig.program",
+    "update": "distkgd.pipeline.autoconfig.update",
 }
 
 

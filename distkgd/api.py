@@ -41,12 +41,20 @@ Run('runs/mine', stages: student)
 >>> run.student
 TrainedModel(ComplEx(dim=4), 6 entities, 2 relations)
 
+An entity that the model does not know is placed by its triples alone, without training; `distkgd.update` trains a
+finished model on a newer state of its data.
+
+>>> new = m.with_entity("lyon", [("lyon", "in", "italy")])
+>>> new.predict(head="lyon", relation="in", k=1).names, new.nearest("lyon", k=1).names
+([['italy']], [['rome']])
+
 A word that means nothing raises DataError when it is given by itself. Among many it fails its own row alone.
 """
 
 from distkgd.evaluation.answers import Answers
 from distkgd.evaluation.trained_model import TrainedModel, load
 from distkgd.pipeline.autoconfig.program import distill, train
+from distkgd.pipeline.autoconfig.update import update
 from distkgd.pipeline.finished_run import Run
 
-__all__ = ["Answers", "Run", "TrainedModel", "distill", "load", "train"]
+__all__ = ["Answers", "Run", "TrainedModel", "distill", "load", "train", "update"]

@@ -77,7 +77,7 @@ def test_the_examples_of_the_module_are_true(tmp_path: Path, monkeypatch: pytest
     found = doctest.testmod(
         importlib.import_module("distkgd.api"), extraglobs={"quiet": {"mlflow": {"enabled": False}}}
     )
-    assert found.attempted == 18 and found.failed == 0
+    assert found.attempted == 20 and found.failed == 0
 
 
 def test_the_example_of_the_documentation_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,8 @@ class StageOptions(Frozen):
     init_scale: standard deviation or half-width of the initial entity rows; default: the scorer's.
     start: the student's first rows: random, or from its first teacher, which must have the same scorer: crop, its
         first `dim` columns, or pca, its rows along their `dim` principal axes (`distkgd.models.init_from_teacher`).
+    first_rows: folder of a finished model of the same entities, relations, scorer and dim, at whose rows the student
+        begins (`distkgd.pipeline.autoconfig.update`); null: as `start` says.
     epochs: passes over the training triples.
     batch_size: triples in the global batch. accumulate: parts into which each batch is cut to save memory.
     dropout, relation_dropout: on the query's anchor and relation embeddings.
@@ -154,6 +156,7 @@ class StageOptions(Frozen):
     reciprocal: bool = True
     init_scale: Rate | None = None
     start: Literal["random", "crop", "pca"] = "random"
+    first_rows: str | None = None
     negatives: NegativesConfig = NegativesConfig()
     loss: LossConfig = LossConfig()
     regulariser: RegulariserConfig = RegulariserConfig()
@@ -179,6 +182,8 @@ class StageOptions(Frozen):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of {unit} (accumulate x chunk of triples)"
             )
+        if self.first_rows is not None and self.start != "random":
+            raise ValueError(f"start: {self.start} and first_rows both say where the student begins; drop one of them")
         if self.bits < 32 and self.row_dtype != "full":
             raise ValueError("bits below 32 are rounded from rows in full precision; drop row_dtype, or bits")
         if self.move == "nothing" and self.negatives.kind == "all":

@@ -140,6 +140,11 @@ class Vocabulary:
         rows = (self.names == text).arg_true()
         return int(rows[0]) if len(rows) else None
 
+    def rows_of(self, other: Vocabulary) -> torch.Tensor:
+        """[len(other)] int64: the row here of each name of another vocabulary, -1 where there is none."""
+        found = rows_of(other.names, self.names).cast(pl.Int64).fill_null(-1)
+        return torch.from_numpy(found.to_numpy().copy())
+
     @cached_property
     def loose(self) -> list[pl.Series]:
         """Names and, where there are any, labels as they are compared with what is written loosely."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from distkgd.evaluation.classification import Classified, Classifier, false_trip
 from distkgd.evaluation.entity_lookup import Found, Words, columns_of, is_single, rows_of
 from distkgd.evaluation.prediction import asking, best_relations, data_of, mean_scores, nearest, scores_of, top_k
 from distkgd.models.model_folder import LoadedModel, load_model, save_model
+from distkgd.models.newcomers import place_newcomers, with_row
 from distkgd.scorers import Scorer
 
 QUESTIONS_AT_ONCE = 1 << 12
@@ -250,6 +252,34 @@ class TrainedModel:
             raise ConfigError("a crop is not packed, and rounds no queries: load the model without query_bits.")
         model = self._model.crop(self.scorer.dim if dim is None else dim, bits)
         return TrainedModel(replace(self._loaded, model=model), self._folder, self._data)
+
+    def with_entity(self, name: str, triples: Any) -> "TrainedModel":
+        """A model with one entity more, placed by its neighbours without training (`distkgd.models.newcomers`).
+
+        triples: as `score` takes them; each holds `name` once, and otherwise what the model knows. The data set must be
+            at hand, whose train says who else has such triples.
+
+        Raises DataError for a name that is known, and for triples without it or with words that mean nothing.
+        """
+        if self.entities.row_of_name(name) is not None:
+            raise DataError(f"the model knows {name!r} already; with_entity is for a name that it does not know.")
+        if self._model.query_bits != 32:
+            raise ConfigError("a model with one entity more rounds no queries: load it without query_bits.")
+        graph, labels = self._graph, self.entities.labels
+        head, relation, tail = ([str(word) for word in column] for column in columns_of(triples))
+        if not head or any((h == name) == (t == name) for h, t in zip(head, tail, strict=True)):
+            raise DataError(f"each of the triples holds {name!r} once, as head or as tail; there is at least one.")
+        names = pl.concat([self.entities.names, pl.Series("name", [name])])
+        named = None if labels is None else pl.concat([labels, pl.Series("label", [None], dtype=pl.String)])
+        entities = Vocabulary(names, named)
+        loaded = replace(self._loaded, model=with_row(self._model, self.entity_rows[0]), entities=entities)
+        made = TrainedModel(loaded, self._folder, self._data)
+        added = made._given_triples(list(zip(head, relation, tail, strict=True)))
+        every = torch.cat([graph.train.to(added.device), added])
+        rows, newcomer = made.entity_rows, added.new_tensor([len(entities) - 1])
+        rows[newcomer] = place_newcomers(rows, every, newcomer, len(self.relations))
+        made.__dict__["_graph"] = replace(graph, train=every.cpu(), entities=entities)
+        return made
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder; ConfigError when `folder` exists. Packed rows are widened."""

@@ -15,6 +15,7 @@ from distkgd.data.filters import KnownAnswers
 from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.step_inputs import StepInputBuilder
 from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError
 from distkgd.evaluation.breakdowns import in_parts
 from distkgd.evaluation.ranking import metrics, ranks_and_ties_of, ranks_of_crops
 from distkgd.kernels.quantiser import Rounding
@@ -132,6 +133,8 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
     student = student_model(run, config, seed)
     if config.start != "random":
         init_from_teacher(student, teachers[0], config.start)
+    if config.first_rows is not None:
+        begin_at(student, load_teacher(run, config.first_rows), config.first_rows)
     setup = Setup(
         steps_per_epoch=input_builder.sampler.steps_per_epoch,
         epochs=config.epochs,
@@ -218,6 +221,15 @@ def build_inputs(run: Run, config: StageConfig, seed: int) -> StepInputBuilder:
     )
     input_builder.together = config.distill.triples_together
     return input_builder
+
+
+def begin_at(student: Model, model: Model, folder: str) -> None:
+    """Put a finished model's rows in place of the student's; ConfigError where they have other columns."""
+    if (student.scorer.constants(), student.reciprocal) != (model.scorer.constants(), model.reciprocal):
+        raise ConfigError(f"first_rows: {folder} is {model.scorer}, and the student is {student.scorer}.")
+    with torch.no_grad():
+        student.entity.weight.copy_(model.entity.weight)
+        student.relation.copy_(model.relation)
 
 
 def load_teacher(run: Run, name: str) -> Model:

@@ -143,6 +143,7 @@ TABLE: dict[str, How] = {
     "python benchmarks/own.py": Parsed(MEASURES),
     "python benchmarks/classification.py": Parsed(MEASURES),
     "python benchmarks/questions.py": Parsed(MEASURES),
+    "python benchmarks/growth.py *": Parsed(MEASURES),
     "python docs/make_reference.py": Elsewhere(
         "tests/docs/test_reference.py::test_the_pages_are_written_where_they_belong",
         "it would write into this checkout",

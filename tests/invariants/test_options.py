@@ -5,7 +5,9 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 from unittest import mock
@@ -24,6 +26,7 @@ from distkgd.errors import ConfigError, DistkgdError
 from distkgd.evaluation import ranking
 from distkgd.methods import METHODS
 from distkgd.methods.dualde import StageTwoConfig
+from distkgd.models.model_folder import save_model
 from distkgd.pipeline import plan, stage_job
 from distkgd.pipeline.autoconfig import command
 from distkgd.pipeline.config import RunConfig, StageConfig, parse_config
@@ -34,6 +37,7 @@ from distkgd.tracking.tracker import NoTracking
 from distkgd.training import job as job_module
 from distkgd.training.loop import train_stage
 from launch import distill
+from tests.jobs import toy_model
 from tests.launches import small_data
 from tests.toys import toy_graph, toy_job
 
@@ -46,6 +50,17 @@ BASE: dict[str, Any] = {
     "validate_every": 1,
     "negatives": {"num": 8, "chunk": 4},
 }
+
+MODEL = "MODEL"  # stands for the folder of `finished_model`
+
+
+@cache
+def finished_model() -> tuple[TemporaryDirectory[str], str]:
+    """A model of the toy graph and of BASE's dim, and the folder that goes with this process."""
+    folder, graph = TemporaryDirectory(), toy_graph()
+    model = f"{folder.name}/model"
+    save_model(model, toy_model(graph, dim=BASE["dim"], dtype=torch.float32), graph, {})
+    return folder, model
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,7 @@ CASES: dict[str, Case] = {
     "reciprocal": Case([False, True], "rows"),
     "init_scale": Case([None, 0.02, 0.5], "rows"),
     "start": Case(["random", "crop", "pca"], "rows", context=BKD | {"scorer": "transe"}),
+    "first_rows": Case([None, MODEL], "rows"),
     "negatives.kind": Case(["all", "batch", "chunk", "triple"]),
     "negatives.num": Case([5, 8], context=SAMPLED),
     "negatives.chunk": Case([2, 4], context={"negatives": {"kind": "chunk"}}),
@@ -271,7 +287,7 @@ def with_option(case: Case, name: str, value: Any) -> dict[str, Any]:
     for key in path[:-1]:
         node[key] = dict(node.get(key) or {})
         node = node[key]
-    node[path[-1]] = value
+    node[path[-1]] = finished_model()[1] if value == MODEL else value
     if name == "method":
         stage = merge(stage, {"dualde": DUALDE, "rkd": RKD}.get(value, {}))
     return stage

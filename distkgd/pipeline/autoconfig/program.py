@@ -87,17 +87,17 @@ def train(
         if request is not None:
             return _run_request(request, out, resume, show)
         parsed, free = load_config(path, overrides, None if data is None else str(data)), free_batches(path, overrides)
-    with _one_run(parsed, show) as (ranks, display):
+    with one_run(parsed, show) as (ranks, display):
         return _finished(run_config(parsed, ranks, display, _folder(out), resume, free))
 
 
 def _run_request(request: DistillRequest, out: AnyPath | None, resume: bool, show: bool) -> Run:
-    with _one_run(request.machine(), show) as (ranks, display):
+    with one_run(request.machine(), show) as (ranks, display):
         return _finished(run_own(request, ranks, display, _folder(out), resume))
 
 
 @contextmanager
-def _one_run(config: RunConfig, show: bool) -> Iterator[tuple[Ranks, Display]]:
+def one_run(config: RunConfig, show: bool) -> Iterator[tuple[Ranks, Display]]:
     """The ranks and the display of a run; the process is left as it was."""
     threads = torch.get_num_threads()
     ranks = join_ranks(config.device)

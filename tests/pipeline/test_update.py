@@ -1,0 +1,117 @@
+"""A finished model on a newer state of its graph, and newcomers placed by their neighbours."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import distkgd
+from distkgd.data import Graph, load_graph
+from distkgd.data.growth import drawn_newcomers, holding, write_before
+from distkgd.distributed.ranks import Ranks
+from distkgd.errors import ConfigError, DataError, ModelError
+from distkgd.models.model_folder import load_model
+from distkgd.models.newcomers import grown, place_newcomers
+from tests.launches import SMALL, small_data
+
+STAGE = {**SMALL["student"], "epochs": 12, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Graph, torch.Tensor, distkgd.Run]:
+    """A folder with `newer` and `before`, the graph of the first, its newcomers, and a run on the second."""
+    folder = tmp_path_factory.mktemp("growth")
+    graph = load_graph(str(small_data(folder / "newer")))
+    newcomers = drawn_newcomers(graph, 0.1)
+    write_before(graph, newcomers, folder / "before")
+    tree: dict[str, Any] = {**SMALL, "data": str(folder / "before"), "student": STAGE, "report": {"queries": 0}}
+    return folder, graph, newcomers, distkgd.train(tree, out=folder / "run")
+
+
+def test_a_graph_was_without_its_newcomers_before(site: tuple[Path, Graph, torch.Tensor, distkgd.Run]) -> None:
+    folder, graph, newcomers, _ = site
+    before = load_graph(str(folder / "before"))
+    names = set(graph.entities.names.gather(newcomers.numpy()))
+    assert len(newcomers) == 5 and not names & set(before.entities.names)
+    assert len(before.train) == int((~holding(graph.train, newcomers)).sum()) < len(graph.train)
+    assert torch.equal(newcomers, drawn_newcomers(graph, 0.1)) and not torch.equal(
+        newcomers, drawn_newcomers(graph, 0.1, 1)
+    )
+    with pytest.raises(DataError, match="leaves some of both"):
+        drawn_newcomers(graph, 1.0)
+
+
+def test_a_newcomer_stands_at_the_mean_of_who_shares_its_triples() -> None:
+    rows = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [9.0, 9.0], [7.0, 7.0], [0.0, 0.0]])
+    # 3 and 5 are new. 0 and 1 have (_, 0, 2) as 3 has; 2 has (_, 1, 4) alone as 3 has; 5 has nothing.
+    triples = torch.tensor([[0, 0, 2], [1, 0, 2], [3, 0, 2], [2, 1, 4], [3, 1, 4]])
+    found = place_newcomers(rows, triples, torch.tensor([3, 5]), 2)
+    weights = 1 / torch.tensor([3.0, 2.0]).log()
+    wanted = (weights[0] * torch.tensor([2.0, 0.0]) + weights[1] * rows[2]) / weights.sum()
+    torch.testing.assert_close(found[0], wanted)
+    torch.testing.assert_close(found[1], rows[[0, 1, 2, 4]].mean(0))
+    # Nobody shares (_, 0, 4): those count that have relation 0 at this place.
+    found = place_newcomers(rows, torch.tensor([[0, 0, 2], [1, 0, 2], [3, 0, 4]]), torch.tensor([3]), 2)
+    torch.testing.assert_close(found[0], torch.tensor([2.0, 0.0]))
+
+
+def test_rows_are_matched_by_name(site: tuple[Path, Graph, torch.Tensor, distkgd.Run], tmp_path: Path) -> None:
+    _, graph, newcomers, run = site
+    loaded = load_model(run.folder / "stages/student", Ranks())
+    model, found = grown(loaded, graph)
+    assert torch.equal(found, newcomers)
+    for old, name in enumerate(loaded.entities.names):
+        assert torch.equal(model.entity.weight[graph.entities.id(name)], loaded.model.entity.weight[old])
+    for old, name in enumerate(loaded.relations.names):
+        new = graph.relations.id(name)
+        for half in (0, 1):
+            of, to = old + half * len(loaded.relations), new + half * len(graph.relations)
+            assert torch.equal(model.relation[to], loaded.model.relation[of])
+    other = small_data(tmp_path / "other")
+    for path in other.iterdir():
+        path.write_text(path.read_text().replace("e", "x"))
+    with pytest.raises(ModelError, match="none of the model's"):
+        grown(loaded, load_graph(str(other)))
+
+
+def test_an_update_begins_at_the_old_rows_and_tells_old_from_new(
+    site: tuple[Path, Graph, torch.Tensor, distkgd.Run], tmp_path: Path
+) -> None:
+    folder, graph, _, run = site
+    made = distkgd.update(run.folder / "stages/student", folder / "newer", out=tmp_path / "updated")
+    assert list(made.stages) == ["student"] and len(made.student.entities) == graph.num_entities
+    steps = run.stages["student"].steps
+    assert steps is not None and made.stages["student"].steps is not None and made.stages["student"].steps < steps / 4
+    told = [line for line in made.remarks if "placed" in line or "are new" in line]
+    assert len(told) == 3 and told[0] == "5 of 50 entities are new."
+    still = distkgd.update(
+        run.folder / "stages/student", folder / "newer", ["student.optimizer.lr=1e-9"], out=tmp_path / "still"
+    )
+    old, new = distkgd.load(run.folder / "stages/student"), still.student
+    name = old.entities.name(3)
+    torch.testing.assert_close(new.embedding(name), old.embedding(name), atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="--resume"):
+        distkgd.update(run.folder / "stages/student", folder / "newer", out=tmp_path / "updated")
+
+
+def test_an_entity_is_added_by_its_triples_alone(site: tuple[Path, Graph, torch.Tensor, distkgd.Run]) -> None:
+    _, graph, newcomers, run = site
+    m = distkgd.load(run.folder / "stages/student")
+    x = int(newcomers[0])
+    of_x = graph.train[holding(graph.train, newcomers[:1]) & ~holding(graph.train, newcomers[1:])]
+    name = graph.entities.name(x)
+    triples = [(graph.entities.name(h), graph.relations.name(r), graph.entities.name(t)) for h, r, t in of_x.tolist()]
+    triples = [one for one in triples if (one[0] == name) != (one[2] == name)]
+    new = m.with_entity(name, triples)
+    assert len(new.entities) == len(m.entities) + 1 and new.entities.name(len(m.entities)) == name
+    assert torch.equal(new.entity_rows[:-1], m.entity_rows) and new.embedding(name).isfinite().all()
+    known = {t for h, r, t in triples if h == name and r == triples[0][1]}
+    answers = new.predict(head=name, relation=triples[0][1], k=5, exclude_known=True).names[0]
+    assert len(answers) == 5 and not known & set(answers)
+    with pytest.raises(DataError, match="knows 'e"):
+        m.with_entity(m.entities.name(0), triples)
+    with pytest.raises(DataError, match="holds 'x' once"):
+        m.with_entity("x", triples)
+    with pytest.raises(DataError, match="at least one"):
+        m.with_entity("x", [])
