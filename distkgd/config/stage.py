@@ -117,7 +117,8 @@ class StageOptions(Frozen):
     """One training run: one student, one method.
 
     scorer: the scoring function (`distkgd.scorers`). method: how it is trained (`distkgd.methods`); without a teacher
-        scratch, dml, med or metasd. distill: the method's options.
+        scratch, dml, med or metasd. Both may be of another package, `package.module:Class` or an entry point.
+    distill: the method's options.
     dim: real coordinates per entity; some scorers add a bias.
     bits: of each number of an entity row that the student may use: 1, 2, 3, 4, 8, 16 (bfloat16) or 32. Below 32 it is
         trained through the rounding, and saved packed (`distkgd.kernels.quantiser`). relation_bits: of the relations'

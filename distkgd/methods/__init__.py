@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distkgd.config.plugins import named_class
 from distkgd.config.stage import StageOptions
 from distkgd.errors import ConfigError
 from distkgd.methods.base import Method, MethodSettings, ParameterGroup, Phase, Setup, Update
@@ -28,21 +29,28 @@ __all__ = [
     "TaskLoss",
     "Update",
     "build_method",
+    "method_class",
 ]
 
 _ALL: Sequence[type[Method[Any]]] = (Scratch, Bkd, DualDE, IterDE, Rkd, Dml, MulDE, Med, MetaSD)
 METHODS: Mapping[str, type[Method[Any]]] = {method.name: method for method in _ALL}
+GROUP = "distkgd.methods"  # of entry points of other packages
+
+
+def method_class(name: str) -> type[Method[Any]]:
+    """The method that a config names: one of METHODS, `package.module:Class`, or an entry point; else ConfigError."""
+    return named_class(name, METHODS, GROUP, Method)
 
 
 def build_method(stage: StageOptions, student: Model, teachers: Sequence[Model], setup: Setup) -> Method[Any]:
     """The method a stage's config describes."""
     check_teachers(stage.method, len(teachers))
-    return METHODS[stage.method](student, task_loss_of(stage), teachers, stage.distill, setup)
+    return method_class(stage.method)(student, task_loss_of(stage), teachers, stage.distill, setup)
 
 
 def check_teachers(method: str, given: int) -> None:
     """ConfigError unless `method` can have that many teachers."""
-    allowed = METHODS[method].num_teachers
+    allowed = method_class(method).num_teachers
     if given not in allowed:
         said = "no teacher" if allowed == range(1) else f"{allowed[0]} to {allowed[-1]} teachers"
         said = "one teacher" if allowed == range(1, 2) else said

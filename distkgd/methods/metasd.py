@@ -44,7 +44,7 @@ from distkgd.methods.losses.meta_gradient import divergence_slope, gradient_of, 
 from distkgd.methods.losses.scores import batch_mean, kl_divergence, relation_loss
 from distkgd.models.model import Model, View
 from distkgd.models.pruned import keeping_zeros, mask_of, masked_view, pruned, unrounded
-from distkgd.scorers import SCORERS, Scorer, build_scorer
+from distkgd.scorers import Scorer, scorer_class
 
 Part = Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=1)]
 
@@ -121,12 +121,12 @@ class MetasdConfig(MethodSettings):
             raise UnsupportedError("metasd prunes, and has no file for zeros among 16 bits: use 8 bits or fewer, or 32")
         if stage.group is not None and self.prune.scope == "column":
             raise UnsupportedError("distill.prune.scope: column leaves other columns than share a step: drop group")
-        kind = SCORERS.get(stage.scorer)
-        if self.prune.scope == "column" and kind is not None and kind.biases:
+        kind = scorer_class(stage.scorer)
+        if self.prune.scope == "column" and kind.biases:
             raise UnsupportedError(
                 f"distill.prune.scope: column cannot prune {stage.scorer}, which has biases; use global, table or row"
             )
-        if self.relation_weight and kind is not None and kind.relation_query is Scorer.relation_query:
+        if self.relation_weight and kind.relation_query is Scorer.relation_query:
             raise UnsupportedError(f"metasd.relation_weight needs a bilinear scorer, not {stage.scorer}; set it to 0")
         if not self.meta:
             return
@@ -135,12 +135,10 @@ class MetasdConfig(MethodSettings):
                 "metasd with meta: true holds triples out of training, which neither balanced: true nor labels: known "
                 "allow for; use meta: false, or leave them out"
             )
-        if kind is not None:
-            form = build_scorer(stage.scorer, kind.dim_multiple, stage.margin, stage.norm).candidate_form
-            if form != "dot":
-                raise UnsupportedError(
-                    f"metasd with meta: true needs a bilinear scorer, not {stage.scorer}; use meta: false"
-                )
+        if kind(kind.dim_multiple, margin=stage.margin, norm=stage.norm).candidate_form != "dot":
+            raise UnsupportedError(
+                f"metasd with meta: true needs a bilinear scorer, not {stage.scorer}; use meta: false"
+            )
 
 
 class MetaSD(Method[MetasdConfig]):

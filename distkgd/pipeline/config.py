@@ -33,23 +33,29 @@ from distkgd.config.shipped import find_config
 from distkgd.config.stage import StageOptions
 from distkgd.config.tree import apply, merge, read_yaml, short
 from distkgd.errors import ConfigError
-from distkgd.methods import METHODS, Method, MethodSettings, check_teachers
+from distkgd.methods import Method, MethodSettings, check_teachers, method_class
 from distkgd.pipeline.plan_config import AssistantConfig, ChainConfig
+from distkgd.scorers import scorer_class
 
 
 def _known_method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+    method_class(name)
+    return name
+
+
+def _known_scorer(name: str) -> str:
+    scorer_class(name)
     return name
 
 
 # The options are those of `StageOptions`; docstrings of configs are read there.
 class StageConfig(StageOptions):
+    scorer: Annotated[str, AfterValidator(_known_scorer)] = "complex"
     method: Annotated[str, AfterValidator(_known_method)] = "scratch"
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> "StageConfig":
-        kind = METHODS[self.method].Settings
+        kind = method_class(self.method).Settings
         given = (
             self.distill.model_dump()
             if isinstance(self.distill, Frozen)
@@ -60,7 +66,7 @@ class StageConfig(StageOptions):
             object.__setattr__(self, "distill", kind.model_validate(given))
         except ValidationError as error:
             raise ValueError(_explain(error, kind, f"distill (method {self.method})")) from None
-        if self.start != "random" and METHODS[self.method].num_teachers[-1] == 0:
+        if self.start != "random" and method_class(self.method).num_teachers[-1] == 0:
             raise ValueError(
                 f"start: {self.start} begins from a teacher's rows and method {self.method} has none; use start: random"
             )
@@ -152,7 +158,7 @@ class RunConfig(Frozen):
             )
         given = {"teacher": self.teacher} if self.teacher is not None else dict(self.teachers or {})
         for name, teacher in given.items():
-            if isinstance(teacher, StageConfig) and 0 not in METHODS[teacher.method].num_teachers:
+            if isinstance(teacher, StageConfig) and 0 not in method_class(teacher.method).num_teachers:
                 raise ValueError(
                     f"{name}.method must be scratch or another that needs no teacher (it has none itself), "
                     f"not {teacher.method}"
@@ -170,7 +176,7 @@ class RunConfig(Frozen):
         for student in self.students().values():
             _check_number(student, 1)
         first = self.first_teacher()
-        if isinstance(first, StageConfig) and 0 not in METHODS[first.method].num_teachers:
+        if isinstance(first, StageConfig) and 0 not in method_class(first.method).num_teachers:
             raise ValueError(
                 f"chain.per_dim.{first.dim}: the teacher's method must need no teacher, not {first.method}"
             )
@@ -237,12 +243,12 @@ _TEACHER_NAME = re.compile(r"(?!student|assistant|direct)[A-Za-z0-9][\w-]*", re.
 
 
 def _check_number(student: StageConfig, given: int) -> None:
-    if not given and 0 not in METHODS[student.method].num_teachers:
+    if not given and 0 not in method_class(student.method).num_teachers:
         raise ValueError(
             f"student.method {student.method} needs a teacher; give `teacher:` a stage or a path to a "
             "finished model, or use student.method=scratch"
         )
-    if given and METHODS[student.method].num_teachers[-1] == 0:
+    if given and method_class(student.method).num_teachers[-1] == 0:
         raise ValueError(
             f"a teacher is given but student.method is {student.method}, which has none; use bkd or dualde, "
             "or drop the teacher"
@@ -260,7 +266,7 @@ def _check_overlap(config: RunConfig) -> None:
         raise ValueError("chain.overlap: a student reads its teacher's checkpoints on a disk they share; drop storage")
     first, students = config.first_teacher(), list(config.students().values())
     for stage in students:
-        if METHODS[stage.method].trains_teachers:
+        if method_class(stage.method).trains_teachers:
             raise ValueError(
                 f"chain.overlap: {stage.method} trains its teacher, which must be finished; use overlap: 0"
             )
@@ -272,7 +278,7 @@ def _check_overlap(config: RunConfig) -> None:
                 f"chain.overlap: a student begins on a checkpoint, and the model of dim {stage.dim} has none "
                 "before its end; set validate_every or checkpoint_every"
             )
-        if METHODS[stage.method].output_model is not Method.output_model:
+        if method_class(stage.method).output_model is not Method.output_model:
             raise ValueError(f"chain.overlap: what {stage.method} makes is known when it is finished; use overlap: 0")
 
 

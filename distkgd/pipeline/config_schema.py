@@ -1,10 +1,13 @@
 """The JSON schema of configs, by which editors complete and check them."""
 
+from collections.abc import Iterable
+from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from distkgd import methods, scorers
 from distkgd.methods import METHODS
 from distkgd.scorers import SCORERS
 
@@ -18,8 +21,8 @@ def json_schema(root: type[BaseModel]) -> dict[str, Any]:
     refs, schema = models_json_schema([(kind, "validation") for kind in (root, *settings.values())])
     stage = schema["$defs"].get("StageConfig")
     if stage is not None:
-        stage["properties"]["method"]["enum"] = list(METHODS)
-        stage["properties"]["scorer"]["enum"] = list(SCORERS)
+        stage["properties"]["method"] |= _named(METHODS, methods.GROUP)
+        stage["properties"]["scorer"] |= _named(SCORERS, scorers.GROUP)
         stage["allOf"] = [
             {
                 "if": {"properties": {"method": {"const": name}}, "required": ["method"]},
@@ -30,6 +33,11 @@ def json_schema(root: type[BaseModel]) -> dict[str, Any]:
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **refs[root, "validation"], **schema}
     found: dict[str, Any] = _standard(whole)
     return found
+
+
+def _named(table: Iterable[str], group: str) -> dict[str, Any]:
+    installed = sorted(point.name for point in entry_points(group=group))
+    return {"anyOf": [{"enum": [*table, *installed]}, {"pattern": "^[\\w.]+:\\w+$"}]}
 
 
 def _standard(node: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from distkgd.config.plugins import spec_of
 from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.kernels.candidates import Candidates
 from distkgd.kernels.pairs import Kind
@@ -178,7 +179,7 @@ class Scorer(ABC):
 
     def constants(self) -> dict[str, str | int | float]:
         """Everything the formula needs besides the tables, ready for JSON; `from_constants` reads it back."""
-        constants: dict[str, str | int | float] = {"name": self.name, "dim": self.dim}
+        constants: dict[str, str | int | float] = {"name": spec_of(type(self)), "dim": self.dim}
         return constants | {option: getattr(self, option) for option in sorted(self.options)}
 
     def __repr__(self) -> str:

@@ -403,7 +403,7 @@ def test_margins_and_norms_outside_their_range_are_refused() -> None:
 
 
 def test_an_unknown_scorer_is_refused_with_the_known_names() -> None:
-    with pytest.raises(ConfigError, match="unknown scorer 'tucker'; known are") as raised:
+    with pytest.raises(ConfigError, match="there is no scorer 'tucker'; there are") as raised:
         build_scorer("tucker", DIM)
     assert all(name in str(raised.value) for name in SCORERS)
 
