@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from distkgd.tracking.run_ids import locked
+from tests.programs import end_programs
 from tests.ranks import close_pools
 
 # Begun first where files run side by side, so that none of them is left running alone at the end.
@@ -55,6 +56,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     close_pools()
+    end_programs()
 
 
 @pytest.fixture(scope="session")

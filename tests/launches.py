@@ -7,7 +7,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 
 from distkgd.commands.cli import run_main
 from distkgd.config.tree import merge
+from tests.programs import Program, started
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH_SECONDS = 200
@@ -109,26 +109,22 @@ def refusal(launcher: str, arguments: Sequence[str], words: Sequence[str] = ()) 
     return f"does not say {missing}: {told[:400]!r}" if missing else None
 
 
-def start(
-    arguments: Sequence[str | Path], cwd: Path, world: int = 1, torchrun: Sequence[str] = ()
-) -> "subprocess.Popen[str]":
+def start(arguments: Sequence[str | Path], cwd: Path, world: int = 1, torchrun: Sequence[str] = ()) -> Program:
     """launch/distill.py with `arguments`, running; its output is one text.
 
     world: > 1 goes through torchrun; processes of this agent.
     torchrun: further arguments of it; with any, world 1 goes through it, too.
     """
-    command = [sys.executable]
+    command = []
     if world > 1 or torchrun:
         alone = [] if "--rdzv-backend" in torchrun else ["--standalone"]
-        command += ["-m", "torch.distributed.run", *alone, "--nproc-per-node", str(world), *torchrun]
+        command = ["-m", "torch.distributed.run", *alone, "--nproc-per-node", str(world), *torchrun]
     command += [str(ROOT / "launch" / "distill.py"), *map(str, arguments)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "110"}
-    # Files, not pipes: a pipe that nobody reads would stop the process.
-    with (cwd / "output.txt").open("a", encoding="utf-8") as output:
-        return subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=output, text=True)
+    return started(command, cwd, env, cwd / "output.txt")
 
 
-def finish(process: "subprocess.Popen[str]", cwd: Path, seconds: float = LAUNCH_SECONDS) -> tuple[int, str]:
+def finish(process: Program, cwd: Path, seconds: float = LAUNCH_SECONDS) -> tuple[int, str]:
     """Exit code and output so far of a started launch, once it has ended."""
     try:
         code = process.wait(seconds)
@@ -148,7 +144,7 @@ def output_of(cwd: Path) -> str:
     return (cwd / "output.txt").read_text(encoding="utf-8", errors="replace")
 
 
-def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+def family(process: Program) -> list[psutil.Process]:
     """The process and all its descendants."""
     try:
         parent = psutil.Process(process.pid)
@@ -157,15 +153,15 @@ def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
         return []
 
 
-def rank_process(process: "subprocess.Popen[str]", rank: int) -> psutil.Process:
+def rank_process(process: Program, rank: int) -> psutil.Process:
     """The process of one rank of a torchrun launch."""
     for child in family(process)[1:]:
-        if child.environ().get("RANK") == str(rank):
+        if child.name() == f"rank {rank}":
             return child
     raise AssertionError(f"no process of rank {rank}")
 
 
-def kill_all(process: "subprocess.Popen[str]") -> None:
+def kill_all(process: Program) -> None:
     """SIGKILL to the whole family at once, as when a machine dies."""
     members = family(process)
     for member in members:
@@ -176,7 +172,7 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
     psutil.wait_procs(members, timeout=10)
 
 
-def wait_for(process: "subprocess.Popen[str]", cwd: Path, happened: Callable[[], Any]) -> None:
+def wait_for(process: Program, cwd: Path, happened: Callable[[], Any]) -> None:
     """Wait until something is true while the launch runs; AssertionError with its output if it ends before."""
     deadline = time.monotonic() + LAUNCH_SECONDS
     while not happened():

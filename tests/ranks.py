@@ -17,13 +17,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from distkgd.distributed import ranks as ranks_module
 from distkgd.distributed.ranks import Ranks, join_ranks
 from tests.gpu.device import install
 from tests.gpu.nccl import NCCL
+from tests.programs import fork_server
 
 ANSWER_SECONDS = 240
 _pools: dict[tuple[int, bool], "_Pool"] = {}
@@ -141,9 +141,7 @@ class _Arriving:
 
 class _Pool:
     def __init__(self, world: int, pretend: bool) -> None:
-        # Forked of a process that has imported what ranks need, which takes seconds, once.
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["distkgd.pipeline.stage_job"])
+        context = fork_server()
         self._key = world, pretend
         self._pipes: list[Connection] = []
         self._processes = []

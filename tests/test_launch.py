@@ -11,6 +11,7 @@ import pytest
 
 from distkgd.evaluation.ranking import protocol
 from tests.launches import LAUNCH_SECONDS, ROOT, call, small_data
+from tests.programs import started
 
 CONFIG = """
 device: cpu
@@ -128,16 +129,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(
     assert_one_line_error(launch(place, "distill", *arguments), *words)
 
 
-def in_a_process(cwd: Path, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(ROOT / f"launch/{name}.py"), *arguments]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    return subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
+def test_a_mistake_ends_a_fresh_process_in_the_same_way(place: Path) -> None:
+    command = [sys.executable, str(ROOT / "launch/distill.py"), "small.yaml", "student.dimm=3"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "110"}
+    done = subprocess.run(
+        command, cwd=place, env=env, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
     )
-
-
-def test_a_mistake_ends_a_process_in_the_same_way(place: Path) -> None:
-    assert_one_line_error(in_a_process(place, "distill", "small.yaml", "student.dimm=3"), "student.dimm")
+    assert_one_line_error(done, "student.dimm")
 
 
 @pytest.mark.parametrize(
@@ -149,8 +147,11 @@ def test_a_mistake_ends_a_process_in_the_same_way(place: Path) -> None:
     ],
 )
 def test_a_launcher_of_a_finished_run_is_a_program(
-    place: Path, name: str, arguments: tuple[str, ...], printed: str, told: str
+    place: Path, tmp_path: Path, name: str, arguments: tuple[str, ...], printed: str, told: str
 ) -> None:
-    done = in_a_process(place, name, "run/stages/student", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert printed in done.stdout and told in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    command = [str(ROOT / f"launch/{name}.py"), "run/stages/student", *arguments]
+    files = tmp_path / "printed.txt", tmp_path / "said.txt"
+    code = started(command, place, os.environ | {"NO_COLOR": "1"}, *files).wait(LAUNCH_SECONDS)
+    out, err = (file.read_text(encoding="utf-8") for file in files)
+    assert code == 0, err
+    assert printed in out and told in " ".join(err.split()) and "Traceback" not in err

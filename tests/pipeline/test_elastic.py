@@ -1,12 +1,11 @@
 """Ranks started anew: by torchrun after a death or a change of members, and by hand in another number."""
 
 import json
+import multiprocessing as mp
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -111,8 +110,8 @@ def test_a_rank_that_found_no_others_says_so_itself(
 
 
 def agent_seen_by_a_child() -> str:
-    code = "from distkgd.distributed.rendezvous import launch_agent; print(launch_agent())"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    with mp.get_context("fork").Pool(1) as child:
+        return str(child.apply(launch_agent))
 
 
 def test_children_of_one_process_have_one_agent_and_without_torchrun_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +141,7 @@ def test_a_folder_of_another_launch_is_not_taken_for_ones_own(content: str | Non
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set, a config in double precision, and an uninterrupted run of it on two ranks."""
     cwd = tmp_path_factory.mktemp("elastic")
-    small_config(cwd / "small.yaml", small_data(cwd / "data"), dtype="float64", baseline=False, student={"epochs": 24})
+    small_config(cwd / "small.yaml", small_data(cwd / "data"), dtype="float64", baseline=False, student={"epochs": 12})
     code, output = distil(["small.yaml", "--out", "whole"], cwd, world=2)
     assert code == 0, output
     return cwd

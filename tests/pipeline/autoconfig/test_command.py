@@ -230,7 +230,14 @@ def test_a_croppable_teacher_of_elsewhere_is_shown_in_fewer_numbers_too(file: Pa
 
 
 def test_a_student_of_few_bits_is_asked_for_by_two_flags(file: Path, tmp_path: Path) -> None:
-    outcome = go(file, tmp_path / "run", QUICK, to=128, bits=2, budget=Budget(max_mb=0.03, min_retained=0.001))
+    outcome = go(
+        file,
+        tmp_path / "run",
+        [*QUICK, "teacher.epochs=3"],
+        to=128,
+        bits=2,
+        budget=Budget(max_mb=0.03, min_retained=0.001),
+    )
     report = outcome.report
     assert outcome.code == 0 and report is not None and report.budget is not None
     teacher, student, direct = report.stages

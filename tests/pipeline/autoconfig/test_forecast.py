@@ -14,8 +14,8 @@ from tests.toys import toy_graph, toy_run, toy_teacher
 
 PLAN = {
     "device": "cpu",
-    "teacher": {"dim": 64, "epochs": 6, "batch_size": 100, "validate_every": 3},
-    "student": {"dim": 16, "method": "bkd", "epochs": 6, "batch_size": 100, "validate_every": 3},
+    "teacher": {"dim": 64, "epochs": 3, "batch_size": 100, "validate_every": 3},
+    "student": {"dim": 16, "method": "bkd", "epochs": 3, "batch_size": 100, "validate_every": 3},
     "baseline": True,
 }
 

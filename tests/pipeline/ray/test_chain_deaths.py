@@ -20,6 +20,7 @@ from distkgd.config.tree import merge
 from distkgd.pipeline.ray.session import need_token, ray_session
 from tests.launches import ROOT, finish, kill_all, small_data, wait_for
 from tests.pipeline.ray.clusters import CHAIN, Background, actor_process, attempts, chained, kill, shipped
+from tests.programs import Program, started
 
 LONG = {"epochs": 200, "validate_every": 10, "checkpoint_every": 5}
 SECONDS = 300.0
@@ -46,12 +47,11 @@ def same_figures(one: dict[str, Any], other: dict[str, Any], tolerance: float) -
             assert mine[split] == pytest.approx(theirs[split], abs=tolerance), (mine["name"], split)
 
 
-def script(name: str, arguments: list[str | Path], cwd: Path, **variables: str) -> "subprocess.Popen[str]":
+def script(name: str, arguments: list[str | Path], cwd: Path, **variables: str) -> Program:
     """A launcher, running; its output is in output.txt."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "110"} | variables
-    command = [sys.executable, str(ROOT / "launch" / name), *map(str, arguments)]
-    with (cwd / "output.txt").open("a", encoding="utf-8") as output:
-        return subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=output, text=True)
+    command = [str(ROOT / "launch" / name), *map(str, arguments)]
+    return started(command, cwd, env, cwd / "output.txt")
 
 
 # -- deaths -------------------------------------------------------------------------------------------------------

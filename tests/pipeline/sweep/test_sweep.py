@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from distkgd.pipeline.sweep.config import load_sweep
 from distkgd.pipeline.sweep.search import search_arms
 from distkgd.pipeline.sweep.sweep import ENVIRONMENT, Slots, run_sweep
 from tests.launches import ROOT, family, finish, output_of, small_data, wait_for
+from tests.programs import Program, started
 
 STAGE = {"scorer": "complex", "batch_size": 60, "validate_every": 1}
 PLAN: dict[str, Any] = {
@@ -47,19 +46,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def ablate(cwd: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def ablate(cwd: Path, *arguments: str) -> Iterator[Program]:
     """launch/ablate.py, running; whatever it leaves behind is ended."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "160"}
-    with (cwd / "output.txt").open("a", encoding="utf-8") as output:
-        command = [sys.executable, str(ROOT / "launch" / "ablate.py"), *arguments]
-        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=output, text=True)
-    started: dict[int, psutil.Process] = {}
+    process = started([str(ROOT / "launch/ablate.py"), *arguments], cwd, env, cwd / "output.txt")
+    members: dict[int, psutil.Process] = {}
     try:
         yield process
-        started = {one.pid: one for one in family(process)}
+        members = {one.pid: one for one in family(process)}
     finally:
-        started |= {one.pid: one for one in family(process)}
-        for one in started.values():
+        members |= {one.pid: one for one in family(process)}
+        for one in members.values():
             if one.is_running():
                 one.kill()
         process.wait(10)
