@@ -107,12 +107,13 @@ def train_step(job: Job, progress: Progress, signal_number: int) -> tuple[dict[s
     for i in range(accumulate):
         inputs = job.prefetcher.inputs(progress.step, i)
         for update in method.updates(inputs):
+            terms = _stacked(update.terms)
             if on_host:
                 job.prefetcher.advance()
-            terms = _stacked(update.terms)
-            terms.backward(torch.ones_like(terms))  # of their sum
-            if not on_host:  # which may have to wait for ids: by now the device has enough to do
-                job.prefetcher.advance()
+                terms.sum().backward()  # with a gradient given, torch would first import sympy: a second, and memory
+            else:
+                terms.backward(torch.ones_like(terms))  # of their sum, in one launch fewer
+                job.prefetcher.advance()  # which may have to wait for ids: by now the device has enough to do
             names = (*update.terms, *update.watched)
             numbers = terms.detach()
             if update.watched:
