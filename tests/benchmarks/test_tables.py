@@ -17,7 +17,6 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from scipy import stats
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import DivergedError
@@ -86,6 +85,8 @@ def test_arms_draw_alike_what_they_share(tables: ModuleType) -> None:
 def test_an_interval_is_that_of_students_t_for_any_number_of_seeds(
     seeds: int, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from scipy import stats  # seconds: not where tests are only collected
+
     figures = dict.fromkeys(("test_hits_at_1", "test_hits_at_10", "sparse_bytes", "train_seconds", "dim"), 1)
     table = toy_table(tables, monkeypatch, tmp_path, list(range(seeds)), {"direct": {}, "a": {}})
     gaps = [0.01 * (seed % 3) for seed in range(seeds)]
