@@ -28,8 +28,8 @@ def main(
     """
     if schema or sweep_schema:
         with imports():
+            from distkgd.commands.config_schema import json_schema
             from distkgd.pipeline.config import RunConfig
-            from distkgd.pipeline.config_schema import json_schema
             from distkgd.pipeline.sweep.config import SweepConfig
         typer.echo(json.dumps(json_schema(RunConfig if schema else SweepConfig), indent=2))
         return

@@ -9,10 +9,10 @@ import yaml
 
 from distkgd.commands.app import build_app
 from distkgd.commands.cli import run_app
+from distkgd.commands.config_schema import json_schema
 from distkgd.config.shipped import find_config, shipped
 from distkgd.errors import ConfigError
 from distkgd.pipeline.config import RunConfig, load_config
-from distkgd.pipeline.config_schema import json_schema
 from distkgd.pipeline.sweep.config import SweepConfig, load_sweep
 from tests.launches import ROOT, held
 

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import distkgd
+from distkgd.commands.config_schema import json_schema
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError
 from distkgd.models.model_folder import load_model
 from distkgd.pipeline.config import RunConfig, load_config, parse_config
-from distkgd.pipeline.config_schema import json_schema
 from tests.docs.pages import blocks, section
 from tests.launches import call, small_data
 
