@@ -55,6 +55,7 @@ TABLE: dict[str, How] = {
     # -- make and shell
     "make demo": Run("runs/demo/report.html"),
     "make test": Parsed(ITSELF),
+    "make site": Parsed("tests/docs/test_site.py builds it"),
     "make PYTHON=python3.12 demo": Parsed("this machine may have no such Python"),
     "PIP_EXTRA_INDEX_URL=* make demo": Parsed("it downloads torch"),
     "make bench-engine": Parsed(MEASURES),

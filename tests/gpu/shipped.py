@@ -71,7 +71,10 @@ def shrunk(config: StageConfig) -> dict[str, Any]:
         "init_scale": 0.5,
     }
     over |= {"epochs": 4, "patience": 0, "validate_every": 1, "checkpoint_every": 0, "schedule": {"name": "constant"}}
-    over |= {"negatives": {"num": num, "chunk": chunk}, "optimizer": {"lr": 0.05, "relation_lr": None}}
+    over |= {
+        "negatives": {"num": num, "chunk": chunk, "anchors": min(config.negatives.anchors, 5)},
+        "optimizer": {"lr": 0.05, "relation_lr": None},
+    }
     if config.regulariser.weight:
         over["regulariser"] = {"weight": 0.01}
     if config.group:
