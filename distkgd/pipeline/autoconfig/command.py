@@ -65,8 +65,7 @@ def run_config(
     free: stages whose batches become smaller where the data does not fill them. dry_run: only say what it would take.
     """
     folder = out or Path("runs") / config.name
-    if not dry_run:
-        on_first(ranks, partial(refuse_existing, folder, resume))
+    on_first(ranks, partial(refuse_existing, folder, resume))
     graph = shared_graph(ranks, lambda: load_graph(config.data))
     config, changes = rules.fitted(config, len(graph.train), free)
     for warning in (*graph.warnings, *changes):
@@ -97,8 +96,7 @@ def run_own(
     size = f"{request.to or 'croppable'}" + (f"_{request.bits}bit" if request.bits < 32 else "")
     tree.setdefault("name", f"{name}_{size}")
     folder = out or Path("runs") / str(tree["name"])
-    if not dry_run:
-        on_first(ranks, partial(refuse_existing, folder, resume))
+    on_first(ranks, partial(refuse_existing, folder, resume))
     graph, split, notes = _data(request, name, ranks)
     for note in (*notes, *graph.warnings):
         display.warn(note)
