@@ -21,17 +21,7 @@ sys.path.insert(0, str(ROOT))
 import distkgd
 from distkgd.evaluation.classification import calibration_error
 
-STAGE = {
-    "scorer": "complex",
-    "dim": 256,
-    "epochs": 16,
-    "batch_size": 256,
-    "validate_every": 4,
-    "optimizer": {"name": "adagrad", "lr": 0.5},
-    "schedule": {"name": "linear", "final": 0.05},
-    "regulariser": {"name": "n3", "weight": 0.01},
-}
-PLAN = {"name": "codex_complex", "data": "codex-s", "mlflow": {"enabled": False}, "student": STAGE}
+CONFIG, OVERRIDES = "codex-s/scratch_complex", ["mlflow.enabled=false"]
 
 
 def main(
@@ -44,7 +34,7 @@ def main(
     folder = data or Path(os.environ["DISTKGD_DATA"]) / "codex-s"
     with tempfile.TemporaryDirectory() as scratch:
         if model is None:
-            model = distkgd.train(PLAN, out=Path(scratch) / "run", show=True).folder / "stages/student"
+            model = distkgd.train(CONFIG, OVERRIDES, out=Path(scratch) / "run", show=True).folder / "stages/student"
         m = distkgd.load(model)
     true, false = ((folder / f"test{kind}.txt.gz") for kind in ("", "_negatives"))
     every = [tuple(line.split("\t")) for path in (true, false) for line in lines_of(path)]

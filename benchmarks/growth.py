@@ -24,17 +24,8 @@ from distkgd.evaluation.ranking import metrics, ranks_of
 from distkgd.models.model_folder import load_model
 
 SHARE = 0.05
-STAGE = {
-    "scorer": "complex",
-    "dim": 256,
-    "epochs": 16,
-    "batch_size": 256,
-    "validate_every": 16,
-    "optimizer": {"name": "adagrad", "lr": 0.5},
-    "schedule": {"name": "linear", "final": 0.05},
-    "regulariser": {"name": "n3", "weight": 0.01},
-}
-PLAN = {"name": "growth", "mlflow": {"enabled": False}, "report": {"html": False}, "student": STAGE, "threads": 1}
+CONFIG = "codex-s/scratch_complex"
+OVERRIDES = ["mlflow.enabled=false", "report.html=false", "threads=1", "student.validate_every=16"]
 app = typer.Typer(help=__doc__)
 
 
@@ -45,7 +36,7 @@ def train(out: Path = Path("runs/growth"), data: str = "codex-s", seed: int = 0)
     if not (out / "before_data").exists():
         write_before(graph, drawn_newcomers(graph, SHARE, seed), out / "before_data")
     for name, source in (("all", data), ("before", str(out / "before_data"))):
-        distkgd.train(PLAN, data=source, out=out / name, resume=(out / name).exists(), show=True)
+        distkgd.train(CONFIG, OVERRIDES, data=source, out=out / name, resume=(out / name).exists(), show=True)
 
 
 def mrr(folder: Path, graph: Graph, here: torch.Tensor) -> float:

@@ -77,6 +77,7 @@ def bare_job(
         chunk=negatives.chunk,
         filtered=negatives.filtered,
         label_shares=False,
+        drawn_anchors=negatives.anchors,
         move=config.move if config.move != "auto" else "rows" if negatives.kind in ("chunk", "triple") else "queries",
     )
     folder = Path(tempfile.gettempdir()) / "distkgd-benchmark"

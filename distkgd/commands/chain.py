@@ -5,17 +5,11 @@ from typing import Annotated
 
 import typer
 
-from distkgd.commands.cli import imports, split_arguments, terminal
+from distkgd.commands.cli import PlanArguments, imports, split_arguments, terminal
 
 
 def main(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG] [KEY=VALUE]...",
-            help="A YAML file or a shipped config (distkgd configs), and what goes over it; default: the demo.",
-        ),
-    ] = None,
+    arguments: PlanArguments = None,
     data: Annotated[str | None, typer.Option(help="Public set or folder, in place of the config's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, seen by all nodes; default runs/<config name>.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the run folder.")] = False,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from distkgd.distributed.ranks import Ranks
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a disk, and no file is named
+
+# Of commands that run a plan.
+PlanArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE]...",
+        help="A YAML file or a shipped config (distkgd configs), and what goes over it; default: the demo.",
+    ),
+]
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distkgd.commands.cli import imports, launch, split_arguments
+from distkgd.commands.cli import PlanArguments, imports, launch, split_arguments
 
 if TYPE_CHECKING:
     from distkgd.common.console import Display
@@ -13,13 +13,7 @@ if TYPE_CHECKING:
 
 
 def main(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG] [KEY=VALUE]...",
-            help="A YAML file or a shipped config (distkgd configs), and what goes over it; default: the demo.",
-        ),
-    ] = None,
+    arguments: PlanArguments = None,
     data: Annotated[str | None, typer.Option(help="Public set, folder, or one file of triples.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<config name>.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the run folder.")] = False,

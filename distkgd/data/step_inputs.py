@@ -14,7 +14,7 @@ from distkgd.common.random import Stream
 from distkgd.data.filters import KnownAnswers
 from distkgd.data.sampling import Batch, Kind, Sampler, excluded_from_groups, excluded_from_shared
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.reductions.candidate_layout import CandidateLayout
+from distkgd.distributed.reductions.candidate_layout import NO_LIMIT, CandidateLayout
 from distkgd.distributed.tables import Route, plan_route_async, run_to_end
 
 Move = Literal["rows", "queries", "nothing"]
@@ -160,9 +160,9 @@ class StepInputBuilder:
             if travelling:
                 listed, absent = self._own_part(listed)
             left_out = None
-            if not self.drawn_anchors:
+            if not self.drawn_anchors:  # with these a negative is no answer of the query
                 left_out = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
-            left_out = left_out if left_out is None or absent is None else left_out | absent.unsqueeze(1)
+                left_out = left_out if absent is None else left_out | absent.unsqueeze(1)
             layout = CandidateLayout(
                 self.ranks,
                 counts=counts,
@@ -170,7 +170,9 @@ class StepInputBuilder:
                 num_candidates=listed.shape[1],
                 most_candidates=self.num,
                 mask=left_out,
-                whole=self.drawn_anchors > 0,
+                block_numbers=NO_LIMIT
+                if self.drawn_anchors
+                else None,  # which anchor meets which stands in their order
             )
             return listed, _less(listed.reshape(-1), lo), layout
         ids: Tensor | None = None
@@ -255,6 +257,7 @@ class StepInputBuilder:
 
 
 def _less(ids: Tensor, lo: int) -> Tensor:
+    # To take 0 away would be a kernel on a GPU.
     return ids - lo if lo else ids
 
 

@@ -68,9 +68,8 @@ def plan_route_async(
         every rank asks every other for as many rows; then nothing is de-duplicated and no counts are exchanged.
     """
     counts, on_host = None, ids.device.type == "cpu"
-    if (
-        ranks.world == 1 and candidates is None and fixed is None and not on_host
-    ):  # all rows have a gradient, to which these are added
+    if ranks.world == 1 and candidates is None and fixed is None and not on_host:
+        # All rows have a gradient, to which those of these are added.
         return Route(None, [len(ids)], [len(ids)], None, ids, None)
     among = None
     if fixed is None and candidates is not None and not len(candidates) and sortable(ids):

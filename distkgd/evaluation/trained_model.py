@@ -277,7 +277,7 @@ class TrainedModel:
         added = made._given_triples(list(zip(head, relation, tail, strict=True)))
         every = torch.cat([graph.train.to(added.device), added])
         rows, newcomer = made.entity_rows, added.new_tensor([len(entities) - 1])
-        rows[newcomer] = place_newcomers(rows, every, newcomer, len(self.relations))
+        rows[newcomer] = place_newcomers(rows, every, newcomer)
         made.__dict__["_graph"] = replace(graph, train=every.cpu(), entities=entities)
         return made
 

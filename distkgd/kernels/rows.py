@@ -11,9 +11,9 @@ from distkgd.kernels import build
 from distkgd.kernels.build import NAMES, call
 from distkgd.kernels.triton import rows as on_gpu
 from distkgd.kernels.triton import runtime
-from distkgd.kernels.triton.rows import Segments, segments
+from distkgd.kernels.triton.rows import Segments, StepNumbers, segments
 
-__all__ = ["Segments", "add", "available", "directions", "segments", "sortable", "take", "update"]
+__all__ = ["Segments", "StepNumbers", "add", "available", "directions", "segments", "sortable", "take", "update"]
 
 _RULES = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
 
@@ -79,12 +79,7 @@ def update(
     rows: Tensor | None,
     grad: Tensor,
     state: Mapping[str, Tensor],
-    *,
-    lr: float,
-    clip: float | Tensor,
-    eps: float,
-    betas: tuple[float, float],
-    step: int,
+    numbers: StepNumbers,
 ) -> None:
     """One step of optimiser `name` on rows [n] of a table, or all, in place; formulas in distributed/optim/rows.py.
 
@@ -92,9 +87,10 @@ def update(
     """
     where = None if rows is None else rows.contiguous()
     if table.device.type != "cpu":
-        on_gpu.update(name, table, where, grad, state, lr=lr, clip=clip, eps=eps, betas=betas, step=step)
+        on_gpu.update(name, table, where, grad, state, numbers)
         return
     kinds = [*state.values(), None, None][:2]
-    numbers = map(float, (lr, clip, eps, *betas))
+    lr, clip, eps, betas, step = numbers
+    rates = map(float, (lr, clip, eps, *betas))
     sizes = len(grad), table.shape[1]
-    call("rows", f"update_{NAMES[table.dtype]}", _RULES[name], table, where, *sizes, grad, *kinds, *numbers, step)
+    call("rows", f"update_{NAMES[table.dtype]}", _RULES[name], table, where, *sizes, grad, *kinds, *rates, step)

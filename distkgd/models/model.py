@@ -341,12 +341,11 @@ class View:
             else:
                 self.positive = model.answer_scores(queries, anchor, relation, self.answer)
             if drawn:
-                each = Queries(*(column.repeat_interleave(inputs.drawn_anchors) for column in queries))
-                relation = F.embedding(model.relation_ids(each), self.relations)
-                projected = model.project(each, drawn[0], relation).reshape(
-                    n, inputs.drawn_anchors * projected.shape[1]
-                )
-                score_candidates = partial(_score_by_anchor, score_candidates, inputs.drawn_anchors)
+                times = inputs.drawn_anchors
+                each = Queries(*(column.repeat_interleave(times) for column in queries))
+                own = model.project(each, drawn[0], self.relation.repeat_interleave(times, 0))
+                projected = own.reshape(n, times * own.shape[1])
+                score_candidates = partial(_score_by_anchor, score_candidates, times)
             self.negatives = PairScores(inputs.layout, score_candidates, projected, candidates)
 
     def masters(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from distkgd.models.model_folder import LoadedModel
 
 
 @torch.no_grad()
-def place_newcomers(rows: Tensor, triples: Tensor, newcomers: Tensor, num_relations: int) -> Tensor:
+def place_newcomers(rows: Tensor, triples: Tensor, newcomers: Tensor) -> Tensor:
     """[m, size]: rows of newcomers ([m] int64 ids, ascending) by their neighbours.
 
     rows: [num_entities, size], of which those of newcomers are not read. triples: [n, 3] int64, theirs among them.
@@ -77,7 +77,7 @@ def grown(loaded: LoadedModel, graph: Graph, seed: int = 0) -> tuple[Model, Tens
     is_new[there[known]] = False
     newcomers = is_new.nonzero().flatten()
     if len(newcomers):
-        rows[newcomers] = place_newcomers(rows, graph.train, newcomers, graph.num_relations)
+        rows[newcomers] = place_newcomers(rows, graph.train, newcomers)
     relations = graph.relations.rows_of(loaded.relations)
     kept = relations >= 0
     for half in range(2 if old.reciprocal else 1):

@@ -50,8 +50,8 @@ def test_an_update_is_that_of_the_formula_and_no_other_row_moves(
         touched = None if everything else torch.randperm(40, generator=generator)[:13]
         which = torch.arange(40) if touched is None else touched
         grad = torch.randn(len(which), 37, generator=generator, dtype=dtype)
-        numbers = {"eps": optim.ADAM_EPS if name == "adam" else optim.ADAGRAD_EPS, "betas": optim.ADAM_BETAS}
-        rows.update(name, table, touched, grad, state, lr=0.1, clip=0.5, step=step, **numbers)
+        eps = optim.ADAM_EPS if name == "adam" else optim.ADAGRAD_EPS
+        rows.update(name, table, touched, grad, state, rows.StepNumbers(0.1, 0.5, eps, optim.ADAM_BETAS, step))
         new, kinds = other[which], {kind: value[which] for kind, value in other_state.items()}
         optim.update(name, new, 0.5 * grad, kinds, 0.1, step)
         other[which] = new

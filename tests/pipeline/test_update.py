@@ -46,13 +46,13 @@ def test_a_newcomer_stands_at_the_mean_of_who_shares_its_triples() -> None:
     rows = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [9.0, 9.0], [7.0, 7.0], [0.0, 0.0]])
     # 3 and 5 are new. 0 and 1 have (_, 0, 2) as 3 has; 2 has (_, 1, 4) alone as 3 has; 5 has nothing.
     triples = torch.tensor([[0, 0, 2], [1, 0, 2], [3, 0, 2], [2, 1, 4], [3, 1, 4]])
-    found = place_newcomers(rows, triples, torch.tensor([3, 5]), 2)
+    found = place_newcomers(rows, triples, torch.tensor([3, 5]))
     weights = 1 / torch.tensor([3.0, 2.0]).log()
     wanted = (weights[0] * torch.tensor([2.0, 0.0]) + weights[1] * rows[2]) / weights.sum()
     torch.testing.assert_close(found[0], wanted)
     torch.testing.assert_close(found[1], rows[[0, 1, 2, 4]].mean(0))
     # Nobody shares (_, 0, 4): those count that have relation 0 at this place.
-    found = place_newcomers(rows, torch.tensor([[0, 0, 2], [1, 0, 2], [3, 0, 4]]), torch.tensor([3]), 2)
+    found = place_newcomers(rows, torch.tensor([[0, 0, 2], [1, 0, 2], [3, 0, 4]]), torch.tensor([3]))
     torch.testing.assert_close(found[0], torch.tensor([2.0, 0.0]))
 
 

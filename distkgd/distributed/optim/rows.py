@@ -7,7 +7,6 @@ State lives beside the rows it belongs to and is sharded with them. Bytes per en
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ def new_state(name: str, weight: Tensor, num: int | None = None) -> dict[str, Te
 def update(name: str, weight: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: float, step: int) -> None:
     """One step of optimiser `name` on weight [n, ...] and its state, in place. step counts from 1."""
     if weight.device.type != "cpu" and weight.dim() == 2 and kernels.available(weight, grad, *state.values()):
-        kernels.update(name, weight, None, grad, state, **_numbers(name, lr, 1.0, step))
+        kernels.update(name, weight, None, grad, state, _numbers(name, lr, 1.0, step))
         return
     match name:
         case "sgd":
@@ -64,10 +63,8 @@ def update(name: str, weight: Tensor, grad: Tensor, state: Mapping[str, Tensor],
             weight.addcdiv_(state["mean"], spread, value=-lr / (1 - first**step))
 
 
-def _numbers(name: str, lr: float, clip: float | Tensor, step: int) -> dict[str, Any]:
-    # What a kernel is told of a step.
-    eps = ADAM_EPS if name == "adam" else ADAGRAD_EPS
-    return {"lr": lr, "clip": clip, "eps": eps, "betas": ADAM_BETAS, "step": step}
+def _numbers(name: str, lr: float, clip: float | Tensor, step: int) -> kernels.StepNumbers:
+    return kernels.StepNumbers(lr, clip, ADAM_EPS if name == "adam" else ADAGRAD_EPS, ADAM_BETAS, step)
 
 
 def state_numbers(name: str, dim: int) -> int:
@@ -150,7 +147,7 @@ class RowOptimizer:
         weight, dtype = self.table.weight, self.table.dtype
         if kernels.available(weight, grad, *self.state.values()):
             numbers = _numbers(self.name, lr, clip, self.steps)
-            kernels.update(self.name, weight, touched, grad, self.state, **numbers)
+            kernels.update(self.name, weight, touched, grad, self.state, numbers)
             return
         if isinstance(clip, Tensor) or clip != 1.0:
             grad.mul_(clip)

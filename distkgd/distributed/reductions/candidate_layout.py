@@ -25,7 +25,7 @@ def numbers_at_once(numbers: float, device: torch.device) -> float:
     return BLOCK_NUMBERS.get(device.type, DEVICE_NUMBERS)
 
 
-_NO_LIMIT = 1 << 62
+NO_LIMIT = 1 << 62
 
 LANES = 16  # of a vector instruction: matrix products are up to a fifth faster for multiples of it
 
@@ -66,7 +66,6 @@ class CandidateLayout:
         answers: Tensor | None = None,
         mask: Tensor | None = None,
         block_numbers: int | None = None,
-        whole: bool = False,
     ) -> None:
         """
         num_candidates: N of this rank, or of each group. most_candidates: an upper bound that all ranks share.
@@ -76,7 +75,7 @@ class CandidateLayout:
         answers: in their place [queries met here] the one candidate that does not count for each; outside of
             0 … N - 1 there is none.
         mask: [groups, queries per group, N], without groups [queries met here, N] bool, True = does not count.
-        whole: all candidates are met in one block.
+        block_numbers: so many scores at most exist at a time; NO_LIMIT: all candidates are met in one block.
         """
         self.ranks = ranks
         self.counts = counts
@@ -86,7 +85,7 @@ class CandidateLayout:
         self._excluded = excluded
         self._answers = answers
         self._mask = mask
-        self._block_numbers = _NO_LIMIT if whole else block_numbers
+        self._block_numbers = block_numbers
 
     def gather(self, per_query: Sequence[Tensor]) -> list[Tensor]:
         """Each [Q, k] of this rank's queries as the blocks see it: of all queries met here, [groups, q, k] in groups.
@@ -160,7 +159,7 @@ class CandidateLayout:
                     excluded=pairs,
                     answers=None if self._answers is None else self._answers[met],
                     mask=masked(met),
-                    block_numbers=_NO_LIMIT,
+                    block_numbers=NO_LIMIT,
                 ),
                 met,
             )

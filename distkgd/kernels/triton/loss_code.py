@@ -10,6 +10,7 @@ list; most blocks hold no excluded pair and pay one comparison per query for it.
 """
 
 from distkgd.kernels.triton.runtime import tl, triton
+from distkgd.kernels.triton.score_code import logistic, softplus
 
 # As in distributed/reductions/candidate_layout.py.
 MASKED_SCORE = tl.constexpr(-1e30) if tl.constexpr is not None else -1e30
@@ -52,17 +53,6 @@ def _limit(z, hidden, candidate, num_candidates):
 
 
 @triton.jit
-def _softplus(z):
-    return tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
-
-
-@triton.jit
-def _logistic(z):
-    small = tl.exp(-tl.abs(z))
-    return tl.where(z >= 0, 1.0, small) / (1.0 + small)
-
-
-@triton.jit
 def partials_code(q_ptr, c_ptr, other_q_ptr, other_c_ptr, columns_ptr, starts_ptr, ends_ptr, out_ptr, num_queries,
                   num_candidates, per_split, width, other_width, scale, temperature, KIND: tl.constexpr,
                   ACC: tl.constexpr, PRECISION: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
@@ -92,7 +82,7 @@ def partials_code(q_ptr, c_ptr, other_q_ptr, other_c_ptr, columns_ptr, starts_pt
         hidden, cursor = _excluded_here(columns_ptr, cursor, end, candidate, begin + BN, BQ, BN)
         if KIND == "self_adversarial":
             logit = _limit(z * temperature, hidden, candidate, num_candidates)
-            value = _softplus(_limit(z, hidden, candidate, num_candidates))
+            value = softplus(_limit(z, hidden, candidate, num_candidates))
         z = _limit(z, hidden, candidate, num_candidates)
         if KIND == "log_sum_exp":
             logit = z
@@ -149,7 +139,7 @@ def weights_code(q_ptr, c_ptr, other_q_ptr, other_c_ptr, columns_ptr, starts_ptr
         pulled = tl.exp(z - lse) * grad
     elif KIND == "self_adversarial":
         grad = tl.load(grad_ptr + num_queries + query, mask=has_q, other=0.0)[:, None]
-        pulled = tl.exp(z * temperature - lse) * _logistic(z) * grad
+        pulled = tl.exp(z * temperature - lse) * logistic(z) * grad
     else:
         logit = _scores(other_q_ptr, other_c_ptr, query, candidate, num_queries, num_candidates, other_width, scale,
                         ACC, PRECISION, BQ, BN, BK)  # fmt: skip

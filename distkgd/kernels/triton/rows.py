@@ -22,7 +22,7 @@ from distkgd.kernels.triton.runtime import OPTIONS, pieces, power_of_two
 
 _BLOCK = 1024
 MOST = 1 << 23  # numbers whose segments are found: one program sees how many begin in each block
-FEW = 1 << 14  # so many rows look for their like among all of them; more are sorted first
+FEW = 1 << 12  # so many rows look for their like among all of them, n² comparisons; more are sorted first
 
 
 def add(table: Tensor, rows: Tensor, values: Tensor) -> None:
@@ -37,6 +37,17 @@ def add(table: Tensor, rows: Tensor, values: Tensor) -> None:
         table, listed, values, order, num, width,
         SORTED=many, BE=128, BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
     )  # fmt: skip
+
+
+class StepNumbers(NamedTuple):
+    """What an optimiser is told of a step: learning rate, factor on gradients (a number, or one on the GPU, []), eps,
+    betas of adam, and how many steps there were, this one included."""
+
+    lr: float
+    clip: float | Tensor
+    eps: float
+    betas: tuple[float, float]
+    step: int
 
 
 class Segments(NamedTuple):
@@ -96,14 +107,9 @@ def update(
     rows: Tensor | None,
     grad: Tensor,
     state: Mapping[str, Tensor],
-    *,
-    lr: float,
-    clip: float | Tensor,
-    eps: float,
-    betas: tuple[float, float],
-    step: int,
+    numbers: StepNumbers,
 ) -> None:
-    """One step of optimiser `name` on rows [n] of a table, or all, in place; clip: a number, or one on the GPU ([]).
+    """One step of optimiser `name` on rows [n] of a table, or all, in place.
 
     Of a row that is repeated, which it must be without others between, the first gradient counts.
     """
@@ -111,6 +117,7 @@ def update(
         return
     kinds = [*state.values(), table, table][:2]  # what has no state never reads what stands in its place
     width, block = table.shape[1], min(1024, power_of_two(table.shape[1]))
+    lr, clip, eps, betas, step = numbers
     in_memory = isinstance(clip, Tensor)
     gains, scales = [1.0 - beta for beta in betas], [1.0 / (1.0 - beta**step) for beta in betas]
     update_code[(len(grad),)](

@@ -8,12 +8,12 @@ COUNTS = tl.constexpr(-5e29) if tl.constexpr is not None else -5e29  # MASKED_SC
 
 
 @triton.jit
-def _softplus(z):
+def softplus(z):
     return tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
 
 
 @triton.jit
-def _logistic(z):
+def logistic(z):
     small = tl.exp(-tl.abs(z))
     return tl.where(z >= 0, 1.0, small) / (1.0 + small)
 
@@ -35,7 +35,7 @@ def sums_code(z_ptr, other_ptr, out_ptr, rows, num, KIND: tl.constexpr, BLOCK: t
         k = begin + tl.arange(0, BLOCK)
         z = tl.load(z_ptr + row * num + k, mask=k < num, other=LOWEST)
         if KIND == "softplus":
-            mass += tl.where(k < num, _softplus(z), 0.0)
+            mass += tl.where(k < num, softplus(z), 0.0)
             mean += tl.where(z > COUNTS, 1.0, 0.0)
         else:
             new = tl.maximum(top, z)
@@ -77,7 +77,7 @@ def pulls_code(z_ptr, other_ptr, found_ptr, first_ptr, second_ptr, third_ptr, ou
     z = tl.load(z_ptr + at, mask=mask, other=LOWEST)
     first = tl.load(first_ptr + row)
     if KIND == "softplus":
-        tl.store(out_ptr + at, _logistic(z) * first, mask=mask)
+        tl.store(out_ptr + at, logistic(z) * first, mask=mask)
     elif KIND == "logsumexp":
         tl.store(out_ptr + at, tl.exp(z - tl.load(found_ptr + row)) * first, mask=mask)
     else:

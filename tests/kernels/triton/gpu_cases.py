@@ -4,7 +4,6 @@ interpreter, `benchmarks/gpu.py` on a GPU. Each raises AssertionError.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -224,9 +223,9 @@ def updates_are_those_of_the_formula(name: str, listed: bool, device: str) -> No
         grad = random(len(once), 37, dtype=torch.float32, device=device, seed=step).detach()
         given = torch.cat([grad, grad.new_zeros(2, 37)]) if listed else grad
         clip = torch.tensor(0.5, dtype=torch.float64, device=device) if step > 1 else 0.5
-        how: dict[str, Any] = {"lr": 0.1, "clip": clip, "betas": optim.ADAM_BETAS, "step": step}
-        how["eps"] = optim.ADAM_EPS if name == "adam" else optim.ADAGRAD_EPS
-        gpu_rows.update(name, table, rows, given.contiguous(), state, **how)
+        eps = optim.ADAM_EPS if name == "adam" else optim.ADAGRAD_EPS
+        numbers = gpu_rows.StepNumbers(0.1, clip, eps, optim.ADAM_BETAS, step)
+        gpu_rows.update(name, table, rows, given.contiguous(), state, numbers)
         new, old = wanted[once], {kind: value[once] for kind, value in kinds.items()}
         optim.update(name, new, 0.5 * grad.double(), old, 0.1, step)
         wanted[once] = new

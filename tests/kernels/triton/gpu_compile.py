@@ -70,9 +70,9 @@ def _launch() -> None:
         rows.add(table, ids, torch.zeros(len(ids), 512))
     rows.segments(listed, 99)
     rows.undirected(*rows.directions(table, 1e-6), table, table[:, 0], 1e-6)
-    how = {"lr": 0.1, "clip": 1.0, "eps": 1e-8, "betas": (0.9, 0.999), "step": 1}
-    rows.update("adam", table, listed[:9], table[:9], {"mean": table, "square": table}, **how)
-    rows.update("rowwise_adagrad", table, None, table, {"sum": table[:, 0]}, **how)
+    numbers = rows.StepNumbers(0.1, 1.0, 1e-8, (0.9, 0.999), 1)
+    rows.update("adam", table, listed[:9], table[:9], {"mean": table, "square": table}, numbers)
+    rows.update("rowwise_adagrad", table, None, table, {"sum": table[:, 0]}, numbers)
     draws.integers(1 << 50, (-1 << 50, 1 << 51, 3 << 50), 0, 5000, 0, 99, table.device)
     kinds: tuple[tuple[scores.Kind, int], ...] = (("logsumexp", 1), ("gap", 3), ("softplus", 1))
     for kind, number in kinds:
