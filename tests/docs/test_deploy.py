@@ -6,6 +6,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_the_job_of_kubernetes_runs_a_command_that_there_is(tmp_path: Path) -> N
     environment = yaml.safe_load(spec["runtimeEnvYAML"])
     python, launcher, config, *rest = shlex.split(spec["entrypoint"])
     assert python == "python" and (ROOT / launcher).is_file() and (ROOT / config).is_file()
-    asked = subprocess.run([python, launcher, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    asked = subprocess.run([sys.executable, launcher, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(word in asked.stdout for word in rest if word.startswith("--"))
     assert (
         environment["working_dir"] == "/opt/distkgd" and "WORKDIR /opt/distkgd" in (DEPLOY / "Dockerfile").read_text()
@@ -64,7 +65,8 @@ def test_a_job_of_slurm_that_is_stopped_is_queued_again_and_goes_on(tmp_path: Pa
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "2"}
-    job |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "RDZV_PORT": str(port)}
+    programs = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    job |= {"PATH": programs, "PYTHONPATH": str(ROOT), "RDZV_PORT": str(port)}
 
     def submitted(*more: str) -> "subprocess.Popen[str]":
         command = ["bash", str(DEPLOY / "slurm.sh"), str(config), "--out", "run", *more]
