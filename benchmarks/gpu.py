@@ -1,7 +1,7 @@
 """The GPU kernels on a GPU: right first, then how close to the hardware; result in benchmarks/results/gpu.json.
 
-python benchmarks/gpu.py                  # checks, distances, losses, pipeline; under 9 minutes (benchmarks/gpu.sh)
-python benchmarks/gpu.py --only losses    # some of them
+python benchmarks/gpu.py                  # checks, distances, pipeline; under 9 minutes (benchmarks/gpu.sh)
+python benchmarks/gpu.py --only distances # some of them
 python benchmarks/gpu.py --interpret      # tiny sizes under Triton's interpreter, without a GPU; writes nothing
 Exit code 2: no GPU. 1: a kernel is wrong, or a target was missed (the result says which).
 """
@@ -11,23 +11,79 @@ import json
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_bench import TINY, Bench, Size
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
-PARTS = ("checks", "distances", "losses", "pipeline")
+PARTS = ("checks", "distances", "pipeline")
 KINDS = ("dot", "square", "manhattan", "scaled_manhattan", "modulus")
-REDUCTIONS = ("log_sum_exp", "self_adversarial", "kl")
-TARGETS = {"distances": 0.60, "losses": 0.50, "pipeline": 300.0}
+REDUCTIONS = ("logsumexp", "gap", "softplus")
+OPTIMISERS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
+TARGETS = {"distances": 0.60, "pipeline": 300.0}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured. copied: numbers copied, for the ceiling."""
+
+    groups: int = 2048
+    candidates: int = 64
+    rows: int = 1_000_000
+    dim: int = 512
+    copied: int = 1 << 28
+    repeats: int = 9
+
+
+TINY = Size(3, 5, 11, 8, 1 << 8, 1)
+
+
+class Bench:
+    """Where and how long: times functions, keeps an eye on the whole."""
+
+    def __init__(self, device: str, size: Size) -> None:
+        self.device = torch.device(device)
+        self.size = size
+        self.began = time.monotonic()
+
+    def seconds(self, run: Callable[[], Any]) -> float:
+        """Median of some runs after two that do not count (the first one compiles)."""
+        found = []
+        for turn in range(2 + self.size.repeats):
+            if self.device.type == "cuda":
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                run()
+                end.record()
+                torch.cuda.synchronize()
+                took = begin.elapsed_time(end) / 1000
+            else:
+                started = time.perf_counter()
+                run()
+                took = time.perf_counter() - started
+            if turn >= 2:
+                found.append(took)
+        return statistics.median(found)
+
+    def normal(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Normal numbers over √(last size), so that products of rows are of order 1."""
+        made = torch.randn(*shape, device=self.device, dtype=torch.float32) * shape[-1] ** -0.5
+        return made.to(dtype)
+
+    def say(self, line: str) -> None:
+        """A line with the seconds since the start."""
+        print(f"[{time.monotonic() - self.began:5.0f} s] {line}", flush=True)
 
 
 # -- right ----------------------------------------------------------------------------------------------------------
@@ -35,10 +91,10 @@ TARGETS = {"distances": 0.60, "losses": 0.50, "pipeline": 300.0}
 
 def checks(bench: Bench) -> dict[str, Any]:
     """Every kernel against the naive formula in float64, on this device."""
+    from distkgd.kernels.triton.dualde import How  # noqa: PLC0415
     from tests.kernels.triton import gpu_cases as cases  # noqa: PLC0415
 
     device, interpreted = str(bench.device), bench.device.type == "cpu"
-    tile = cases.Tile(16, 16, 16, 4, 2)
     todo: list[tuple[Any, ...]] = []
     for kind, shape in product(KINDS, cases.SHAPES):
         for dtype in (torch.float32, torch.bfloat16):
@@ -47,17 +103,21 @@ def checks(bench: Bench) -> dict[str, Any]:
         todo += [(cases.distances_take_narrow_rows, kind, device), (cases.empty_groups_give_empty_sums, kind, device)]
         if kind != "dot":
             todo.append((cases.equal_rows_have_gradient_zero, kind, device))
-    todo.append((cases.a_second_derivative_is_refused, device))
-    for kind, which in product(REDUCTIONS, cases.EXCLUSIONS):
-        todo.append((cases.losses_are_the_naive_reductions, kind, which, (18, 70, 16, 21), torch.float32, device, tile))
-        if not interpreted:
-            for dtype in (torch.float32, torch.bfloat16):
-                sizes = (200, 1000, 64, 512)
-                todo.append((cases.losses_are_the_naive_reductions, kind, which, sizes, dtype, device, None))
-    for kind in REDUCTIONS:
-        todo.append((cases.a_query_without_candidates_has_gradient_zero, kind, device, tile))
-        todo.append((cases.large_scores_do_not_overflow, kind, device, tile))
-    todo.append((cases.a_finished_teacher_gets_no_gradient, device, tile))
+    todo += [(cases.sums_of_scores_are_those_of_torch, *what, device) for what in product(REDUCTIONS, (3, 64, 2500))]
+    todo += [(cases.rows_are_added_up, num, few, device) for num, few in ((300, 1 << 14), (300, 4), (1, 4), (0, 4))]
+    segmented = ((3000, 700), (2048, 10**9), (1, 5), (1024, 1))
+    todo += [(cases.segments_are_those_of_sorted_numbers, *sizes, device) for sizes in segmented]
+    todo += [(cases.updates_are_those_of_the_formula, *what, device) for what in product(OPTIMISERS, (True, False))]
+    alone = (
+        cases.directions_are_those_of_torch,
+        cases.drawn_numbers_are_those_of_the_cpu,
+        cases.dualde_shapes_are_those_of_the_formula,
+    )
+    todo += [(case, device) for case in alone]
+    for learning, shaped in product((1, 2), (True, False)):
+        for positive, num in ((True, 1), (False, 37), (False, 1500)):
+            how = How(positive, learning, 1.5, 0.7, True, False)
+            todo.append((cases.dualde_terms_are_those_of_the_formula, how, shaped, num, device))
     wrong = {}
     for case, *arguments in todo[:: 7 if interpreted else 1]:
         name = " ".join((case.__name__, *(str(x) for x in arguments)))
@@ -74,16 +134,12 @@ def checks(bench: Bench) -> dict[str, Any]:
 
 
 def ceilings(bench: Bench) -> dict[str, float]:
-    """Copy bandwidth and matrix rates of this device."""
+    """Copy bandwidth of this device."""
     source = torch.empty(bench.size.copied, device=bench.device)
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / bench.seconds(partial(target.copy_, source))
     found = {"copy_bytes_per_second": copied}
-    side = bench.size.gemm
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        a, b = (bench.normal(side, side, dtype=dtype) for _ in range(2))
-        found[f"{name}_flops"] = 2 * side**3 / bench.seconds(partial(torch.mm, a, b))
-    bench.say(f"copy {copied / 1e9:.0f} GB/s, bf16 {found['bf16_flops'] / 1e12:.0f} TFLOP/s")
+    bench.say(f"copy {copied / 1e9:.0f} GB/s")
     return found
 
 
@@ -138,81 +194,6 @@ def distances_of(bench: Bench, copied: float, kind: Any, dtype: torch.dtype) -> 
 
     out.append({"kind": kind, "dtype": str(dtype), "what": "plain torch, both ways", "seconds": bench.seconds(plain)})
     return out
-
-
-# -- losses ---------------------------------------------------------------------------------------------------------
-
-
-def losses(bench: Bench, ceiling: dict[str, float]) -> list[dict[str, Any]]:
-    """1-vs-all, forward and backward, with a few excluded pairs per query; 6·B·N·d floating-point operations."""
-    from distkgd.kernels.triton.losses import Excluded, Tile  # noqa: PLC0415
-
-    size, tiny = bench.size, bench.size is TINY
-    hidden = torch.randint(size.entities, (size.queries, 4), device=bench.device)
-    owner = torch.arange(size.queries, device=bench.device).unsqueeze(1).expand_as(hidden)
-    excluded = Excluded.of(owner.reshape(-1), hidden.reshape(-1), size.queries)
-    if tiny:  # the interpreter has no bfloat16 products
-        small = Tile(16, 16, 16, 4, 2)
-        return [loss_of(bench, ceiling, kind, torch.float32, excluded, small) for kind in REDUCTIONS]
-    out = [loss_of(bench, ceiling, kind, torch.bfloat16, excluded, None) for kind in REDUCTIONS]
-    out.append(loss_of(bench, ceiling, "log_sum_exp", torch.float32, excluded, None))
-    # Other shapes of the same kernel, to choose better ones by.
-    for tile in (Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 4, 3), Tile(128, 256, 64, 8, 3), Tile(64, 128, 64, 4, 3)):
-        out.append(loss_of(bench, ceiling, "log_sum_exp", torch.bfloat16, excluded, tile))
-    out.append(plain_cross_entropy(bench, ceiling))
-    return out
-
-
-def loss_of(
-    bench: Bench, ceiling: dict[str, float], kind: str, dtype: torch.dtype, excluded: Any, tile: Any
-) -> dict[str, Any]:
-    """One reduction; with kl the teacher is finished, so of its three products only the first counts."""
-    from distkgd.kernels.triton import losses as gpu_losses  # noqa: PLC0415
-
-    size = bench.size
-    q, wide_q = (bench.normal(size.queries, d, dtype=dtype, grad=True) for d in (size.student_dim, size.dim))
-    c, wide_c = (bench.normal(size.entities, d, dtype=dtype, grad=True) for d in (size.student_dim, size.dim))
-    grad = torch.randn(size.queries, device=bench.device)
-
-    def run() -> Any:
-        if kind == "kl":
-            found = gpu_losses.kl(q, c, wide_q.detach(), wide_c.detach(), excluded, tile=tile)
-            return torch.autograd.grad(found[1] + found[2], (q, c), grad)
-        if kind == "log_sum_exp":
-            one = gpu_losses.log_sum_exp(wide_q, wide_c, excluded, tile=tile)
-        else:
-            one = gpu_losses.self_adversarial(wide_q, wide_c, excluded, tile=tile)[0]
-        return torch.autograd.grad(one, (wide_q, wide_c), grad)
-
-    numbers = 3 * size.student_dim + size.dim if kind == "kl" else 3 * size.dim
-    flops = 2.0 * size.queries * size.entities * numbers
-    said: dict[str, Any] = {"kind": kind, "dtype": str(dtype), "tile": None if tile is None else vars(tile)}
-    try:
-        seconds = bench.seconds(run)
-    except Exception as error:  # a shape that this GPU has no room for
-        bench.say(f"{kind} {dtype} {tile or ''}: {type(error).__name__}: {error}"[:300])
-        return said | {"failed": f"{type(error).__name__}: {error}"[:300]}
-    share = flops / seconds / ceiling["bf16_flops" if dtype == torch.bfloat16 else "fp32_flops"]
-    gradients = q.nbytes + c.nbytes if kind == "kl" else wide_q.nbytes + wide_c.nbytes
-    said |= {"flops": flops, "seconds": seconds, "flops_per_second": flops / seconds, "share_of_gemm": share}
-    bench.say(f"{kind} {dtype} {tile or ''}: {flops / seconds / 1e12:.1f} TFLOP/s, {share:.0%} of the GEMM rate")
-    return said | {"peak_bytes": bench.peak(run), "gradient_bytes": gradients}
-
-
-def plain_cross_entropy(bench: Bench, ceiling: dict[str, float]) -> dict[str, Any]:
-    """The same with all scores in memory."""
-    size, dtype = bench.size, torch.bfloat16
-    q = bench.normal(size.queries, size.dim, dtype=dtype, grad=True)
-    c = bench.normal(size.entities, size.dim, dtype=dtype, grad=True)
-
-    def run() -> Any:
-        return torch.autograd.grad(torch.logsumexp((q @ c.T).float(), -1).sum(), (q, c))
-
-    seconds, flops = bench.seconds(run), 6.0 * size.queries * size.entities * size.dim
-    share = flops / seconds / ceiling["bf16_flops"]
-    bench.say(f"plain torch: {flops / seconds / 1e12:.1f} TFLOP/s, {share:.0%} of the GEMM rate")
-    said = {"kind": "plain torch, log_sum_exp", "dtype": str(dtype), "flops": flops, "seconds": seconds}
-    return said | {"share_of_gemm": share, "peak_bytes": bench.peak(run), "gradient_bytes": q.nbytes + c.nbytes}
 
 
 # -- pipeline -------------------------------------------------------------------------------------------------------
@@ -303,10 +284,6 @@ def missed(result: dict[str, Any]) -> list[str]:
     for row in result.get("distances", []):
         if row.get("share_of_copy", 1.0) < TARGETS["distances"]:
             out.append(f"{row['kind']} {row['dtype']} {row['what']}: {row['share_of_copy']:.0%} of copy bandwidth")
-    for row in result.get("losses", []):
-        ours = row["kind"] == "log_sum_exp" and row["dtype"] == "torch.bfloat16" and row["tile"] is None
-        if ours and row.get("share_of_gemm", 0.0) < TARGETS["losses"]:
-            out.append(f"1-vs-all cross-entropy: {row.get('share_of_gemm', 0.0):.0%} of the bf16 rate")
     run = result.get("pipeline")
     if run is not None and not (run["finished"] and run["seconds"] <= TARGETS["pipeline"]):
         out.append(f"pipeline: {run['epochs_done']} of {run['epochs']} epochs in {run['seconds']:.0f} s")
@@ -351,13 +328,9 @@ def main() -> int:
     if "checks" in given.only:
         result["checks"] = checks(bench)
         keep()
-    if {"distances", "losses"} & set(given.only):
-        result["ceilings"] = ceilings(bench)
     if "distances" in given.only:
+        result["ceilings"] = ceilings(bench)
         result["distances"] = distances(bench, result["ceilings"])
-        keep()
-    if "losses" in given.only:
-        result["losses"] = losses(bench, result["ceilings"])
         keep()
     if "pipeline" in given.only and not given.interpret:
         if bench.device.type == "cuda":

@@ -34,15 +34,16 @@ from distkgd.config.stage import StageOptions
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, valid_mask
 from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
-from distkgd.distributed.reductions.partials import Partial, SoftmaxMean, Sum
+from distkgd.distributed.reductions.partials import Partial, SoftmaxMean, Sum, Summed
 from distkgd.errors import UnsupportedError
+from distkgd.kernels import dualde as kernels
 from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Phase, Update
 from distkgd.methods.losses.scores import batch_mean, batch_means, candidate_count, kl_divergence
-from distkgd.methods.losses.structure import shape, shape_fields
+from distkgd.methods.losses.structure import Shape, ShapeFields, structure, tail_is_asked
 from distkgd.models.model import Model, View
 
-# [Q] of each model that learns: distances from what it is compared with, hard losses; further terms by name.
-Losses = tuple[list[Tensor], list[Tensor], dict[str, Tensor]]
+# [Q] each: terms by name; of each model that learns the qualities of its positive triples' soft labels, if judged.
+Terms = tuple[dict[str, Tensor], list[Tensor]]
 
 
 class StageTwoConfig(Frozen):
@@ -167,25 +168,23 @@ class DualDE(Method[DualdeConfig]):
         views = [self.task.view(self.student, inputs, grad=True)]
         views += [self.task.view(model, inputs, grad=both) for model in self.teachers]
         num_learning = len(views) if both else 1  # the student first: L_Stu, and in stage two each L_Tea
+        shapes: list[Shape] = []
+        fields: list[ShapeFields] = []
+        if how.structure:
+            sign = tail_is_asked(inputs, views[0].anchor.dtype)
+            shapes, fields = map(list, zip(*(structure(view, sign) for view in views), strict=True))
         if how.soft == "kl":
-            kind, (distances, hard, terms) = "", self._listwise(views, num_learning)
+            terms, qualities = self._listwise(views, shapes, num_learning)
+        elif self._in_one_visit(views):
+            terms, qualities = self._visited(views, shapes, fields, num_learning)
         else:
-            kind, (distances, hard, terms) = "_positive", self._pointwise(views, num_learning)
-        positives, watched, groups = [view.positive for view in views], {}, set()
-        shapes = [shape(view) for view in views] if how.structure else []
-        # Eq. 10-11 (and 14-15) of positive triples or whole queries; all terms together are Eq. 1.
-        for i in range(num_learning):
-            soft_weight, hard_weight = self._weights(2 * i, self._pair(i, positives)[1], self.alpha, self.beta)
-            distance = self._with_shapes(distances[i], i, shapes)
-            terms[f"{_tag(i)}soft{kind}"] = how.soft_weight * soft_weight * distance
-            terms[f"{_tag(i)}hard{kind}"] = hard_weight * hard[i]
-            groups.add(_group(i))
-            if isinstance(soft_weight, Tensor):  # its mean over positive triples
-                watched[f"soft_weight/{_group(i)}_positive"] = batch_mean(soft_weight.detach(), inputs)
+            terms, qualities = self._pointwise(views, shapes, fields, num_learning)
         terms = batch_means(terms, inputs)
         for i, view in enumerate(views[:num_learning]):
             terms |= {f"{_tag(i)}{name}": value for name, value in self.task.penalty(view).items()}
-        yield Update(frozenset(groups | ({"evaluators"} if how.evaluation else set())), terms, watched)
+        watched = {f"soft_weight/{_group(i)}_positive": batch_mean(p, inputs) for i, p in enumerate(qualities)}
+        groups = frozenset(map(_group, range(num_learning)))
+        yield Update(groups | ({"evaluators"} if how.evaluation else set()), terms, watched)
 
     def logged(self, step: int) -> Mapping[str, float | Tensor]:
         return {**super().logged(step), "phase": float(self.stage)}
@@ -216,32 +215,55 @@ class DualDE(Method[DualdeConfig]):
             own, other = torch.sigmoid(own), torch.sigmoid(other)
         return F.huber_loss(own, other, reduction="none", delta=self.settings.delta)
 
-    def _with_shapes(self, distance: Tensor, which: int, shapes: Sequence[Sequence[Tensor]]) -> Tensor:
+    def _with_shapes(self, distance: Tensor, which: int, shapes: Sequence[Shape]) -> Tensor:
         # Eq. 5 on top: Eq. 7. Angle and length ratio of head and tail, of all models, or nothing.
-        for numbers in zip(*shapes, strict=True):
+        for numbers in zip(*((angle, torch.exp(ratio)) for angle, ratio in shapes), strict=True):
             own, other = self._pair(which, numbers)
             distance = distance + F.huber_loss(own, other, reduction="none", delta=self.settings.delta)
         return distance
 
-    def _pointwise(self, views: Sequence[View], num_learning: int) -> Losses:
+    def _of_positives(
+        self,
+        kind: str,
+        views: Sequence[View],
+        shapes: Sequence[Shape],
+        distances: Sequence[Tensor],
+        hard: Sequence[Tensor],
+    ) -> Terms:
+        # Eq. 10-11 (and 14-15) of positive triples or whole queries; all terms together are Eq. 1.
+        terms, qualities, scores = {}, [], [view.positive for view in views]
+        for i, distance in enumerate(distances):
+            soft_weight, hard_weight = self._weights(2 * i, self._pair(i, scores)[1], self.alpha, self.beta)
+            terms[f"{_tag(i)}soft{kind}"] = (
+                self.settings.soft_weight * soft_weight * self._with_shapes(distance, i, shapes)
+            )
+            terms[f"{_tag(i)}hard{kind}"] = hard_weight * hard[i]
+            if isinstance(soft_weight, Tensor):
+                qualities.append(soft_weight.detach())
+        return terms, qualities
+
+    def _pointwise(
+        self, views: Sequence[View], shapes: Sequence[Shape], fields: Sequence[ShapeFields], num_learning: int
+    ) -> Terms:
         # With a distance for every candidate; the hard loss of positive triples is that of Eq. 2.
-        asks = {"negatives": self._negatives(views, num_learning)}
+        asks = {"negatives": self._negatives(views, fields, num_learning)}
         if self.task.loss == "softmax":
             asks |= {str(i): self.task.request(view) for i, view in enumerate(views[:num_learning])}
         got = reduce_over_candidates(asks)
         scores = [view.positive for view in views]
         distances = [self._distance(*self._pair(i, scores)) for i in range(num_learning)]
         hard = [got[str(i)] if str(i) in got else F.softplus(-scores[i]) for i in range(num_learning)]
-        return distances, hard, got["negatives"]
+        terms, qualities = self._of_positives("_positive", views, shapes, distances, hard)
+        return terms | got["negatives"], qualities
 
-    def _negatives(self, views: Sequence[View], num_learning: int) -> LossRequest:
+    def _negatives(self, views: Sequence[View], shapes: Sequence[ShapeFields], num_learning: int) -> LossRequest:
         # Eq. 10-11 (and 14-15) of the negatives of all models that learn.
         listed, n = self.task.loss == "softmax", len(views)
 
         def partials(*more: Tensor) -> dict[str, Partial]:
             *fields, alpha, beta = more
             scores, rest = fields[:n], fields[n:]
-            each = [rest[2 * i : 2 * i + 2] for i in range(n)] if rest else []
+            each = [(rest[2 * i], rest[2 * i + 1]) for i in range(n)] if rest else []
             out: dict[str, Partial] = {"count": Sum(valid_mask(scores[0].detach()))}
             for i in range(num_learning):
                 own, other = self._pair(i, scores)
@@ -253,22 +275,55 @@ class DualDE(Method[DualdeConfig]):
                     out[f"{_tag(i)}hard_negative"] = self._over_negatives(own, hard_weight * F.softplus(own))
             return out
 
-        def finish(got: dict[str, Tensor]) -> dict[str, Tensor]:
-            count = candidate_count(got)
-            averaged = self.task.loss in ("softplus", "softmax")
-            names = [name for name in got if name.endswith("_negative")]
-            return {name: got[name] / count if averaged else got[name] for name in names}
+        met = [view.negatives for view in views] + [field for pair in shapes for field in pair]
+        return LossRequest(partials, met, self._over_count, parameters=(self.alpha, self.beta))
 
-        fields = [view.negatives for view in views]
-        fields += [field for view in views if self.settings.structure for field in shape_fields(view)]
-        return LossRequest(partials, fields, finish, parameters=(self.alpha, self.beta))
+    def _over_count(self, got: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Sums over negatives as this loss has them.
+        names = [name for name in got if name.endswith("_negative")]
+        if self.task.loss not in ("softplus", "softmax"):
+            return {name: got[name] for name in names}
+        means = torch.stack([got[name] for name in names]) / candidate_count(got)
+        return dict(zip(names, means.unbind(), strict=True))
+
+    def _in_one_visit(self, views: Sequence[View]) -> bool:
+        # Whether `kernels` has all that is made of pairs.
+        usual = len(views) == 2 and not self.settings.probabilities and self.task.loss in ("softplus", "bce")
+        return usual and kernels.available([view.positive for view in views])
+
+    def _visited(
+        self, views: Sequence[View], shapes: Sequence[Shape], fields: Sequence[ShapeFields], num_learning: int
+    ) -> Terms:
+        # As `_pointwise`; what is made of a pair is made by one kernel.
+        options = self.settings
+        how = kernels.How(
+            True, num_learning, options.soft_weight, options.delta, options.evaluation, options.stop_opposite
+        )
+        names = [f"{_tag(i)}{kind}" for i in range(num_learning) for kind in ("soft", "hard")]
+        positives = [(view.positive, *more) for view, more in zip(views, shapes or ((), ()), strict=True)]
+        pairs = [x.unsqueeze(-1) for numbers in zip(*positives, strict=True) for x in numbers]
+        summed, (_, *qualities) = kernels.terms(how, self.alpha, self.beta, pairs)
+        terms = {f"{name}_positive": value for name, value in zip(names, summed.unbind(), strict=True)}
+
+        def partials(*numbers: Tensor) -> dict[str, Partial]:
+            *pairs, alpha, beta = numbers
+            summed, (count, *_) = kernels.terms(how._replace(positive=False), alpha, beta, pairs)
+            found = {f"{name}_negative": Summed(value) for name, value in zip(names, summed.unbind(), strict=True)}
+            return {"count": Summed(count), **found}
+
+        negatives = [(view.negatives, *more) for view, more in zip(views, fields or ((), ()), strict=True)]
+        met = [field for numbers in zip(*negatives, strict=True) for field in numbers]
+        for field in met[1:]:
+            field.masked = False
+        ask = LossRequest(partials, met, self._over_count, parameters=(self.alpha, self.beta))
+        return terms | reduce_over_candidates({"": ask})[""], qualities if options.evaluation else []
 
     def _over_negatives(self, own: Tensor, value: Tensor) -> Partial:
         if self.task.loss == "self_adversarial":
             return SoftmaxMean(self.task.temperature * own.detach(), value)
         return Sum(value)
 
-    def _listwise(self, views: Sequence[View], num_learning: int) -> Losses:
+    def _listwise(self, views: Sequence[View], shapes: Sequence[Shape], num_learning: int) -> Terms:
         # One weight per query, from its positive triple; the distance of a query is a KL divergence.
         how = self.settings
         asks = {str(i): self.task.request(view) for i, view in enumerate(views[:num_learning])}
@@ -278,7 +333,7 @@ class DualDE(Method[DualdeConfig]):
                 asks[f"{i} {j}"] = kl_divergence(views[i], other, how.temperature, stop_teacher=how.stop_opposite)
         got = reduce_over_candidates(asks)
         distances = [sum(got[f"{i} {j}"] for j in range(len(one))) / len(one) for i, one in enumerate(others)]
-        return distances, [got[str(i)] for i in range(num_learning)], {}
+        return self._of_positives("", views, shapes, distances, [got[str(i)] for i in range(num_learning)])
 
 
 def _group(which: int) -> str:

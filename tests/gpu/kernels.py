@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distkgd.common import random
-from distkgd.kernels.triton import distances, draws, losses, rows, runtime, scores
+from distkgd.kernels.triton import distances, draws, dualde, rows, runtime, scores
 from tests.gpu.counts import COUNTS
 from tests.gpu.device import TYPE, DeviceTensor
 
@@ -27,7 +27,7 @@ def kernels_there(*, values: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.dict("os.environ", {"DISTKGD_KERNELS": ""}))
         stack.enter_context(patch.object(runtime, "available", lambda device: device.type == TYPE))
-        for module in (distances, draws, losses, rows, scores):
+        for module in (distances, draws, dualde, rows, scores):
             for name, code in vars(module).items():
                 if name.endswith("_code"):
                     stack.enter_context(patch.object(module, name, _Kernel(name, code if values else None)))

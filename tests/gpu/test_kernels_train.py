@@ -13,6 +13,7 @@ from tests.kernels.triton.test_gpu_kernels import Run, process
 pytestmark = pytest.mark.skipif(isinstance(runtime.triton, runtime._Absent), reason="triton is not installed")
 DISTANCES = {"forward_code", "queries_code", "rows_code"}
 ROWS = {"add_code", "update_code"}
+DUALDE = {f"dualde_{name}_code" for name in ("terms", "pulls", "shapes", "unshaped")}
 SCORES = {"sums_code", "pulls_code"}
 SMALL = {"optimizer": {"name": "sgd", "lr": 0.1}, "batch_size": 8}
 # method, its options, candidates, other options of the stage -> kernels that have to run
@@ -21,8 +22,13 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any], str, dict[str, Any]], set[str]
     "1-vs-all": (("scratch", {}, "all", {"scorer": "complex", "loss": {"name": "softmax"}}), ROWS),
     "bkd": (("bkd", {}, "all", {"scorer": "complex", "reciprocal": False}), ROWS | SCORES),
     "dualde": (
-        ("dualde", {"stage_one": False, "stage_two": {"epochs": 9}}, "triple", {"reciprocal": False}),
-        DISTANCES | ROWS | {"gather_code"},
+        (
+            "dualde",
+            {"stage_one": False, "stage_two": {"epochs": 9}},
+            "triple",
+            {"reciprocal": False, "loss": {"name": "softplus"}},
+        ),
+        DISTANCES | ROWS | DUALDE,
     ),
     "softplus": (("scratch", {}, "triple", {"scorer": "transe", "loss": {"name": "softplus"}}), ROWS | SCORES),
     "adam": (("scratch", {}, "triple", {"scorer": "distmult", "optimizer": {"name": "adam", "lr": 0.01}}), ROWS),

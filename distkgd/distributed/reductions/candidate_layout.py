@@ -229,6 +229,7 @@ class PairScores:
     queries: [Q, a] of this rank, moved to the candidates when the first ask is answered.
     rows: [N, b], or [groups, N, b], copied or listed; narrower numbers than the queries' are widened block by block.
     planes: how many numbers there are for each pair if `score_candidates` puts them in front: [planes, ..., Q, n].
+    masked: whether numbers of pairs that do not count are written over; off where those of another field tell.
     """
 
     def __init__(
@@ -244,15 +245,17 @@ class PairScores:
         self.queries = queries
         self.rows = rows
         self.planes = planes
+        self.masked = True
         self.moved: Tensor | None = None
         self._whole: Any = None
 
     def block(self, queries: Tensor, rows: Candidates, start: int, stop: int) -> Any:
         """[..., Q, stop - start]: the numbers of candidates start … stop - 1; MASKED_SCORE: does not count."""
         scores = self.score_candidates(queries, rows.to(queries.dtype))
-        with torch.no_grad():
-            # Untracked on purpose: what is summed vanishes at MASKED_SCORE, and so does its gradient.
-            self.layout.leave_out(scores, start, stop)
+        if self.masked:
+            with torch.no_grad():
+                # Untracked on purpose: what is summed vanishes at MASKED_SCORE, and so does its gradient.
+                self.layout.leave_out(scores, start, stop)
         return scores
 
     def whole(self) -> Any:

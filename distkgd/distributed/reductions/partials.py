@@ -22,6 +22,13 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Summed:
+    """A sum over candidates that is there already, `value` [Q]."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
 class LogSumExp:
     """log of the sum over candidates of exp(`logit` [Q, N])."""
 
@@ -61,7 +68,7 @@ class SoftplusSum:
     scores: Tensor
 
 
-Partial = Sum | Count | SoftplusSum | LogSumExp | SoftmaxMean | SoftmaxGap
+Partial = Sum | Summed | Count | SoftplusSum | LogSumExp | SoftmaxMean | SoftmaxGap
 
 
 Kind = tuple[int, str, type[Partial], int]
@@ -98,8 +105,8 @@ def columns_of(partial: Partial, last: bool, known: Known) -> list[Tensor]:
     # The [Q] numbers that stand for one block of one partial. last: nothing else needs its scores (of a gap: the
     # teacher's).
     match partial:
-        case Sum(value):
-            return [value.sum(-1)]
+        case Sum(value) | Summed(value):
+            return [value.sum(-1) if isinstance(partial, Sum) else value]
         case Count(value):
             return [value.sum(-1).double()]
         case SoftplusSum(scores):

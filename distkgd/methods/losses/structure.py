@@ -7,64 +7,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.candidate_layout import PairScores
+from distkgd.kernels import dualde as kernels
 from distkgd.kernels.candidates import Candidates, GatheredRows, plain
 from distkgd.kernels.rows import directions
 from distkgd.models.model import View
 from distkgd.scorers.base import Scorer
 from distkgd.scorers.sums.tiles import inner
 
-_SMALLEST_NORM = 1e-6  # of an entity row, in the length ratio of DualDE Eq. 5
+_SMALLEST_NORM = 1e-6  # of an entity row
+
+# The cosine of head and tail, and the logarithm of their length ratio |h| / |t| (DualDE Eq. 5).
+Shape = tuple[Tensor, Tensor]
+ShapeFields = tuple[PairScores, PairScores]
 
 
-def shape(view: View) -> list[Tensor]:
-    """[Q] each: cosine and length ratio |h| / |t| of the head and tail rows of a view's positives (DualDE Eq. 5)."""
-    anchor, answer = view.model.scorer.coordinates(view.anchor), view.model.scorer.coordinates(view.answer)
-    if anchor.device.type != "cpu":  # the same in fewer kernels
-        (one, first), (other, second) = (directions(rows, _SMALLEST_NORM) for rows in (anchor, answer))
-        return [(one * other).sum(-1), torch.exp(_sign(view) * (first - second))]
-    angle = F.cosine_similarity(anchor, answer, dim=-1, eps=_SMALLEST_NORM)
-    return [angle, torch.exp(_sign(view) * (_log_norm(anchor) - _log_norm(answer)))]
+def tail_is_asked(inputs: StepInputs, dtype: torch.dtype) -> Tensor:
+    """[Q]: 1 where the anchor is the head, -1 where it is the tail."""
+    return torch.rsub(inputs.batch.queries.side.to(dtype), 1.0, alpha=2)
 
 
-def shape_fields(view: View) -> list[PairScores]:
-    """The same two of the anchor of every query with every candidate."""
-    scorer, sign = view.model.scorer, _sign(view)
-    anchor, rows = scorer.coordinates(view.anchor), view.negatives.rows
+def structure(view: View, sign: Tensor) -> tuple[Shape, ShapeFields]:
+    """The shape [Q] each of a view's positives, and that of the anchor of every query with every candidate.
+
+    sign: `tail_is_asked`.
+    """
+    scorer, rows = view.model.scorer, view.negatives.rows
+    anchor, answer = scorer.coordinates(view.anchor), scorer.coordinates(view.answer)
+    if kernels.available([anchor]):
+        unit, asked, angle, ratio = kernels.shapes(anchor, answer, sign, _SMALLEST_NORM)
+    else:
+        unit, length = F.normalize(anchor, dim=-1, eps=_SMALLEST_NORM), _log_norm(anchor)
+        angle = F.cosine_similarity(anchor, answer, dim=-1, eps=_SMALLEST_NORM)
+        asked, ratio = torch.stack([sign * length, -sign], 1), sign * (length - _log_norm(answer))
     if isinstance(rows, GatheredRows) and anchor.device.type != "cpu":
         # A listed row is measured once, however often it is listed.
-        (unit, length), (of_rows, lengths) = (
-            directions(x, _SMALLEST_NORM) for x in (anchor, scorer.coordinates(rows.table))
-        )
-        asked = torch.stack([sign, sign * length], 1)
-        return [
+        of_rows, lengths = directions(scorer.coordinates(rows.table), _SMALLEST_NORM)
+        fields = (
             PairScores(view.inputs.layout, inner, unit, replace(rows, table=of_rows)),
-            PairScores(view.inputs.layout, _meet_lengths, asked, replace(rows, table=lengths.unsqueeze(1))),
-        ]
-    return [
-        view.field(F.normalize(anchor, dim=-1, eps=_SMALLEST_NORM), partial(_meet_cosine, scorer)),
-        view.field(torch.stack([sign, sign * _log_norm(anchor)], 1), partial(_meet_ratio, scorer)),
-    ]
-
-
-def _sign(view: View) -> Tensor:
-    # [Q] -1 where the anchor is the tail.
-    return torch.rsub(view.inputs.batch.queries.side.to(view.anchor.dtype), 1.0, alpha=2)
+            PairScores(view.inputs.layout, inner, asked, replace(rows, table=_with_one(lengths))),
+        )
+    else:
+        fields = view.field(unit, partial(_meet_cosine, scorer)), view.field(asked, partial(_meet_lengths, scorer))
+    return (angle, ratio), fields
 
 
 def _log_norm(rows: Tensor) -> Tensor:
     return torch.log(torch.linalg.vector_norm(rows, dim=-1).clamp(min=_SMALLEST_NORM))
 
 
+def _with_one(lengths: Tensor) -> Tensor:
+    return F.pad(lengths.unsqueeze(-1), (1, 0), value=1.0)
+
+
 def _meet_cosine(scorer: Scorer, queries: Tensor, rows: Candidates) -> Tensor:
     return queries @ F.normalize(scorer.coordinates(plain(rows)), dim=-1, eps=_SMALLEST_NORM).transpose(-1, -2)
 
 
-def _meet_ratio(scorer: Scorer, queries: Tensor, rows: Candidates) -> Tensor:
-    return _meet_lengths(queries, _log_norm(scorer.coordinates(plain(rows))).unsqueeze(-1))
-
-
-def _meet_lengths(queries: Tensor, rows: Candidates) -> Tensor:
-    # exp(sign * (log |anchor| - log |candidate|)), sign = -1 where the candidate is the head.
-    # The product gives autograd a result of its own: fields are written over where a pair does not count.
-    return 1.0 * torch.exp(queries[..., 1:] - queries[..., :1] * plain(rows).mT)
+def _meet_lengths(scorer: Scorer, queries: Tensor, rows: Candidates) -> Tensor:
+    # sign * (log |anchor| - log |candidate|), sign = -1 where the candidate is the head.
+    return queries[..., :1] + queries[..., 1:] * _log_norm(scorer.coordinates(plain(rows))).unsqueeze(-2)

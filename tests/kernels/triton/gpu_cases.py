@@ -2,7 +2,7 @@
 interpreter, `benchmarks/gpu.py` on a GPU. Each raises AssertionError.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor
 
 from distkgd.common import random as cpu_random
 from distkgd.distributed.optim import rows as optim
-from distkgd.errors import UnsupportedError
+from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE
 from distkgd.kernels.pairs import Kind
 from distkgd.kernels.triton import distances as gpu_distances
-from distkgd.kernels.triton import draws, losses, scores
+from distkgd.kernels.triton import draws, dualde, scores
 from distkgd.kernels.triton import rows as gpu_rows
-from distkgd.kernels.triton.losses import MASKED_SCORE, Excluded, Tile
 
 HALVES = (torch.bfloat16, torch.float16)
 SUMS = {torch.float64: 1e-12, torch.float32: 2e-5} | dict.fromkeys(HALVES, 2e-5)  # halves are summed in float32
@@ -41,12 +40,11 @@ SHAPES = {
 @contextmanager
 def programs(number: int) -> Iterator[None]:
     """How many programs long sums are spread over: one walks over all blocks, many have a block each."""
-    kept = gpu_distances.PROGRAMS, losses.PROGRAMS
-    gpu_distances.PROGRAMS = losses.PROGRAMS = number
+    kept, gpu_distances.PROGRAMS = gpu_distances.PROGRAMS, number
     try:
         yield
     finally:
-        gpu_distances.PROGRAMS, losses.PROGRAMS = kept
+        gpu_distances.PROGRAMS = kept
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
@@ -151,19 +149,6 @@ def empty_groups_give_empty_sums(kind: Kind, device: str) -> None:
             assert bool((grad == 0).all())
 
 
-def a_second_derivative_is_refused(device: str) -> None:
-    # Without the refusal it would be 0, and nobody would notice.
-    x = [random(3, 4, dtype=torch.float32, device=device, seed=i) for i in range(2)]
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    tile = Tile(16, 16, 16, 4, 2)
-    found = losses.log_sum_exp(*x, Excluded.of(nothing, nothing, 3), tile=tile)
-    try:
-        torch.autograd.grad(found.sum(), x, create_graph=True)
-    except UnsupportedError:
-        return
-    raise AssertionError("a second derivative came out")
-
-
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +233,12 @@ def drawn_numbers_are_those_of_the_cpu(device: str) -> None:
 # -- scores ---------------------------------------------------------------------------------------------------------
 
 
+def naive_gap(student: Tensor, teacher: Tensor) -> list[Tensor]:
+    """From [Q, N] scores with MASKED_SCORE where a pair does not count."""
+    share = torch.softmax(teacher, -1)
+    return [torch.logsumexp(teacher, -1), (share * (teacher - student)).sum(-1), torch.logsumexp(student, -1)]
+
+
 def sums_of_scores_are_those_of_torch(kind: scores.Kind, num: int, device: str) -> None:
     z, other = (3.0 * random(4, num, dtype=torch.float32, device=device, seed=i).detach() for i in range(2))
     hidden = torch.rand(4, num, generator=torch.Generator().manual_seed(5)).to(device) < 0.3
@@ -259,7 +250,7 @@ def sums_of_scores_are_those_of_torch(kind: scores.Kind, num: int, device: str) 
     elif kind == "softplus":
         wanted = [torch.nn.functional.softplus(wide[0]).sum(-1), (~hidden).sum(-1).double()]
     else:
-        wanted = naive_losses("kl", wide, 1.0)
+        wanted = naive_gap(*wide)
     found = scores.sums(kind, z, other)
     for one, wants in zip(found, wanted, strict=True):
         close(one, wants, SUMS[torch.float32])
@@ -272,123 +263,69 @@ def sums_of_scores_are_those_of_torch(kind: scores.Kind, num: int, device: str) 
         close(one, wants, ROUNDED[torch.float32])
 
 
-# -- losses ---------------------------------------------------------------------------------------------------------
-
-EXCLUSIONS = ("none", "some", "all but one", "first and last", "one crowded query")
+# -- DualDE ---------------------------------------------------------------------------------------------------------
 
 
-def hidden_pairs(which: str, queries: int, candidates: int) -> Tensor:
-    """[Q, N] bool: pairs that do not count; somebody always does."""
-    hidden = torch.zeros(queries, candidates, dtype=torch.bool)
-    if which == "some":
-        hidden = torch.rand(queries, candidates, generator=torch.Generator().manual_seed(5)) < 0.3
-        hidden[:, candidates // 2] = False
-    elif which == "all but one":
-        hidden[:] = True
-        hidden[torch.arange(queries), (7 * torch.arange(queries) + 3) % candidates] = False
-    elif which == "first and last":
-        hidden[:, [0, -1]] = True
-    elif which == "one crowded query":
-        hidden[queries // 2, 1:] = True
-    return hidden
+def naive_terms(
+    how: dualde.How, alpha: Tensor, beta: Tensor, numbers: list[Tensor], counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[2 learning, Q] of Eq. 10-11 (and 14-15), and [1 + learning, Q]: how many pairs count, qualities."""
+    summed, seen = [], [counts.sum(-1).double()]
+    for model in range(how.learning):
+        own, other = numbers[model], numbers[1 - model]
+        sigma = torch.sigmoid(
+            alpha[2 * model + 1 - how.positive] * (other.detach() + beta[2 * model + 1 - how.positive])
+        )
+        quality = sigma if how.positive else 1 - sigma
+        distance = torch.zeros_like(own)
+        for i, field in enumerate(numbers[model::2]):
+            theirs = numbers[1 - model + 2 * i]
+            theirs = theirs.detach() if how.stop_opposite else theirs
+            pair = (field.exp(), theirs.exp()) if i == 2 else (field, theirs)
+            distance = distance + torch.nn.functional.huber_loss(*pair, reduction="none", delta=how.delta)
+        soft, hard = (quality, 1 - quality) if how.evaluation else (torch.ones_like(own), torch.ones_like(own))
+        missed = torch.nn.functional.softplus(-own if how.positive else own)
+        for weighed in (how.soft_weight * soft * distance, hard * missed):
+            summed.append(weighed.where(counts, 0.0).sum(-1))
+        seen.append(soft.detach().where(counts, 0.0).sum(-1))
+    return torch.stack(summed), torch.stack(seen)
 
 
-def naive_losses(kind: str, z: Sequence[Tensor], temperature: float) -> list[Tensor]:
-    """From [Q, N] scores with MASKED_SCORE where a pair does not count: student's, then teacher's."""
-    if kind == "log_sum_exp":
-        return [torch.logsumexp(z[0], -1)]
-    if kind == "self_adversarial":
-        weights = torch.softmax(temperature * z[0].detach(), -1)
-        return [(weights * torch.nn.functional.softplus(z[0])).sum(-1)]
-    share = torch.softmax(z[1], -1)
-    return [torch.logsumexp(z[1], -1), (share * (z[1] - z[0])).sum(-1), torch.logsumexp(z[0], -1)]
+def dualde_terms_are_those_of_the_formula(how: dualde.How, shaped: bool, num: int, device: str) -> None:
+    queries = 3
+    fields = [
+        random(queries, num, dtype=torch.float32, device=device, seed=i).detach() for i in range(6 if shaped else 2)
+    ]
+    counts = torch.rand(queries, num, generator=torch.Generator().manual_seed(5)).to(device) < 0.7
+    counts |= torch.full_like(counts, num == 1)
+    alpha, beta = (torch.tensor(x, device=device) for x in ((0.9, -0.4, 1.3, 0.6), (0.2, -0.3, 0.5, 0.1)))
+    given = [x.masked_fill(~counts, MASKED_SCORE) for x in fields]
+    wide = [x.double().requires_grad_() for x in (alpha, beta, *fields)]
+    summed, seen = naive_terms(how, wide[0], wide[1], wide[2:], counts)
+    found = dualde.terms(how, alpha, beta, given)
+    close(found, torch.cat([summed, seen]), SUMS[torch.float32])
+    grad = torch.randn(summed.shape, generator=torch.Generator().manual_seed(9)).to(device)
+    expected = torch.autograd.grad(summed, wide, grad.double(), allow_unused=True)
+    pulled, evaluators = dualde.pulls(how, alpha, beta, given, grad)
+    for one, wants in zip([*evaluators.sum(-1), *pulled], expected, strict=True):
+        if one is not None:
+            close(one, torch.zeros_like(one) if wants is None else wants, ROUNDED[torch.float32])
 
 
-def ours(
-    kind: str,
-    x: Sequence[Tensor],
-    excluded: Excluded,
-    temperature: float,
-    scale: float,
-    scratch: int,
-    tile: Tile | None,
-) -> list[Tensor]:
-    """What `naive_losses` gives, by the kernels."""
-    if kind == "log_sum_exp":
-        return [losses.log_sum_exp(x[0], x[1], excluded, scale=scale, scratch=scratch, tile=tile)]
-    if kind == "self_adversarial":
-        run = {"scale": scale, "scratch": scratch, "tile": tile}
-        return [losses.self_adversarial(x[0], x[1], excluded, temperature, **run)[0]]
-    return list(losses.kl(*x, excluded, scale=scale, scratch=scratch, tile=tile))
-
-
-def losses_are_the_naive_reductions(
-    kind: str, which: str, sizes: tuple[int, int, int, int], dtype: torch.dtype, device: str, tile: Tile | None
-) -> None:
-    """sizes: queries, candidates, student's and teacher's numbers per row."""
-    queries, candidates, dim, wider = sizes
-    shapes = ((queries, dim), (candidates, dim), (queries, wider), (candidates, wider))
-    x = [random(*shape, dtype=dtype, device=device, seed=i) for i, shape in enumerate(shapes)]
-    x = x if kind == "kl" else x[:2]
-    hidden = hidden_pairs(which, queries, candidates).to(device)
-    excluded = Excluded.of(*hidden.nonzero().T, queries)
-    temperature, scale = 0.7, 0.5
-    with programs(512 if which == "first and last" else 1):
-        found = ours(kind, x, excluded, temperature, scale, 40 * queries, tile)
-    wide = [one.detach().double().requires_grad_() for one in x]
-    z = [(scale * (q @ c.T)).masked_fill(hidden, MASKED_SCORE) for q, c in zip(wide[::2], wide[1::2], strict=True)]
-    wanted = naive_losses(kind, z, temperature)
-    grad = torch.randn(len(wanted), queries, generator=torch.Generator().manual_seed(9)).to(device)
-    for one, other in zip(found, wanted, strict=True):
-        close(one, other, SUMS[dtype])
-    got = torch.autograd.grad(found, x, [g.to(one.dtype) for g, one in zip(grad, found, strict=True)])
-    expected = torch.autograd.grad(wanted, wide, list(grad.double()))
-    for one, other in zip(got, expected, strict=True):
-        assert one.dtype == dtype
-        close(one, other, ROUNDED[dtype])
-
-
-def a_query_without_candidates_has_gradient_zero(kind: str, device: str, tile: Tile | None) -> None:
-    x = [random(3, 4, dtype=torch.float32, device=device, seed=i) for i in range(4)]
-    x = x if kind == "kl" else x[:2]
-    hidden = torch.tensor([[True] * 3, [False] * 3, [False, True, False]], device=device)
-    found = ours(kind, x, Excluded.of(*hidden.nonzero().T, 3), 1.0, 1.0, 1, tile)
-    assert found[0][0] < MASKED_SCORE / 2 or (kind == "self_adversarial" and found[0][0] == 0)
-    for q in torch.autograd.grad(sum(one.sum() for one in found), x)[::2]:
-        assert bool((q[0] == 0).all())
-        assert bool((q[1] != 0).all())
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    without = [one[:0] if i % 2 else one for i, one in enumerate(x)]
-    nobody = ours(kind, without, Excluded.of(nothing, nothing, 3), 1.0, 1.0, 1, tile)
-    assert nobody[0].shape == (3,)
-    assert bool((nobody[0] <= 0).all())
-    assert bool((torch.autograd.grad(sum(one.sum() for one in nobody), x[0])[0] == 0).all())
-
-
-def large_scores_do_not_overflow(kind: str, device: str, tile: Tile | None) -> None:
-    x = [100.0 * random(5, 4, dtype=torch.float32, device=device, seed=i) for i in range(4)]
-    x = x if kind == "kl" else x[:2]
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    found = ours(kind, x, Excluded.of(nothing, nothing, 5), 1.0, 1.0, 1, tile)
-    z = [q.double() @ c.double().T for q, c in zip(x[::2], x[1::2], strict=True)]
-    for one, other in zip(found, naive_losses(kind, z, 1.0), strict=True):
-        close(one, other, SUMS[torch.float32])
-    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(sum(one.sum() for one in found), x))
-
-
-def a_finished_teacher_gets_no_gradient(device: str, tile: Tile | None) -> None:
-    x = [random(5, 4, dtype=torch.float32, device=device, seed=i) for i in range(4)]
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    excluded = Excluded.of(nothing, nothing, 5)
-    both = ours("kl", x, excluded, 1.0, 1.0, 1, tile)
-    alone = ours("kl", [*x[:2], x[2].detach(), x[3].detach()], excluded, 1.0, 1.0, 1, tile)
-    wanted = torch.autograd.grad(both[1].sum() + both[2].sum(), x[:2])
-    found = torch.autograd.grad(alone[1].sum() + alone[2].sum(), x[:2])
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
-
-
-def exclusions_may_come_in_any_order() -> None:
-    excluded = Excluded.of(torch.tensor([2, 0, 2, 0]), torch.tensor([1, 5, 0, 3]), 4)
-    assert excluded.columns.tolist() == [3, 5, 0, 1]
-    assert excluded.ends.tolist() == [2, 2, 4, 4]
-    assert excluded.starts(torch.tensor([0, 4])).tolist() == [[0, 2, 2, 4], [1, 2, 4, 4]]
+def dualde_shapes_are_those_of_the_formula(device: str) -> None:
+    anchor, answer = (random(5, 21, dtype=torch.float32, device=device, seed=i).detach() for i in range(2))
+    anchor[2] *= 1e-9
+    answer[3] *= 1e-9
+    sign, least = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0], device=device), 1e-6
+    wide = [x.double().requires_grad_() for x in (anchor, answer)]
+    norms = [torch.linalg.vector_norm(x, dim=-1).clamp(min=least) for x in wide]
+    units = [x / norm.unsqueeze(-1) for x, norm in zip(wide, norms, strict=True)]
+    asked = torch.stack([sign * norms[0].log(), -sign.double()], 1)
+    wanted = [units[0], asked, (units[0] * units[1]).sum(-1), sign * (norms[0] / norms[1]).log()]
+    unit, asked, found = dualde.shapes(anchor, answer, sign, least)
+    for one, wants in zip((unit, asked, found[0], found[1]), wanted, strict=True):
+        close(one, wants, SUMS[torch.float32])
+    grads = [random(*x.shape, dtype=torch.float32, device=device, seed=7).detach() for x in wanted]
+    expected = torch.autograd.grad(wanted, wide, [x.double() for x in grads])
+    for one, wants in zip(dualde.unshaped(anchor, answer, sign, found, grads, least), expected, strict=True):
+        close(one, wants, ROUNDED[torch.float32])

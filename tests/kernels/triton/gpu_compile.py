@@ -42,7 +42,9 @@ def launches_compiled(capability: int) -> dict[str, int]:
         source = ASTSource(self, signature, constants, aligned)
         made = compiled(source, target=GPUTarget("cuda", capability, 32), options=options)
         shown = [
-            str(constants[name]) for name in ("KIND", "RULE", "SORTED", "BQ", "BN", "BK", "BE") if name in constants
+            str(constants[name])
+            for name in ("KIND", "RULE", "SORTED", "LEARNING", "BQ", "BN", "BK", "BE")
+            if name in constants
         ]
         found[" ".join((self.__name__, *shown))] = made.metadata.shared
 
@@ -56,7 +58,7 @@ def launches_compiled(capability: int) -> dict[str, int]:
 
 def _launch() -> None:
     from distkgd.kernels.pairs import KINDS
-    from distkgd.kernels.triton import distances, draws, losses, rows, scores
+    from distkgd.kernels.triton import distances, draws, dualde, rows, scores
 
     index = torch.zeros(2, 64, dtype=torch.int64)
     # The two kinds that need the most registers; of one query and of many other kernels are launched.
@@ -78,9 +80,10 @@ def _launch() -> None:
     for kind, number in kinds:
         found = scores.sums(kind, table, table)
         scores.pulls(kind, table, table, found, [table[:, 0].contiguous()] * number, (True, kind == "gap"))
-    pair = torch.tensor([1])
-    excluded = losses.Excluded.of(pair, pair, 256)
-    narrow, wide = (torch.zeros(256, d, dtype=torch.bfloat16, requires_grad=True) for d in (64, 512))
-    losses.log_sum_exp(wide, wide, excluded).sum().backward()
-    losses.self_adversarial(wide, wide, excluded)[0].sum().backward()
-    sum(losses.kl(narrow, narrow, wide, wide, excluded)).sum().backward()
+    both = dualde.How(positive=False, learning=2, soft_weight=1.0, delta=1.0, evaluation=True, stop_opposite=False)
+    pairs, four = [torch.zeros(99, 512)] * 6, torch.zeros(4)
+    for how, fields in ((both, pairs), (both._replace(positive=True, learning=1), pairs[:2])):
+        dualde.terms(how, four, four, fields)
+        dualde.pulls(how, four, four, fields, torch.zeros(2 * how.learning, 99))
+    unit, asked, shapes = dualde.shapes(table, table, table[:, 0].contiguous(), 1e-6)
+    dualde.unshaped(table, table, shapes[0], shapes, [unit, asked, shapes[0], shapes[1]], 1e-6)

@@ -17,19 +17,13 @@ import torch
 
 from distkgd.kernels.pairs import KINDS
 from distkgd.kernels.triton import runtime
+from distkgd.kernels.triton.dualde import How
 from tests.kernels.triton import gpu_cases as cases
 from tests.kernels.triton.gpu_compile import launches_compiled
 
 needs_triton = pytest.mark.skipif(isinstance(runtime.triton, runtime._Absent), reason="triton is not installed")
 ROOT = Path(__file__).resolve().parents[3]
 Run = Callable[..., Any]
-REDUCTIONS = ("log_sum_exp", "self_adversarial", "kl")
-TILE = cases.Tile(16, 16, 16, 4, 2)  # several blocks of what is small enough to be interpreted
-# The interpreter multiplies the bit patterns of bfloat16 matrices; on a GPU benchmarks/gpu.py checks those.
-PRODUCTS = [torch.float32, torch.float16]
-# Every exclusion by one reduction, and two by all.
-LOSSES = [(REDUCTIONS[i % 3], which) for i, which in enumerate(cases.EXCLUSIONS)]
-LOSSES += [(kind, which) for kind in REDUCTIONS for which in ("some", "first and last") if (kind, which) not in LOSSES]
 
 
 def process(**variables: str) -> Iterator[Run]:
@@ -91,40 +85,6 @@ def test_equal_rows_have_distance_and_gradient_zero(interpreted: Run, kind: str)
 
 
 @needs_triton
-def test_a_second_derivative_is_refused(interpreted: Run) -> None:
-    interpreted(cases.a_second_derivative_is_refused, "cpu")
-
-
-@needs_triton
-@pytest.mark.parametrize(("kind", "which"), LOSSES)
-def test_losses_and_gradients_are_those_of_the_naive_formula(interpreted: Run, kind: str, which: str) -> None:
-    interpreted(cases.losses_are_the_naive_reductions, kind, which, (18, 70, 16, 21), torch.float64, "cpu", TILE)
-
-
-@needs_triton
-@pytest.mark.parametrize("dtype", PRODUCTS, ids=str)
-@pytest.mark.parametrize("kind", REDUCTIONS)
-def test_losses_of_narrower_numbers_are_summed_in_float32(interpreted: Run, kind: str, dtype: torch.dtype) -> None:
-    interpreted(cases.losses_are_the_naive_reductions, kind, "some", (5, 37, 21, 40), dtype, "cpu", None)
-
-
-@needs_triton
-@pytest.mark.parametrize("kind", REDUCTIONS)
-@pytest.mark.parametrize(
-    "case",
-    [cases.a_query_without_candidates_has_gradient_zero, cases.large_scores_do_not_overflow],
-    ids=lambda case: case.__name__,
-)
-def test_losses_at_the_edges(interpreted: Run, case: Run, kind: str) -> None:
-    interpreted(case, kind, "cpu", TILE)
-
-
-@needs_triton
-def test_a_finished_teacher_gets_no_gradient(interpreted: Run) -> None:
-    interpreted(cases.a_finished_teacher_gets_no_gradient, "cpu", TILE)
-
-
-@needs_triton
 @pytest.mark.parametrize(("num", "few"), [(300, 1 << 14), (300, 4), (1, 4), (0, 4)])
 def test_rows_are_added_up_in_order(interpreted: Run, num: int, few: int) -> None:
     interpreted(cases.rows_are_added_up, num, few, "cpu")
@@ -160,8 +120,27 @@ def test_sums_of_scores_and_gradients_are_those_of_torch(interpreted: Run, kind:
     interpreted(cases.sums_of_scores_are_those_of_torch, kind, num, "cpu")
 
 
-def test_exclusions_may_come_in_any_order() -> None:
-    cases.exclusions_may_come_in_any_order()
+@needs_triton
+@pytest.mark.parametrize(
+    ("how", "shaped", "num"),
+    [
+        (How(True, 2, 1.5, 1.0, True, False), True, 1),
+        (How(False, 2, 1.5, 0.7, True, False), True, 37),
+        (How(False, 2, 0.5, 1.0, True, True), True, 5),
+        (How(False, 1, 1.0, 1.0, True, False), False, 1500),
+        (How(True, 1, 1.0, 1.0, False, False), True, 1),
+        (How(False, 2, 2.0, 0.3, False, False), False, 9),
+    ],
+)
+def test_dualdes_terms_and_gradients_are_those_of_the_formula(
+    interpreted: Run, how: How, shaped: bool, num: int
+) -> None:
+    interpreted(cases.dualde_terms_are_those_of_the_formula, how, shaped, num, "cpu")
+
+
+@needs_triton
+def test_dualdes_shapes_and_gradients_are_those_of_the_formula(interpreted: Run) -> None:
+    interpreted(cases.dualde_shapes_are_those_of_the_formula, "cpu")
 
 
 @needs_triton
@@ -174,8 +153,6 @@ def test_every_launch_compiles_for_a_gpu_and_fits_its_shared_memory(compiled: Ru
         "candidates_code",
         "rows_code",
         "gather_code",
-        "partials_code",
-        "weights_code",
         "add_code",
         "update_code",
         "integers_code",
@@ -185,6 +162,10 @@ def test_every_launch_compiles_for_a_gpu_and_fits_its_shared_memory(compiled: Ru
         "pulls_code",
         "directions_code",
         "undirected_code",
+        "dualde_terms_code",
+        "dualde_pulls_code",
+        "dualde_shapes_code",
+        "dualde_unshaped_code",
     }
     assert max(shared.values()) <= {80: 163, 90: 227}[capability] * 1024
 
@@ -208,7 +189,7 @@ def test_on_a_gpu_kernels_are_chosen_for_float32_unless_they_are_off(monkeypatch
 def test_every_module_can_be_imported_without_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "import torch, distkgd.kernels.triton.distances, distkgd.kernels.triton.losses\n"
+        "import torch, distkgd.kernels.triton.distances\n"
         "import distkgd.kernels.triton.runtime as gpu\n"
         "print(gpu.available(torch.device('cuda')))"
     )
