@@ -56,7 +56,7 @@ def dualde_terms_code(own_ptr, other_ptr, own_angle_ptr, other_angle_ptr, own_ra
                       beta_ptr, out_ptr, rows, num, delta, soft_weight, POSITIVE: tl.constexpr, LEARNING: tl.constexpr,
                       EVALUATED: tl.constexpr, SHAPED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """out [3 LEARNING + 1, rows]: of student and teacher, as far as they learn, weighed soft and hard terms (DualDE
-    Eq. 10-11, 14-15), summed over the `num` pairs of each row; then how many pairs count; then qualities of soft labels.
+    Eq. 10-11, 14-15), summed over the `num` pairs of each row; then how many pairs count; then the qualities.
 
     own, other: the student's and the teacher's scores; angle, ratio: cosines, and logarithms of the ratios of lengths.
     A pair counts unless the student's score is masked.
