@@ -4,11 +4,13 @@
     python benchmarks/foundation.py wn18rr     # teacher, DualDE, BKD and direct at 32 numbers per entity
     python benchmarks/foundation.py reading    # WN18RR and 10 M generated triples
     python benchmarks/foundation.py quoted     # one file of 1 M triples, as TSV and as CSV with all fields in quotes
+    python benchmarks/foundation.py start      # `import distkgd` and `distkgd --help`, in fresh processes
 All of them resume: finished stages are not trained again.
 """
 
 import csv
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -125,6 +127,25 @@ def quoted(triples: int = 1_000_000, entities: int = 300_000) -> None:
     content = {f"{triples} triples": found | {"ratio": ratio}}
     save("reading_quoted", content)
     print(json.dumps(content, indent=2))
+
+
+@app.command()
+def start(rounds: int = 9) -> None:
+    """Median seconds of whole processes, the interpreter's own start among them; bars: .1 and .5."""
+    commands = {"import distkgd": ["-c", "import distkgd"], "distkgd --help": ["-m", "distkgd", "--help"]}
+    content = {name: median_seconds([sys.executable, *rest], rounds) for name, rest in commands.items()}
+    save("start", {"rounds": rounds, **content})
+    print(json.dumps(content, indent=2))
+
+
+def median_seconds(command: list[str], rounds: int) -> float:
+    """Of the wall seconds of a command, after one round that is not counted."""
+    taken = []
+    for _ in range(rounds + 1):
+        started = time.monotonic()
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        taken.append(time.monotonic() - started)
+    return statistics.median(taken[1:])
 
 
 def read_in_process(source: str) -> dict[str, float]:

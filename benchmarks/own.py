@@ -1,6 +1,7 @@
 """docs/your_own_graph.md as a new user meets it: a file of 100,000 triples, one command, a report.
 
 python benchmarks/own.py                  # a made graph, --to 32: benchmarks/results/own_graph.json
+python benchmarks/own.py --threads 1      # the same on one thread: benchmarks/results/own_graph_1_thread.json
 python benchmarks/own.py --budget         # the same file and a budget: benchmarks/results/own_budget.json
 """
 
@@ -72,7 +73,7 @@ def main(
         "report": {key: report[key] for key in ("data", "stages", "budget", "remarks") if key in report},
     }
     print(f"{found['command']}: {seconds:.0f} s, forecast {forecast[0]}, load {load:.1f} to {found['load_after']:.1f}")
-    save("own_budget" if budget else "own_graph", found)
+    save(("own_budget" if budget else "own_graph") + ("" if threads == 2 else f"_{threads}_thread"), found)
 
 
 if __name__ == "__main__":

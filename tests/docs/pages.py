@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 # In the order in which their commands are run.
 READING = ["tutorial", "use", "your_own_graph", "plans", "models", "cluster"]
-READING += ["engine", "speed", "results", "papers", "config", "architecture", "index", "api"]
+READING += ["engine", "speed", "results", "compare", "papers", "config", "architecture", "index", "api"]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in READING)]
 PROGRAMS = r"(?:[A-Z_]+=\S+ )*(?:distkgd|python|torchrun|make|mlflow|ray|pip|curl)"
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
