@@ -155,3 +155,28 @@ def test_a_launcher_of_a_finished_run_is_a_program(
     out, err = (file.read_text(encoding="utf-8") for file in files)
     assert code == 0, err
     assert printed in out and told in " ".join(err.split()) and "Traceback" not in err
+
+
+def test_a_run_says_how_far_it_is_and_keeps_it(place: Path) -> None:
+    text = (place / "run/run.log").read_text(encoding="utf-8")
+    for number, stage in enumerate(("teacher", "student", "direct"), 1):
+        line = next(line for line in text.splitlines() if f"{stage} (stage {number} of 3): epoch 4/8 " in line)
+        assert "loss " in line and "valid MRR " in line and "triples/s" in line and " left" in line
+        assert ("all stages" in line) == (number < 3)
+    assert "\x1b" not in text and "\r" not in text
+
+
+def test_torchrun_is_told_what_ended_a_rank_and_where_its_log_lies(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    out = tmp_path / "run"
+    done = launch(place, "distill", "small.yaml", "--data", "./data", "--out", out, "teacher.optimizer.lr=1e30")
+    assert done.returncode == 2
+    told = json.loads((tmp_path / "error.json").read_text(encoding="utf-8"))["message"]
+    assert (
+        told["message"].startswith("rank 0: DivergedError: Stage teacher, ") and str(out / "run.log") in told["message"]
+    )
+    assert "py_callstack" not in told["extraInfo"]  # which torchrun would show in its place
+    text = (out / "run.log").read_text(encoding="utf-8")
+    assert "Traceback (most recent call last)" in text and "error: Stage teacher" in text

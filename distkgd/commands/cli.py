@@ -5,10 +5,12 @@ Torch and its like are imported by the bodies of commands alone, so that help an
 
 import errno
 import io
+import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -139,6 +141,17 @@ def _unread() -> bool:
     return False
 
 
+def tell_torchrun(error: Exception, display: Display) -> None:
+    """Leave for torchrun, where it has started this rank, the one line that its summary shows of it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return
+    where = "" if display.log is None else f" (its log: {display.log})"
+    text = f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}{where}"
+    content = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
+    Path(file).write_text(json.dumps(content), encoding="utf-8")
+
+
 def launch(body: Callable[["Ranks", Display], int | None], device: str = "auto", threads: int = 0) -> NoReturn:
     """Join the ranks, run `body`, leave with the exit code that it returns (None: 0), or as `told` says."""
     with imports():
@@ -156,6 +169,8 @@ def launch(body: Callable[["Ranks", Display], int | None], device: str = "auto",
         code = body(ranks, display) or 0
         leave_ranks(ranks)
     except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, Stopped):
+            tell_torchrun(error, display)
         code = told(error, display)
         if isinstance(error, Stopped) and ranks is not None:
             leave_ranks(ranks)

@@ -19,6 +19,13 @@ def seconds_text(value: float | None) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
+def duration_text(seconds: float) -> str:
+    """45 s, 12 min, 3.4 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def size_text(value: float | None) -> str:
     """Decimal units, as a disk is sold: 1 kB is 1000 B."""
     if value is None:

@@ -6,6 +6,7 @@ runs/NAME/
   report.json  report.md         what came out
   report.html  frontier.html     the same as a page, and the first chart of it alone
   examples.json                  the answers that the page shows
+  run.log                        what was said while it ran, with the time, and the traceback of what ended it
   mlflow.json                    run ids, so that a resumed run continues its curves
 """
 
@@ -40,7 +41,7 @@ from distkgd.pipeline.foreign_reports import brought_result, rank_brought, warni
 from distkgd.pipeline.foreign_teachers import bring_teachers
 from distkgd.pipeline.overlap import early_starts, open_early
 from distkgd.pipeline.registration import register_run, registered_stages
-from distkgd.pipeline.run_folder import prepare_folder
+from distkgd.pipeline.run_folder import LOG, prepare_folder
 from distkgd.pipeline.stage_job import Run, build_job, dtype_of, load_teacher
 from distkgd.pipeline.stages import Plan, Stage, build_plan, check_plan
 from distkgd.pipeline.storage import download_run, find_run, open_storage, upload_stage
@@ -95,6 +96,7 @@ def run_plan(
     with (
         owned(folder, ranks, say) as agents,
         opened(plan, ranks, resume, agents, tags, say, config.mlflow.uri, write) as tracking,
+        display.kept(folder / LOG, ranks.rank),
     ):
         if any(stage.overlap for stage in plan.stages):
             say("chain.overlap: every teacher is finished before its student begins; distkgd chain overlaps them")

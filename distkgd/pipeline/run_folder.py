@@ -21,6 +21,7 @@ from distkgd.pipeline.stages import Plan, Stage
 
 HOLDS_A_RUN = "{folder} already holds a run; add --resume to go on with it, or choose another --out."
 FREE_ON_RESUME = frozenset({"name", "device", "threads", "keep", "engine", "mlflow", "report", "storage"})
+LOG = "run.log"
 VERSION = 2  # of what a run folder holds; runs of before have none
 
 

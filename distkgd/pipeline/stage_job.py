@@ -143,6 +143,9 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
     )
     method = build_method(config, student, teachers, setup)
     run.display.line(f"{stage.name}: {choose_communication(input_builder, method, config)}")
+    names = [one.name for one in run.stages]
+    number = names.index(stage.name) + 1 if stage.name in names else 0
+    later = run.stages[number:] if number else ()
     can_validate = config.validate_every and len(graph.valid)
     return Job(
         name=stage.name,
@@ -159,6 +162,8 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         engine=run.config.engine,
         watch=run.watch,
         copy=partial(run.storage.copy_checkpoint, stage.name) if run.storage else None,
+        place=f" (stage {number} of {len(names)})" if number else "",
+        later_epochs=sum(one.configs[0].epochs for one in later if one.name not in run.results),
         told=partial(told, entities=graph.entities, relations=graph.relations),
     )
 

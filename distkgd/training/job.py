@@ -70,6 +70,7 @@ class Job:
         stops the stage there. All ranks must get the same answer.
     early: a teacher that is not finished. copy: told of every checkpoint on the first rank.
     told: a broken row in words, with the name of what it is of.
+    place: of how many stages it is which, in words. later_epochs: of the stages after it.
     """
 
     name: str
@@ -88,6 +89,8 @@ class Job:
     early: TeacherPoller | None = None
     copy: Callable[[Path], None] | None = None
     told: Callable[[Broken], str] = str
+    place: str = ""
+    later_epochs: int = 0
     rows: dict[str, RowOptimizer] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
     writer: Writer = field(init=False)

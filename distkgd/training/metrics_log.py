@@ -12,9 +12,11 @@ from torch import Tensor
 
 from distkgd.common.energy import Meter
 from distkgd.common.paths import naming
+from distkgd.common.text import duration_text
 from distkgd.training.job import Job, Progress, schedule_scale
 
 LOGS_PER_EPOCH = 5
+SILENCE_SECONDS = 30.0  # of a stage; then a line is due that no validation brings
 
 
 class MetricsLog:
@@ -26,7 +28,8 @@ class MetricsLog:
         self._every = max(1, job.input_builder.sampler.steps_per_epoch // LOGS_PER_EPOCH)
         self._timed = 0
         self._sent = sum(job.ranks.traffic.values())
-        self._since = time.monotonic()
+        self._since = self._begun = self._told = time.monotonic()
+        self._first_step = progress.step
         self._loss = math.nan
         # Of a stage that goes on, without knowing what it has drawn so far, nothing is known.
         known = job.ranks.first and (progress.step == 0 or progress.joules is not None)
@@ -81,19 +84,29 @@ class MetricsLog:
         self._write(means)
         progress.log_sums, progress.log_count = {}, 0
         self._timed, self._since = 0, now
+        if now > self._told + SILENCE_SECONDS:
+            self._tell()
 
     def validation(self, found: Mapping[str, float], improved: bool) -> None:
         """Log validation metrics and print the epoch's line."""
-        progress = self._progress
         self._write({f"valid/{name}": value for name, value in found.items()})
-        speed = progress.step * self._job.config.batch_size / max(progress.train_seconds, 1e-9)
-        mark = " *" if improved else ""
-        epochs = self._job.phase.last
-        self._job.display.line(
-            f"{self._job.name}: epoch {progress.epoch}/{epochs}  loss {self._loss:.4g}  "
-            f"valid MRR {found['mrr']:.4f}{mark}  {speed:,.0f} triples/s"
-        )
+        self._tell(f"valid MRR {found['mrr']:.4f}{' *' if improved else ''}  ")
         self._since = time.monotonic()
+
+    def _tell(self, valid: str = "") -> None:
+        """A line: how far the stage is, its loss and speed, and about how long it and all later stages will take."""
+        job, progress, now = self._job, self._progress, time.monotonic()
+        per_epoch, epochs = job.input_builder.sampler.steps_per_epoch, job.phase.last
+        done = progress.step / per_epoch
+        speed = progress.step * job.config.batch_size / max(progress.train_seconds, 1e-9)
+        pace = (now - self._begun) / max(progress.step - self._first_step, 1) * per_epoch  # seconds an epoch
+        left = pace * max(epochs - done, 0.0)
+        later = f", {duration_text(left + pace * job.later_epochs)} all stages" if job.later_epochs else ""
+        self._told = now
+        job.display.line(
+            f"{job.name}{job.place}: epoch {f'{done:.1f}'.removesuffix('.0')}/{epochs}  loss {self._loss:.4g}  "
+            f"{valid}{speed:,.0f} triples/s  about {duration_text(left)} left{later}"
+        )
 
     def _write(self, values: Mapping[str, float]) -> None:
         progress = self._progress

@@ -182,7 +182,7 @@ def test_the_run_folder_holds_what_the_documentation_names(tmp_path: Path) -> No
     tree = {**TAUGHT, "baseline": True}
     ran(tmp_path, tree)
     stages = {"teacher", "student", "direct"}
-    files = {"plan.yaml", *REPORTS, "examples.json"}
+    files = {"plan.yaml", *REPORTS, "examples.json", "run.log"}
     assert {"report.json", "report.md", "report.html", "frontier.html"} == {*REPORTS}  # what MLflow gets
     assert {path.name for path in tmp_path.iterdir()} == {*files, "stages"}
     assert {path.name for path in (tmp_path / "stages").iterdir()} == stages

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from threading import Event
 
+from distkgd.common.console import Display
 from distkgd.data import load_graph
 from distkgd.distributed.ownership import owned
 from distkgd.distributed.ranks import Ranks
@@ -18,6 +19,7 @@ from distkgd.pipeline.plan import checked_plan, leave_reports, make_report, open
 from distkgd.pipeline.ray.session import import_ray
 from distkgd.pipeline.ray.stage_scheduler import Request, StageScheduler
 from distkgd.pipeline.ray.worker_group import Slot, dissolve
+from distkgd.pipeline.run_folder import LOG
 from distkgd.reporting.run_report import RunReport
 
 
@@ -39,6 +41,7 @@ class Coordinator:
         self._stop = Event()
         self._signal_number = 0
         self._news: list[str] = []
+        self._log = Display(False)  # what is said is shown by the driver
 
     def __repr__(self) -> str:
         return "coordinator"
@@ -69,19 +72,21 @@ class Coordinator:
         graph = load_graph(config.data)
         config, changes = fitted(config, len(graph.train), request.free)
         request = replace(request, config=resolved(config))
-        self._news += [f"warning: {warning}" for warning in (*graph.warnings, *changes)]
+        for warning in (*graph.warnings, *changes):
+            self._say(f"warning: {warning}")
         plan = checked_plan(config, graph, folder, world=1)
         device = pick(config.device, import_ray().cluster_resources(), request.grows)
         if config.device == "auto" and device == "cpu" and request.grows:
-            self._news.append("device auto: the cluster has no GPU now, so CPUs train; device=cuda would wait for one")
+            self._say("device auto: the cluster has no GPU now, so CPUs train; device=cuda would wait for one")
         slot = Slot(options.cpus, 1.0 if device == "cuda" else 0.0)
-        tags, say = tags_of(config, options.workers or "shared", device) | {"launcher": "ray"}, self._news.append
+        tags, say = tags_of(config, options.workers or "shared", device) | {"launcher": "ray"}, self._say
         # A coordinator that was started again on another node has not this launch's folder, but its storage.
         again = config.storage and import_ray().get_runtime_context().was_current_actor_reconstructed
         resume = request.resume or bool(again)
         with (
             owned(folder, Ranks(), say, request.launcher) as agents,
             opened(plan, Ranks(), resume, agents, tags, say, request.uri) as tracking,
+            self._log.kept(folder / LOG, 0),
         ):
             walk = StageScheduler(request, plan, device, slot, self._stop, say)
             results, timeline = walk.run(lambda: self._signal_number), walk.timeline
@@ -89,6 +94,10 @@ class Coordinator:
             report = report.model_copy(update={"remarks": (*report.remarks, timeline.sentence())})
             leave_reports(plan, report, tracking, say)
         return report
+
+    def _say(self, text: str) -> None:
+        self._log.line(text)
+        self._news.append(text)
 
 
 def pick(name: str, resources: Mapping[str, float], grows: bool = False) -> str:

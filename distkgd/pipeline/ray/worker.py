@@ -29,6 +29,7 @@ from distkgd.pipeline.config import RunConfig, parse_config
 from distkgd.pipeline.foreign_teachers import bring_teachers
 from distkgd.pipeline.plan import open_run, run_stage
 from distkgd.pipeline.ray.session import import_ray
+from distkgd.pipeline.run_folder import LOG
 from distkgd.pipeline.stages import Plan, Stage, check_stage
 from distkgd.pipeline.storage import open_storage
 from distkgd.tracking.mlflow_runs import open_tracking
@@ -175,8 +176,9 @@ def train_rank(work: Work, rank: int, world: int, first: Place) -> StageResult |
             active=ranks.first,
         )
         tracking.attach(graph.summary())
-        run = open_run(plan, ranks, tracking, Display(ranks.first))
-        result = run_stage(run, stage)
+        display = Display(ranks.first)
+        with display.kept(folder / LOG, ranks.rank):
+            result = run_stage(open_run(plan, ranks, tracking, display), stage)
         leave_ranks(ranks)
     return result if rank == 0 else None
 
