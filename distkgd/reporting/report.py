@@ -77,7 +77,14 @@ def table(report: RunReport) -> Table:
 
 def show(report: RunReport, folder: Path, display: Display) -> None:
     """Print the table of a finished plan, and where its page lies."""
-    Console(width=None if sys.stdout.isatty() else 110).print(table(report))
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table(report))
+    for stage in (stage for stage in report.stages if stage.curve):
+        head, lines = _crops(stage)
+        drawn = Table(*head, box=box.SIMPLE_HEAD, title=f"Crops of {stage.name}", title_justify="left")
+        for line in lines:
+            drawn.add_row(*line)
+        console.print(drawn)
     page = folder / "report.html"
     display.line(f"report: {page if page.exists() else folder / 'report.md'}")
 
@@ -103,7 +110,12 @@ def notes(report: RunReport) -> list[str]:
 
 
 def _curve(stage: StageResult) -> str:
-    """The crops of a stage's model as a table: dim (and bits and bytes), and MRR and H@10 on each split."""
+    """The crops of a stage's model as Markdown."""
+    return f"Crops of {stage.name}:\n\n{_markdown_table(*_crops(stage), 0)}"
+
+
+def _crops(stage: StageResult) -> tuple[list[str], list[list[str]]]:
+    """The crops of a stage's model, head and rows: dim (and bits and bytes), and MRR and H@10 on each split."""
     figures = [f"{split} {name}" for split in stage.curve for name in ("MRR", "H@10")]
 
     def texts(found: Iterable[Metrics]) -> list[str]:
@@ -118,7 +130,7 @@ def _curve(stage: StageResult) -> str:
     else:
         head, first = ["dim", *figures], next(iter(stage.curve.values()))
         lines = [[str(dim), *texts(of_dim[dim] for of_dim in stage.curve.values())] for dim in first]
-    return f"Crops of {stage.name}:\n\n{_markdown_table(head, lines, 0)}"
+    return head, lines
 
 
 def _row(stage: StageResult, teacher: StageResult | None) -> list[str]:
@@ -158,7 +170,7 @@ def comparisons(report: RunReport) -> list[str]:
         direct = report.direct_of(stage)
         if direct is not None:
             parts = [difference(stage.mrr(split), direct.mrr(split), split) for split in ("valid", "test")]
-            sentences.append(f"{stage.name} − {direct.name}: {', '.join(parts)}.")
+            sentences.append(f"{stage.name} − {direct.name}: {', '.join(parts)} (one seed).")
         elif stage.name not in report.teaching:
             size = numbers_text(stage)
             sentences.append(
@@ -168,10 +180,10 @@ def comparisons(report: RunReport) -> list[str]:
 
 
 def difference(ours: float | None, theirs: float | None, split: str) -> str:
-    """Of two MRRs on a split, in words."""
+    """Of two MRRs on a split, in words: of the figures as they are shown, so that these add up."""
     if ours is None or theirs is None:
         return f"no {split} MRR"
-    gain = round(ours - theirs, 3) + 0.0  # + 0.0 turns -0.0 into 0.0
+    gain = round(float(fixed(ours)) - float(fixed(theirs)), 3) + 0.0  # + 0.0 turns -0.0 into 0.0
     return f"{gain:+.3f} {split} MRR".replace("-", "−", 1)
 
 

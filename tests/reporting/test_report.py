@@ -8,11 +8,12 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
+from distkgd.common.console import Display
 from distkgd.common.files import write_atomic
 from distkgd.errors import ModelError, StorageError
 from distkgd.models.run_paths import RESULT
 from distkgd.models.stage_result import read_result
-from distkgd.reporting.report import HEADER, markdown, notes, rows, table, write_report
+from distkgd.reporting.report import HEADER, difference, markdown, notes, rows, show, table, write_report
 from distkgd.reporting.run_report import read_report
 from tests.records import RUN, report_of
 
@@ -123,14 +124,14 @@ def test_a_teacher_that_is_no_stage_of_this_plan_gives_no_share():
 
 
 def test_each_student_stands_beside_the_direct_model_of_its_dim_in_a_sentence():
-    assert "student − direct: +0.021 valid MRR, +0.018 test MRR." in notes(report_of(_report()))
+    assert "student − direct: +0.021 valid MRR, +0.018 test MRR (one seed)." in notes(report_of(_report()))
 
 
 def test_a_loss_against_the_direct_model_is_told_with_a_minus_and_a_tie_with_plus_zero():
     report = _report()
     report["stages"][1]["valid"]["mrr"] = 0.400
     report["stages"][1]["test"]["mrr"] = 0.4099
-    assert "student − direct: −0.010 valid MRR, +0.000 test MRR." in notes(report_of(report))
+    assert "student − direct: −0.010 valid MRR, +0.000 test MRR (one seed)." in notes(report_of(report))
 
 
 def test_biases_stand_beside_the_dim():
@@ -150,7 +151,7 @@ def test_several_direct_models_are_matched_by_dim():
     report = _report()
     report["stages"][2]["name"] = "direct-32"
     report["stages"].append(_stage("direct-64", "direct", 64, 10_485_760, [], 0.3, 0.3))
-    assert "student − direct-32: +0.021 valid MRR, +0.018 test MRR." in notes(report_of(report))
+    assert "student − direct-32: +0.021 valid MRR, +0.018 test MRR (one seed)." in notes(report_of(report))
 
 
 def test_the_protocol_and_the_data_stand_below_the_table():
@@ -278,3 +279,16 @@ def test_a_write_that_is_broken_off_leaves_the_earlier_file_and_nothing_else(
     write_atomic(file, "later")
     assert file.read_text() == "later"
     assert file.stat().st_ino != inode  # another file took the name; the earlier was never written into
+
+
+def test_a_difference_is_that_of_the_figures_that_stand_beside_it():
+    assert difference(0.4004, 0.3896, "test") == "+0.010 test MRR"  # 0.400 − 0.390, though 0.0108 is nearer to 0.011
+
+
+def test_the_printed_table_has_the_crops_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = _report()
+    report["stages"][1]["curve"] = {"valid": {8: _split(0.313)}, "test": {8: _split(0.297)}}
+    show(report_of(report), tmp_path, Display(False))
+    said = capsys.readouterr().out
+    (row,) = (line.split() for line in said.partition("Crops of student")[2].splitlines() if "0.313" in line)
+    assert row[0] == "8" and "0.297" in row

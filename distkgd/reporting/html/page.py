@@ -4,6 +4,7 @@ Nothing is computed here that `report.json`, `plan.yaml`, a stage's `metrics.jso
 """
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +27,6 @@ from distkgd.reporting.html.frontier import frontier_section
 from distkgd.reporting.html.pairs import Pair, pair_of
 from distkgd.reporting.report import (
     HEADER,
-    NUM_TEXT_COLUMNS,
     choices,
     comparisons,
     data_line,
@@ -41,6 +41,7 @@ from distkgd.reporting.run_report import MEASURED, REPORT, RunReport, read_repor
 
 FILE, FRONTIER = "report.html", "frontier.html"
 QUERIES = 200
+FIRST = {"stage": 0, "test MRR": 1, "valid MRR": 2}  # columns that a telephone shows without scrolling
 
 
 def write_html(folder: Path, report: RunReport, load: Callable[[], Graph], queries: int = QUERIES) -> list[str]:
@@ -123,15 +124,16 @@ def render(folder: Path, report: RunReport, load: Callable[[], Graph], queries: 
     if asked is not None and pair is not None:
         answers.figures += answer_figures(asked, pair)
     sections = [frontier_section(report), training_section(report, folder), parts_section(report, pair), answers]
+    order = sorted(range(len(HEADER)), key=lambda column: FIRST.get(HEADER[column], len(FIRST)))
     page = _template().render(
         report=report,
         alone=False,
         split=report.shown_split,
         lead=_lead(report),
         keys=_keys(report),
-        header=HEADER,
-        text_columns=NUM_TEXT_COLUMNS,
-        results=rows(report),
+        header=[HEADER[column] for column in order],
+        results=[[row[column] for column in order] for row in rows(report)],
+        uses=_uses(report),
         roles=[report.role_of(stage) for stage in report.stages],
         remarks=[
             *comparisons(report),
@@ -206,12 +208,25 @@ def _keys(report: RunReport) -> list[tuple[str, str]]:
     crops = {dim: metrics["mrr"] for dim, metrics in student.curve.get(split, {}).items()}
     for direct in (stage for stage in report.stages if stage.is_direct):
         if direct is report.direct_of(student):
-            words = f"{split} MRR over {direct.name}, equally small and trained without a teacher"
+            words = f"{split} MRR over {direct.name}, equally small and trained without a teacher; one seed"
             found.append((difference(student.mrr(split), direct.mrr(split), split).split()[0], words))
         elif direct.dim in crops:
-            words = f"{split} MRR of the first {direct.dim} numbers over {direct.name}, trained at that size"
+            words = f"{split} MRR of the first {direct.dim} numbers over {direct.name}, trained at that size; one seed"
             found.append((difference(crops[direct.dim], direct.mrr(split), split).split()[0], words))
     return found[:4]
+
+
+def _uses(report: RunReport) -> str:
+    """Commands, and lines of Python, that use the student, in the run folder."""
+    model = report.student.folder_in(Path())
+    path = shlex.quote(str(model))
+    return f"""distkgd predict {path} --head ENTITY --relation RELATION --top 10
+distkgd export {path} exported --format numpy
+distkgd register .
+
+import distkgd
+model = distkgd.load({str(model)!r})
+model.predict(head="ENTITY", relation="RELATION")"""
 
 
 def _took(report: RunReport) -> list[list[str]]:
