@@ -16,7 +16,7 @@ if __name__ == "__main__":
     after = family.folder(place / "after", family.triples(75))  # twelve people more
     old = distkgd.train({**family.SMALL, "data": str(before)}, out=place / "old")
 
-    # Rows are matched by name, newcomers placed by their neighbours, then all are trained for a sixth of the epochs.
+    # Rows are matched by name, newcomers placed by their neighbours, then trained for a sixth of the epochs.
     new = distkgd.update(old.folder / "stages/student", after, out=place / "new")
     print(f"{len(old.student.entities)} entities before, {len(new.student.entities)} after")
     print("\n".join(new.remarks))

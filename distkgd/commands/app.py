@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from distkgd.commands import ablate, chain, configs, distill, evaluate, export, import_model, predict, register, report
+from distkgd.commands import (
+    ablate,
+    chain,
+    configs,
+    distill,
+    evaluate,
+    export,
+    import_model,
+    predict,
+    register,
+    report,
+    update,
+)
 from distkgd.commands.cli import guarded
 from distkgd.common.version import __version__
 
@@ -19,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ablate": ablate.main,
     "register": register.main,
     "report": report.main,
+    "update": update.main,
     "configs": configs.main,
 }
 

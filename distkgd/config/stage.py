@@ -129,7 +129,9 @@ class StageOptions(Frozen):
     start: the student's first rows: random, or from its first teacher, which must have the same scorer: crop, its
         first `dim` columns, or pca, its rows along their `dim` principal axes (`distkgd.models.init_from_teacher`).
     first_rows: folder of a finished model of the same entities, relations, scorer and dim, at whose rows the student
-        begins (`distkgd.pipeline.autoconfig.update`); null: as `start` says.
+        begins (`distkgd.pipeline.autoconfig.update`); null: as `start` says. old_rows: those of entities and
+        relations that were there before the graph grew are trained like the others (free), pulled back
+        (anchored), or not moved at all (frozen). anchor: weight of the loss term anchor / 2 · |row - first row|².
     epochs: passes over the training triples.
     batch_size: triples in the global batch. accumulate: parts into which each batch is cut to save memory.
     dropout, relation_dropout: on the query's anchor and relation embeddings.
@@ -158,6 +160,8 @@ class StageOptions(Frozen):
     init_scale: Rate | None = None
     start: Literal["random", "crop", "pca"] = "random"
     first_rows: str | None = None
+    old_rows: Literal["free", "anchored", "frozen"] = "free"
+    anchor: Rate = 0.1
     negatives: NegativesConfig = NegativesConfig()
     loss: LossConfig = LossConfig()
     regulariser: RegulariserConfig = RegulariserConfig()
@@ -185,6 +189,8 @@ class StageOptions(Frozen):
             )
         if self.first_rows is not None and self.start != "random":
             raise ValueError(f"start: {self.start} and first_rows both say where the student begins; drop one of them")
+        if self.old_rows != "free" and self.first_rows is None:
+            raise ValueError("old_rows are some of first_rows; set both, or use distkgd update")
         if self.bits < 32 and self.row_dtype != "full":
             raise ValueError("bits below 32 are rounded from rows in full precision; drop row_dtype, or bits")
         if self.move == "nothing" and self.negatives.kind == "all":

@@ -5,15 +5,18 @@ several triples the means are averaged, and what few entities share weighs more:
 triple is shared by nobody, those count that have its relation at the same place; of an entity without any triple, all.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from distkgd.common.paths import AnyPath
 from distkgd.data import Graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable
-from distkgd.errors import ModelError
+from distkgd.errors import ConfigError, ModelError
 from distkgd.models.model import Model, new_model
-from distkgd.models.model_folder import LoadedModel
+from distkgd.models.model_folder import LoadedModel, find_model, read_config, save_model
 
 
 @torch.no_grad()
@@ -49,8 +52,32 @@ def place_newcomers(rows: Tensor, triples: Tensor, newcomers: Tensor) -> Tensor:
     return torch.where(weight > 0, total / weight.clamp_min(1e-30), every)
 
 
-def grown(loaded: LoadedModel, graph: Graph, seed: int = 0) -> tuple[Model, Tensor]:
-    """(a model of a newer graph's entities and relations, [m] ids of its newcomers), in one process.
+class Grown(NamedTuple):
+    """A model of a newer graph's entities and relations, in one process, and the ids of those that are new."""
+
+    model: Model
+    entities: Tensor
+    relations: Tensor
+
+    def save(self, folder: AnyPath, graph: Graph, source: str) -> None:
+        """Write the model; `newcomers_of` reads back who is new. source: of the graph."""
+        of_rows = [self.relations + half * graph.num_relations for half in range(2 if self.model.reciprocal else 1)]
+        new = {"entity": self.entities.tolist(), "relation": torch.cat(of_rows).tolist()}
+        save_model(folder, self.model, graph, {"data": graph.summary(), "source": source, "newcomers": new})
+
+
+def newcomers_of(folder: AnyPath) -> dict[str, list[int]]:
+    """The rows of new entities ("entity") and of new relations ("relation") of a model that `Grown.save` wrote."""
+    found = read_config(find_model(folder)).get("newcomers")
+    if not isinstance(found, dict) or found.keys() != {"entity", "relation"}:
+        raise ConfigError(
+            f"first_rows: {folder} does not say which rows are new; old_rows are free, or use distkgd update."
+        )
+    return found
+
+
+def grown(loaded: LoadedModel, graph: Graph, seed: int = 0) -> Grown:
+    """A finished model with the rows that a newer graph needs.
 
     Rows are matched by name. Newcomers are placed by their neighbours in train; new relations have random rows. Names
     that the graph has no longer are dropped. ModelError where none of the model's entities is in it.
@@ -73,9 +100,7 @@ def grown(loaded: LoadedModel, graph: Graph, seed: int = 0) -> tuple[Model, Tens
         )
     rows = model.entity.weight
     rows[there[known]] = old.entity.weight[known].to(rows.dtype)
-    is_new = torch.ones(graph.num_entities, dtype=torch.bool)
-    is_new[there[known]] = False
-    newcomers = is_new.nonzero().flatten()
+    newcomers = _missing(there[known], graph.num_entities)
     if len(newcomers):
         rows[newcomers] = place_newcomers(rows, graph.train, newcomers)
     relations = graph.relations.rows_of(loaded.relations)
@@ -83,7 +108,14 @@ def grown(loaded: LoadedModel, graph: Graph, seed: int = 0) -> tuple[Model, Tens
     for half in range(2 if old.reciprocal else 1):
         to, of = half * graph.num_relations, half * old.num_relations
         model.relation[relations[kept] + to] = old.relation[of : of + old.num_relations][kept]
-    return model, newcomers
+    return Grown(model, newcomers, _missing(relations[kept], graph.num_relations))
+
+
+def _missing(ids: Tensor, size: int) -> Tensor:
+    # [m] ascending: what of 0 … size - 1 is not among ids.
+    is_new = torch.ones(size, dtype=torch.bool)
+    is_new[ids] = False
+    return is_new.nonzero().flatten()
 
 
 def with_row(model: Model, row: Tensor) -> Model:

@@ -14,6 +14,7 @@ from distkgd.common.metrics import Metrics, known_figures
 from distkgd.data.filters import KnownAnswers
 from distkgd.data.sampling import Balanced, Sampler
 from distkgd.data.step_inputs import StepInputBuilder
+from distkgd.distributed.optim.kept import KeptRows
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.evaluation.breakdowns import in_parts
@@ -31,6 +32,7 @@ from distkgd.models.model_folder import (
     table_bytes,
     told,
 )
+from distkgd.models.newcomers import newcomers_of
 from distkgd.models.run_paths import stage_folder, teacher_folder
 from distkgd.models.stage_result import Rounded, StageResult
 from distkgd.pipeline.config import RunConfig, StageConfig
@@ -133,8 +135,11 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
     student = student_model(run, config, seed)
     if config.start != "random":
         init_from_teacher(student, teachers[0], config.start)
+    kept = None
     if config.first_rows is not None:
         begin_at(student, load_teacher(run, config.first_rows), config.first_rows)
+        if config.old_rows != "free":
+            kept = kept_rows(student, config.first_rows, config.anchor if config.old_rows == "anchored" else None)
     setup = Setup(
         steps_per_epoch=input_builder.sampler.steps_per_epoch,
         epochs=config.epochs,
@@ -165,6 +170,7 @@ def build_job(run: Run, stage: Stage, digest: str, tracking: StageTracking, teac
         place=f" (stage {number} of {len(names)})" if number else "",
         later_epochs=sum(one.configs[0].epochs for one in later if one.name not in run.results),
         told=partial(told, entities=graph.entities, relations=graph.relations),
+        kept=kept,
     )
 
 
@@ -235,6 +241,17 @@ def begin_at(student: Model, model: Model, folder: str) -> None:
     with torch.no_grad():
         student.entity.weight.copy_(model.entity.weight)
         student.relation.copy_(model.relation)
+
+
+def kept_rows(student: Model, folder: str, anchor: float | None) -> tuple[KeptRows, KeptRows]:
+    """This rank's entities and the relations that are not new in what `Grown.save` wrote; without anchor, frozen."""
+    tables = []
+    for key, rows, lo in (("entity", student.entity.weight, student.entity.lo), ("relation", student.relation, 0)):
+        which = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        new = torch.tensor(newcomers_of(folder)[key], dtype=torch.int64, device=rows.device) - lo
+        which[new[(new >= 0) & (new < len(rows))]] = False
+        tables.append(KeptRows(which) if anchor is None else KeptRows(which, rows.detach().clone(), anchor))
+    return tables[0], tables[1]
 
 
 def load_teacher(run: Run, name: str) -> Model:

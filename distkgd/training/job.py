@@ -20,6 +20,7 @@ from distkgd.distributed.checkpoint.writer import State, Writer
 from distkgd.distributed.finite import Broken
 from distkgd.distributed.optim.deepspeed_engine import DeepSpeedDense
 from distkgd.distributed.optim.dense import Dense, DenseOptimizer
+from distkgd.distributed.optim.kept import KeptRows
 from distkgd.distributed.optim.rows import RowOptimizer
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import CheckpointError
@@ -71,6 +72,7 @@ class Job:
     early: a teacher that is not finished. copy: told of every checkpoint on the first rank.
     told: a broken row in words, with the name of what it is of.
     place: of how many stages it is which, in words. later_epochs: of the stages after it.
+    kept: of the student's entities and relations, those that do not move freely.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Job:
     told: Callable[[Broken], str] = str
     place: str = ""
     later_epochs: int = 0
+    kept: tuple[KeptRows, KeptRows] | None = None
     rows: dict[str, RowOptimizer] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
     writer: Writer = field(init=False)
@@ -105,6 +108,10 @@ class Job:
                 lr, offload = config.relation_lr, config.offload
                 self.rows[name] = RowOptimizer(config.name, model.entity, lr=config.lr, offload=offload, seed=seed)
             self.dense[name] = self._dense(config.name, group.replicated, lr or config.lr)
+        if self.kept is not None:
+            for one in self.rows.values():
+                if one.table is self.method.student.entity:
+                    one.kept = self.kept[0]
         self.prefetcher = Prefetcher(self.input_builder, self.config.accumulate)
         self.writer = Writer(self.checkpoints, self.ranks, keep=self.keep)
 

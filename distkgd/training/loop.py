@@ -135,6 +135,8 @@ def apply(
     rows = [job.rows[group] for group in groups if group in job.rows]
     dense = [job.dense[group] for group in groups if group in job.dense]
     limit, alone = job.config.optimizer.clip, job.ranks.world == 1
+    if any(one.kept is not None for one in rows):
+        keep_relations(job)
     told = [] if alone else [torch.full((1,), float(signal_number), device=job.ranks.device)]
     said = [*totals.values(), *told]
     # An engine that sums over ranks itself may do so, unless the norm of the sum is needed first.
@@ -167,6 +169,15 @@ def apply(
         if group in job.dense:
             job.dense[group].step(rates[group], clip, reduced=reduced)
     return found
+
+
+def keep_relations(job: Job) -> None:
+    """What the rows of relations that are kept add to this rank's gradient, or take from it."""
+    assert job.kept is not None
+    relation = job.method.student.relation
+    with torch.no_grad():
+        grad = torch.zeros_like(relation) if relation.grad is None else relation.grad
+        relation.grad = job.kept[1].pulled(None, relation, grad, 1.0 / job.ranks.world)
 
 
 def _stacked(numbers: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import yaml
 
 from distkgd.commands.app import build_app
 from distkgd.commands.cli import run_app
-from distkgd.commands.config_schema import json_schema
+from distkgd.commands.configs import json_schema
 from distkgd.config.shipped import find_config, shipped
 from distkgd.errors import ConfigError
 from distkgd.pipeline.config import RunConfig, load_config

@@ -59,7 +59,8 @@ def finished_model() -> tuple[TemporaryDirectory[str], str]:
     """A model of the toy graph and of BASE's dim, and the folder that goes with this process."""
     folder, graph = TemporaryDirectory(), toy_graph()
     model = f"{folder.name}/model"
-    save_model(model, toy_model(graph, dim=BASE["dim"], dtype=torch.float32), graph, {})
+    newcomers = {"entity": [0], "relation": [0]}
+    save_model(model, toy_model(graph, dim=BASE["dim"], dtype=torch.float32), graph, {"newcomers": newcomers})
     return folder, model
 
 
@@ -90,6 +91,7 @@ ITERDE = {"method": "iterde"}
 MED = {"method": "med"}
 FAST_MED = merge(MED, {"distill": {"evaluator_lr": 0.5}, "loss": {"name": "softplus"}})
 METASD = {"method": "metasd", "distill": {"prune": {"rate": 0.5}}}
+GROWN = {"first_rows": MODEL}
 BOTH = merge(DUALDE, {"distill": {"stage_one": False}})
 
 CASES: dict[str, Case] = {
@@ -106,6 +108,8 @@ CASES: dict[str, Case] = {
     "init_scale": Case([None, 0.02, 0.5], "rows"),
     "start": Case(["random", "crop", "pca"], "rows", context=BKD | {"scorer": "transe"}),
     "first_rows": Case([None, MODEL], "rows"),
+    "old_rows": Case(["free", "anchored", "frozen"], "rows", context=GROWN),
+    "anchor": Case([0.1, 1.0], "rows", context=GROWN | {"old_rows": "anchored"}),
     "negatives.kind": Case(["all", "batch", "chunk", "triple"]),
     "negatives.num": Case([5, 8], context=SAMPLED),
     "negatives.chunk": Case([2, 4], context={"negatives": {"kind": "chunk"}}),
@@ -287,7 +291,9 @@ def with_option(case: Case, name: str, value: Any) -> dict[str, Any]:
     for key in path[:-1]:
         node[key] = dict(node.get(key) or {})
         node = node[key]
-    node[path[-1]] = finished_model()[1] if value == MODEL else value
+    node[path[-1]] = value
+    if stage.get("first_rows") == MODEL:
+        stage["first_rows"] = finished_model()[1]
     if name == "method":
         stage = merge(stage, {"dualde": DUALDE, "rkd": RKD}.get(value, {}))
     return stage

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import distkgd
-from distkgd.commands.config_schema import json_schema
+from distkgd.commands.configs import json_schema
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError
 from distkgd.models.model_folder import load_model

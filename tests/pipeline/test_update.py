@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import distkgd
+from distkgd.config.tree import read_yaml
 from distkgd.data import Graph, load_graph
 from distkgd.data.growth import drawn_newcomers, holding, write_before
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError, ModelError
 from distkgd.models.model_folder import load_model
 from distkgd.models.newcomers import grown, place_newcomers
-from tests.launches import SMALL, small_data
+from tests.launches import SMALL, call, small_data
 
 STAGE = {**SMALL["student"], "epochs": 12, "dropout": 0.0}
 
@@ -59,8 +60,8 @@ def test_a_newcomer_stands_at_the_mean_of_who_shares_its_triples() -> None:
 def test_rows_are_matched_by_name(site: tuple[Path, Graph, torch.Tensor, distkgd.Run], tmp_path: Path) -> None:
     _, graph, newcomers, run = site
     loaded = load_model(run.folder / "stages/student", Ranks())
-    model, found = grown(loaded, graph)
-    assert torch.equal(found, newcomers)
+    model, found, relations = grown(loaded, graph)
+    assert torch.equal(found, newcomers) and not len(relations)
     for old, name in enumerate(loaded.entities.names):
         assert torch.equal(model.entity.weight[graph.entities.id(name)], loaded.model.entity.weight[old])
     for old, name in enumerate(loaded.relations.names):
@@ -79,20 +80,47 @@ def test_an_update_begins_at_the_old_rows_and_tells_old_from_new(
     site: tuple[Path, Graph, torch.Tensor, distkgd.Run], tmp_path: Path
 ) -> None:
     folder, graph, _, run = site
-    made = distkgd.update(run.folder / "stages/student", folder / "newer", out=tmp_path / "updated")
+    made = distkgd.update(run.folder / "stages/student", folder / "newer", old_rows="free", out=tmp_path / "updated")
     assert list(made.stages) == ["student"] and len(made.student.entities) == graph.num_entities
     steps = run.stages["student"].steps
     assert steps is not None and made.stages["student"].steps is not None and made.stages["student"].steps < steps / 4
     told = [line for line in made.remarks if "placed" in line or "are new" in line]
     assert len(told) == 3 and told[0] == "5 of 50 entities are new."
     still = distkgd.update(
-        run.folder / "stages/student", folder / "newer", ["student.optimizer.lr=1e-9"], out=tmp_path / "still"
+        run.folder / "stages/student",
+        folder / "newer",
+        ["student.optimizer.lr=1e-9"],
+        old_rows="free",
+        out=tmp_path / "still",
     )
     old, new = distkgd.load(run.folder / "stages/student"), still.student
     name = old.entities.name(3)
     torch.testing.assert_close(new.embedding(name), old.embedding(name), atol=1e-6, rtol=0)
     with pytest.raises(ConfigError, match="--resume"):
         distkgd.update(run.folder / "stages/student", folder / "newer", out=tmp_path / "updated")
+
+
+def test_a_student_is_taught_again_by_its_updated_teacher(
+    site: tuple[Path, Graph, torch.Tensor, distkgd.Run], tmp_path: Path
+) -> None:
+    folder, graph, newcomers, _ = site
+    taught = {"method": "dualde", "distill": {"stage_two": {"start": 12, "epochs": 6}}}
+    tree: dict[str, Any] = {**SMALL, "data": str(folder / "before"), "report": {"queries": 0}}
+    run = distkgd.train(tree | {"teacher": {**STAGE, "dim": 12}, "student": STAGE | taught}, out=tmp_path / "run")
+    code, out, _ = call("update", [run.folder, "--data", folder / "newer", "--out", tmp_path / "made", "--epochs", "2"])
+    made = distkgd.Run(tmp_path / "made")
+    assert code == 0 and list(made.stages) == ["teacher", "student"] and "5 of 50 entities are new." in out
+    stages = read_yaml(made.folder / "plan.yaml")["stages"]
+    assert [one["epochs"] for one in stages] == [2, 2] and stages[1]["teachers"] == ["teacher"]
+    assert stages[1]["distill"]["stage_two"] | {"start": 2, "epochs": 1} == stages[1]["distill"]["stage_two"]
+    for name in ("teacher", "student"):
+        old, new = (load_model(one.folder / "stages" / name, Ranks()) for one in (run, made))
+        rows = graph.entities.rows_of(old.entities)
+        assert torch.equal(new.model.entity.weight[rows], old.model.entity.weight)  # frozen
+        first = load_model(made.folder / "first_rows" / name, Ranks()).model.entity.weight
+        assert (new.model.entity.weight[newcomers] != first[newcomers]).any(1).all()
+    code, _, said = call("update", [run.folder, "epochs", "--data", folder / "newer", "--out", tmp_path / "wrong"])
+    assert code == 2 and "no override" in said
 
 
 def test_an_entity_is_added_by_its_triples_alone(site: tuple[Path, Graph, torch.Tensor, distkgd.Run]) -> None:

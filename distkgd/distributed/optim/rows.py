@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distkgd.common import random
 from distkgd.common.random import Stream
+from distkgd.distributed.optim.kept import KeptRows
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.tables import ShardedTable, distinct
 from distkgd.kernels import rows as kernels
@@ -77,6 +78,7 @@ class RowOptimizer:
 
     offload: the state stays in host memory and visits the device row by row with the rows that are updated.
     seed: of the stochastic rounding of rows that are stored in bfloat16; it depends on (seed, step, row, column) alone.
+    kept: rows of this shard that stay where they began, or are pulled back there.
     """
 
     def __init__(self, name: str, table: ShardedTable, *, lr: float, offload: bool = False, seed: int = 0) -> None:
@@ -85,6 +87,7 @@ class RowOptimizer:
         self.lr = lr
         self.seed = seed
         self.steps = 0
+        self.kept: KeptRows | None = None
         where = "cpu" if offload else table.weight.device
         self.state = new_state(name, torch.empty(0, table.dim, dtype=table.dtype, device=where), len(table.weight))
 
@@ -113,6 +116,12 @@ class RowOptimizer:
 
         Of a row that is repeated (`distinct`) the first has the gradient, the others have 0.
         """
+        found = self._summed()
+        if self.kept is None:
+            return found
+        return [(rows, self.kept.pulled(rows, self.table.weight, grad)) for rows, grad in found]
+
+    def _summed(self) -> list[tuple[Tensor | None, Tensor]]:
         found = [gradient for opened in self.table.opened if (gradient := opened.gradient()) is not None]
         if len(found) < 2:
             return found
