@@ -1,7 +1,8 @@
 """Read files and folders of triples; whatever is wrong is named by file, line and cure. Nothing is written.
 
 A data set is a folder with `train`, `valid` and `test`, each a file that could be read alone: lines of text (plain or
-.gz), Parquet, RDF. `names.tsv` and `relation_names.tsv` (plain or .gz) may give labels: name, label, and more.
+.gz), Parquet, RDF, ids of OpenKE or LibKGE. `names.tsv` and `relation_names.tsv` (plain or .gz) may give labels: name,
+label, and more.
 
 Plain text is checked and turned into numbers in one pass (kernels/cpp/names.cpp). Where that pass stumbles, quotes are
 read or no compiler is at hand, polars cuts the lines (text_files.py); what is odd about names is settled among the
@@ -26,6 +27,7 @@ from distkgd.data.reading.formats import (
     ABOUT,
     AS_THEY_ARE,
     ENDINGS,
+    LIBKGE,
     RDF,
     TEXT_ENDINGS,
     How,
@@ -113,8 +115,8 @@ def read_folder(
     found = read_files(paths, how, checksums, exact)
     notes += found.notes
     entity_labels, relation_labels = (
-        _read_labels(_pick(folder, [stem + end for end in LABEL_ENDINGS if stem + end in present]), names, notes)
-        for names, stem in ((found.entities, "names"), (found.relations, "relation_names"))
+        _read_labels(_label_file(folder, present, stem, kind), names, notes)
+        for names, stem, kind in ((found.entities, "names", "entity"), (found.relations, "relation_names", "relation"))
     )
     return assemble(
         name or folder.resolve().name,
@@ -196,7 +198,8 @@ def _find_split(folder: Path, present: list[str], split: str, notes: list[str]) 
 
     usual = [split + end for end in TEXT_ENDINGS if split + end in present]
     openke = [name for name in present if name.lower() == f"{split}2id.txt"]
-    ways = [usual, called(stems[:1]), called(stems[1:]), openke]
+    libkge = [name for name in present if name.lower() == f"{split}{LIBKGE}"]
+    ways = [usual, called(stems[:1]), called(stems[1:]), openke, libkge]
     found = next(filter(None, ways), [])
     path = _pick(folder, found)
     if path is None:
@@ -212,6 +215,12 @@ def _find_split(folder: Path, present: list[str], split: str, notes: list[str]) 
     if others := sorted(set(called(stems) + openke) - set(found)):
         notes.append(f"{', '.join(others)}: not read, for {path.name} is {split}")
     return path
+
+
+def _label_file(folder: Path, present: list[str], stem: str, kind: str) -> Path | None:
+    # Ours, else LibKGE's.
+    ours = [stem + end for end in LABEL_ENDINGS if stem + end in present]
+    return _pick(folder, ours or [name for name in present if name == f"{kind}_strings{LIBKGE}"])
 
 
 def _pick(folder: Path, found: list[str]) -> Path | None:
@@ -254,7 +263,7 @@ def _parse(
     else:
         body = without_mark(data)
         layout = Layout(0, 1) if exact else layout_of(body, path, how, notes)
-        part.may_be_header = layout.header is None and not layout.openke
+        part.may_be_header = layout.header is None and not (layout.openke or layout.libkge)
         if tables is not None and layout.is_plain(body):
             rows = tables.read(body, layout.start, layout.separator)
             if rows is not None:
@@ -262,7 +271,7 @@ def _parse(
                 part.numbers.append(range(layout.line, layout.line + len(rows)))
                 return part
         text = clean_text(body, path)
-        if layout.openke:
+        if layout.openke or layout.libkge:
             frame, part.beside = read_ids(text, layout, path, notes)
             frames = [frame]
         else:

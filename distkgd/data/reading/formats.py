@@ -1,4 +1,4 @@
-"""What files of triples may be called, their bytes, and those that are no lines of text: Parquet, RDF and OpenKE's.
+"""What files of triples may be called, their bytes, and those without lines of words: Parquet, RDF, OpenKE, LibKGE.
 
 Readers give frames `number` (of the line, row or statement, from 1), head, relation, tail, as the file has them.
 """
@@ -10,7 +10,7 @@ import io
 import itertools
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ ABOUT = "split.json"  # is in a folder that distkgd has written, and says how
 _LABELS = re.compile(rb"_:([^\s;,\[\]()<>\"']+)")  # of blank nodes in Turtle; what literals hold does no harm
 _STATEMENTS = 100_000  # that are Python objects at the same time
 _OPENKE_NAMES = {"entity": "entity2id.txt", "relation": "relation2id.txt"}
+_LIBKGE_NAMES = {"entity": "entity_ids.del", "relation": "relation_ids.del"}
+LIBKGE = ".del"  # what LibKGE's files end in
 
 
 @dataclass(frozen=True)
@@ -207,40 +209,57 @@ def read_openke(lines: pl.DataFrame, path: Path, notes: list[str]) -> tuple[pl.D
             f"{path}, line {lines['number'][0]}: it says {count:,} triples, and {len(rest):,} lines follow; "
             "copy the file again, or correct the number"
         )
+    ids = dict(zip(("head", "tail", "relation"), columns, strict=True))
+    return _with_names(rest["number"], ids, path, notes, _OPENKE_NAMES)
+
+
+def read_libkge(lines: pl.DataFrame, path: Path, notes: list[str]) -> tuple[pl.DataFrame, bytes]:
+    """Triples of the lines of LibKGE's train.del, which hold head, relation, tail; else as `read_openke`."""
+    columns = _numbers(
+        lines, path, r"^(\d+)\t(\d+)\t(\d+)\s*$", "three ids: head, relation and tail, with TABs between"
+    )
+    return _with_names(lines["number"], dict(zip(COLUMNS, columns, strict=True)), path, notes, _LIBKGE_NAMES)
+
+
+def _with_names(
+    numbers: pl.Series, ids: Mapping[str, pl.Series], path: Path, notes: list[str], files: Mapping[str, str]
+) -> tuple[pl.DataFrame, bytes]:
+    """Names in place of ids, from the files beside `path`, where there are any; and the bytes of these."""
     beside, tables = b"", {}
-    for kind, name in _OPENKE_NAMES.items():
+    for kind, name in files.items():
         table = path.with_name(name)
         if table.is_file():
             content = read_bytes(table)
-            beside, tables[kind] = beside + content, _openke_names(content, table)
+            beside, tables[kind] = beside + content, _names_of_ids(content, table)
         else:
             notes.append(f"{path.name}: no {name} beside it, so ids are taken as the names of its {kind} column")
-    found = {"number": rest["number"]}
-    for ids, column in zip(columns, ("head", "tail", "relation"), strict=True):
+    found = {"number": numbers}
+    for column, rows in ids.items():
         kind = "relation" if column == "relation" else "entity"
         if kind not in tables:
-            found[column] = ids.cast(pl.String)
+            found[column] = rows.cast(pl.String)
             continue
-        found[column] = ids.replace_strict(*tables[kind], default=None, return_dtype=pl.String)
+        found[column] = rows.replace_strict(*tables[kind], default=None, return_dtype=pl.String)
         if found[column].null_count():
             row = int(found[column].is_null().arg_true()[0])
-            where = f"{path}, line {rest['number'][row]}"
-            raise DataError(f"{where}: the {column} {ids[row]} is not in {_OPENKE_NAMES[kind]}; add it")
+            where = f"{path}, line {numbers[row]}"
+            raise DataError(f"{where}: the {column} {rows[row]} is not in {files[kind]}; add it")
     return pl.DataFrame(found).select("number", *COLUMNS), beside
 
 
-def _openke_names(content: bytes, path: Path) -> tuple[pl.Series, pl.Series]:
-    # Ids, and the name of each.
+def _names_of_ids(content: bytes, path: Path) -> tuple[pl.Series, pl.Series]:
+    # Ids, and the name of each: behind it with LibKGE, before it with OpenKE, where a first line may count them.
+    libkge = path.name.endswith(LIBKGE)
     try:
         lines = lines_of(content)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: not a table of text: {str(error).splitlines()[0]}") from error
     full = lines.filter(pl.col("line").str.strip_chars() != "")
-    if len(full) and re.fullmatch(r"\s*\d+\s*", full["line"][0]):
+    if not libkge and len(full) and re.fullmatch(r"\s*\d+\s*", full["line"][0]):
         full = full[1:]
-    expected = "a name, a TAB and its id"
-    ids = _numbers(full, path, r"\s(\d+)\s*$", expected)[0]
-    names = full["line"].str.replace(r"\s+\d+\s*$", "").str.strip_chars()
+    expected = "an id, a TAB and its name" if libkge else "a name, a TAB and its id"
+    ids = _numbers(full, path, r"^(\d+)\t" if libkge else r"\s(\d+)\s*$", expected)[0]
+    names = full["line"].str.replace(r"^\d+\t" if libkge else r"\s+\d+\s*$", "").str.strip_chars()
     if (wrong := (names == "") | names.str.contains("\t")).any():
         row = int(wrong.arg_true()[0])
         raise DataError(

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from distkgd.data.reading.formats import How, is_openke, lines_of, places_of, read_openke
+from distkgd.data.reading.formats import LIBKGE, How, is_openke, lines_of, places_of, read_libkge, read_openke
 from distkgd.data.triples import COLUMNS
 from distkgd.errors import DataError, shorten
 
@@ -51,10 +51,11 @@ class Layout:
     places: tuple[int, int, int] = (0, 1, 2)
     header: bytes | None = None
     openke: bool = False
+    libkge: bool = False
 
     def is_plain(self, data: bytes) -> bool:
         """Whether three bare fields a line are expected, as kernels/cpp/names.cpp reads them."""
-        if self.openke or self.quoted or self.width != 3 or self.places != (0, 1, 2):
+        if self.openke or self.libkge or self.quoted or self.width != 3 or self.places != (0, 1, 2):
             return False
         if self.separator != "\t" and b"\t" in data:
             return False
@@ -87,6 +88,8 @@ def clean_text(data: bytes, path: Path) -> bytes:
 def layout_of(data: bytes, path: Path, how: How, notes: list[str]) -> Layout:
     """How a text (without byte-order mark) is written, as its first lines show; a header is noted."""
     places, width = how.places or (0, 1, 2), len(how.columns or COLUMNS)
+    if path.name.lower().endswith(LIBKGE):
+        return Layout(0, 1, libkge=True)
     lines = _first_lines(data)
     if not lines:
         return Layout(0, 1)
@@ -129,10 +132,10 @@ def read_lines(text: bytes, layout: Layout, path: Path, notes: list[str], quoted
 
 
 def read_ids(text: bytes, layout: Layout, path: Path, notes: list[str]) -> tuple[pl.DataFrame, bytes]:
-    """number, head, relation, tail of OpenKE's text, and the bytes of the files that its names are in."""
+    """number, head, relation, tail of OpenKE's or LibKGE's text, and the bytes of the files that its names are in."""
     lines = lines_of(text[layout.start :], layout.line)
     full = lines.filter(pl.col("line").str.strip_chars() != "")
-    return read_openke(full, path, notes)
+    return (read_openke if layout.openke else read_libkge)(full, path, notes)
 
 
 def without_mark(data: bytes) -> bytes:

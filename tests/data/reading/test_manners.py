@@ -382,6 +382,58 @@ def test_the_layout_of_openke_is_read_as_the_graph_it_is(tmp_path: Path, mark: s
     assert found.entities[int(found.rows["train"][0, 0])] == "e0"
 
 
+def libkge(folder: Path) -> Path:
+    """ROWS as `kge`'s preprocess.py writes them, with what else it writes beside."""
+    folder.mkdir()
+    entities, relations = [f"e {i}" for i in range(29, -1, -1)], ["r1", "r0", "r2"]
+    for split, rows in (("train", ROWS[:100]), ("valid", ROWS[100:110]), ("test", ROWS[110:])):
+        ids = [(entities.index(f"e {h[1:]}"), relations.index(r), entities.index(f"e {t[1:]}")) for h, r, t in rows]
+        text = "".join(f"{h}\t{r}\t{t}\n" for h, r, t in ids)
+        (folder / f"{split}.del").write_text(text)
+        (folder / f"{split}_{'sample' if split == 'train' else 'without_unseen'}.del").write_text(
+            text[: len(text) // 2]
+        )
+    for kind, listed in (("entity", entities), ("relation", relations)):
+        (folder / f"{kind}_ids.del").write_text("".join(f"{i}\t{name}\n" for i, name in enumerate(listed)))
+    (folder / "entity_strings.del").write_text("e 3\tthe third\n")
+    (folder / "dataset.yaml").write_text("dataset:\n  files.train.filename: train.del\n  num_entities: 30\n")
+    return folder
+
+
+def test_a_folder_of_libkge_is_read_as_the_graph_it_is(tmp_path: Path) -> None:
+    graph = load_graph(libkge(tmp_path / "kge"))
+    found = [row for split in ("train", "valid", "test") for row in rows_of(graph, split)]
+    assert found == [(f"e {h[1:]}", r, f"e {t[1:]}") for h, r, t in ROWS]
+    assert graph.warnings == () and graph.name == "kge"
+    assert graph.entities.label(graph.entities.row_of_name("e 3")) == "the third"
+    (tmp_path / "kge/entity_ids.del").unlink()
+    without = load_graph(tmp_path / "kge")
+    assert {name for row in rows_of(without) for name in (row[0], row[2])} <= {str(i) for i in range(30)}
+    assert any("no entity_ids.del beside it" in note for note in without.warnings)
+    (tmp_path / "kge/train.txt").write_text("a\tr1\tb\na\tr0\tb\nb\tr2\ta\n")  # names go first
+    assert rows_of(load_graph(tmp_path / "kge"))[0] == ("a", "r1", "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("train.del", "0\t0\t77\n", "train.del, line 1: the tail 77 is not in entity_ids.del; add it"),
+        ("train.del", "0\t0\n", "train.del, line 1: .*expected three ids: head, relation and tail"),
+        ("valid.del", "0\tr1\t1\n", "valid.del, line 1: .*expected three ids"),
+        ("valid.del", "", "valid.del: the file is empty"),
+        ("entity_ids.del", "e 1\t0\n", "entity_ids.del, line 1: 'e 1.*expected an id, a TAB and its name"),
+        ("entity_ids.del", "0\ta\n0\tb\n", "entity_ids.del: the id 0 stands there twice"),
+        ("relation_ids.del", "0\tr\n1\tr\n", "relation_ids.del: the name 'r' stands there twice"),
+        ("relation_ids.del", "0\t\n", "relation_ids.del, line 1: .*expected an id, a TAB and its name"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_of_libkge_is_named(name: str, content: str, words: str, tmp_path: Path) -> None:
+    folder = libkge(tmp_path / "kge")
+    (folder / name).write_text(content)
+    with pytest.raises(DataError, match=words):
+        load_graph(folder)
+
+
 def test_what_is_wrong_with_the_layout_of_openke_is_named(tmp_path: Path) -> None:
     for number, (name, old, new, words) in enumerate(
         (
