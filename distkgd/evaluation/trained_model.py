@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -24,9 +25,11 @@ from distkgd.evaluation.entity_lookup import Found, Words, columns_of, is_single
 from distkgd.evaluation.prediction import asking, best_relations, data_of, mean_scores, nearest, scores_of, top_k
 from distkgd.models.model_folder import LoadedModel, load_model, save_model
 from distkgd.models.newcomers import place_newcomers, with_row
+from distkgd.models.remote import HUB, fetch_from_hub
 from distkgd.scorers import Scorer
 
 QUESTIONS_AT_ONCE = 1 << 12
+KNOWN = "known.npy"  # beside a model that was registered with its known triples
 
 
 def load(
@@ -39,13 +42,15 @@ def load(
 ) -> "TrainedModel":
     """The finished model in a folder: of a stage, of its `model/`, or of an export that is a model folder.
 
+    path: such a folder, or hf://OWNER/NAME (and @REVISION) of one on Hugging Face's hub.
     data: name or folder of the data set whose triples `exclude_known` leaves out; default: what it was trained on.
     device: "cpu" or "cuda". dtype: of computations; default: the model's own.
     query_bits: 8 rounds queries to it, of packed models only; else ConfigError.
 
     Raises ModelError where there is no model or a file of it is damaged.
     """
-    loaded = load_model(Path(path), Ranks(device=torch.device(device)), dtype)
+    path = fetch_from_hub(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
+    loaded = load_model(path, Ranks(device=torch.device(device)), dtype)
     loaded = replace(loaded, model=loaded.model.in_query_bits(query_bits))
     return TrainedModel(loaded, str(path), None if data is None else str(data))
 
@@ -293,7 +298,10 @@ class TrainedModel:
     def _graph(self) -> Graph:
         graph, note = data_of(self._loaded, self._folder, self._data)
         if graph is None:
-            raise ConfigError(f"this needs the data set: distkgd.load(path, data=NAME_OR_FOLDER). {note}")
+            raise ConfigError(
+                "this needs the data set: distkgd.load(path, data=NAME_OR_FOLDER), or for exclude_known of an endpoint "
+                f"distkgd register MODEL --known. {note}"
+            )
         return graph
 
     @cached_property
@@ -312,8 +320,12 @@ class TrainedModel:
 
     @cached_property
     def _known(self) -> KnownAnswers:
-        graph, device = self._graph, self.relation_rows.device
-        return KnownAnswers(torch.cat([graph.train, graph.valid, graph.test]).to(device), graph.num_entities)
+        kept = Path(self._folder, KNOWN)
+        if kept.is_file() and self._data is None and "_graph" not in self.__dict__:
+            triples = torch.from_numpy(np.load(kept, allow_pickle=False)).long()
+        else:
+            triples = _all_triples(self._graph)
+        return KnownAnswers(triples.to(self.relation_rows.device), len(self.entities))
 
     def _best(self, queries: Queries, k: int, exclude_known: bool) -> tuple[Tensor, Tensor]:
         return top_k(self._model, queries, k, self._known.pairs(queries) if exclude_known else None)
@@ -351,6 +363,16 @@ class TrainedModel:
 
     def _relations(self, words: Words, ids: bool) -> Found:
         return rows_of(words, self.relations, "relation", "relation", ids)
+
+
+def keep_known(folder: Path) -> None:
+    """Write the known triples of a model, [n, 3] int32, into its folder; ConfigError without its data set."""
+    graph = load(folder)._graph
+    np.save(folder / KNOWN, _all_triples(graph).int().numpy())
+
+
+def _all_triples(graph: Graph) -> Tensor:
+    return torch.cat([graph.train, graph.valid, graph.test])
 
 
 def _paired(name: str, found: Found, other_name: str, other: Found) -> tuple[Found, Found]:

@@ -1,6 +1,7 @@
 """Models at URIs that fsspec knows: s3://, gs://, file://, memory://, … `teacher: URI` in any plan is such a model.
 
 What is fetched is a copy in the run's folder, checked against the sha256 that the model's own config.json has.
+`huggingface_hub` pushes models to hf://OWNER/NAME and loads them from its cache.
 """
 
 from collections.abc import Iterator
@@ -12,12 +13,15 @@ from typing import Any
 import fsspec
 
 from distkgd.common.files import abandon, begin, publish, sync, temporary_of
+from distkgd.common.optional_imports import need
 from distkgd.common.paths import AnyPath
 from distkgd.errors import ConfigError, DistkgdError, ModelError, StorageError
-from distkgd.models.model_folder import check_numbers, read_config, read_shape, sha256_of
+from distkgd.models.model_folder import check_numbers, find_model, read_config, read_shape, sha256_of
 from distkgd.scorers import Scorer
 
 CONFIG = "config.json"
+HUB = "hf://"
+HUB_FILES = ["*.json", "*.tsv", "*.safetensors", "*.npy", "*.md"]  # nothing that is run when it is read
 
 
 def is_remote(source: str) -> bool:
@@ -128,3 +132,28 @@ def _find(uri: str) -> tuple[Any, str]:
         f"{uri} holds no model (looked for {CONFIG} and model/{CONFIG}); give the URI of a finished stage's folder, "
         "e.g. s3://BUCKET/runs/NAME/stages/student."
     )
+
+
+def fetch_from_hub(uri: str) -> Path:
+    """The model at hf://OWNER/NAME or hf://OWNER/NAME@REVISION, in Hugging Face's cache: tables, names and texts alone.
+
+    Raises as `fetch_model`, and UnsupportedError without huggingface_hub.
+    """
+    hub = need("huggingface_hub", uri, "hub")
+    name, _, revision = uri.removeprefix(HUB).partition("@")
+    with reaching(f"fetching {uri}"):
+        folder = find_model(Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES)))
+        check_files(folder, uri)
+    return folder
+
+
+def push_to_hub(folder: Path, name: str) -> str:
+    """Upload the files of an export to the repository OWNER/NAME of Hugging Face's hub, made where there is none.
+
+    Returns its address. Raises StorageError where it cannot be written, UnsupportedError without huggingface_hub.
+    """
+    api = need("huggingface_hub", "--push", "hub").HfApi()
+    with reaching(f"pushing to {HUB}{name}"):
+        made = api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="A model of distkgd")
+    return str(made)

@@ -1,7 +1,8 @@
 """Finished models in the formats of other programs: `export_model` and the table FORMATS.
 
 A format is a function (source, folder) -> changes to config.json, among them "files": {table: [file names]}. It
-writes the tables; names and config.json are the same for all. Only the formats of IN_MEMORY hold tables in memory,
+writes the tables; names, config.json and README.md are the same for all, and README.md ends with what the docstring of
+the format's module says. Only the formats of IN_MEMORY hold tables in memory,
 and `faiss` of few bits and `packed` of pruned tables.
 Of a model of few bits config.json says in "widened" what was written in more.
 """
@@ -9,6 +10,7 @@ Of a model of few bits config.json says in "widened" what was written in more.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from distkgd.distributed.checkpoint.tables import atomic_folder
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
 from distkgd.kernels.quantiser import Rounding
+from distkgd.models.export.card import write_card
 from distkgd.models.export.faiss_format import write_faiss
 from distkgd.models.export.numpy_format import write_numpy
 from distkgd.models.export.onnx_format import write_onnx
@@ -28,6 +31,7 @@ from distkgd.models.export.pykeen_format import write_pykeen
 from distkgd.models.export.safetensors_format import write_safetensors
 from distkgd.models.export.source import Source, open_source
 from distkgd.models.export.sparse_format import write_sparse_tables
+from distkgd.models.export.text_format import write_projector, write_word2vec
 from distkgd.models.model_folder import check_files, sha256_of
 
 Format = Callable[[Source, Path], dict[str, Any]]
@@ -41,6 +45,8 @@ FORMATS: dict[str, Format] = {
     "faiss": write_faiss,
     "onnx": write_onnx,
     "pykeen": write_pykeen,
+    "projector": write_projector,
+    "word2vec": write_word2vec,
 }
 IN_MEMORY = ("onnx", "pykeen")
 
@@ -84,6 +90,7 @@ def export_model(
         changes |= {"widened": widened} if widened else {}
         files = [file for of_table in changes["files"].values() for file in of_table]
         config = source.plain_config | changes | {"sha256": {file: sha256_of(folder / file) for file in files}}
+        write_card(source, folder, config, sys.modules[FORMATS[format_].__module__].__doc__ or "")
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return sorted(path for path in out.rglob("*") if path.is_file())
 

@@ -1,7 +1,7 @@
 """An ONNX graph that answers questions: head [Q], relation [Q] and k [1], all int64, to the k best tails.
 
-Outputs: score [Q, k] and tail [Q, k], best first. With reciprocal relations, `relation` r + num_relations asks for the
-heads of the tails given as `head`.
+Outputs: score [Q, k] in float32 and tail [Q, k], best first. With reciprocal relations, `relation` r + num_relations
+asks for the heads of the tails given as `head`.
 """
 
 import logging

@@ -1,14 +1,12 @@
 """One Parquet file per table, a row per entity or relation: id, name, label where there are any, embedding."""
 
-import csv
-from collections.abc import Iterator
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 from distkgd.common.optional_imports import need
 from distkgd.errors import UnsupportedError
-from distkgd.models.export.source import Source, Table
+from distkgd.models.export.source import Source, Table, words_in
 
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16"}
 
@@ -29,15 +27,15 @@ def _write(table: Table, path: Path, names: Path) -> None:
     pa, parquet = need("pyarrow", "--format parquet"), need("pyarrow.parquet", "--format parquet")
     labels = names.with_name(f"{table.name}_labels.tsv")
     fields = [("id", pa.int64()), ("name", pa.string())]
-    words = [_column(names)]
+    words = [words_in(names)]
     if labels.is_file():
         fields.append(("label", pa.string()))
-        words.append(_column(labels))
+        words.append(words_in(labels))
     if table.name == "relation":
         # Relations have one row each, or a second one for the inverse, with the same words.
-        num = sum(1 for _ in _column(names))
+        num = sum(1 for _ in words_in(names))
         fields.append(("inverse", pa.bool_()))
-        words = [chain(column, _column(file)) for column, file in zip(words, (names, labels), strict=False)]
+        words = [chain(column, words_in(file)) for column, file in zip(words, (names, labels), strict=False)]
         words.append(chain(repeat(False, num), repeat(True)))
     fields.append(("embedding", pa.list_(getattr(pa, TYPES[table.tag])(), table.shape[1])))
     schema, at = pa.schema(fields), 0
@@ -49,11 +47,3 @@ def _write(table: Table, path: Path, names: Path) -> None:
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, table.shape[1]))
             writer.write_batch(pa.record_batch(arrays, schema=schema))
             at += len(block)
-
-
-def _column(path: Path) -> Iterator[Any]:
-    """Names or labels, None for none, of the lines `id<TAB>text` in the order of their ids, read as they are needed."""
-    with path.open(encoding="utf-8", newline="") as file:
-        quoted = path.stem.endswith("_labels")
-        lines = csv.reader(file, delimiter="\t") if quoted else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        yield from (text or None for _, text in lines)

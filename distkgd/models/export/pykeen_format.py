@@ -3,8 +3,9 @@
     torch.load("trained_model.pkl", weights_only=False)                # the model; a pickle: load only what you wrote
     TriplesFactory.from_path_binary("training_triples")                # names and ids, no triples
 
-Of scorers that PyKEEN computes in the same way. Scores are equal: a margin becomes the bias of PyKEEN's
-MonotonicAffineTransformationInteraction.
+Of scorers that PyKEEN computes in the same way. Relation r is row 2 r there and its inverse row 2 r + 1; pairs
+of numbers are complex numbers or tables of their own, as PyKEEN has them. Scores are equal: a margin becomes the bias
+of PyKEEN's MonotonicAffineTransformationInteraction.
 """
 
 from pathlib import Path

@@ -1,17 +1,15 @@
-"""One safetensors file per table and a model card. The folder is a model folder again: the launchers read it."""
+"""One safetensors file per table. The folder is a model folder again: the launchers read it."""
 
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from distkgd.distributed.checkpoint.tables import safetensors_header, write_bytes
-from distkgd.models.export.card import write_card
 from distkgd.models.export.source import Source, Table
 
 
 def write_safetensors(source: Source, folder: Path) -> dict[str, Any]:
-    """Write entity.safetensors, relation.safetensors and README.md."""
-    write_card(source, folder)
+    """Write entity.safetensors and relation.safetensors."""
     return {"files": {name: files for table in source.tables for name, files in write_plain(table, folder).items()}}
 
 

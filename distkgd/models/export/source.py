@@ -1,5 +1,6 @@
 """A finished model folder as exporters see it: tables as streams of bytes or rows, so that none is ever in memory."""
 
+import csv
 import hashlib
 import math
 from collections.abc import Iterator
@@ -281,3 +282,11 @@ def _open_part(path: Path, name: str, sha256: str) -> Part:
     if names != [name] or not shape or tag not in ITEM_BYTES:
         raise ModelError(f"{path} holds {', '.join(names)} as {tag} {list(shape)}; expected rows of {name!r} alone.")
     return Part(path, tag, shape, math.prod(shape) * ITEM_BYTES[tag], sha256)
+
+
+def words_in(path: Path) -> Iterator[Any]:
+    """Names or labels, None for none, of the lines `id<TAB>text` in the order of their ids, read as they are needed."""
+    with path.open(encoding="utf-8", newline="") as file:
+        quoted = path.stem.endswith("_labels")
+        lines = csv.reader(file, delimiter="\t") if quoted else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        yield from (text or None for _, text in lines)

@@ -72,6 +72,23 @@ def pykeen_table(folder: Path, name: str) -> Tensor:
     return rows if name == "entity" else torch.cat([rows[0::2], rows[1::2]])
 
 
+def projector_table(folder: Path, name: str) -> Tensor:
+    """Numbers between TABs, a row per line."""
+    path = folder / {"entity": "vectors.tsv", "relation": "relation_vectors.tsv"}[name]
+    return torch.from_numpy(pl.read_csv(path, separator="\t", has_header=False).cast(pl.Float64).to_numpy().copy())
+
+
+def word2vec_table(folder: Path, name: str) -> Tensor:
+    """As anybody would read the format: a line "count dim", then words and numbers between blanks."""
+    rows = []
+    for file in [f"{name}.txt", *(["inverse.txt"] if name == "relation" else [])]:
+        first, *lines = (folder / file).read_text().splitlines()
+        found = [[float(number) for number in line.split(" ")[1:]] for line in lines]
+        assert [len(found), *{len(row) for row in found}] == [int(number) for number in first.split(" ")]
+        rows += found
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 NEEDS = {"parquet": "pyarrow", "faiss": "faiss", "pykeen": "pykeen", "onnx": "onnxscript"}
 
 
@@ -94,6 +111,8 @@ READERS: dict[str, Callable[[Path, str], Tensor]] = {
     "faiss": faiss_table,
     "onnx": onnx_table,
     "pykeen": pykeen_table,
+    "projector": projector_table,
+    "word2vec": word2vec_table,
 }
 SINGLE = ("faiss", "onnx", "packed")  # rounded to float32 or less
 needs_extras = pytest.mark.parametrize("format_", [_needing(format_) for format_ in FORMATS])
@@ -161,8 +180,7 @@ def holds_what_is_exported(folder: Path, format_: str, tmp_path: Path) -> None:
     assert [file for of_table in config["files"].values() for file in of_table] == [*config["sha256"]]
     for file, digest in config["sha256"].items():
         assert hashlib.sha256((out / file).read_bytes()).hexdigest() == digest
-    named = {"config.json", "entities.tsv", "relations.tsv", *config["sha256"]}
-    named |= {"README.md"} if format_ == "safetensors" else set()
+    named = {"README.md", "config.json", "entities.tsv", "relations.tsv", *config["sha256"]}
     assert {str(file.relative_to(out)) for file in files} == named
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == named
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -346,7 +364,7 @@ def test_the_launcher_says_what_it_has_written(stage: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     code, _, told = call("export", (stage, "out", "--format", "numpy"))
     assert code == 0
-    assert "written: out (config.json, entities.tsv, entity.npy, relation.npy, relations.tsv" in told
+    assert "written: out (README.md, config.json, entities.tsv, entity.npy, relation.npy, relations.tsv" in told
     assert np.load(tmp_path / "out/entity.npy").shape == (ENTITIES, 6)
 
 
@@ -373,6 +391,7 @@ for format_ in formats:
     print(format_, peak() - before)
 """
 LARGE = 400_000
+STREAMED = [name for name in FORMATS if name not in (*IN_MEMORY, "word2vec")]  # whose numbers are projector's
 
 
 @pytest.fixture(scope="module")
@@ -401,12 +420,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def megabytes(large: Path) -> dict[str, float]:
     """How much more memory an export of the large model has needed, by format, in a process that has made them all."""
-    formats = [name for name in FORMATS if name not in IN_MEMORY and not _missing(name)]
+    formats = [name for name in STREAMED if not _missing(name)]
     done = subprocess.run([sys.executable, "-c", MEMORY, large, *formats], capture_output=True, text=True, check=True)
     return {name: float(number) for name, number in map(str.split, done.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("format_", [_needing(name) for name in FORMATS if name not in IN_MEMORY])
+@pytest.mark.parametrize("format_", [_needing(name) for name in STREAMED])
 def test_an_export_needs_little_memory(format_: str, large: Path, megabytes: dict[str, float]) -> None:
     size = sum(path.stat().st_size for path in (large / format_).iterdir())
     assert size > (40e6 if format_ == "packed" else 160e6)

@@ -1,18 +1,22 @@
 """What is in an export beyond rows and names: searches and graphs that answer as the model, bytes, crops, cards."""
 
+import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import distkgd
-from distkgd.data import Graph
+from distkgd.data import Graph, Vocabulary
 from distkgd.distributed.checkpoint.tables import write_tensors
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, ModelError, UnsupportedError
@@ -131,7 +135,7 @@ def test_rows_too_small_for_planes_and_crops_of_groups_are_rounded_again(
     assert type(open_searcher(tmp_path / "out").index) is faiss.IndexScalarQuantizer
 
 
-@pytest.mark.parametrize("format_", ["safetensors", "numpy", "sparse", "parquet", "onnx", "pykeen"])
+@pytest.mark.parametrize("format_", ["safetensors", "numpy", "sparse", "parquet", "onnx", "pykeen", "projector"])
 def test_an_export_says_what_it_widens(
     format_: str, graph: Graph, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +149,7 @@ def test_an_export_says_what_it_widens(
     assert said in capfd.readouterr().err
     others = ["relation: 16 bits widened to float32, 16 to 32 bytes a row"]
     assert json.loads((tmp_path / "out/config.json").read_text())["widened"] == [said, *others]
+    assert all(f"- {text}\n" in (tmp_path / "out/README.md").read_text() for text in (said, *others))
     export_model(tmp_path / "whole", tmp_path / "plain", format_, Ranks())
     assert "widened" not in json.loads((tmp_path / "plain/config.json").read_text())
 
@@ -220,6 +225,38 @@ def test_a_parquet_table_has_ids_names_labels_and_directions(graph: Graph, tmp_p
     assert relation["name"].to_list() == [f"r{i:03d}" for i in range(RELATIONS)] * 2
     assert relation["inverse"].to_list() == [False] * RELATIONS + [True] * RELATIONS
     assert np.array(relation["embedding"].to_list(), dtype=np.float32).tolist() == model.relation.tolist()
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_projector_gets_a_vector_and_a_name_per_row(graph: Graph, tmp_path: Path) -> None:
+    model = stage_of(tmp_path, graph, "complex")
+    export_model(tmp_path, tmp_path / "plain", "projector", Ranks())
+    assert (tmp_path / "plain/metadata.tsv").read_text().splitlines() == [f"e{i:03d}" for i in range(ENTITIES)]
+    labels = "".join(f'{i}\t"a\tlabel\n{i}"\n' if i else "0\t\n" for i in range(ENTITIES))
+    (tmp_path / "model" / "entity_labels.tsv").write_text(labels)
+    export_model(tmp_path, tmp_path / "out", "projector", Ranks())
+    title, *rows = (tmp_path / "out/metadata.tsv").read_text().splitlines()
+    assert title == "name\tlabel" and rows == ["e000\te000", *(f"e{i:03d}\ta label {i}" for i in range(1, ENTITIES))]
+    title, *rows = (tmp_path / "out/relation_metadata.tsv").read_text().splitlines()
+    names = [f"r{i:03d}" for i in range(RELATIONS)]
+    assert title == "name\tinverse" and rows == [f"{name}\t{said}" for said in ("no", "yes") for name in names]
+    vectors = [line.split("\t") for line in (tmp_path / "out/relation_vectors.tsv").read_text().splitlines()]
+    assert torch.equal(torch.tensor([[float(x) for x in row] for row in vectors]), model.relation)
+
+
+def test_words_of_word2vec_hold_no_blanks_and_are_read_back(graph: Graph, tmp_path: Path) -> None:
+    names = ["new york", "100%", "%20", "\u00e5\u00a0ngstr\u00f6m", *(f"e{i:03d}" for i in range(4, ENTITIES))]
+    odd = dataclasses.replace(graph, entities=Vocabulary(pl.Series(names)))
+    model = stage_of(tmp_path, odd, "transe")
+    export_model(tmp_path, tmp_path / "out", "word2vec", Ranks())
+    first, *lines = (tmp_path / "out/entity.txt").read_text().split("\n")[:-1]
+    assert first == f"{ENTITIES} {DIM}" and lines[0].startswith("new%20york ")
+    words, numbers = zip(*((line.split()[0], line.split()[1:]) for line in lines), strict=True)
+    assert [unquote(word) for word in words] == names and len(set(words)) == ENTITIES
+    assert torch.equal(torch.tensor([[float(x) for x in row] for row in numbers]), model.entity.weight)
+    assert (tmp_path / "out/inverse.txt").read_text().startswith(f"{RELATIONS} {DIM}\nr000 ")
 
 
 # -- few bits ---------------------------------------------------------------------------------------------------------
@@ -317,12 +354,14 @@ def test_a_crop_is_exported_as_the_crop_of_the_model(name: str, graph: Graph, tm
     assert load_model(tmp_path / "packed", Ranks()).model.scorer.dim == 4 and len(again) > 3
 
 
-@pytest.mark.parametrize("format_", ["numpy", "sparse", "packed", "parquet", "faiss", "onnx", "pykeen"])
+@pytest.mark.parametrize(
+    "format_", ["numpy", "sparse", "packed", "parquet", "faiss", "onnx", "pykeen", "projector", "word2vec"]
+)
 def test_every_format_takes_a_crop(format_: str, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = {"parquet": "pyarrow", "faiss": "faiss", "onnx": "onnxscript", "pykeen": "pykeen"}
     if format_ in needed:
         pytest.importorskip(needed[format_])
-    assert {*needed, "numpy", "sparse", "packed", "safetensors"} == FORMATS.keys()
+    assert {*needed, "numpy", "sparse", "packed", "safetensors", "projector", "word2vec"} == FORMATS.keys()
     model = stage_of(tmp_path, graph, "complex").crop(4)
     check, checked = onnx_format._check, []
     monkeypatch.setattr(onnx_format, "_check", lambda *written: checked.append(written))
@@ -337,6 +376,10 @@ def test_every_format_takes_a_crop(format_: str, graph: Graph, tmp_path: Path, m
         rows = torch.tensor(pl.read_parquet(out / "entity.parquet")["embedding"].to_list())
     elif format_ == "faiss":
         rows = torch.from_numpy(open_searcher(out).index.reconstruct_n(0, ENTITIES))
+    elif format_ == "projector":
+        rows = torch.from_numpy(np.loadtxt(out / "vectors.tsv", dtype=np.float32))
+    elif format_ == "word2vec":
+        rows = torch.from_numpy(np.loadtxt(out / "entity.txt", np.float32, skiprows=1, usecols=range(1, 5)))
     elif format_ == "pykeen":
         rows = torch.load(out / "state_dict.pt")["entity_representations.0._embeddings.weight"]
     else:
@@ -370,6 +413,12 @@ def test_the_card_says_what_the_model_is_and_nothing_of_a_teacher(graph: Graph, 
     export_model(tmp_path, tmp_path / "out", "safetensors", Ranks())
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\nlibrary_name: distkgd\n")
+    head = yaml.safe_load(card.split("---\n")[1])
+    (valid, test) = head["model-index"][0]["results"]
+    assert valid["dataset"] == {"type": graph.name, "name": graph.name, "split": "valid"} and valid != test
+    assert valid["metrics"][0] == {"type": "mrr", "name": "MRR", "value": 0.4321}
+    tables = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
+    assert head["bytes"] == sum(tables) and len(tables) == 2
     for said in (
         "RotE(dim=8)",
         "60 entities of 8 numbers and 1 bias",
@@ -383,6 +432,46 @@ def test_the_card_says_what_the_model_is_and_nothing_of_a_teacher(graph: Graph, 
     export_model(tmp_path, tmp_path / "crop", "safetensors", Ranks(), dim=4)
     crop = (tmp_path / "crop/README.md").read_text()
     assert "0.4321" not in crop and "first 4 of 8 numbers" in crop
+    export_model(tmp_path, tmp_path / "packed", "packed", Ranks())
+    packed = (tmp_path / "packed/README.md").read_text()
+    assert "0.4321" not in packed and "- entity: 8 bits a number" in packed
+    (tmp_path / "result.json").write_text(json.dumps(row | {"valid": figures | {"mrr": None}, "test": figures}))
+    export_model(tmp_path, tmp_path / "none", "safetensors", Ranks())
+    head = yaml.safe_load((tmp_path / "none/README.md").read_text().split("---\n")[1])
+    measured = [[one["type"] for one in found["metrics"]] for found in head["model-index"][0]["results"]]
+    assert measured == [[*figures][1:4], [*figures][:4]]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_every_card_has_the_formula_and_the_order_of_the_numbers(name: str, graph: Graph, tmp_path: Path) -> None:
+    stage_of(tmp_path, graph, name)
+    export_model(tmp_path, tmp_path / "out", "numpy", Ranks())
+    card = " ".join((tmp_path / "out/README.md").read_text().split())
+    assert card.count("Formula: f = ") == card.count("Real numbers: dim") == 1 and "Candidate form" not in card
+    formula = re.search(r"Formula: (.*?) Real numbers", card)
+    docs = " ".join(" ".join(kind.__doc__ or "" for kind in SCORERS[name].__mro__).split())
+    assert formula is not None and formula[1] in docs
+    assert f"entities are [{ENTITIES}, " in card and f"Relation r + {RELATIONS} is the inverse of r" in card
+    if "Formula" not in str(SCORERS[name].__doc__):  # a member of a family
+        assert f"{SCORERS[name].__name__}: " in card
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_card_says_how_its_files_are_read(format_: str, graph: Graph, tmp_path: Path) -> None:
+    if needed := {"parquet": "pyarrow", "faiss": "faiss", "onnx": "onnxscript", "pykeen": "pykeen"}.get(format_):
+        pytest.importorskip(needed)
+    stage_of(tmp_path, graph, "complex")
+    export_model(tmp_path, tmp_path / "out", format_, Ranks())
+    card = (tmp_path / "out/README.md").read_text()
+    said = card.split("## Files\n\n")[1]
+    assert len(said) > 60 and "float32" in card
+    loads = "config.json" in said or "distkgd.load" in said
+    try:
+        distkgd.load(tmp_path / "out")
+    except ModelError:
+        assert not loads
+    else:
+        assert loads
 
 
 def test_an_export_of_an_export_that_is_no_plain_model_is_refused(graph: Graph, tmp_path: Path) -> None:

@@ -74,6 +74,19 @@ def from_pykeen(folder: Path, triples: Tensor) -> Tensor:
     return scores
 
 
+def from_projector(folder: Path, triples: Tensor) -> Tensor:
+    return by_formula(
+        folder, *(torch.from_numpy(np.loadtxt(folder / f"{of}vectors.tsv")) for of in ("", "relation_")), triples
+    )
+
+
+def from_word2vec(folder: Path, triples: Tensor) -> Tensor:
+    texts = [(folder / f"{name}.txt").read_text().splitlines()[1:] for name in ("entity", "relation", "inverse")]
+    rows = [[[float(number) for number in line.split()[1:]] for line in lines] for lines in texts]
+    entity, *relation = (torch.tensor(table, dtype=torch.float64) for table in rows)
+    return by_formula(folder, entity, torch.cat(relation), triples)
+
+
 READERS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "safetensors": from_model_folder,
     "numpy": from_numpy,
@@ -83,6 +96,8 @@ READERS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "faiss": from_faiss,
     "onnx": from_onnx,
     "pykeen": from_pykeen,
+    "projector": from_projector,
+    "word2vec": from_word2vec,
 }
 every_format = pytest.mark.parametrize(
     "format_",
