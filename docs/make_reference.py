@@ -1,4 +1,5 @@
-"""The pages that say what the code says: docs/config.md, differences in docs/papers.md, files in docs/architecture.md.
+"""What says what the code says: docs/config.md, differences in docs/papers.md, files in docs/architecture.md, and
+docs/openapi.json.
 
     python docs/make_reference.py            # writes them; a test fails while they differ from the code
 
@@ -24,9 +25,10 @@ from distkgd.methods import METHODS
 from distkgd.pipeline.config import RunConfig, StageConfig
 from distkgd.pipeline.sweep.config import Domain, SweepConfig
 from distkgd.scorers import SCORERS
+from distkgd.tracking.serving.openapi import openapi_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-CONFIG, PAPERS, ARCHITECTURE = "config.md", "papers.md", "architecture.md"
+CONFIG, PAPERS, ARCHITECTURE, OPENAPI = "config.md", "papers.md", "architecture.md", "openapi.json"
 STAGE = "STAGE"  # stands for teacher, teachers.NAME, student and baseline
 TITLES: Mapping[type[BaseModel], str] = {
     RunConfig: "The run",
@@ -62,10 +64,11 @@ SWEEP = "A sweep's file\n\nFor `distkgd ablate`: [Sweeps](cluster.md#sweeps). It
 def write(folder: Path = DOCS) -> list[Path]:
     """Make the pages anew."""
     (folder / CONFIG).write_text(config_page(), encoding="utf-8")
+    (folder / OPENAPI).write_text(openapi_text(), encoding="utf-8")
     for name, made in ((PAPERS, with_differences), (ARCHITECTURE, with_files)):
         page = folder / name
         page.write_text(made(page.read_text(encoding="utf-8")), encoding="utf-8")
-    return [folder / name for name in (CONFIG, PAPERS, ARCHITECTURE)]
+    return [folder / name for name in (CONFIG, PAPERS, ARCHITECTURE, OPENAPI)]
 
 
 # -- config ---------------------------------------------------------------------------------------------------------

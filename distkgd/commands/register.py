@@ -1,5 +1,6 @@
 """`distkgd register`: the models of a finished run in MLflow's registry, from where they are served."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ def main(
     name: Annotated[str | None, typer.Option(help="Of the registered model; default: the run's name.")] = None,
     uri: Annotated[str | None, typer.Option(help="MLflow's store; default: the run's, else as in training.")] = None,
     champion_max_mb: Annotated[float | None, typer.Option(min=0.0, help="Budget of `champion`, MB of tables.")] = None,
+    known: Annotated[bool, typer.Option("--known", help="Known triples go along, for exclude_known.")] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure their endpoints, for the report.")] = False,
 ) -> None:
     """Put the models of a finished run into MLflow's registry, with aliases, and say how to serve the champion.
@@ -42,6 +44,7 @@ def main(
         if ranks.world > 1:
             raise UnsupportedError(f"models are registered by one process, not by {ranks.world}; leave out torchrun.")
         entries, finished = entries_at(run)
+        entries = [replace(entry, known=known) for entry in entries]
         called, folder = name or finished.name, finished.folder
         limit = finished.champion_limit(champion_max_mb)
         found, store = register_finished(entries, called, limit, run_folder=folder, uri=uri)

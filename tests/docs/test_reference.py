@@ -12,11 +12,13 @@ from distkgd.config.fields import Frozen, Positive, Share
 from distkgd.methods import METHODS
 from distkgd.pipeline.config import RunConfig, StageConfig
 from distkgd.pipeline.sweep.config import SweepConfig
+from distkgd.tracking.serving.openapi import openapi_text
 from docs import make_reference
 from docs.make_reference import (
     ARCHITECTURE,
     CONFIG,
     DOCS,
+    OPENAPI,
     PAPERS,
     config_page,
     meanings,
@@ -32,6 +34,12 @@ ROOTS = [(RunConfig, ""), (SweepConfig, ""), *((method.Settings, name) for name,
 
 def test_the_page_of_config_keys_is_what_the_types_say() -> None:
     assert (DOCS / CONFIG).read_text(encoding="utf-8") == config_page(), f"docs/{CONFIG} and the types differ; {AGAIN}"
+
+
+def test_the_document_of_the_endpoint_is_what_the_code_says() -> None:
+    assert (DOCS / OPENAPI).read_text(encoding="utf-8") == openapi_text(), (
+        f"docs/{OPENAPI} and the code differ; {AGAIN}"
+    )
 
 
 def test_the_differences_are_what_the_methods_say() -> None:
@@ -52,7 +60,7 @@ def test_the_pages_are_written_where_they_belong(tmp_path: Path, monkeypatch: py
     for name in (PAPERS, ARCHITECTURE):
         shutil.copy(DOCS / name, tmp_path)
     before = (tmp_path / PAPERS).read_text(encoding="utf-8")
-    assert [path.name for path in write(tmp_path)] == [CONFIG, PAPERS, ARCHITECTURE]
+    assert [path.name for path in write(tmp_path)] == [CONFIG, PAPERS, ARCHITECTURE, OPENAPI]
     assert (tmp_path / CONFIG).read_text(encoding="utf-8") == config_page()
     monkeypatch.setattr(make_reference, "differences", lambda: "none\n")
     write(tmp_path)

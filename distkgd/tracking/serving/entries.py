@@ -26,6 +26,7 @@ class Entry:
     folder: of the stage, or of the model itself.
     num_bytes: of its tables; of the sizes that a budget was to choose from, of the export, as that budget counts.
     valid_mrr: None where it is not known. protocol: which figures may be compared with it.
+    known: whether the triples of its data set go along.
     """
 
     stage: str
@@ -38,6 +39,7 @@ class Entry:
     data_sha256: str
     protocol: str
     chosen: bool = False
+    known: bool = False
 
     @property
     def sha256(self) -> str:
@@ -48,6 +50,7 @@ class Entry:
         """What a version in the registry says of it."""
         found = {"model_sha256": self.sha256, "stage": self.stage, "role": self.role, "dim": str(self.dim)}
         found |= {"bytes": str(self.num_bytes), "data_sha256": self.data_sha256, "protocol": self.protocol}
+        found |= {"known": "true"} if self.known else {}
         return found if self.valid_mrr is None else found | {"valid_mrr": repr(self.valid_mrr)}
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -11,18 +12,21 @@ import torch
 
 from distkgd.common.version import __version__
 from distkgd.distributed.ranks import Ranks
+from distkgd.evaluation.trained_model import keep_known
 from distkgd.models.export import export_model
 from distkgd.models.model_folder import FORMAT, check_files, check_numbers, find_model, read_config, read_names
+from distkgd.tracking.serving.openapi import ANSWER, openapi_text
 from distkgd.tracking.serving.questions import DEFAULT_K
 
 SERVED = Path(__file__).with_name("served.py")
 
 
-def pack(model: Path, out: Path) -> None:
-    """Write the new folder `out`: the code that answers, signature, input example, and the model folder itself.
+def pack(model: Path, out: Path, known: bool = False) -> None:
+    """Write the new folder `out`: the code that answers, signature, input example, openapi.json, and the model folder.
 
     model: of a stage or a model; it is exported first, which checks its files, unless it is an export already.
-    Raises ModelError where it is damaged.
+    known: the triples of its data set go along, so that its endpoint can leave them out.
+    Raises ModelError where it is damaged, ConfigError where its data set is not at hand.
     """
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # it would copy files of the working directory
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -36,6 +40,10 @@ def pack(model: Path, out: Path) -> None:
         else:
             check_files(folder)
             check_numbers(folder)
+            if known:
+                folder = Path(shutil.copytree(folder, Path(scratch) / "model"))
+        if known:
+            keep_known(folder)
         pyfunc.save_model(
             path=str(out),
             python_model=str(SERVED),
@@ -44,6 +52,7 @@ def pack(model: Path, out: Path) -> None:
             input_example=[example(folder)],
             pip_requirements=[f"distkgd[mlflow]=={__version__}", f"torch=={torch.__version__.partition('+')[0]}"],
         )
+    (out / "openapi.json").write_text(openapi_text(), encoding="utf-8")
 
 
 def example(folder: Path) -> dict[str, Any]:
@@ -55,15 +64,13 @@ def example(folder: Path) -> dict[str, Any]:
 
 
 def signature() -> Any:
-    """Of the endpoint: what a question and an answer hold."""
+    """Of the endpoint: what an answer holds. It has no inputs: MLflow would drop what it does not name unheard."""
     models, types = import_module("mlflow.models"), import_module("mlflow.types.schema")
-    text, number, real = types.DataType.string, types.DataType.long, types.DataType.double
-    # A number is a name too, and a batch may leave out here what it has there, which makes other numbers of whole ones.
-    asked = [
-        types.ColSpec(types.AnyType(), name, name == "relation") for name in ("head", "relation", "tail", "k", "ids")
+    kinds = {"string": types.DataType.string, "integer": types.DataType.long, "number": types.DataType.double}
+    columns = [
+        types.ColSpec(
+            types.Array(kinds[one["items"]["type"]]) if "items" in one else kinds["string"], name, required=False
+        )
+        for name, one in ANSWER.items()
     ]
-    answered = dict.fromkeys(("head", "relation", "tail", "asked"), text)
-    answered |= {"names": types.Array(text), "labels": types.Array(text), "ids": types.Array(number)}
-    answered |= {"scores": types.Array(real), "error": text}
-    columns = [types.ColSpec(kind, name, required=False) for name, kind in answered.items()]
-    return models.ModelSignature(types.Schema(asked), types.Schema(columns))
+    return models.ModelSignature(outputs=types.Schema(columns))

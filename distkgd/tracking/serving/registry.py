@@ -6,7 +6,8 @@ of equals. The budget is `champion_max_mb` million bytes of tables. Without one 
 what is to be replaced, and where the run itself chose its student by a budget, that student is it; with one all compete
 that fit.
 
-A model that has a version is never given another: its tag `model_sha256` tells it. What a killed call has left behind,
+A model that has a version is never given another, unless its known triples are to go along now: its tags `model_sha256`
+and `known` tell it. What a killed call has left behind,
 a logged model without files or without a version, is taken up again.
 """
 
@@ -65,7 +66,11 @@ def register(
         for entry in entries:
             for left in find_model(entry.folder).parent.glob(f"{SCRATCH}*"):  # of a call that was killed
                 shutil.rmtree(left)
-            earlier = [one for one in versions(client, name) if one.tags.get("model_sha256") == entry.sha256]
+            earlier = [
+                one
+                for one in versions(client, name)
+                if one.tags.get("model_sha256") == entry.sha256 and (not entry.known or "known" in one.tags)
+            ]
             made = earlier[0] if earlier else add_version(client, experiment_id, name, entry, runs.get(entry.stage))
             client.set_registered_model_alias(name, entry.alias, made.version)
             numbers.append(str(made.version))
@@ -82,6 +87,7 @@ def add_version(client: Any, experiment_id: str, name: str, entry: Entry, run_id
     """A new version of `name`, its files uploaded before it exists."""
     tags = entry.tags()
     left = client.search_logged_models([experiment_id], f"tags.model_sha256 = '{tags['model_sha256']}'")
+    left = [one for one in left if ("known" in one.tags) == entry.known]
     logged = next(iter(sorted(left, key=lambda one: str(one.status) != "READY")), None)
     if logged is None:
         params = {key: tags[key] for key in ("stage", "dim", "bytes")}
@@ -104,7 +110,7 @@ def upload(client: Any, model_id: str, entry: Entry) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place) as scratch:
             packed = Path(scratch) / "packed"
-            pack(entry.folder, packed)
+            pack(entry.folder, packed, entry.known)
             client.log_model_artifacts(model_id, str(packed))
     except OSError as error:
         raise ConfigError(f"{place} or MLflow's store has no room for a copy of {entry.stage}: {error}.") from error
@@ -149,5 +155,9 @@ def champion(rivals: Sequence[tuple[Any, Mapping[str, str]]], max_mb: float | No
             return False
         return tags["role"] != "teacher" if max_mb is None else int(tags["bytes"]) <= max_mb * 1e6
 
-    ranked = [(-float(tags["valid_mrr"]), int(tags["bytes"]), i) for i, (_, tags) in enumerate(rivals) if fits(tags)]
-    return rivals[min(ranked)[2]][0] if ranked else None
+    ranked = [
+        (-float(tags["valid_mrr"]), int(tags["bytes"]), "known" not in tags, i)
+        for i, (_, tags) in enumerate(rivals)
+        if fits(tags)
+    ]
+    return rivals[min(ranked)[-1]][0] if ranked else None

@@ -5,8 +5,10 @@
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy
 import pandas
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
@@ -28,12 +30,25 @@ class Endpoint(PythonModel):
         self._model = load(context.artifacts["model"], query_bits=int(asked))
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> list[dict[str, Any]]:
-        """One answer per row of `model_input`: the columns head or tail, relation, and perhaps k."""
-        records = model_input.astype(object).where(model_input.notna(), None).to_dict("records")
+        """One answer per question: a row of `model_input`, or a mapping in it where it is a list."""
         try:
-            return answer_questions(self._model, records)
+            return answer_questions(self._model, records_of(model_input))
         except DistkgdError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+def records_of(given: Any) -> list[Any]:
+    """Questions as MLflow hands them over: a frame, a mapping of columns, or a list of mappings, of numpy's values."""
+    if isinstance(given, Mapping):
+        given = pandas.DataFrame({key: numpy.atleast_1d(column) for key, column in given.items()})
+    if isinstance(given, pandas.DataFrame):
+        given = given.astype(object).where(given.notna(), None).to_dict("records")
+    return [{key: plain(value) for key, value in one.items()} if isinstance(one, Mapping) else one for one in given]
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    return value.tolist() if isinstance(value, numpy.ndarray | numpy.generic) else value
 
 
 set_model(Endpoint())

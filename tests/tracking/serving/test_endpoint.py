@@ -15,6 +15,7 @@ import distkgd
 from distkgd.reporting.html import keep_measured
 from distkgd.tracking.serving import speed
 from distkgd.tracking.serving.entries import read_run
+from distkgd.tracking.serving.openapi import openapi
 from distkgd.tracking.serving.server import HOST, ServerError, ask, connect, serving
 from distkgd.tracking.serving.speed import measure
 from tests.tracking.serving.runs import run_toy
@@ -110,8 +111,10 @@ def test_several_questions_come_in_one_request_in_each_of_mlflows_ways(
         ({"tail": "e003", "relation": "r01"}, "no relation of the model (5) is called 'r01'; nearest: 'r001'"),
         ({"head": "e003", "relation": "r001", "k": 0}, "k: 0 is no number of answers"),
         ({"head": "e003", "relation": "r001", "k": "ten"}, "ten"),
-        ({"relation": "r001"}, "either a head or a tail"),
+        ({"relation": "r001"}, "two of head, relation and tail"),
         ({"head": "e003"}, "relation"),
+        ({"head": "e003", "realtion": "r001"}, "no 'realtion'; did you mean 'relation'? Allowed: head, relation, tail"),
+        ({"head": "e003", "relation": "r001", "exclude_known": True}, "distkgd register MODEL --known"),
     ],
 )
 def test_what_cannot_be_answered_is_status_400_and_says_why(question: dict[str, Any], said: str, port: int) -> None:
@@ -135,6 +138,38 @@ def test_a_question_that_cannot_be_answered_leaves_the_others_theirs(port: int, 
         assert named["names"] == model.predict(head="e001", relation="r001", k=3).names[0]
         assert "called 'nobody'" in unknown["error"] and "names" not in unknown and '"ids": true' in number["error"]
         assert row["tail"] == "e002" and row["names"] == model.predict(tail="e002", relation="r001").names[0]
+
+
+def test_relations_are_asked_for_beside_other_questions(port: int, model: distkgd.TrainedModel) -> None:
+    pair, other = {"head": "e001", "tail": "e002"}, {"head": "e001", "relation": "r001"}
+    for body in (
+        {"inputs": [pair, other]},
+        {"dataframe_records": [pair, other]},
+        {
+            "dataframe_split": {
+                "columns": ["head", "relation", "tail"],
+                "data": [["e001", None, "e002"], ["e001", "r001", None]],
+            }
+        },
+    ):
+        status, found = posted(port, body)
+        assert status == 200, found
+        relations, tails = found["predictions"]
+        assert relations["names"] == model.predict_relation(**pair).names[0] and relations["asked"] == "relation"
+        assert tails["names"] == model.predict(head="e001", relation="r001").names[0]
+    for way in ("inputs", "instances"):  # columns, and rows that have all of them
+        body = {way: {"head": ["e001"], "tail": ["e002"]} if way == "inputs" else [pair]}
+        assert posted(port, body)[1]["predictions"] == [relations]
+
+
+def test_mlflows_own_paths_say_that_it_is_there(port: int) -> None:
+    for path, wanted in (("/ping", "\n"), ("/health", "\n"), ("/version", mlflow.__version__)):
+        connection = connect(port)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert (response.status, response.read().decode()) == (200, wanted)
+        connection.close()
+        assert path in openapi()["paths"]
 
 
 def test_it_listens_on_this_machine_alone(port: int) -> None:

@@ -1,6 +1,8 @@
 """What an endpoint is asked and answers, without a server: the same as `predict`, and errors that name the cause."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 import distkgd
 from distkgd.data import Graph, Vocabulary
 from distkgd.errors import ConfigError, DataError
+from distkgd.evaluation.trained_model import KNOWN, keep_known
 from distkgd.models.model_folder import save_model
-from distkgd.tracking.serving.questions import DEFAULT_K, answer_questions
+from distkgd.tracking.serving.openapi import openapi
+from distkgd.tracking.serving.questions import DEFAULT_K, KEYS, answer_questions
 from tests.jobs import toy_model
 from tests.toys import labels_of, toy_graph
 
@@ -82,10 +86,26 @@ def test_labels_are_understood_and_answered_where_the_model_has_any(tmp_path: Pa
     [
         ({"head": "e0033", "relation": "r001"}, DataError, "no entity of the model.*'e0033'; nearest: 'e033', 'e003'"),
         ({"head": "e003", "relation": "r01"}, DataError, "no relation of the model.*'r01'; nearest: 'r001'"),
-        ({"head": "e003", "tail": "e004", "relation": "r001"}, ConfigError, "either a head or a tail.*'head', 'tail'"),
-        ({"relation": "r001"}, ConfigError, "either a head or a tail.*'relation'"),
+        (
+            {"head": "e003", "tail": "e004", "relation": "r001"},
+            ConfigError,
+            "two of head, relation and tail.*'head', 'relation', 'tail'",
+        ),
+        ({"relation": "r001"}, ConfigError, "two of head, relation and tail.*one has 'relation'"),
         ({}, ConfigError, "nothing"),
-        ({"head": "e003"}, ConfigError, "head 'e003' has no relation"),
+        ({"head": "e003"}, ConfigError, "this one has 'head'"),
+        *(
+            ({"head": "e003", wrong: "r001"}, ConfigError, f"no '{wrong}'; did you mean '{near}'[?] Allowed: head, rel")
+            for wrong, near in (
+                ("realtion", "relation"),
+                ("Relation", "relation"),
+                ("tails", "tail"),
+                ("exclude", "exclude_known"),
+            )
+        ),
+        ("e003", ConfigError, "'e003' is no question; a question is a mapping with head, relation, tail, k"),
+        ({"head": "e003", "relation": "r001", "exclude_known": 1}, ConfigError, "exclude_known: 1; allowed are true"),
+        ({"head": "e003", "relation": "r001", "exclude_known": True}, ConfigError, "distkgd register MODEL --known"),
         ({"head": 3, "relation": "r001"}, DataError, 'head: 3 is a number, .*"ids": true in a question'),
         ({"head": 41, "relation": "r001", "ids": True}, DataError, "id 41 is outside the model"),
         ({"head": True, "relation": "r001"}, ConfigError, "head: True is no text"),
@@ -106,6 +126,63 @@ def test_what_is_no_question_is_refused(
     first, failed, last = answer_questions(model, [good, question, good])
     assert list(failed) == ["error"] and re.search(said, failed["error"])
     assert first["names"] == last["names"] == model.predict(**good).names[0]
+
+
+def test_a_question_without_a_relation_asks_for_relations(model: distkgd.TrainedModel) -> None:
+    head, pair = {"head": "e003", "relation": "r001"}, {"head": "e003", "tail": "e007", "k": 3}
+    first, second = answer_questions(model, [pair, head])
+    wanted = model.predict_relation(head="e003", tail="e007", k=3)
+    assert first == {
+        "head": "e003",
+        "tail": "e007",
+        "asked": "relation",
+        "names": wanted.names[0],
+        "ids": wanted.ids[0].tolist(),
+        "scores": pytest.approx(wanted.scores[0].tolist()),
+    }
+    assert second["asked"] == "tail"
+
+
+def test_known_triples_are_left_out_where_the_model_has_them_beside_it(tmp_path: Path) -> None:
+    graph = toy_graph()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        rows = (f"e{h:03d}\tr{r:03d}\te{t:03d}\n" for h, r, t in getattr(graph, split).tolist())
+        (folder / f"{split}.tsv").write_text("".join(rows))
+    save_model(tmp_path / "model", toy_model(graph), graph, {"source": str(folder)})
+    beside = distkgd.load(tmp_path / "model")
+    h, r, t = graph.test[0].tolist()
+    known = {"head": f"e{h:03d}", "relation": f"r{r:03d}", "k": 41}
+    pair = {"head": f"e{h:03d}", "tail": f"e{t:03d}", "exclude_known": True}
+    asked = [known, known | {"exclude_known": True}, pair]
+    everything, without, relations = answer_questions(beside, asked)
+    every = torch.cat([graph.train, graph.valid, graph.test])
+    true = {f"e{row[2]:03d}" for row in every.tolist() if row[:2] == [h, r]}
+    assert f"e{t:03d}" in true and set(everything["names"]) - set(without["names"]) == true
+    assert without["names"] == [name for name in everything["names"] if name not in true]
+    assert f"r{r:03d}" not in relations["names"] and relations["names"]
+
+    keep_known(tmp_path / "model")
+    shutil.rmtree(folder)
+    assert answer_questions(distkgd.load(tmp_path / "model"), asked) == [everything, without, relations]
+    (tmp_path / "model" / KNOWN).unlink()
+    with pytest.raises(ConfigError, match="distkgd register MODEL --known"):
+        keep_known(tmp_path / "model")
+
+
+def test_the_document_allows_what_is_a_question_and_describes_every_answer(model: distkgd.TrainedModel) -> None:
+    schemas = openapi()["components"]["schemas"]
+    question, answer = schemas["Question"], schemas["Answer"]
+    assert not question["additionalProperties"] and set(question["properties"]) == set(KEYS)
+    pairs: list[dict[str, Any]] = [{"head": "e003", "relation": "r001"}, {"head": "e003", "tail": "e007"}]
+    for given in (*pairs, {"relation": "r001", "tail": "e007"}):
+        assert {"required": [*given]} in question["anyOf"]
+        (found,) = answer_questions(model, [given])
+        assert set(found) <= set(answer["properties"]) and found["asked"] in answer["properties"]["asked"]["enum"]
+    assert question["properties"]["k"]["default"] == DEFAULT_K
+    for reference in re.findall(r"#/components/schemas/(\w+)", json.dumps(openapi())):
+        assert reference in schemas
 
 
 def test_a_number_in_a_question_is_a_name_unless_it_says_ids(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from distkgd.reporting.run_report import Verdict
 from distkgd.tracking.mlflow_store import EXPERIMENT
 from distkgd.tracking.serving import entries, registry
 from distkgd.tracking.serving.entries import RegisteredRun, entries_at, read_run, registered_name, roles_of
+from distkgd.tracking.serving.openapi import ANSWER, openapi_text
 from distkgd.tracking.serving.packing import pack
 from distkgd.tracking.serving.registry import champion, register
 from launch.register import main
@@ -53,11 +54,12 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Path], None]:
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Path, bool], None]:
     """`pack`, but that a model is packed once and copied from then on."""
     place = tmp_path_factory.mktemp("packed")
 
-    def pack_once(model: Path, out: Path) -> None:
+    def pack_once(model: Path, out: Path, known: bool) -> None:
+        assert not known
         kept = place / sha256_of(find_model(model) / "config.json")
         if not kept.exists():
             pack(model, kept)
@@ -83,7 +85,7 @@ def connected(uri: str, tmp_path: Path) -> tuple[Any, str]:
 
 
 def launched(*arguments: Any, **options: Any) -> int:
-    given = {"name": None, "uri": None, "champion_max_mb": None, "speed": False} | options
+    given = {"name": None, "uri": None, "champion_max_mb": None, "known": False, "speed": False} | options
     with pytest.raises(SystemExit) as ended:
         main(*arguments, **given)
     return int(ended.value.code or 0)
@@ -118,10 +120,12 @@ def test_a_finished_plan_is_in_the_registry_and_answers_from_there(uri: str, tmp
     wanted = distkgd.load(tmp_path / "run/stages/student").predict(head="e003", relation="r001", k=5)
     assert answer["names"] == wanted.names[0] and answer["ids"] == wanted.ids[0].tolist()
     assert served.input_example == [{"head": "e000", "relation": "r000", "k": 10}]
-    assert [column.name for column in served.metadata.signature.inputs] == ["head", "relation", "tail", "k", "ids"]
+    assert served.metadata.signature.inputs is None  # MLflow would drop columns that it does not name
+    assert [column.name for column in served.metadata.signature.outputs] == [*ANSWER]
     packed = Path(client.get_logged_model(student.tags["model_id"]).artifact_location.removeprefix("file://"))
     names = {path.name for path in (packed / "artifacts/model").iterdir()}
     assert {"entities.tsv", "relations.tsv", "config.json", "README.md"} <= names
+    assert (packed / "openapi.json").read_text() == openapi_text()
     assert not list(packed.rglob("*.pkl")) and "served.py" in {path.name for path in packed.iterdir()}
     assert not list((tmp_path / "run").rglob(".*"))
 
@@ -243,6 +247,7 @@ def version(mrr: float | None, size: int, role: str = "student") -> dict[str, st
         ([version(0.9, 10**8, "teacher")], None, None),
         ([version(0.5, 10**6)], 0.5, None),
         ([version(None, 10), version(float("nan"), 10)], None, None),
+        ([version(0.5, 1000), version(0.5, 1000) | {"known": "true"}], None, 1),
         ([], None, None),
     ],
 )
@@ -329,6 +334,36 @@ def test_a_stage_or_a_model_folder_is_registered_alone(run: Path, uri: str, tmp_
     assert aliases(uri, "small") == {"student-6-8bit": "1"}  # nobody knows how good it is
     assert [entry.alias for entry in entries_at(run / "stages/teacher/model")[0]] == ["teacher"]
     assert not list(tmp_path.rglob(".registering-*"))
+
+
+def test_known_triples_go_along_when_asked_and_make_a_version_of_their_own(
+    run: Path, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph, data, stage = toy_graph(), tmp_path / "data", tmp_path / "run/stages/student"
+    shutil.copytree(run, tmp_path / "run")
+    assert launched(stage) == 0
+    assert launched(stage, known=True) == 2
+    assert "this needs the data set" in capsys.readouterr().err
+    data.mkdir()
+    for split in ("train", "valid", "test"):
+        rows = (f"e{h:03d}\tr{r:03d}\te{t:03d}\n" for h, r, t in getattr(graph, split).tolist())
+        (data / f"{split}.tsv").write_text("".join(rows))
+    config = json.loads((stage / "model/config.json").read_text())
+    (stage / "model/config.json").write_text(json.dumps(config | {"source": str(data)}))
+    assert launched(stage, name="known") == launched(stage, name="known", known=True) == 0
+    assert launched(stage, name="known") == launched(stage, name="known", known=True) == 0
+    assert [one.tags.get("known") for one in versions(uri, "known")] == [None, "true"]
+    assert aliases(uri, "known") == {"student-6": "2", "champion": "2"}
+    shutil.rmtree(data)
+    mlflow.set_tracking_uri(uri)
+    try:
+        served = mlflow.pyfunc.load_model("models:/known@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    h, r, _ = graph.train[0].tolist()
+    (answer,) = served.predict([{"head": f"e{h:03d}", "relation": f"r{r:03d}", "k": 41, "exclude_known": True}])
+    every = torch.cat([graph.train, graph.valid, graph.test]).tolist()
+    assert set(answer["ids"]) == set(range(41)) - {row[2] for row in every if row[:2] == [h, r]}
 
 
 def test_what_cannot_be_registered_is_said_in_one_line(
