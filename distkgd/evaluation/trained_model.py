@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from distkgd.data.reading.folders import read_files
 from distkgd.data.triples import words_of
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError, DataError
-from distkgd.evaluation import name_search
+from distkgd.evaluation import known_triples, name_search
 from distkgd.evaluation.answers import Answers
 from distkgd.evaluation.classification import Classified, Classifier, false_triples, fit_classifier
 from distkgd.evaluation.entity_lookup import Found, Words, columns_of, is_single, rows_of
@@ -29,7 +28,6 @@ from distkgd.models.remote import HUB, fetch_from_hub
 from distkgd.scorers import Scorer
 
 QUESTIONS_AT_ONCE = 1 << 12
-KNOWN = "known.npy"  # beside a model that was registered with its known triples
 
 
 def load(
@@ -320,11 +318,8 @@ class TrainedModel:
 
     @cached_property
     def _known(self) -> KnownAnswers:
-        kept = Path(self._folder, KNOWN)
-        if kept.is_file() and self._data is None and "_graph" not in self.__dict__:
-            triples = torch.from_numpy(np.load(kept, allow_pickle=False)).long()
-        else:
-            triples = _all_triples(self._graph)
+        kept = None if self._data is not None else known_triples.read(Path(self._folder))
+        triples = known_triples.of(self._graph) if kept is None else kept
         return KnownAnswers(triples.to(self.relation_rows.device), len(self.entities))
 
     def _best(self, queries: Queries, k: int, exclude_known: bool) -> tuple[Tensor, Tensor]:
@@ -366,13 +361,8 @@ class TrainedModel:
 
 
 def keep_known(folder: Path) -> None:
-    """Write the known triples of a model, [n, 3] int32, into its folder; ConfigError without its data set."""
-    graph = load(folder)._graph
-    np.save(folder / KNOWN, _all_triples(graph).int().numpy())
-
-
-def _all_triples(graph: Graph) -> Tensor:
-    return torch.cat([graph.train, graph.valid, graph.test])
+    """Write the known triples of a model into its folder; ConfigError without its data set."""
+    known_triples.write(folder, load(folder)._graph)
 
 
 def _paired(name: str, found: Found, other_name: str, other: Found) -> tuple[Found, Found]:

@@ -39,8 +39,9 @@ from distkgd.errors import UnsupportedError
 from distkgd.kernels import dualde as kernels
 from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Phase, Update
 from distkgd.methods.losses.scores import batch_mean, batch_means, candidate_count, kl_divergence
-from distkgd.methods.losses.structure import Shape, ShapeFields, structure, tail_is_asked
+from distkgd.methods.losses.structure import Shape, ShapeFields, structure
 from distkgd.models.model import Model, View
+from distkgd.scorers.base import sign_of
 
 # [Q] each: terms by name; of each model that learns the qualities of its positive triples' soft labels, if judged.
 Terms = tuple[dict[str, Tensor], list[Tensor]]
@@ -171,7 +172,7 @@ class DualDE(Method[DualdeConfig]):
         shapes: list[Shape] = []
         fields: list[ShapeFields] = []
         if how.structure:
-            sign = tail_is_asked(inputs, views[0].anchor.dtype)
+            sign = sign_of(inputs.batch.queries.side).to(views[0].anchor.dtype)
             shapes, fields = map(list, zip(*(structure(view, sign) for view in views), strict=True))
         if how.soft == "kl":
             terms, qualities = self._listwise(views, shapes, num_learning)

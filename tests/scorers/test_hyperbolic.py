@@ -13,7 +13,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import UnsupportedError
 from distkgd.kernels.candidates import GatheredRows, plain
 from distkgd.methods.losses.scores import regulariser
-from distkgd.methods.losses.structure import structure, tail_is_asked
+from distkgd.methods.losses.structure import structure
 from distkgd.models.model import Model, View, new_model
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.scorers.hyperbolic.poincare import EDGE, curvature, squared_distances, translated
@@ -248,7 +248,7 @@ def test_the_structure_of_dualde_is_that_of_the_coordinates() -> None:
     cosines = anchor @ everyone.T / anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
     ratios = anchor.norm(dim=1, keepdim=True) / everyone.norm(dim=1)
     ratios = torch.where(heads.unsqueeze(1), 1.0 / ratios, ratios)
-    shapes, fields = structure(view, tail_is_asked(inputs, anchor.dtype))
+    shapes, fields = structure(view, torch.where(heads, -1.0, 1.0).to(anchor.dtype))
     for positive, field, expected in zip(shapes, fields, (cosines, ratios.log()), strict=True):
         torch.testing.assert_close(field.score_candidates(field.queries, field.rows), expected)
         own = expected.gather(1, inputs.batch.queries.answer.unsqueeze(1)).squeeze(1)

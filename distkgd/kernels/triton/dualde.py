@@ -13,7 +13,7 @@ from distkgd.kernels.triton.dualde_code import (
     dualde_terms_code,
     dualde_unshaped_code,
 )
-from distkgd.kernels.triton.runtime import OPTIONS, power_of_two
+from distkgd.kernels.triton.runtime import OPTIONS, by_row, power_of_two
 
 
 class How(NamedTuple):
@@ -47,17 +47,8 @@ def pulls(
     evaluators = alpha.new_empty(2, 4, rows)
     if rows:
         places = _six([x if made is None else made for x, made in zip(fields, out, strict=True)])
-        dualde_pulls_code[(rows,)](
-            *_six(fields),
-            alpha,
-            beta,
-            grad.contiguous(),
-            *places,
-            evaluators,
-            rows,
-            STOPPED=how.stop_opposite,
-            **options,
-        )
+        given = *_six(fields), alpha, beta, grad.contiguous(), *places, evaluators, rows
+        dualde_pulls_code[(rows,)](*given, STOPPED=how.stop_opposite, **options)
     return out, evaluators
 
 
@@ -65,12 +56,8 @@ def shapes(anchor: Tensor, answer: Tensor, sign: Tensor, least: float) -> tuple[
     """([n, dim], [n, 2], [4, n]) of rows [n, dim] and signs [n]: see `dualde_code.dualde_shapes_code`."""
     unit, asked, out = torch.empty_like(anchor), anchor.new_empty(len(anchor), 2), anchor.new_empty(4, len(anchor))
     if anchor.numel():
-        width = anchor.shape[1]
-        block = min(512, power_of_two(width))
-        dualde_shapes_code[(len(anchor),)](
-            anchor, answer, sign, unit, asked, out, len(anchor), width, least,
-            BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
-        )  # fmt: skip
+        sizes = *anchor.shape, least
+        dualde_shapes_code[(len(anchor),)](anchor, answer, sign, unit, asked, out, *sizes, **by_row(anchor.shape[1]))
     return unit, asked, out
 
 
@@ -80,12 +67,10 @@ def unshaped(
     """Gradients of anchors and answers, for those of unit, asked, cosines and ratios; found: the last of `shapes`."""
     out = torch.empty_like(anchor), torch.empty_like(answer)
     if anchor.numel():
-        width = anchor.shape[1]
-        block = min(512, power_of_two(width))
+        given = [x.contiguous() for x in grads]
         dualde_unshaped_code[(len(anchor),)](
-            anchor, answer, sign, found, *(x.contiguous() for x in grads), *out, len(anchor), width, least,
-            BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
-        )  # fmt: skip
+            anchor, answer, sign, found, *given, *out, *anchor.shape, least, **by_row(anchor.shape[1])
+        )
     return out
 
 

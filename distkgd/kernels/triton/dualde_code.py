@@ -30,11 +30,33 @@ def _quality(other, alpha, beta, POSITIVE: tl.constexpr, EVALUATED: tl.constexpr
 
 
 @triton.jit
-def _shape(own_angle_ptr, other_angle_ptr, own_ratio_ptr, other_ratio_ptr, at, mask):
-    """The difference of cosines, and both ratios of lengths."""
-    angles = tl.load(own_angle_ptr + at, mask=mask, other=0.0) - tl.load(other_angle_ptr + at, mask=mask, other=0.0)
-    own_ratio = tl.exp(tl.load(own_ratio_ptr + at, mask=mask, other=0.0))
-    return angles, own_ratio, tl.exp(tl.load(other_ratio_ptr + at, mask=mask, other=0.0))
+def _pairs(own_ptr, other_ptr, own_angle_ptr, other_angle_ptr, own_ratio_ptr, other_ratio_ptr, at, mask, delta,
+           SHAPED: tl.constexpr):  # fmt: skip
+    """Scores of both models and their distance (DualDE Eq. 4, 7), the difference of cosines, both ratios of lengths."""
+    own = tl.load(own_ptr + at, mask=mask, other=LOWEST)
+    other = tl.load(other_ptr + at, mask=mask, other=LOWEST)
+    distance = _huber(own - other, delta)
+    angles, own_ratio, other_ratio = distance, distance, distance
+    if SHAPED:
+        angles = tl.load(own_angle_ptr + at, mask=mask, other=0.0) - tl.load(other_angle_ptr + at, mask=mask, other=0.0)
+        own_ratio = tl.exp(tl.load(own_ratio_ptr + at, mask=mask, other=0.0))
+        other_ratio = tl.exp(tl.load(other_ratio_ptr + at, mask=mask, other=0.0))
+        distance += _huber(angles, delta) + _huber(own_ratio - other_ratio, delta)
+    return own, other, distance, angles, own_ratio, other_ratio
+
+
+@triton.jit
+def _made(own, other, counts, distance, alpha, beta, POSITIVE: tl.constexpr, EVALUATED: tl.constexpr):
+    """Of one model: weighed distance, weighed hard loss, and the quality of the soft label."""
+    quality, _ = _quality(other, alpha, beta, POSITIVE, EVALUATED)
+    missed = softplus(-own) if POSITIVE else softplus(own)
+    if EVALUATED:
+        missed = missed * (1.0 - quality)
+    return (
+        tl.where(counts, quality * distance, 0.0),
+        tl.where(counts, missed, 0.0),
+        tl.where(counts, quality, 0.0),
+    )
 
 
 @triton.jit
@@ -62,39 +84,35 @@ def dualde_terms_code(own_ptr, other_ptr, own_angle_ptr, other_angle_ptr, own_ra
     A pair counts unless the student's score is masked.
     """
     row = tl.program_id(0).to(tl.int64)
-    for model in tl.static_range(LEARNING):
-        which = 2 * model + (0 if POSITIVE else 1)
-        alpha, beta = tl.load(alpha_ptr + which), tl.load(beta_ptr + which)
-        soft = tl.zeros((BLOCK,), dtype=tl.float32)
-        hard = tl.zeros((BLOCK,), dtype=tl.float32)
-        seen = tl.zeros((BLOCK,), dtype=tl.float32)
-        number = tl.zeros((BLOCK,), dtype=tl.float32)
-        for begin in range(0, num, BLOCK):
-            k = begin + tl.arange(0, BLOCK)
-            at, mask = row * num + k, k < num
-            own = tl.load(own_ptr + at, mask=mask, other=LOWEST)
-            other = tl.load(other_ptr + at, mask=mask, other=LOWEST)
-            counts = own > COUNTS
-            distance = _huber(own - other, delta)
-            if SHAPED:
-                angles, own_ratio, other_ratio = _shape(own_angle_ptr, other_angle_ptr, own_ratio_ptr, other_ratio_ptr,
-                                                        at, mask)  # fmt: skip
-                distance += _huber(angles, delta) + _huber(own_ratio - other_ratio, delta)
-            if model == 1:
-                own, other = other, own
-            quality, _ = _quality(other, alpha, beta, POSITIVE, EVALUATED)
-            missed = softplus(-own) if POSITIVE else softplus(own)
-            if EVALUATED:
-                missed = missed * (1.0 - quality)
-            soft += tl.where(counts, soft_weight * quality * distance, 0.0)
-            hard += tl.where(counts, missed, 0.0)
-            seen += tl.where(counts, quality, 0.0)
-            number += tl.where(counts, 1.0, 0.0)
-        tl.store(out_ptr + 2 * model * rows + row, tl.sum(soft, 0))
-        tl.store(out_ptr + (2 * model + 1) * rows + row, tl.sum(hard, 0))
-        tl.store(out_ptr + (2 * LEARNING + 1 + model) * rows + row, tl.sum(seen, 0))
-        if model == 0:
-            tl.store(out_ptr + 2 * LEARNING * rows + row, tl.sum(number, 0))
+    side: tl.constexpr = 0 if POSITIVE else 1
+    alpha, beta = tl.load(alpha_ptr + side), tl.load(beta_ptr + side)
+    its_alpha, its_beta = tl.load(alpha_ptr + 2 + side), tl.load(beta_ptr + 2 + side)
+    none = tl.zeros((BLOCK,), dtype=tl.float32)
+    soft, hard, seen, its_soft, its_hard, its_seen, number = none, none, none, none, none, none, none
+    for begin in range(0, num, BLOCK):
+        k = begin + tl.arange(0, BLOCK)
+        own, other, distance, _, _, _ = _pairs(own_ptr, other_ptr, own_angle_ptr, other_angle_ptr, own_ratio_ptr,
+                                               other_ratio_ptr, row * num + k, k < num, delta, SHAPED)  # fmt: skip
+        counts = own > COUNTS
+        number += tl.where(counts, 1.0, 0.0)
+        more, missed, quality = _made(own, other, counts, distance, alpha, beta, POSITIVE, EVALUATED)
+        soft += more
+        hard += missed
+        seen += quality
+        if LEARNING == 2:
+            more, missed, quality = _made(other, own, counts, distance, its_alpha, its_beta, POSITIVE, EVALUATED)
+            its_soft += more
+            its_hard += missed
+            its_seen += quality
+    at = out_ptr + row
+    tl.store(at, soft_weight * tl.sum(soft, 0))
+    tl.store(at + rows, tl.sum(hard, 0))
+    tl.store(at + 2 * LEARNING * rows, tl.sum(number, 0))
+    tl.store(at + (2 * LEARNING + 1) * rows, tl.sum(seen, 0))
+    if LEARNING == 2:
+        tl.store(at + 2 * rows, soft_weight * tl.sum(its_soft, 0))
+        tl.store(at + 3 * rows, tl.sum(its_hard, 0))
+        tl.store(at + 6 * rows, tl.sum(its_seen, 0))
 
 
 @triton.jit
@@ -118,14 +136,10 @@ def dualde_pulls_code(own_ptr, other_ptr, own_angle_ptr, other_angle_ptr, own_ra
     for begin in range(0, num, BLOCK):
         k = begin + tl.arange(0, BLOCK)
         at, mask = row * num + k, k < num
-        own = tl.load(own_ptr + at, mask=mask, other=LOWEST)
-        other = tl.load(other_ptr + at, mask=mask, other=LOWEST)
+        own, other, distance, angles, own_ratio, other_ratio = _pairs(own_ptr, other_ptr, own_angle_ptr,
+                                                                      other_angle_ptr, own_ratio_ptr, other_ratio_ptr,
+                                                                      at, mask, delta, SHAPED)  # fmt: skip
         counts = own > COUNTS
-        distance = _huber(own - other, delta)
-        if SHAPED:
-            angles, own_ratio, other_ratio = _shape(own_angle_ptr, other_angle_ptr, own_ratio_ptr, other_ratio_ptr, at,
-                                                    mask)  # fmt: skip
-            distance += _huber(angles, delta) + _huber(own_ratio - other_ratio, delta)
         near, of_own, judged = _pulled(own, other, counts, distance, alpha, beta, for_soft, for_hard, POSITIVE,
                                        EVALUATED)  # fmt: skip
         pulled_alpha += judged * (other + beta)

@@ -18,7 +18,7 @@ from distkgd.kernels.triton.row_code import (
     undirected_code,
     update_code,
 )
-from distkgd.kernels.triton.runtime import OPTIONS, pieces, power_of_two
+from distkgd.kernels.triton.runtime import by_row, pieces, power_of_two
 
 _BLOCK = 1024
 MOST = 1 << 23  # numbers whose segments are found: one program sees how many begin in each block
@@ -32,11 +32,10 @@ def add(table: Tensor, rows: Tensor, values: Tensor) -> None:
         return
     many = num > FEW
     listed, order = torch.sort(rows, stable=True) if many else (rows, rows)
-    block = min(512, power_of_two(width))
-    add_code[(num, pieces(width, block))](
-        table, listed, values, order, num, width,
-        SORTED=many, BE=128, BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
-    )  # fmt: skip
+    options = by_row(width)
+    add_code[(num, pieces(width, options["BK"]))](
+        table, listed, values, order, num, width, SORTED=many, BE=128, **options
+    )
 
 
 class StepNumbers(NamedTuple):
@@ -81,23 +80,18 @@ def segments(ids: Tensor, most: int) -> Segments:
 def directions(rows: Tensor, least: float) -> tuple[Tensor, Tensor]:
     """([n, dim], [n]): rows over their norms, and the logarithms of these; norms are `least` at least."""
     unit, length = torch.empty_like(rows), rows.new_empty(len(rows))
-    block = min(512, power_of_two(rows.shape[1]))
     if rows.numel():
-        directions_code[(len(rows),)](
-            rows, unit, length, rows.shape[1], least, BK=block, num_warps=4 if block > 128 else 1, **OPTIONS
-        )
+        directions_code[(len(rows),)](rows, unit, length, rows.shape[1], least, **by_row(rows.shape[1]))
     return unit, length
 
 
 def undirected(unit: Tensor, length: Tensor, grad: Tensor, of_length: Tensor, least: float) -> Tensor:
     """[n, dim]: gradients of the rows of which `directions` made unit and length."""
     out = torch.empty_like(unit)
-    block = min(512, power_of_two(unit.shape[1]))
     if unit.numel():
         undirected_code[(len(unit),)](
-            unit, length, grad.contiguous(), of_length.contiguous(), out, unit.shape[1], least,
-            BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
-        )  # fmt: skip
+            unit, length, grad.contiguous(), of_length.contiguous(), out, unit.shape[1], least, **by_row(unit.shape[1])
+        )
     return out
 
 
@@ -116,12 +110,12 @@ def update(
     if not grad.numel():
         return
     kinds = [*state.values(), table, table][:2]  # what has no state never reads what stands in its place
-    width, block = table.shape[1], min(1024, power_of_two(table.shape[1]))
+    width = table.shape[1]
     lr, clip, eps, betas, step = numbers
     in_memory = isinstance(clip, Tensor)
     gains, scales = [1.0 - beta for beta in betas], [1.0 / (1.0 - beta**step) for beta in betas]
     update_code[(len(grad),)](
         table, table if rows is None else rows, grad, *kinds, clip if in_memory else table, width,
         1.0 if in_memory else float(clip), lr, eps, *gains, betas[1], *scales,
-        RULE=name, LISTED=rows is not None, CLIPPED=in_memory, BK=block, num_warps=4 if block > 128 else 1, **OPTIONS,
+        RULE=name, LISTED=rows is not None, CLIPPED=in_memory, **by_row(width, 1024),
     )  # fmt: skip

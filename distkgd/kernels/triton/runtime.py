@@ -89,6 +89,12 @@ def power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
+def by_row(width: int, most: int = 512) -> dict[str, Any]:
+    """Options of a kernel whose program holds a row of `width` numbers, in blocks of at most `most`."""
+    block = min(most, power_of_two(width))
+    return {"BK": block, "num_warps": 4 if block > 128 else 1, **OPTIONS}
+
+
 def pieces(number: int, size: int) -> int:
     """How many blocks of `size` cover `number`."""
     return -(-number // size)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.candidate_layout import PairScores
 from distkgd.kernels import dualde as kernels
 from distkgd.kernels.candidates import Candidates, GatheredRows, plain
@@ -23,15 +22,10 @@ Shape = tuple[Tensor, Tensor]
 ShapeFields = tuple[PairScores, PairScores]
 
 
-def tail_is_asked(inputs: StepInputs, dtype: torch.dtype) -> Tensor:
-    """[Q]: 1 where the anchor is the head, -1 where it is the tail."""
-    return torch.rsub(inputs.batch.queries.side.to(dtype), 1.0, alpha=2)
-
-
 def structure(view: View, sign: Tensor) -> tuple[Shape, ShapeFields]:
     """The shape [Q] each of a view's positives, and that of the anchor of every query with every candidate.
 
-    sign: `tail_is_asked`.
+    sign: [Q] 1 where the anchor is the head, -1 where it is the tail.
     """
     scorer, rows = view.model.scorer, view.negatives.rows
     anchor, answer = scorer.coordinates(view.anchor), scorer.coordinates(view.answer)

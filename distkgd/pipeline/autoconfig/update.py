@@ -1,6 +1,5 @@
 """A finished model meets a newer state of its graph: rows matched by name, newcomers placed and trained a little."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from distkgd.pipeline.run_folder import refuse_existing
 from distkgd.pipeline.stage_job import Run as StageRun
 from distkgd.pipeline.stage_job import load_teacher
 
-SHARE = 6  # of the epochs that the model was trained for: an update takes one in so many
+SHARE = 6  # of the epochs that the model was trained for: an update takes one in so many, or fewer
 CALM = 5  # its learning rate is that of the training, divided by this: most rows are good already
 NAME = "updated"
 
@@ -92,7 +91,7 @@ def _stage(model: Path) -> Path:
 
 
 def _shorter(epochs: int) -> int:
-    return max(1, math.floor(epochs / SHARE + 0.5))
+    return max(1, epochs // SHARE)
 
 
 def _plan(model: Path, graph: Graph, device: torch.device) -> tuple[dict[str, LoadedModel], dict[str, Any]]:

@@ -12,8 +12,9 @@ import torch
 
 import distkgd
 from distkgd.data import Graph, Vocabulary
-from distkgd.errors import ConfigError, DataError
-from distkgd.evaluation.trained_model import KNOWN, keep_known
+from distkgd.errors import ConfigError, DataError, ModelError
+from distkgd.evaluation import known_triples
+from distkgd.evaluation.trained_model import keep_known
 from distkgd.models.model_folder import save_model
 from distkgd.tracking.serving.openapi import openapi
 from distkgd.tracking.serving.questions import DEFAULT_K, KEYS, answer_questions
@@ -166,7 +167,11 @@ def test_known_triples_are_left_out_where_the_model_has_them_beside_it(tmp_path:
     keep_known(tmp_path / "model")
     shutil.rmtree(folder)
     assert answer_questions(distkgd.load(tmp_path / "model"), asked) == [everything, without, relations]
-    (tmp_path / "model" / KNOWN).unlink()
+    file = tmp_path / "model" / known_triples.FILE
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ModelError, match=known_triples.FILE):
+        known_triples.read(tmp_path / "model")
+    file.unlink()
     with pytest.raises(ConfigError, match="distkgd register MODEL --known"):
         keep_known(tmp_path / "model")
 
