@@ -143,7 +143,7 @@ def test_a_mistake_ends_a_fresh_process_in_the_same_way(place: Path) -> None:
     [
         ("evaluate", ("--split", "valid"), "overall", ""),
         ("predict", ("--head", "e03", "--relation", "r1", "--top", "3"), "e03", ""),
-        ("export", ("exported", "--format", "numpy"), "", "written: exported (config.json, entities.tsv, entity.npy"),
+        ("export", ("exported", "--format", "numpy"), "", "written: exported (README.md, config.json, entities.tsv"),
     ],
 )
 def test_a_launcher_of_a_finished_run_is_a_program(
