@@ -4,6 +4,7 @@ import math
 from collections.abc import Generator, Iterator
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -15,9 +16,10 @@ from distkgd.data.filters import KnownAnswers
 from distkgd.data.sampling import Batch, Kind, Sampler, excluded_from_groups, excluded_from_shared
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import NO_LIMIT, CandidateLayout
-from distkgd.distributed.tables import Route, plan_route_async, run_to_end
+from distkgd.distributed.tables import Route, foresee, plan_route_async, run_to_end
 
 Move = Literal["rows", "queries", "nothing"]
+FORESEEN = 1 << 20  # so many ids of a global batch, at most, are drawn on each rank in place of being sent
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,17 @@ class StepInputBuilder:
         """`inputs` that yields while ids are on their way to other ranks."""
         cuts = self.cuts_of(part)
         mine = part.part(cuts[self.ranks.rank], cuts[self.ranks.rank + 1])
-        ids, local, layout = self._candidates(part, mine, cuts)
+        listed = self._grouped(part if self.move == "queries" else mine) if self.grouped else None
+        length, rows = self._longest(listed), None
+        if self.foresees(part, self.move):
+            rows, told = yield from foresee(self._everyone(part, cuts), self.sampler.num_entities, self.ranks, length)
+        else:
+            told = length.tolist() if len(length) else []
+        if listed is not None and told:
+            listed, absent = self._own_part(listed, told[0])
+        else:
+            absent = None
+        ids, local, layout = self._candidates(part, mine, cuts, listed, absent)
         looked_up = self.move == "rows"
         wanted = [mine.queries.anchor, mine.queries.answer]
         if ids is not None and looked_up:
@@ -123,7 +135,7 @@ class StepInputBuilder:
         # A shared list of candidates that is looked up is the same on all ranks: asking for it cannot be balanced.
         if self.sampler.balanced is not None and (self.grouped or not looked_up):
             asked, fixed = self._by_owner(mine, ids if looked_up else None)
-        route = yield from plan_route_async(asked, local, self.sampler.num_entities, self.ranks, fixed)
+        route = yield from plan_route_async(asked, local, self.sampler.num_entities, self.ranks, fixed, rows)
         share = self.known.counts(mine.queries).double().reciprocal() if self.label_shares else None
         shape = None if ids is None else tuple(ids.shape)
         return StepInputs(mine, route, layout, shape, looked_up, share, self.sampler.seed, self.drawn_anchors)
@@ -147,18 +159,16 @@ class StepInputBuilder:
         return torch.sort(self.sampler.negatives(batch.step, self.num, cuts=among)[0]).values
 
     def _candidates(
-        self, part: Batch, mine: Batch, cuts: list[int]
+        self, part: Batch, mine: Batch, cuts: list[int], listed: Tensor | None, absent: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, CandidateLayout]:
         # Global ids of the candidates met here (None: the whole shard), their local rows if they are here, the layout.
+        # listed: [groups, N] ids of each group, without those that `absent` has as padding.
         travelling = self.move == "queries"
         met = part if travelling else mine
         counts = [(stop - start) * part.sides for start, stop in pairwise(cuts)] if travelling else None
         known = self.known if self.filtered else None
         lo, hi = self.own
-        if self.grouped:
-            listed, absent = self._grouped(met), None
-            if travelling:
-                listed, absent = self._own_part(listed)
+        if listed is not None:
             left_out = None
             if not self.drawn_anchors:  # with these a negative is no answer of the query
                 left_out = excluded_from_groups(met.queries, listed, self.sampler.num_entities, known)
@@ -218,15 +228,51 @@ class StepInputBuilder:
         first, queries = met.offset * met.sides, len(met.triples) * met.sides
         return self.sampler.negatives(met.step, self.drawn_anchors, first, queries, stream=Stream.NEGATIVE_ANCHORS)
 
-    def _own_part(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        # The ids of each group that this rank owns, moved to the front and padded to the longest list; what is padding.
+    def _longest(self, listed: Tensor | None) -> Tensor:
+        # [1]: the most ids of one group ([groups, N]) that this rank owns; [0] where these are not picked out.
+        if listed is None or self.move != "queries":
+            return torch.empty(0, dtype=torch.int64, device=self.sampler.train.device)
+        own = self._is_own(listed).sum(1)
+        return own.max().reshape(1) if len(listed) else own.new_zeros(1)
+
+    def _is_own(self, ids: Tensor) -> Tensor:
         lo, hi = self.own
-        foreign = (ids < lo) | (ids >= hi)
-        order = torch.sort(foreign.to(torch.int8), dim=1, stable=True).indices
-        longest = int((~foreign).sum(1).max()) if len(ids) else 0
-        order = order[:, :longest]
+        return (ids >= lo) & (ids < hi)
+
+    def _own_part(self, ids: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        # The ids of each group that this rank owns, moved to the front and padded to the longest list; what is padding.
+        foreign = ~self._is_own(ids)
+        order = torch.sort(foreign.to(torch.int8), dim=1, stable=True).indices[:, :longest]
         absent = foreign.gather(1, order)
-        return ids.gather(1, order).masked_fill(absent, lo), absent
+        return ids.gather(1, order).masked_fill(absent, self.own[0]), absent
+
+    def foresees(self, part: Batch, move: Move) -> bool:
+        """Whether each rank draws what all look up, in place of ranks' telling each other.
+
+        On a GPU, where a message takes long and drawing does not, and unless it is too much.
+        """
+        if self.ranks.world == 1 or self.sampler.balanced is not None or part.triples.device.type == "cpu":
+            return False
+        queries = len(part.triples) * part.sides
+        each_of = {"triple": queries, "chunk": len(part.triples) // self.chunk}.get(self.kind, self.ranks.world)
+        drawn = each_of * (self.sampler.num_entities if self.kind == "all" else self.num)
+        looked_up = queries * self.drawn_anchors + drawn if move == "rows" else 0
+        return 2 * queries + looked_up <= FORESEEN
+
+    def _everyone(self, part: Batch, cuts: list[int]) -> Tensor:
+        # [m] rank * entities + id of all that each rank looks up in a part.
+        total, world = self.sampler.num_entities, self.ranks.world
+        device, counts = part.triples.device, [(stop - start) * part.sides for start, stop in pairwise(cuts)]
+        asking, each_rank = _asking(tuple(counts), total, device), _asking((1,) * world, total, device)
+        wanted = [asking + part.queries.anchor, asking + part.queries.answer]
+        if self.move == "rows" and self.kind == "all":
+            wanted.append(torch.arange(world * total, device=device))
+        elif self.move == "rows":
+            drawn = self.drawn(part)
+            assert drawn is not None
+            by = asking.reshape(len(drawn), -1)[:, :1] if self.grouped else each_rank.unsqueeze(1)
+            wanted.append((by + drawn).reshape(-1))
+        return torch.cat(wanted)
 
     def _by_owner(self, mine: Batch, ids: Tensor | None) -> tuple[Tensor, tuple[Tensor, list[int]]]:
         # Balanced batches: ids listed by their owner, as many from each; where each anchor, answer, candidate stands.
@@ -254,6 +300,13 @@ class StepInputBuilder:
             inverse.append(where)
         counts = [k + each + len(heads) * (owner == rank) for owner in range(world)]
         return listed, (torch.cat(inverse), counts)
+
+
+@lru_cache(maxsize=4)
+def _asking(counts: tuple[int, ...], total: int, device: torch.device) -> Tensor:
+    # [sum(counts)] int64: rank * total, as often as each rank's count says.
+    ranks = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return (ranks * total).to(device)
 
 
 def _less(ids: Tensor, lo: int) -> Tensor:

@@ -7,7 +7,9 @@ into one leaf per table; after backward that leaf's gradient is exactly what the
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -55,17 +57,30 @@ def plan_route(ids: Tensor, candidates: Tensor | None, total: int, ranks: Ranks)
     return run_to_end(plan_route_async(ids, candidates, total, ranks))
 
 
+class Asked(NamedTuple):
+    """Rows of a look-up that go from rank to rank.
+
+    receive, send: how many from and to each rank. requested: [sum(send)] *local* rows of this shard, in that order.
+    """
+
+    receive: list[int]
+    send: list[int]
+    requested: Tensor
+
+
 def plan_route_async(
     ids: Tensor,
     candidates: Tensor | None,
     total: int,
     ranks: Ranks,
     fixed: tuple[Tensor, list[int]] | None = None,
+    asked: Asked | None = None,
 ) -> Generator[None, None, Route]:
     """`plan_route` that yields whenever an exchange is on its way, so that other work can be done meanwhile.
 
     fixed: (position in `ids` of each row to be looked up, ids of each owner), when `ids` comes sorted by owner and
         every rank asks every other for as many rows; then nothing is de-duplicated and no counts are exchanged.
+    asked: what `foresee` made of the ids of all ranks; then nothing is exchanged at all.
     """
     counts, on_host = None, ids.device.type == "cpu"
     if ranks.world == 1 and candidates is None and fixed is None and not on_host:
@@ -79,37 +94,70 @@ def plan_route_async(
         unique, inverse = distinct(ids, total)
     else:
         unique, (inverse, counts) = ids, fixed
-    receive, send, requested = [len(unique)], [len(unique)], unique
-    if ranks.world > 1:
-        lo = ranks.bounds(total)[ranks.rank]
-        if counts is not None:
-            receive, send = counts, counts
-        else:
-            edges = torch.searchsorted(
-                unique, torch.arange(ranks.world + 1, device=unique.device) * total // ranks.world
-            )
-            if len(inverse) and not on_host:  # what `distinct` repeats is asked for once
-                edges = torch.minimum(edges, inverse.max() + 1)
-            wanted = (edges[1:] - edges[:-1]).contiguous()
-            one_each = [1] * ranks.world
-            asked = ranks.all_to_all_async(wanted, one_each, one_each, "ids")
-            if on_host:
-                yield
-            told = to_host(torch.stack([wanted, asked()]))
-            if not on_host:
-                yield
-            receive, send = told()
-            unique = unique[: sum(receive)]
-        requests = ranks.all_to_all_async(unique, receive, send, "ids")
-        yield
-        requested = requests() - lo
-    nobody_else = ranks.world == 1 and counts is None
-    if nobody_else and (candidates is None or not len(candidates)):
-        return Route(inverse, send, receive, None, unique, candidates, among)
+    if ranks.world == 1:
+        receive, send, requested = Asked([len(unique)], [len(unique)], unique)
+        if counts is None and (candidates is None or not len(candidates)):
+            return Route(inverse, send, receive, None, unique, candidates, among)
+    elif asked is not None:
+        receive, send, requested = asked
+    else:
+        receive, send, requested = yield from _ask(unique, inverse, counts, total, ranks)
     here = requested if candidates is None else torch.cat([requested, candidates])
     touched, position = distinct(here, ranks.share(total)[1] - ranks.share(total)[0])
     where = None if candidates is None else position[len(requested) :]
     return Route(inverse, send, receive, position[: len(requested)], touched, where, among)
+
+
+def _ask(
+    unique: Tensor, inverse: Tensor, counts: list[int] | None, total: int, ranks: Ranks
+) -> Generator[None, None, Asked]:
+    # Of every rank the rows that it owns; how many they are is told first, unless all know.
+    receive, send = counts, counts
+    if receive is None or send is None:
+        on_host = unique.device.type == "cpu"
+        edges = torch.searchsorted(unique, torch.arange(ranks.world + 1, device=unique.device) * total // ranks.world)
+        if len(inverse) and not on_host:  # what `distinct` repeats is asked for once
+            edges = torch.minimum(edges, inverse.max() + 1)
+        wanted = (edges[1:] - edges[:-1]).contiguous()
+        one_each = [1] * ranks.world
+        arriving = ranks.all_to_all_async(wanted, one_each, one_each, "ids")
+        if on_host:
+            yield
+        told = to_host(torch.stack([wanted, arriving()]))
+        if not on_host:
+            yield
+        receive, send = told()
+        unique = unique[: sum(receive)]
+    requests = ranks.all_to_all_async(unique, receive, send, "ids")
+    yield
+    return Asked(receive, send, requests() - ranks.bounds(total)[ranks.rank])
+
+
+def foresee(everyone: Tensor, total: int, ranks: Ranks, also: Tensor) -> Generator[None, None, tuple[Asked, list[int]]]:
+    """(who asks whom for which rows, `also` on the host) where a rank can tell what all of them look up.
+
+    everyone: [m] int64, rank * total + id of all that each rank looks up. also: [k] int64. Yields while numbers are on
+    their way to the host, for which it waits once; nothing travels between ranks.
+    """
+    rank, world = ranks.rank, ranks.world
+    keys, place = distinct(everyone, world * total)
+    edges = torch.searchsorted(keys, _edges(world, total, keys.device))
+    if len(place):
+        edges = torch.minimum(edges, place.max() + 1)  # what `distinct` repeats is asked for once
+    told = to_host(torch.cat([edges, also]).unsqueeze(0))
+    yield
+    numbers = told()[0]
+    receive = [stop - start for start, stop in pairwise(numbers[rank * world : (rank + 1) * world + 1])]
+    spans = [(numbers[at + rank], numbers[at + rank + 1]) for at in range(0, world * world, world)]
+    requested = torch.cat([keys[start:stop] for start, stop in spans]) % total - ranks.bounds(total)[rank]
+    return Asked(receive, [stop - start for start, stop in spans], requested), numbers[world * world + 1 :]
+
+
+@lru_cache(maxsize=4)
+def _edges(world: int, total: int, device: torch.device) -> Tensor:
+    # [world² + 1]: where, for each rank that asks, each owner's part of its keys begins.
+    cuts = [asking * total + owner * total // world for asking in range(world) for owner in range(world)]
+    return torch.tensor([*cuts, world * total], device=device)
 
 
 def to_host(numbers: Tensor) -> Callable[[], list[list[int]]]:

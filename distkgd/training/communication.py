@@ -3,7 +3,8 @@
 Per rank and step, averaged over ranks, with W ranks, R distinct rows that a rank needs of others, and w bytes per
 number; the kinds are those of `Ranks.traffic`. R grows with the candidates only if rows travel.
 
-    ids       8 (W - 1) + 8 R                           the counts, then the ids that are asked for
+    ids       8 (W - 1) + 8 R                           the counts, then the ids that are asked for; on a GPU none,
+                                                        where each rank draws what all ask for
     rows      R times what a rehearsal says of a row    there, and the gradients of tables that learn back
     queries, partials                                   per query, as rehearsed
     dense     2 (W - 1) / W w (replicated + terms + 1)  a ring all-reduce of gradients and loss terms, per update
@@ -118,8 +119,8 @@ def expected_traffic(
         # Every row that there is: as many, then, for further inputs.
         per_row = further_row = first.sent["rows"] / (first.rows + rows)
     found["rows"] += per_row * needs.rows(move) + further_row * sum(one.rows(move) for one in more)
-    counts = 0 if input_builder.sampler.balanced is not None else (ranks.world - 1) * needs.parts
-    found["ids"] += ID_BYTES * (needs.rows(move) + counts + sum(one.rows(move) + ranks.world - 1 for one in more))
+    found["ids"] += _ids(input_builder, needs, move, config.accumulate)
+    found["ids"] += sum(_ids(one.of, needed, move, 1) for one, needed in zip(further, more, strict=True))
     ring, number_bytes = 2.0 * (ranks.world - 1) / ranks.world, method.student.relation.element_size()
     for names, terms in first.updates:
         replicated = [tensor for name in names for tensor in method.groups[name].replicated.values()]
@@ -127,6 +128,14 @@ def expected_traffic(
         if config.optimizer.clip:
             found["control"] += ring * 8
     return {kind: value for kind, value in found.items() if value}
+
+
+def _ids(input_builder: StepInputBuilder, needs: Needs, move: Move, accumulate: int) -> float:
+    # Bytes of what ranks tell each other of the rows that they look up.
+    if input_builder.foresees(input_builder.parts(0, accumulate)[0], move):
+        return 0.0
+    counts = 0 if input_builder.sampler.balanced is not None else (input_builder.ranks.world - 1) * accumulate
+    return ID_BYTES * (needs.rows(move) + counts)
 
 
 def expected_memory(input_builder: StepInputBuilder, method: Method[Any], config: StageOptions) -> dict[str, float]:

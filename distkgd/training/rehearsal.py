@@ -131,6 +131,10 @@ class _SmallInputs(StepInputBuilder):
         quizzes.sampler = self.sampler.quizzes(whole)
         return quizzes
 
+    def foresees(self, part: Batch, move: Move) -> bool:
+        """No: the other ranks, which are not there, ask for nothing."""
+        return False
+
     def prepare_async(self, part: Batch) -> Generator[None, None, StepInputs]:
         """Takes note of what is made."""
         inputs = yield from super().prepare_async(part)
