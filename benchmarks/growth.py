@@ -24,7 +24,7 @@ from distkgd.evaluation.ranking import metrics, ranks_of
 from distkgd.models.model_folder import load_model
 
 SHARE = 0.05
-ARMS = ("frozen", "anchored", "free")
+ARMS = ("anchored", "frozen", "free")
 CONFIG = "codex-s/scratch_complex"
 OVERRIDES = ["mlflow.enabled=false", "report.html=false", "threads=1", "student.validate_every=16"]
 app = typer.Typer(help=__doc__)

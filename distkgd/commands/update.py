@@ -7,7 +7,7 @@ import typer
 
 from distkgd.commands.cli import imports, terminal
 
-OldRows = Literal["frozen", "anchored", "free"]
+OldRows = Literal["anchored", "frozen", "free"]
 
 
 def main(
@@ -17,7 +17,7 @@ def main(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="What goes over the config of the update.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each stage; default a sixth of its own.")] = None,
-    old_rows: Annotated[OldRows, typer.Option(help="Those of old entities and relations.")] = "frozen",
+    old_rows: Annotated[OldRows, typer.Option(help="Those of old entities and relations.")] = "anchored",
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>_updated.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the update in the run folder.")] = False,
 ) -> None:
@@ -28,7 +28,7 @@ def main(
     Examples:
 
       distkgd update runs/mine --data newer_folder
-      distkgd update runs/mine/stages/teacher --data newer_folder --epochs 5 --old-rows anchored student.anchor=0.5
+      distkgd update runs/mine/stages/teacher --data newer_folder --epochs 5 student.anchor=0.5
     """
     with imports():
         from distkgd.errors import ConfigError

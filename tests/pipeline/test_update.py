@@ -107,7 +107,8 @@ def test_a_student_is_taught_again_by_its_updated_teacher(
     taught = {"method": "dualde", "distill": {"stage_two": {"start": 12, "epochs": 6}}}
     tree: dict[str, Any] = {**SMALL, "data": str(folder / "before"), "report": {"queries": 0}}
     run = distkgd.train(tree | {"teacher": {**STAGE, "dim": 12}, "student": STAGE | taught}, out=tmp_path / "run")
-    code, out, _ = call("update", [run.folder, "--data", folder / "newer", "--out", tmp_path / "made", "--epochs", "2"])
+    asked = [run.folder, "--data", folder / "newer", "--epochs", "2", "--old-rows", "frozen"]
+    code, out, _ = call("update", [*asked, "--out", tmp_path / "made"])
     made = distkgd.Run(tmp_path / "made")
     assert code == 0 and list(made.stages) == ["teacher", "student"] and "5 of 50 entities are new." in out
     stages = read_yaml(made.folder / "plan.yaml")["stages"]
@@ -121,6 +122,18 @@ def test_a_student_is_taught_again_by_its_updated_teacher(
         assert (new.model.entity.weight[newcomers] != first[newcomers]).any(1).all()
     code, _, said = call("update", [run.folder, "epochs", "--data", folder / "newer", "--out", tmp_path / "wrong"])
     assert code == 2 and "no override" in said
+
+
+@pytest.mark.parametrize(("old_rows", "times"), [("anchored", 10), ("free", 1)])
+def test_new_rows_are_held_back_where_old_ones_are(
+    old_rows: str, times: float, site: tuple[Path, Graph, torch.Tensor, distkgd.Run], tmp_path: Path
+) -> None:
+    folder, _, _, run = site
+    trained = read_yaml(run.folder / "plan.yaml")["stages"][0]["regulariser"]
+    distkgd.update(run.folder, folder / "newer", epochs=1, old_rows=old_rows, out=tmp_path / "made")
+    (stage,) = read_yaml(tmp_path / "made/plan.yaml")["stages"]
+    assert stage["old_rows"] == old_rows and trained["weight"] > 0
+    assert stage["regulariser"] == trained | {"weight": times * trained["weight"]}
 
 
 def test_an_entity_is_added_by_its_triples_alone(site: tuple[Path, Graph, torch.Tensor, distkgd.Run]) -> None:

@@ -28,6 +28,9 @@ from distkgd.pipeline.stage_job import load_teacher
 
 SHARE = 6  # of the epochs that the model was trained for: an update takes one in so many, or fewer
 CALM = 5  # its learning rate is that of the training, divided by this: most rows are good already
+FIRM = (
+    10  # times the regulariser, where old rows are kept: new ones fit few triples, and would answer too many questions
+)
 NAME = "updated"
 
 
@@ -37,7 +40,7 @@ def update(
     overrides: Sequence[str] = (),
     *,
     epochs: int | None = None,
-    old_rows: str = "frozen",
+    old_rows: str = "anchored",
     out: AnyPath | None = None,
     resume: bool = False,
     show: bool = False,
@@ -46,15 +49,15 @@ def update(
 
     Entities and relations are matched by name. New entities are placed by their neighbours
     (`distkgd.models.newcomers`), then trained as the model was, for a sixth of its epochs at a fifth of its learning
-    rate. Where one teacher, a stage of the same run, taught the model, it is updated first and teaches it again by the
-    same method; other models are trained by the triples alone. The report says how old and new entities do, before
-    that training and after it.
+    rate, with ten times its regulariser unless old rows are free. Where one teacher, a stage of the same run, taught
+    the model, it is updated first and teaches it again by the same method; other models are trained by the triples
+    alone. The report says how old and new entities do, before that training and after it.
 
     model: a run (its student), a stage of one, or a model folder; without a run's plan.yaml the rules of
     `distkgd.distill` say how. data: a folder, or a public data set.
     overrides: `key=value` each, such as student.optimizer.lr=0.01, over everything else. epochs: of each stage.
-    old_rows: "frozen" keeps those of old entities and relations as they are, "anchored" pulls them back
-    (student.anchor), "free" trains them like the new ones.
+    old_rows: "anchored" pulls those of old entities and relations back (student.anchor), "frozen" keeps them as they
+    are, "free" trains them like the new ones.
     out: run folder, default runs/NAME_updated. resume, show: as for `distkgd.distill`.
 
     Raises ConfigError and its like for what cannot be done.
@@ -68,6 +71,9 @@ def update(
         tree |= {"name": folder.name, "data": str(data), "baseline": False}
         for name in stages:
             tree[name] |= {"first_rows": str(start / name), "old_rows": old_rows}
+            if old_rows != "free" and "regulariser" in tree[name]:
+                regulariser = tree[name]["regulariser"]
+                tree[name]["regulariser"] = regulariser | {"weight": FIRM * regulariser["weight"]}
             tree[name] |= {} if epochs is None else {"epochs": epochs, "validate_every": epochs}
         for override in overrides:
             apply(tree, override)
