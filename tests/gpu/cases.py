@@ -62,7 +62,7 @@ ON_TWO = "two ranks: "
 SPREAD = {
     f"{ON_TWO}{name}": STEPS[name]
     for name in ("complex, own negatives", "complex, chunks", "complex, 1-vs-all", "bkd, 1-vs-all", "dualde, stage two")
-}
+} | {f"{ON_TWO}complex, own negatives, rows": stages(move="rows")}
 # Without our Triton kernels.
 BY_TORCH = ", plain"
 PLAIN = {
