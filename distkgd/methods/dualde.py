@@ -40,7 +40,8 @@ from distkgd.kernels import dualde as kernels
 from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Phase, Update
 from distkgd.methods.losses.scores import batch_mean, batch_means, candidate_count, kl_divergence
 from distkgd.methods.losses.structure import Shape, ShapeFields, structure
-from distkgd.models.model import Model, View
+from distkgd.models.model import Model
+from distkgd.models.view import View
 from distkgd.scorers.base import sign_of
 
 # [Q] each: terms by name; of each model that learns the qualities of its positive triples' soft labels, if judged.

@@ -33,7 +33,7 @@ from distkgd.distributed.reductions.partials import Partial, Sum
 from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.methods.base import Method, MethodSettings, Update
 from distkgd.methods.losses.scores import batch_mean, batch_sum, candidate_count, huber, kl_divergence
-from distkgd.models.model import View
+from distkgd.models.view import View
 
 
 class IterdeConfig(MethodSettings):

@@ -42,8 +42,9 @@ from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Update
 from distkgd.methods.losses.meta_gradient import divergence_slope, gradient_of, model_like
 from distkgd.methods.losses.scores import batch_mean, kl_divergence, relation_loss
-from distkgd.models.model import Model, View
+from distkgd.models.model import Model
 from distkgd.models.pruned import keeping_zeros, mask_of, masked_view, pruned, unrounded
+from distkgd.models.view import View
 from distkgd.scorers import Scorer, scorer_class
 
 Part = Annotated[float, BeforeValidator(no_flag), Field(ge=0, le=1)]

@@ -30,7 +30,7 @@ from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_ove
 from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, Sum
 from distkgd.methods.base import Method, MethodSettings, ParameterGroup, Update
 from distkgd.methods.losses.scores import batch_mean, kl_of
-from distkgd.models.model import View
+from distkgd.models.view import View
 
 _SMALLEST_VARIANCE = 1e-10  # of a teacher's scores of a query
 

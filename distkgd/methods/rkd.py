@@ -29,7 +29,7 @@ from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.query_blocks import answer_means
 from distkgd.methods.base import Method, MethodSettings, Update
 from distkgd.methods.losses.scores import huber
-from distkgd.models.model import View
+from distkgd.models.view import View
 
 _SMALLEST_SQUARE = 1e-12  # of a distance: the root of less has no use and a steep gradient
 

@@ -2,23 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distkgd.common import random
 from distkgd.common.random import Stream
 from distkgd.data.filters import Queries, both_sides
-from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.finite import Broken, broken_row, first_broken
 from distkgd.distributed.pruning import Mask
 from distkgd.distributed.ranks import Ranks
-from distkgd.distributed.reductions.candidate_layout import PairScores
-from distkgd.distributed.tables import OpenRows, ShardedTable, plan_route
+from distkgd.distributed.tables import ShardedTable, plan_route
 from distkgd.errors import ConfigError
-from distkgd.kernels.candidates import Candidates, GatheredRows, embedded, plain
+from distkgd.kernels.candidates import Candidates, embedded
 from distkgd.kernels.packed import PackedRows, whole_queries
 from distkgd.kernels.quantiser import Quantiser, Rounding
 from distkgd.scorers import Init, Scorer
@@ -213,7 +209,7 @@ def overflows(model: Model, triples: Tensor) -> int:
     n = len(queries.anchor)
     route = plan_route(torch.cat([queries.anchor, queries.answer]), None, total, ranks)
     anchor, answer = model.entity.open(route, grad=False).lookup([n, n])
-    relation = F.embedding(model.relation_ids(queries), model.relations)
+    relation = embedded(model.relations, model.relation_ids(queries))
     scores = model.answer_scores(queries, anchor, relation, answer)
     bad = (~scores.isfinite()).reshape(-1, 2).any(1).sum().double().reshape(1)
     return int(ranks.all_reduce(bad))
@@ -289,103 +285,3 @@ def _fresh(
             values = 2.0 * random.uniform(seed, stream, 0, index) - 1.0
         out[start - lo : stop - lo] = (values.reshape(-1, dim) * scale).to(dtype)
     return out
-
-
-class View:
-    """The embeddings and scores of one model for one part of a batch.
-
-    anchor, relation, answer: [Q, ·] rows before dropout; dropped: anchor and relation after it.
-    relations: the whole relation table. positive: [Q] scores of the queries' own answers.
-    negatives: the scores of the other candidates, as a Field.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        inputs: StepInputs,
-        *,
-        grad: bool,
-        dropout: float = 0.0,
-        relation_dropout: float = 0.0,
-        bf16: bool = False,
-    ) -> None:
-        with torch.set_grad_enabled(grad):
-            queries = inputs.batch.queries
-            n = len(queries.anchor)
-            self.model, self.inputs = model, inputs
-            mask = model.mask
-            self.opened: OpenRows = model.entity.open(
-                inputs.route, grad=grad, mask=None if mask is None else mask.entity
-            )
-            self.relations = model.relations
-            shape = inputs.candidates
-            candidates: Candidates
-            drawn: list[Tensor] = []  # anchors of the negatives
-            if shape is not None and inputs.looked_up:
-                sizes = [n, n, n * inputs.drawn_anchors] if inputs.drawn_anchors else [n, n]
-                (self.anchor, self.answer, *drawn), candidates = self.opened.lookup_and_list(sizes, shape)
-            else:
-                self.anchor, self.answer = self.opened.lookup([n, n])
-                candidates = self.opened.candidates()
-                if shape is not None:
-                    candidates = plain(candidates).reshape(*shape, candidates.shape[-1])
-            self.relation = embedded(self.relations, model.relation_ids(queries))
-            anchor = _drop(self.anchor, dropout, inputs, Stream.ENTITY_DROPOUT, model.scorer.biases)
-            relation = _drop(self.relation, relation_dropout, inputs, Stream.RELATION_DROPOUT)
-            self.dropped = anchor, relation
-            score_candidates = _score_candidates_bf16(model.scorer) if bf16 else model.scorer.score_candidates
-            projected = model.project(queries, anchor, relation)
-            if projected.device.type != "cpu" and model.scorer.candidate_form == "dot":
-                # The same but for rounding, which is said to stay as it is on CPUs, in a fourth of the kernels.
-                self.positive = (projected * self.answer).sum(-1)
-            else:
-                self.positive = model.answer_scores(queries, anchor, relation, self.answer)
-            if drawn:
-                times = inputs.drawn_anchors
-                each = Queries(*(column.repeat_interleave(times) for column in queries))
-                own = model.project(each, drawn[0], self.relation.repeat_interleave(times, 0))
-                projected = own.reshape(n, times * own.shape[1])
-                score_candidates = partial(_score_by_anchor, score_candidates, times)
-            self.negatives = PairScores(inputs.layout, score_candidates, projected, candidates)
-
-    def masters(self) -> tuple[Tensor, Tensor, Tensor]:
-        """[Q, ·] anchor, relation, answer as they are trained: not rounded; all ranks call it."""
-        model, queries = self.model, self.inputs.batch.queries
-        anchor, relation, answer = self.anchor, self.relation, self.answer
-        if model.entity.quantiser is not None:
-            anchor, answer = self.opened.lookup_unrounded([len(queries.anchor)] * 2)
-        if model.relation_quantiser is not None:
-            relation = F.embedding(model.relation_ids(queries), model.master_relations)
-        return anchor, relation, answer
-
-    def field(self, queries: Tensor, score_candidates: ScoreCandidates) -> PairScores:
-        """Another number per (query, candidate) over the same candidates, e.g. a cosine."""
-        return PairScores(self.inputs.layout, score_candidates, queries, self.negatives.rows)
-
-
-def _score_by_anchor(score_candidates: ScoreCandidates, anchors: int, queries: Tensor, rows: Candidates) -> Tensor:
-    # [groups, 1, N] of [groups, 1, anchors * query_size] queries, each of which meets N / anchors of the candidates.
-    assert isinstance(rows, GatheredRows)
-    groups, num = rows.index.shape
-    parts = replace(rows, index=rows.index.reshape(groups * anchors, num // anchors))
-    each = queries.reshape(groups * anchors, 1, queries.shape[-1] // anchors)
-    return score_candidates(each, parts).reshape(groups, 1, num)
-
-
-def _score_candidates_bf16(scorer: Scorer) -> ScoreCandidates:
-    def score_candidates(queries: Tensor, rows: Candidates) -> Tensor:
-        return scorer.score_candidates(queries.bfloat16(), rows.to(torch.bfloat16)).to(queries.dtype)
-
-    return score_candidates
-
-
-def _drop(rows: Tensor, rate: float, inputs: StepInputs, stream: Stream, biases: int = 0) -> Tensor:
-    # Inverted dropout whose mask depends on the query's global index, never on the rank. Biases are not dropped.
-    if not rate:
-        return rows
-    dim = rows.shape[1]
-    index = inputs.batch.query_index().unsqueeze(1) * dim + torch.arange(dim, device=rows.device)
-    keep = random.uniform(inputs.seed, stream, inputs.batch.step, index) >= rate
-    factor = keep.to(rows.dtype) / (1.0 - rate)
-    factor[:, :biases] = 1.0
-    return rows * factor

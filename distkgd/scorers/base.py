@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distkgd.config.plugins import spec_of
 from distkgd.errors import ConfigError, UnsupportedError
-from distkgd.kernels.candidates import Candidates
+from distkgd.kernels.candidates import Candidates, GatheredRows, plain
 from distkgd.kernels.pairs import Kind
 
 CandidateForm = Literal["dot", "l2", "coordinates", "squared", "hyperbolic"]
@@ -46,6 +46,7 @@ class Scorer(ABC):
     complex_pairs: ClassVar[bool] = False  # coordinates 2k, 2k+1 of an entity are one complex number
     biases: ClassVar[int] = 0  # numbers of an entity row before its coordinates; every crop keeps them
     tails_only: ClassVar[bool] = False  # there is no `head_query`: models need reciprocal relations
+    lists_relations: ClassVar[bool] = False  # `listed_query` is better than a copy of the relation's row per query
 
     def __init__(self, dim: int, *, margin: float | None = None, norm: int | None = None) -> None:
         self._check_dim(dim, "dim")
@@ -116,6 +117,11 @@ class Scorer(ABC):
     @abstractmethod
     def head_query(self, t: Tensor, r: Tensor) -> Tensor:
         """`[..., query_size]` what of (r, t) meets head candidates."""
+
+    def listed_query(self, rows: Tensor, relation: GatheredRows, *, of_heads: bool = False) -> Tensor:
+        """`[n, query_size]`: `tail_query` of heads [n, entity_size] and relations that are rows of a table, without
+        copies of these; of_heads: `head_query` of tails."""
+        return (self.head_query if of_heads else self.tail_query)(rows, plain(relation))
 
     def turned(self, r: Tensor, side: Tensor) -> Tensor | None:
         """`[n, relation_size]` relations whose tail queries are head queries of r where side [n] is 1, and tail queries

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from distkgd.kernels.candidates import GatheredRows
 from distkgd.scorers.bilinear import Bilinear
 
 
@@ -19,6 +20,7 @@ class Rescal(Bilinear):
 
     name: ClassVar[str] = "rescal"
     prefix_form: ClassVar[None] = None  # each coordinate of a query depends on every column of the anchor
+    lists_relations: ClassVar[bool] = True  # a matrix per query would be most of a step's memory
 
     @property
     def relation_size(self) -> int:
@@ -42,3 +44,11 @@ class Rescal(Bilinear):
 
     def _matrix(self, r: Tensor) -> Tensor:
         return r.reshape(*r.shape[:-1], self.dim, self.dim)
+
+    def listed_query(self, rows: Tensor, relation: GatheredRows, *, of_heads: bool = False) -> Tensor:
+        order = torch.sort(relation.index, stable=True).indices
+        parts = rows[order].split(torch.bincount(relation.index, minlength=len(relation.table)).tolist())
+        matrices = self._matrix(relation.table)
+        each = (matrices.mT if of_heads else matrices).unbind(0)
+        met = [part @ matrix for part, matrix in zip(parts, each, strict=True) if len(part)]
+        return torch.cat(met)[torch.sort(order).indices] if met else rows[:0]

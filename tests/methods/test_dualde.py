@@ -16,7 +16,7 @@ from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.methods import TaskLoss, Update
 from distkgd.methods.dualde import DualDE, DualdeConfig, StageTwoConfig
 from distkgd.methods.losses.scores import hard_loss
-from distkgd.models.model import View
+from distkgd.models.view import View
 from distkgd.pipeline.config import parse_config
 from distkgd.training import loop
 from distkgd.training.job import Job, Progress, schedule_scale, step_name

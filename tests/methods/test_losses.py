@@ -26,8 +26,8 @@ from distkgd.methods.losses.scores import (
     kl_divergence,
     regulariser,
 )
-from distkgd.models.model import View
 from distkgd.models.nested_scores import NestedScores
+from distkgd.models.view import View
 from tests.covering import all_pairs
 from tests.jobs import (
     Asked,

@@ -12,8 +12,10 @@ from distkgd.common.random import Stream
 from distkgd.distributed.ranks import Ranks
 from distkgd.methods import MethodSettings, TaskLoss
 from distkgd.methods.scratch import Scratch
+from distkgd.scorers.rescal import Rescal
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
+from tests.invariants.test_world_size import assert_same
 from tests.jobs import NaiveModel, assert_same_gradients, spelled_out, toy_inputs, toy_model, toy_setup
 from tests.methods.steps import Naive, Sharding, assert_step_is, plain_sgd
 from tests.ranks import run_on_threads
@@ -126,3 +128,20 @@ def test_drawn_anchors_meet_their_part_of_the_candidates(anchors: int, sharding:
         return {"hard": torch.stack([loss(place) for place in range(len(naive.asked))]).mean()}
 
     assert_step_is(config, formula, sharding)
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize("penalty", ["dura", "n3"])
+def test_steps_by_listed_relations_are_those_by_copies(
+    bits: int, penalty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage: dict[str, Any] = {"scorer": "rescal", "reciprocal": True, "dim": 4, "batch_size": 48, "dropout": 0.1}
+    stage |= {"regulariser": {"name": penalty, "weight": 0.1}, "negatives": {"kind": "all"}, "bits": bits}
+    stage |= {"loss": {"name": "softmax"}, "optimizer": {"name": "adagrad", "lr": 0.1}, "relation_bits": bits}
+    config = {"dtype": "float64", "student": stage}
+    listed = train_some(Ranks(), config, steps=4)
+    (two, other) = run_on_threads(2, train_some, config=config, steps=4)
+    monkeypatch.setattr(Rescal, "lists_relations", False)
+    copied = train_some(Ranks(), config, steps=4)
+    assert_same([copied], [listed], rows=1e-9, losses=1e-9)
+    assert_same([copied], [two, other], rows=1e-9, losses=1e-9)

@@ -14,7 +14,8 @@ from distkgd.errors import UnsupportedError
 from distkgd.kernels.candidates import GatheredRows, plain
 from distkgd.methods.losses.scores import regulariser
 from distkgd.methods.losses.structure import structure
-from distkgd.models.model import Model, View, new_model
+from distkgd.models.model import Model, new_model
+from distkgd.models.view import View
 from distkgd.scorers import SCORERS, build_scorer
 from distkgd.scorers.hyperbolic.poincare import EDGE, curvature, squared_distances, translated
 from tests.jobs import toy_inputs, toy_model

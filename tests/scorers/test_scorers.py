@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distkgd.errors import ConfigError, UnsupportedError
+from distkgd.kernels.candidates import GatheredRows
 from distkgd.scorers import SCORERS, Init, Scorer, build_scorer, from_constants
 from tests.scorers import naive
 from tests.scorers.naive import NAIVE, RELATION_SIZE
@@ -294,6 +295,23 @@ def test_a_crop_is_the_big_model_with_the_other_columns_silenced(name: str) -> N
     silent = torch.arange(big.entity_size) >= size
     found = big.score(h.masked_fill(silent, 0), r * kept, t.masked_fill(silent, 0))
     torch.testing.assert_close(found, small.score(h[:, :size], r[:, big.crop_columns(dim)], t[:, :size]))
+
+
+@pytest.mark.parametrize("of_heads", [False, True])
+@pytest.mark.parametrize("name", ["rescal", "complex"])
+def test_queries_of_listed_relations_are_those_of_their_copies(name: str, of_heads: bool) -> None:
+    scorer = build_scorer(name, 4)
+    generator = torch.Generator().manual_seed(6)
+    rows = torch.randn(7, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(5, scorer.relation_size, generator=generator, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([3, 0, 3, 1, 4, 3, 0])  # 2 is asked by nobody
+    copied = (scorer.head_query if of_heads else scorer.tail_query)(rows, table[index])
+    found = scorer.listed_query(rows, GatheredRows(table, index), of_heads=of_heads)
+    torch.testing.assert_close(found, copied)
+    for one, other in zip(*(torch.autograd.grad(x.sin().sum(), (rows, table)) for x in (found, copied)), strict=True):
+        torch.testing.assert_close(one, other)
+    nothing = scorer.listed_query(rows[:0], GatheredRows(table, index[:0]), of_heads=of_heads)
+    assert nothing.shape == (0, 4)
 
 
 def test_rescal_crops_to_the_top_left_corner() -> None:

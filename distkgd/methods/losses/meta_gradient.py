@@ -8,7 +8,8 @@ from distkgd.distributed.reductions.candidate_layout import valid_mask
 from distkgd.distributed.reductions.loss_requests import LossRequest
 from distkgd.distributed.reductions.partials import Partial, SoftmaxMean
 from distkgd.distributed.tables import ShardedTable
-from distkgd.models.model import Model, View
+from distkgd.models.model import Model
+from distkgd.models.view import View
 
 
 def model_like(

@@ -20,7 +20,7 @@ from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_ove
 from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, SoftmaxMean, SoftplusSum, Sum
 from distkgd.errors import UnsupportedError
 from distkgd.kernels.scores import softplus_summable
-from distkgd.models.model import View
+from distkgd.models.view import View
 
 
 def batch_mean(per_query: Tensor, inputs: StepInputs) -> Tensor:
@@ -252,11 +252,11 @@ def regulariser(
         (Zhang et al., NeurIPS 2020, Eq. 8); bilinear scorers only.
     """
     scorer = view.model.scorer
+    if name == "dura":
+        return weight * _dura(view, None if times is None else times[0])
     anchor, relation, answer = view.masters()
     rows = scorer.coordinates(anchor), relation, scorer.coordinates(answer)
     weights = weight, weight if relation_weight is None else relation_weight, weight
-    if name == "dura":
-        return weight * _dura(view, (anchor, relation, answer), None if times is None else times[0])
     power = {"n2": 2, "n3": 3}[name]
     if power == 3 and scorer.complex_pairs:
         sizes = [_moduli(x) for x in rows]
@@ -271,17 +271,23 @@ def regulariser(
     return parts[0] + parts[1] + parts[2]
 
 
-def _dura(view: View, rows: tuple[Tensor, Tensor, Tensor], times: Tensor | None) -> Tensor:
+def _dura(view: View, times: Tensor | None) -> Tensor:
     # [Q]: Zhang et al., NeurIPS 2020, Eq. 8.
-    scorer, (anchor, relation, answer) = view.model.scorer, rows
+    model, scorer = view.model, view.model.scorer
     if scorer.candidate_form != "dot":
         raise UnsupportedError(f"regulariser dura is defined for bilinear scorers, not {scorer.name}; use n2 or n3.")
-    forth = scorer.tail_query(anchor, relation)
-    back = scorer.head_query(answer, relation)
-    if not view.model.reciprocal:
-        asks_head = (view.inputs.batch.queries.side == 1).unsqueeze(1)
-        forth = torch.where(asks_head, scorer.head_query(anchor, relation), forth)
-        back = torch.where(asks_head, scorer.tail_query(answer, relation), back)
+    if view.lists_relations:
+        anchor, answer = view.master_entities()
+        listed = view.listed(model.master_relations)
+        forth, back = scorer.listed_query(anchor, listed), scorer.listed_query(answer, listed, of_heads=True)
+    else:
+        anchor, relation, answer = view.masters()
+        forth = scorer.tail_query(anchor, relation)
+        back = scorer.head_query(answer, relation)
+        if not model.reciprocal:
+            asks_head = (view.inputs.batch.queries.side == 1).unsqueeze(1)
+            forth = torch.where(asks_head, scorer.head_query(anchor, relation), forth)
+            back = torch.where(asks_head, scorer.tail_query(answer, relation), back)
     squares = anchor.square() + forth.square() + back.square() + answer.square()
     return (squares if times is None else squares * times).sum(-1)
 

@@ -11,7 +11,7 @@ from distkgd.distributed.reductions.candidate_layout import PairScores
 from distkgd.kernels import dualde as kernels
 from distkgd.kernels.candidates import Candidates, GatheredRows, plain
 from distkgd.kernels.rows import directions
-from distkgd.models.model import View
+from distkgd.models.view import View
 from distkgd.scorers.base import Scorer
 from distkgd.scorers.sums.tiles import inner
 

@@ -8,7 +8,8 @@ from distkgd.config.stage import StageOptions
 from distkgd.data.step_inputs import StepInputs
 from distkgd.distributed.reductions.loss_requests import LossRequest
 from distkgd.methods.losses.scores import batch_mean, hard_loss, regulariser
-from distkgd.models.model import Model, View
+from distkgd.models.model import Model
+from distkgd.models.view import View
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from distkgd.distributed.pruning import Mask, changed
 from distkgd.distributed.ranks import Ranks
-from distkgd.models.model import View
+from distkgd.models.view import View
 from distkgd.training.loop import train_stage
 from distkgd.training.metrics_log import MetricsLog
 from tests.toys import toy_job
