@@ -73,12 +73,14 @@ def toy_teacher(run: Run, dim: int = 12, scorer: str = "complex", seed: int = 77
 
 def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | None = None) -> Job:
     """A job for the student of `config`; a method that needs a teacher gets `toy_teacher`, and a smaller one too if it
-    is mulde or config["two"] says so."""
-    two = config.get("two", config["student"].get("method") == "mulde")
+    is mulde, has weights of teachers, or config["two"] says so."""
+    weighted = "weights" in config["student"].get("distill", {}) and config["student"]["method"] == "dualde"
+    two = config.get("two", weighted or config["student"].get("method") == "mulde")
     config = {key: value for key, value in config.items() if key != "two"}
     method = config["student"].get("method", "scratch")
     taught = 0 not in METHODS[method].num_teachers
-    run = toy_run(config | ({"teacher": "toy"} if taught else {}), ranks, folder, graph)
+    given = {"teachers": {"toy": "toy", "other": "toy"}} if two else {"teacher": "toy"} if taught else {}
+    run = toy_run(config | given, ranks, folder, graph)
     # Who begins from its teacher's rows needs one of the same scorer.
     scorer = run.config.student.scorer if run.config.student.start != "random" else "complex"
     teachers = [toy_teacher(run, scorer=scorer)] if taught else []

@@ -52,6 +52,9 @@ class MethodSettings(Frozen):
     def check(self, stage: StageOptions) -> None:
         """ValueError for a combination with other options of the stage that the method cannot do."""
 
+    def check_teachers(self, given: int) -> None:
+        """ValueError where these settings are not for that many teachers."""
+
 
 S = TypeVar("S", bound=MethodSettings)
 

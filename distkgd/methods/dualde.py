@@ -12,9 +12,10 @@ Differs from the paper:
   In stage two each side then imitates the other: KL(teacher || student) for L_Stu, KL(student || teacher) for L_Tea.
   The structure distance is then taken on positive triples only.
 - several teachers are the paper's M-DualDE, of which it says that the weighted average of their soft labels is the
-  student's. Ours weighs all equally: scores and structure numbers are averaged per candidate before they are compared
-  and before the quality of the soft label is judged; with soft: kl the divergences are averaged, which teaches the
-  student what the averaged softmax would. In stage two each teacher has a loss and evaluators of its own.
+  student's; how it weighs it does not say. Ours are constants (`weights`): scores, which `normalise` brings onto one
+  scale, and structure numbers are averaged per candidate before they are compared and before the quality of the soft
+  label is judged; with soft: kl the divergences are averaged, which teaches the student what the averaged softmax
+  would. In stage two each teacher has a loss and evaluators of its own.
 Differs from the authors' code (a later port):
 - it computes the structure distance and leaves it out; it weighs the student's negatives with the *positive* sigmoid;
   it compares scores after a sigmoid (`probabilities: true` here); it multiplies aggregated means instead of
@@ -37,9 +38,10 @@ from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_ove
 from distkgd.distributed.reductions.partials import Partial, SoftmaxMean, Sum, Summed
 from distkgd.errors import UnsupportedError
 from distkgd.kernels import dualde as kernels
-from distkgd.methods.base import Method, MethodSettings, MethodState, ParameterGroup, Phase, Update
+from distkgd.methods.base import Method, MethodState, ParameterGroup, Phase, Update
 from distkgd.methods.losses.scores import batch_mean, batch_means, candidate_count, kl_divergence
 from distkgd.methods.losses.structure import Shape, ShapeFields, structure
+from distkgd.methods.losses.teachers import AveragedTeachers, moments, one_scale
 from distkgd.models.model import Model
 from distkgd.models.view import View
 from distkgd.scorers.base import sign_of
@@ -62,7 +64,7 @@ class StageTwoConfig(Frozen):
     teacher_lr_scale: Rate = 0.1
 
 
-class DualdeConfig(MethodSettings):
+class DualdeConfig(AveragedTeachers):
     """DualDE (Zhu et al., WSDM 2022).
 
     evaluation: weigh each soft label by its learned quality (Eq. 8-9, 12-13); off: soft and hard weights are 1.
@@ -74,6 +76,9 @@ class DualdeConfig(MethodSettings):
     temperature: of the softmaxes of "kl".
     soft_weight: factor on the soft losses (the paper's is 1). stop_opposite: each model's loss leaves the other alone.
     stage_one: off starts with both models learning. stage_two: null leaves the teacher frozen throughout.
+    weights: of several teachers, in their order; only their ratios count. Default: all alike.
+    normalise: zscore brings their scores of a query to one mean and standard deviation, over all candidates and the
+        answer, before they are averaged: their own, averaged, without a gradient. none: as they are.
     """
 
     evaluation: bool = True
@@ -103,6 +108,8 @@ class DualdeConfig(MethodSettings):
             )
         if self.soft == "huber" and (stage.loss.label_smoothing or stage.negatives.labels == "known"):
             raise ValueError("dualde with soft: huber has no label_smoothing and no labels: known; use soft: kl")
+        if self.soft == "kl" and self.normalise != "none":
+            raise ValueError("normalise: dualde with soft: kl averages no scores; use soft: huber, or method mulde")
 
 
 class DualDE(Method[DualdeConfig]):
@@ -203,13 +210,23 @@ class DualDE(Method[DualdeConfig]):
         quality = self._quality(which, score, alpha, beta)
         return quality, 1.0 - quality
 
-    def _pair(self, which: int, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _pair(self, which: int, numbers: Sequence[Tensor], scale: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         # Of a number that every model has, the student first: model `which`'s own and what it is compared with, which
-        # is the student's, or for the student the mean over teachers.
+        # is the student's, or for the student the mean over teachers. scale: of scores, as `_scale` has it.
         own, other = numbers[which], numbers[0]
         if which == 0:
-            other = _mean_of(numbers[1:], own)
+            *factors, offset = scale or (0.0,)
+            theirs = [f * z for f, z in zip(factors, numbers[1:], strict=True)] if factors else numbers[1:]
+            other = _mean_of(theirs, own, self.settings.weights_of(len(theirs)), offset)
         return own, other.detach() if self.settings.stop_opposite else other
+
+    def _scale(self, views: Sequence[View]) -> list[Tensor]:
+        # [Q] each: a factor for each teacher's scores and what is added to their average; nothing if they are as they
+        # are.
+        if self.settings.normalise == "none" or len(views) == 2:
+            return []
+        factors, offset = one_scale(*moments(views[1:]), self.settings.shares(len(views) - 1))
+        return [*factors.unbind(1), offset]
 
     def _distance(self, own: Tensor, other: Tensor) -> Tensor:
         # Eq. 4
@@ -231,11 +248,12 @@ class DualDE(Method[DualdeConfig]):
         shapes: Sequence[Shape],
         distances: Sequence[Tensor],
         hard: Sequence[Tensor],
+        scale: Sequence[Tensor] = (),
     ) -> Terms:
         # Eq. 10-11 (and 14-15) of positive triples or whole queries; all terms together are Eq. 1.
         terms, qualities, scores = {}, [], [view.positive for view in views]
         for i, distance in enumerate(distances):
-            soft_weight, hard_weight = self._weights(2 * i, self._pair(i, scores)[1], self.alpha, self.beta)
+            soft_weight, hard_weight = self._weights(2 * i, self._pair(i, scores, scale)[1], self.alpha, self.beta)
             terms[f"{_tag(i)}soft{kind}"] = (
                 self.settings.soft_weight * soft_weight * self._with_shapes(distance, i, shapes)
             )
@@ -248,27 +266,30 @@ class DualDE(Method[DualdeConfig]):
         self, views: Sequence[View], shapes: Sequence[Shape], fields: Sequence[ShapeFields], num_learning: int
     ) -> Terms:
         # With a distance for every candidate; the hard loss of positive triples is that of Eq. 2.
-        asks = {"negatives": self._negatives(views, fields, num_learning)}
+        scale = self._scale(views)
+        asks = {"negatives": self._negatives(views, fields, num_learning, scale)}
         if self.task.loss == "softmax":
             asks |= {str(i): self.task.request(view) for i, view in enumerate(views[:num_learning])}
         got = reduce_over_candidates(asks)
         scores = [view.positive for view in views]
-        distances = [self._distance(*self._pair(i, scores)) for i in range(num_learning)]
+        distances = [self._distance(*self._pair(i, scores, scale)) for i in range(num_learning)]
         hard = [got[str(i)] if str(i) in got else F.softplus(-scores[i]) for i in range(num_learning)]
-        terms, qualities = self._of_positives("_positive", views, shapes, distances, hard)
+        terms, qualities = self._of_positives("_positive", views, shapes, distances, hard, scale)
         return terms | got["negatives"], qualities
 
-    def _negatives(self, views: Sequence[View], shapes: Sequence[ShapeFields], num_learning: int) -> LossRequest:
+    def _negatives(
+        self, views: Sequence[View], shapes: Sequence[ShapeFields], num_learning: int, scale: Sequence[Tensor]
+    ) -> LossRequest:
         # Eq. 10-11 (and 14-15) of the negatives of all models that learn.
         listed, n = self.task.loss == "softmax", len(views)
 
         def partials(*more: Tensor) -> dict[str, Partial]:
-            *fields, alpha, beta = more
-            scores, rest = fields[:n], fields[n:]
+            *numbers, alpha, beta = more
+            scores, rest, scale = numbers[:n], numbers[n : len(met)], numbers[len(met) :]
             each = [(rest[2 * i], rest[2 * i + 1]) for i in range(n)] if rest else []
             out: dict[str, Partial] = {"count": Sum(valid_mask(scores[0].detach()))}
             for i in range(num_learning):
-                own, other = self._pair(i, scores)
+                own, other = self._pair(i, scores, scale)
                 soft_weight, hard_weight = self._weights(2 * i + 1, other, alpha, beta)
                 distance = self._with_shapes(self._distance(own, other), i, each)
                 soft = self.settings.soft_weight * soft_weight * distance
@@ -278,7 +299,7 @@ class DualDE(Method[DualdeConfig]):
             return out
 
         met = [view.negatives for view in views] + [field for pair in shapes for field in pair]
-        return LossRequest(partials, met, self._over_count, parameters=(self.alpha, self.beta))
+        return LossRequest(partials, met, self._over_count, scale, parameters=(self.alpha, self.beta))
 
     def _over_count(self, got: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Sums over negatives as this loss has them.
@@ -334,7 +355,10 @@ class DualDE(Method[DualdeConfig]):
             for j, other in enumerate(theirs):
                 asks[f"{i} {j}"] = kl_divergence(views[i], other, how.temperature, stop_teacher=how.stop_opposite)
         got = reduce_over_candidates(asks)
-        distances = [sum(got[f"{i} {j}"] for j in range(len(one))) / len(one) for i, one in enumerate(others)]
+        shares = [how.shares(len(views) - 1), *([1.0] for _ in views[1:num_learning])]
+        distances = [
+            torch.stack([w * got[f"{i} {j}"] for j, w in enumerate(each)]).sum(0) for i, each in enumerate(shares)
+        ]
         return self._of_positives("", views, shapes, distances, [got[str(i)] for i in range(num_learning)])
 
 
@@ -348,10 +372,10 @@ def _tag(which: int) -> str:
     return f"{_group(which)}_" if which else ""
 
 
-def _mean_of(teachers: Sequence[Tensor], own: Tensor) -> Tensor:
-    """[...]: mean over teachers of a number of theirs; where a pair does not count in `own`, the very number that says
-    so, of which rounding would make another."""
+def _mean_of(teachers: Sequence[Tensor], own: Tensor, weights: Sequence[float], offset: Tensor | float = 0.0) -> Tensor:
+    """[...]: weighted mean over teachers of a number of theirs, and what is added to it; where a pair does not count in
+    `own`, the very number that says so, of which rounding would make another."""
     if len(teachers) == 1:
         return teachers[0]
-    mean = torch.stack(list(teachers)).mean(0)
+    mean = torch.stack([w * z for w, z in zip(weights, teachers, strict=True)]).sum(0) / sum(weights) + offset
     return mean.masked_fill(own.detach() < MASKED_SCORE / 2, MASKED_SCORE)

@@ -12,6 +12,8 @@ Differs from the paper:
 - MulDE[attention], a weight per query and teacher: the paper contrasts a teacher's scores with the Junior's. Ours is
   the softmax over teachers of a * contrast, the contrast of a teacher being how many standard deviations of its
   scores of all candidates and the answer its score of the answer lies above their mean; one learned slope a for all.
+- `weights` are odds that each teacher has beforehand; with both of the Senior's ways switched off they are the weights
+  of the average. `normalise` puts the teachers on one scale before the Senior's factors.
 - the hard loss of the Junior is the stage's; that of the Senior, MulDE[senior], is cross-entropy.
 - teachers are of all kinds; the paper's are four hyperbolic models of 64 numbers.
 Differs from the authors' code: none of it was read. IterDE's repository calls the plain mean of four teachers' scores
@@ -25,24 +27,26 @@ from torch import Tensor
 
 from distkgd.config.fields import Rate, Real, Weight
 from distkgd.data.step_inputs import StepInputs
-from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE, valid_mask
+from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE
 from distkgd.distributed.reductions.loss_requests import LossRequest, reduce_over_candidates
-from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap, Sum
-from distkgd.methods.base import Method, MethodSettings, ParameterGroup, Update
+from distkgd.distributed.reductions.partials import LogSumExp, Partial, SoftmaxGap
+from distkgd.methods.base import Method, ParameterGroup, Update
 from distkgd.methods.losses.scores import batch_mean, kl_of
+from distkgd.methods.losses.teachers import AveragedTeachers, moments, one_scale
 from distkgd.models.view import View
 
-_SMALLEST_VARIANCE = 1e-10  # of a teacher's scores of a query
 
-
-class MuldeConfig(MethodSettings):
+class MuldeConfig(AveragedTeachers):
     """Several teachers through a Senior: hard_weight * hard loss + weight * T^2 KL(Senior || student) + Senior's loss.
 
     weight: factor on what the student learns from the Senior. hard_weight: on its hard loss. temperature: T.
     relation_scaling: the Senior learns a factor for each relation, direction and teacher; off: 1.
     contrast_attention: it learns how much to prefer the teacher that tells the answer of a query from the other
-        candidates most clearly; off: the plain mean. attention: the slope that it starts with, 0: the plain mean.
+        candidates most clearly; off: the mean. attention: the slope that it starts with, 0: the mean.
     evaluator_lr: how fast the Senior learns; with both switched off there is nothing to learn.
+    weights: of the teachers in that mean, in their order; only their ratios count. Default: all alike.
+    normalise: zscore brings all teachers' scores of a query to one mean and standard deviation, over all candidates and
+        the answer: their own, averaged. none: as they are.
     """
 
     weight: Weight = 1.0
@@ -98,12 +102,12 @@ class MulDE(Method[MuldeConfig]):
 
     def _senior(self, student: View, teachers: Sequence[View]) -> LossRequest:
         # Asks for {"soft": [Q] T^2 KL(Senior || student), "senior": [Q] the Senior's cross-entropy, if it learns}.
-        learns, temperature, mean = self.senior_learns, self.settings.temperature, 1.0 / len(teachers)
-        factors = list(self._factors(teachers).unbind(1)) if learns else []
+        learns, temperature, shares = self.senior_learns, self.settings.temperature, self._shares
+        factors = list(self._factors(teachers).unbind(1)) if learns or self.settings.normalise != "none" else []
 
         def combined(scores: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
-            each = [f * z for f, z in zip(factors, scores, strict=True)] if learns else [mean * z for z in scores]
-            return torch.stack(each).sum(0)
+            each: Sequence[Tensor | float] = factors or shares
+            return torch.stack([f * z for f, z in zip(each, scores, strict=True)]).sum(0)
 
         def partials(zs: Tensor, *more: Tensor) -> dict[str, Partial]:
             scores, factors = more[: len(teachers)], more[len(teachers) :]
@@ -114,7 +118,7 @@ class MulDE(Method[MuldeConfig]):
 
         def finish(got: dict[str, Tensor], own_s: Tensor, *more: Tensor) -> dict[str, Tensor]:
             n = len(teachers)
-            own = combined(more[:n], more[n : 2 * n] if learns else ())
+            own = combined(more[:n], more[n : n + len(factors)])
             (share,) = more[n + len(factors) :] or (own.new_ones(()),)
             divergence = kl_of(got, own_s / temperature, own.detach() / temperature)
             found = {"soft": share * temperature**2 * divergence}
@@ -128,41 +132,23 @@ class MulDE(Method[MuldeConfig]):
         own += [] if share is None else [share.to(student.positive.dtype)]
         return LossRequest(partials, [student.negatives, *(view.negatives for view in teachers)], finish, factors, own)
 
+    @property
+    def _shares(self) -> list[float]:
+        return self.settings.shares(len(self.teachers))
+
     def _factors(self, teachers: Sequence[View]) -> Tensor:
-        # [Q, teachers]: what the Senior multiplies each teacher's scores of a query with.
-        queries = teachers[0].inputs.batch.queries
-        if self.settings.contrast_attention:
+        # [Q, teachers]: what the Senior multiplies each teacher's scores of a query with. What `one_scale` would add to
+        # all scores of a query alike no softmax sees.
+        how, queries = self.settings, teachers[0].inputs.batch.queries
+        factors = self.attention.new_tensor(self._shares).expand(len(queries.relation), -1)
+        if how.contrast_attention or how.normalise == "zscore":
+            mean, deviation = moments(teachers)
+        if how.contrast_attention:
             # MulDE[attention]
-            weights = torch.softmax(self.attention * _contrasts(teachers), 1)
-        else:
-            weights = self.attention.new_full((len(queries.relation), len(teachers)), 1.0 / len(teachers))
-        if not self.settings.relation_scaling:
-            return weights
-        # MulDE[scaling]
-        return weights * torch.exp(self.scale[queries.relation + self.student.num_relations * queries.side])
-
-
-def _contrasts(teachers: Sequence[View]) -> Tensor:
-    # [Q, teachers]: how far each teacher's score of the answer lies above the mean of all candidates', the answer's
-    # included, in their standard deviations: at most the root of the number of the others.
-    def partials(*scores: Tensor) -> dict[str, Partial]:
-        counts = [valid_mask(z) for z in scores]
-        out: dict[str, Partial] = {"count": Sum(counts[0])}
-        for i, (z, count) in enumerate(zip(scores, counts, strict=True)):
-            kept = z * count
-            out |= {f"sum_{i}": Sum(kept), f"squares_{i}": Sum(kept.square())}
-        return out
-
-    def finish(got: dict[str, Tensor], *own: Tensor) -> Tensor:
-        count, found = got["count"] + 1.0, []
-        for i, z in enumerate(own):
-            mean = (got[f"sum_{i}"] + z) / count
-            variance = ((got[f"squares_{i}"] + z.square()) / count - mean.square()).clamp(min=_SMALLEST_VARIANCE)
-            found.append((z - mean) / variance.sqrt())
-        return torch.stack(found, 1)
-
-    own = [view.positive for view in teachers]
-    contrasts: Tensor = reduce_over_candidates(
-        {"": LossRequest(partials, [view.negatives for view in teachers], finish, local=own)}
-    )[""]
-    return contrasts
+            contrasts = (torch.stack([view.positive for view in teachers], 1) - mean) / deviation
+            odds = self.attention.new_tensor(how.weights_of(len(teachers))).log()
+            factors = torch.softmax(self.attention * contrasts + odds, 1)
+        if how.relation_scaling:
+            # MulDE[scaling]
+            factors = factors * torch.exp(self.scale[queries.relation + self.student.num_relations * queries.side])
+        return factors * one_scale(mean, deviation, self._shares)[0] if how.normalise == "zscore" else factors

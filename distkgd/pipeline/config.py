@@ -254,6 +254,7 @@ def _check_number(student: StageConfig, given: int) -> None:
             "or drop the teacher"
         )
     check_teachers(student.method, given)
+    student.distill.check_teachers(given)
     if not given and student.start != "random":
         raise ValueError(f"student.start {student.start} begins from a teacher's rows; give one, or use random")
 

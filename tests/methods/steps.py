@@ -1,6 +1,6 @@
 """One step of a method on any number of ranks, beside what its formula says; importable by rank processes."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,16 @@ def kl(theirs: Tensor, own: Tensor, temperature: float) -> Tensor:
     """T^2 KL(theirs || own) of the softmaxes of two lists of scores at temperature T."""
     p, q = (torch.exp(z / temperature) / torch.exp(z / temperature).sum() for z in (theirs, own))
     return temperature**2 * (p * (torch.log(p) - torch.log(q))).sum()
+
+
+def on_one_scale(scores: Sequence[Tensor], weights: Sequence[float]) -> list[Tensor]:
+    """Each teacher's scores of the answer and the other candidates as z-scores, in their average deviation and mean."""
+    shares = [w / sum(weights) for w in weights]
+    deviation, mean = (
+        sum((w * of(z) for w, z in zip(shares, scores, strict=True)), torch.tensor(0.0))
+        for of in (lambda z: z.std(correction=0), torch.mean)
+    )
+    return [(z - z.mean()) / z.std(correction=0) * deviation + mean for z in scores]
 
 
 def assert_step_is(

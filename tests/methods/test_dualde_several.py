@@ -21,6 +21,7 @@ from tests.methods.steps import (
     assert_step_is,
     cross_entropy,
     kl,
+    on_one_scale,
     over_shardings,
     plain_sgd,
 )
@@ -49,7 +50,19 @@ def opposite(naive: Naive, which: int, query: Asked, entity: int) -> tuple[list[
     student, *teachers = [numbers(m, query, entity) for m in (naive.models["student"], *naive.teachers)]
     if which:
         return teachers[which - 1], student
-    return student, [sum(each, torch.tensor(0.0)) / 2 for each in zip(*teachers, strict=True)]
+    how = naive.job.method.settings
+    if how.normalise == "zscore":
+        everyone = [query.answer, *query.negatives]
+        scaled = on_one_scale([m.scores(query, everyone).detach() for m in naive.teachers], how.weights)
+        raw = [m.scores(query, everyone).detach() for m in naive.teachers]
+        # The scale is a constant; what a teacher learns passes through it.
+        for one, z, y in zip(teachers, raw, scaled, strict=True):
+            slope = (y[1] - y[0]) / (z[1] - z[0])
+            one[0] = y[everyone.index(entity)] + slope * (one[0] - one[0].detach())
+    w = how.weights or (1.0, 1.0)
+    return student, [
+        sum((w[i] * x for i, x in enumerate(each)), torch.tensor(0.0)) / sum(w) for each in zip(*teachers, strict=True)
+    ]
 
 
 def quality(naive: Naive, which: int, positive: bool, score: Tensor) -> Tensor:
@@ -84,14 +97,15 @@ def pointwise(naive: Naive, sides: int) -> dict[str, Tensor]:
 def listwise(naive: Naive, sides: int) -> dict[str, Tensor]:
     models, out = [naive.models["student"], *naive.teachers], {}
     for which, tag in list(enumerate(NAMES))[:sides]:
-        others = naive.teachers if which == 0 else models[:1]
+        shares = naive.job.method.settings.shares(2) if which == 0 else [1.0]
 
         def weight(query: Asked, which: int = which) -> Tensor:
             return quality(naive, which, True, opposite(naive, which, query, query.answer)[1][0])
 
-        def soft(query: Asked, which: int = which, others: list[NaiveModel] = others) -> Tensor:
-            z = [m.scores(query, [query.answer, *query.negatives]) for m in (models[which], *others)]
-            return sum((kl(theirs, z[0], 2.0) for theirs in z[1:]), torch.tensor(0.0)) / len(others)
+        def soft(query: Asked, which: int = which, shares: list[float] = shares) -> Tensor:
+            others = naive.teachers if which == 0 else models[:1]
+            own, *z = [m.scores(query, [query.answer, *query.negatives]) for m in (models[which], *others)]
+            return sum((w * kl(theirs, own, 2.0) for w, theirs in zip(shares, z, strict=True)), torch.tensor(0.0))
 
         out[f"{tag}soft"] = naive.mean(lambda q, w=weight, s=soft: w(q) * s(q))
         out[f"{tag}hard"] = naive.mean(lambda q, w=weight, m=models[which]: (1.0 - w(q)) * cross_entropy(m, q))
@@ -111,8 +125,15 @@ def test_the_student_is_compared_with_the_average_of_its_teachers(stage: int, re
 
 
 @over_shardings("stage regime", [1, 2], REGIMES)
+def test_the_average_is_weighted_and_its_scores_are_on_one_scale(stage: int, regime: str, sharding: Sharding) -> None:
+    averaged = {"weights": (1.0, 0.25), "normalise": "zscore", "alpha": 0.3, "beta": 0.1}
+    config = config_of((FIRST if stage == 1 else BOTH) | averaged, regime, "softplus")
+    assert_step_is(config, lambda naive: pointwise(naive, 1 if stage == 1 else 3), sharding)
+
+
+@over_shardings("stage regime", [1, 2], REGIMES)
 def test_listwise_the_divergences_from_the_teachers_are_averaged(stage: int, regime: str, sharding: Sharding) -> None:
-    how = {"soft": "kl", "temperature": 2.0, "structure": False, "alpha": 0.3}
+    how = {"soft": "kl", "temperature": 2.0, "structure": False, "alpha": 0.3, "weights": (1.0, 0.25)}
     config = config_of((FIRST if stage == 1 else BOTH) | how, regime, "softmax")
     sides = 1 if stage == 1 else 3
     assert_step_is(config, lambda naive: listwise(naive, sides), sharding)
@@ -142,6 +163,6 @@ def test_the_average_of_scores_that_do_not_count_is_exactly_such_a_score(dtype: 
     """However many teachers there are: a rounding error of 1e30 would be a distance."""
     for number in range(1, 9):
         scores = [torch.full((50,), MASKED_SCORE, dtype=dtype)] * number
-        assert torch.equal(_mean_of(scores, scores[0]), scores[0])
+        assert torch.equal(_mean_of(scores, scores[0], [0.3] * number), scores[0])
     own, *scores = [torch.full((50,), float(i), dtype=dtype) for i in range(4)]
-    assert _mean_of(scores, own).tolist() == [2.0] * 50
+    assert _mean_of(scores, own, [1.0] * 3).tolist() == [2.0] * 50

@@ -11,6 +11,7 @@ from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.methods import check_teachers
 from distkgd.methods.mulde import MulDE
+from distkgd.pipeline.config import parse_config
 from distkgd.training.job import Progress
 from distkgd.training.loop import train_step
 from tests.jobs import Asked, spelled_out
@@ -22,6 +23,7 @@ from tests.methods.steps import (
     assert_step_is,
     cross_entropy,
     kl,
+    on_one_scale,
     over_shardings,
     plain_sgd,
 )
@@ -32,14 +34,14 @@ def attention(naive: Naive, query: Asked, how: dict[str, Any]) -> list[Tensor]:
     """MulDE[attention]: the weights of the teachers."""
     teachers = naive.teachers
     if not how["contrast_attention"]:
-        return [torch.tensor(0.5)] * 2
+        return [torch.tensor(w / sum(how["weights"]), dtype=torch.float64) for w in how["weights"]]
     odds = []
-    for teacher in teachers:
+    for weight, teacher in zip(how["weights"], teachers, strict=True):
         scores = [z.detach() for z in teacher.scores(query, [query.answer, *query.negatives])]
         mean = sum(scores) / len(scores)
         variance = sum((z - mean) ** 2 for z in scores) / len(scores)
         contrast = (scores[0] - mean) / max(float(variance), 1e-10) ** 0.5
-        odds.append(torch.exp(naive.evaluators["attention"][0] * contrast))
+        odds.append(weight * torch.exp(naive.evaluators["attention"][0] * contrast))
     return [o / sum(odds) for o in odds]
 
 
@@ -54,7 +56,10 @@ def senior(naive: Naive, query: Asked, how: dict[str, Any]) -> Tensor:
     """The Senior's scores of the answer and the other candidates."""
     everyone = [query.answer, *query.negatives]
     weights = [a * s for a, s in zip(attention(naive, query, how), scaling(naive, query, how), strict=True)]
-    return sum(w * naive.teachers[i].scores(query, everyone).detach() for i, w in enumerate(weights))
+    scores = [teacher.scores(query, everyone).detach() for teacher in naive.teachers]
+    if how["normalise"] == "zscore":
+        scores = on_one_scale(scores, how["weights"])
+    return sum(w * z for w, z in zip(weights, scores, strict=True))
 
 
 def senior_loss(naive: Naive, query: Asked, how: dict[str, Any]) -> Tensor:
@@ -65,7 +70,7 @@ def senior_loss(naive: Naive, query: Asked, how: dict[str, Any]) -> Tensor:
 
 def terms(naive: Naive, options: dict[str, Any]) -> dict[str, Tensor]:
     how = {"weight": 1.0, "hard_weight": 1.0, "temperature": 1.0, "relation_scaling": True, "contrast_attention": True}
-    how |= options
+    how |= {"weights": (1.0, 1.0), "normalise": "none"} | options
     student = naive.models["student"]
 
     def soft(query: Asked) -> Tensor:
@@ -85,6 +90,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scaling": {"contrast_attention": False},
     "attention": {"relation_scaling": False, "hard_weight": 0.0},
     "mean": {"relation_scaling": False, "contrast_attention": False},
+    "weighted": {"relation_scaling": False, "contrast_attention": False, "weights": (1.0, 0.25), "normalise": "zscore"},
+    "one scale": {"attention": 0.6, "weights": (3.0, 1.0), "normalise": "zscore", "temperature": 2.0},
 }
 
 
@@ -127,3 +134,13 @@ def test_no_teacher_and_too_many_are_refused() -> None:
     for number in (0, 9):
         with pytest.raises(ConfigError, match=f"method mulde needs 1 to 8 teachers, and got {number}"):
             check_teachers("mulde", number)
+
+
+def test_as_many_weights_as_teachers_and_not_all_of_them_0() -> None:
+    teachers = {"teachers": {"a": {"dim": 4}, "b": {"dim": 8}}}
+    for weights, said in (
+        ([1, 1, 0.25], "one number for each teacher, in their order: 3, not 2"),
+        ([0, 0], "weights of teachers must not all be 0"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            parse_config(teachers | {"student": {"method": "mulde", "distill": {"weights": weights}}}, "test")
