@@ -7,8 +7,10 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -24,6 +26,7 @@ from distkgd.pipeline.autoconfig import rules
 from tests.docs.commands import Run, how, keys_of
 from tests.docs.pages import EVERYTHING, ROOT, Command, commands
 from tests.own_graphs import own_triples, write_tsv
+from tests.programs import started
 
 SECONDS = 200.0
 RELATIONS = ("imports", "inherits", "calls", "has_method")  # of the demo's graph
@@ -149,12 +152,14 @@ def small_rules() -> Iterator[None]:
 
 
 def run(command: str, folder: Path, seconds: float = SECONDS) -> Outcome:
-    """A command line as it stands, in `folder`; Python's in this process, all else in one of its own."""
+    """A command line as it stands, in `folder`; Python's in this process, torchrun forked, all else in a shell."""
     words = shlex.split(command)
     if words[0] == "python":
         return _here(words[1:], folder)
     if words[0] == "distkgd":
         return _here(["-m", *words], folder)
+    if words[0] == "torchrun":
+        return _forked(["-m", "torch.distributed.run", *words[1:]], folder, seconds)
     home = {"HOME": str(folder)} if words[0] == "ray" else {}  # where it keeps its token
     told: dict[str, Any] = {"cwd": folder, "env": surroundings() | home, "capture_output": True, "text": True}
     done = subprocess.run(command, shell=True, timeout=seconds, check=False, **told)
@@ -172,6 +177,16 @@ def surroundings() -> dict[str, str]:
         "DISTKGD_CONFIGS": "configs",
     }
     return os.environ | told | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def _forked(arguments: list[str], folder: Path, seconds: float) -> Outcome:
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as said:
+        process = started(arguments, folder, surroundings(), Path(said.name))
+        try:
+            code = process.wait(seconds)
+        finally:
+            process.send_signal(signal.SIGTERM)
+        return Outcome(code, said.read())
 
 
 def _here(words: list[str], folder: Path) -> Outcome:
