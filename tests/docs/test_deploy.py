@@ -15,7 +15,7 @@ import yaml
 from tests.launches import ROOT, finish, small_config, small_data, wait_for
 
 DEPLOY = ROOT / "deploy"
-SRUN = '#!/bin/bash\nexec "$@"\n'
+SRUN = '#!/bin/bash\necho "$@" >> "$PWD/ran"\nexec "$@"\n'
 SCONTROL = '#!/bin/bash\nif [[ $1 == show ]]; then echo localhost; else echo "$@" >> "$PWD/queued"; fi\n'
 
 
@@ -64,26 +64,29 @@ def test_a_job_of_slurm_that_is_stopped_is_queued_again_and_goes_on(tmp_path: Pa
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "2"}
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here"}
     programs = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     job |= {"PATH": programs, "PYTHONPATH": str(ROOT), "RDZV_PORT": str(port)}
 
-    def submitted(*more: str) -> "subprocess.Popen[str]":
-        command = ["bash", str(DEPLOY / "slurm.sh"), str(config), "--out", "run", *more]
+    def submitted(cpus: int) -> "subprocess.Popen[str]":
+        command = ["bash", str(DEPLOY / "slurm.sh"), str(config), "--out", "run"]
         with (tmp_path / "output.txt").open("a", encoding="utf-8") as output:
-            where = {"cwd": tmp_path, "env": os.environ | job, "stdout": output, "stderr": output}
+            where = {"cwd": tmp_path, "env": os.environ | job | {"SLURM_CPUS_PER_TASK": str(cpus)}}
+            where |= {"stdout": output, "stderr": output}
             return subprocess.Popen(command, text=True, **where)
 
-    first, stage = submitted(), tmp_path / "run/stages/student"
+    first, stage = submitted(2), tmp_path / "run/stages/student"
     wait_for(first, tmp_path, lambda: any((stage / "checkpoint").glob("step_*")))
     first.send_signal(signal.SIGTERM)
     code, said = finish(first, tmp_path)
     assert code != 0 and "--resume" in said, said
     assert (tmp_path / "queued").read_text().split() == ["requeue", "7"]
     assert not (tmp_path / "run/report.json").exists()
-    code, said = finish(submitted(), tmp_path)
+    code, said = finish(submitted(1), tmp_path)
     assert code == 0 and (tmp_path / "run/report.json").is_file(), said
     assert "goes on" in said or "resum" in said, said
+    ran = [line.split() for line in (tmp_path / "ran").read_text().splitlines()]
+    assert [words[words.index("--nproc-per-node") + 1] for words in ran] == ["2", "1"]
 
 
 def test_a_job_of_slurm_without_a_run_folder_says_so() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from distkgd.distributed.ranks import Ranks
 from distkgd.methods import METHODS
-from tests.gpu.equals import on_host
+from tests.gpu.equals import STEPS, on_host
 from tests.gpu.nccl import NCCL
 from tests.invariants.test_world_size import METHOD_OPTIONS, REGIMES, assert_same, student
 from tests.ranks import run_on_ranks, run_on_threads
@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def with_calls(ranks: Ranks, config: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     NCCL.calls.clear()
-    found = take_steps(toy_job(config, ranks, Path("/nonexistent")), 3)
+    found = take_steps(toy_job(config, ranks, Path("/nonexistent")), STEPS)
     return on_host(found), list(NCCL.calls)
 
 
@@ -44,7 +44,7 @@ def with_calls(ranks: Ranks, config: dict[str, Any]) -> tuple[dict[str, Any], li
 def test_two_ranks_on_gpus_train_what_two_on_cpus_do(name: str) -> None:
     config = {"dtype": "float64", "student": CASES[name]}
     found = run_on_ranks(2, with_calls, pretend=True, config=config)
-    wanted = run_on_threads(2, train_some, config=config, steps=3)
+    wanted = run_on_threads(2, train_some, config=config, steps=STEPS)
     for one, (other, _) in zip(wanted, found, strict=True):
         assert_same([one], [other], rows=1e-6, losses=1e-9)
         assert other["valid"] == pytest.approx(one["valid"], abs=1e-9)
