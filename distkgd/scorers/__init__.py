@@ -10,6 +10,7 @@ from distkgd.scorers.complex import ComplEx
 from distkgd.scorers.cp import CP
 from distkgd.scorers.distmult import DistMult
 from distkgd.scorers.hyperbolic.isometries import RefE, RotE
+from distkgd.scorers.hyperbolic.lorentz import HyboNet
 from distkgd.scorers.hyperbolic.poincare_scorers import AttH, DistH, RefH, RotH, TransH
 from distkgd.scorers.pairre import PairRE
 from distkgd.scorers.rescal import Rescal
@@ -35,6 +36,7 @@ _ALL: tuple[type[Scorer], ...] = (
     RotH,
     RefH,
     AttH,
+    HyboNet,
 )
 SCORERS: dict[str, type[Scorer]] = {scorer.name: scorer for scorer in _ALL}
 GROUP = "distkgd.scorers"  # of entry points of other packages

@@ -14,7 +14,7 @@ from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.kernels.candidates import Candidates, GatheredRows, plain
 from distkgd.kernels.pairs import Kind
 
-CandidateForm = Literal["dot", "l2", "coordinates", "squared", "hyperbolic"]
+CandidateForm = Literal["dot", "l2", "coordinates", "squared", "hyperbolic", "lorentz"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Scorer(ABC):
     @abstractmethod
     def candidate_form(self) -> CandidateForm:
         """How a query meets a candidate: inner product, Euclidean distance, a sum over coordinates, or biases less a
-        squared distance, Euclidean or hyperbolic."""
+        squared distance, Euclidean or hyperbolic, or a Lorentz inner product."""
 
     @property
     def prefix_form(self) -> Literal["sum", "squares"] | None:

@@ -174,6 +174,15 @@ def atth(h: Row, r: Row, t: Row, margin: float, norm: int) -> float:
     return _hyperbolic(h, r, t, mixed, shift)
 
 
+def hybonet(h: Row, r: Row, t: Row, margin: float, norm: int) -> float:
+    size = len(h)  # a bias and coordinates, or a time and coordinates
+    start = [math.sqrt(1 + _dot(h[1:], h[1:])), *h[1:]]
+    y = [_dot(r[i * size : (i + 1) * size], start) + r[size * size + i] for i in range(size)]
+    time = 3.5 / (1 + math.exp(-y[0])) + 1.1
+    place = [a * math.sqrt((time**2 - 1) / _dot(y[1:], y[1:])) for a in y[1:]]
+    return margin + 2 * (_dot(place, t[1:]) - time * math.sqrt(1 + _dot(t[1:], t[1:]))) + h[0] + t[0]
+
+
 NAIVE: dict[str, Callable[[Row, Row, Row, float, int], float]] = {
     "transe": transe,
     "distmult": distmult,
@@ -190,6 +199,7 @@ NAIVE: dict[str, Callable[[Row, Row, Row, float, int], float]] = {
     "roth": roth,
     "refh": refh,
     "atth": atth,
+    "hybonet": hybonet,
 }
 
 # Real numbers per relation, as each docstring says.
@@ -209,4 +219,5 @@ RELATION_SIZE: dict[str, Callable[[int], int]] = {
     "roth": lambda dim: 1 + 3 * dim // 2,
     "refh": lambda dim: 1 + 3 * dim // 2,
     "atth": lambda dim: 1 + 3 * dim,
+    "hybonet": lambda dim: (dim + 1) * (dim + 2),
 }

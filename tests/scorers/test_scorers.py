@@ -174,7 +174,7 @@ def test_gradients_are_finite_where_query_and_candidate_coincide(name: str, norm
     for dtype in (torch.float32, torch.float64):
         h = rows(2, scorer.entity_size, dtype=dtype).requires_grad_()
         # Phases 0, translations 0 and scales 1 make (h, r) meet h itself at distance 0.
-        relation = torch.ones if name in ("pairre", "disth") else torch.zeros
+        relation = torch.ones if name in ("pairre", "disth", "hybonet") else torch.zeros
         r = relation(2, scorer.relation_size, dtype=dtype)
         if name == "disth":
             r[:, 2::2] = 0.0
@@ -448,7 +448,7 @@ def test_an_odd_dim_is_refused_where_coordinates_come_in_pairs(name: str) -> Non
 @EVERY_SCORER
 def test_the_default_margin_belongs_to_distance_scorers(name: str) -> None:
     scorer = build_scorer(name, DIM)
-    assert (scorer.margin > 0) == (name in DISTANCES) == ("margin" in scorer.options)
+    assert (scorer.margin > 0) == (name in (*DISTANCES, "hybonet")) == ("margin" in scorer.options)
 
 
 @EVERY_CASE
@@ -483,6 +483,9 @@ def test_the_candidate_form_says_how_meet_computes(name: str, norm: int | None) 
     elif scorer.candidate_form == "hyperbolic":
         expected = [[naive.less_square(a, b) for b in c.tolist()] for a in q.tolist()]
         torch.testing.assert_close(scorer.score_candidates(q, c), torch.tensor(expected, dtype=torch.float64))
+    elif scorer.candidate_form == "lorentz":
+        inner = (q[:, None, 2:] * c[:, 1:]).sum(-1) - q[:, 1:2] * (1 + c[:, 1:].square().sum(1)).sqrt()
+        torch.testing.assert_close(scorer.score_candidates(q, c), scorer.margin + q[:, :1] + c[:, 0] + 2 * inner)
     else:
         # A sum over coordinates: the shares of two complementary sets of coordinates add up.
         assert scorer.candidate_form == "coordinates"

@@ -37,6 +37,7 @@ WHY_NOT = {
     "coordinates": "it sums over coordinates, which no exact index of FAISS does with its relations' scales or moduli",
     "squared": "its entities have biases, which a distance leaves out",
     "hyperbolic": "it measures in hyperbolic space with a curvature per relation",
+    "lorentz": "its entities have biases, and times that their rows do not hold",
 }
 
 
