@@ -12,41 +12,22 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import typer
 from torch import Tensor
 
 from distkgd.data import Graph, load_graph
-from distkgd.data.filters import KnownAnswers, Queries, both_sides
+from distkgd.data.filters import KnownAnswers, both_sides
 from distkgd.data.sampling import excluded_from_shared
 from distkgd.distributed.ranks import Ranks
 from distkgd.distributed.reductions.candidate_layout import MASKED_SCORE
 from distkgd.evaluation.ranking import fixed_entities, metrics, rank_of_counts, spread_of, thresholds
-from distkgd.methods.losses.teachers import one_scale
+from distkgd.evaluation.soft_labels import averaged, scores_of
 from distkgd.models.model import Model
 from distkgd.models.model_folder import load_model, same_vocabulary
 
 Weights = tuple[float, ...]
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TRIPLES_AT_ONCE = 64
-
-
-def scores_of(model: Model, queries: Queries) -> Tensor:
-    """[Q, entities]: a model's scores of all answers."""
-    rows = model.entity.weight
-    relation = F.embedding(model.relation_ids(queries), model.relations)
-    found: Tensor = model.scorer.score_candidates(model.project(queries, rows[queries.anchor], relation), rows)
-    return found
-
-
-def averaged(scores: Sequence[Tensor], weights: Weights, normalise: str) -> Tensor:
-    """[Q, entities]: the weighted mean of each model's scores ([Q, entities])."""
-    shares = [w / sum(weights) for w in weights]
-    factors = [1.0] * len(scores)
-    if normalise == "zscore":  # what is added to all scores of a query alike does not rank
-        mean, deviation = (torch.stack([of(z) for z in scores], 1) for of in (lambda z: z.mean(1), lambda z: z.std(1)))
-        factors = list(one_scale(mean, deviation, shares)[0].unsqueeze(2).unbind(1))
-    return sum((f * w * z for f, w, z in zip(factors, shares, scores, strict=True) if w), torch.zeros(()))
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def toy_job(config: dict[str, Any], ranks: Ranks, folder: Path, graph: Graph | N
     two = config.get("two", weighted or config["student"].get("method") == "mulde")
     config = {key: value for key, value in config.items() if key != "two"}
     method = config["student"].get("method", "scratch")
-    taught = 0 not in METHODS[method].num_teachers
+    taught = 0 not in METHODS[method].num_teachers and not config["student"].get("distill", {}).get("labels")
     given = {"teachers": {"toy": "toy", "other": "toy"}} if two else {"teacher": "toy"} if taught else {}
     run = toy_run(config | given, ranks, folder, graph)
     # Who begins from its teacher's rows needs one of the same scorer.

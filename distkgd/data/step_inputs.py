@@ -31,6 +31,7 @@ class StepInputs:
     looked_up: whether candidate rows are looked up after the anchors and answers, or are those of the own shard.
     drawn_anchors: of each query, looked up before the candidates, which they meet in place of the query's own.
     label_share: [Q] 1 / number of training answers of each query (k-vs-all), or None.
+    candidate_ids: [N] ascending global ids of candidates that all queries share; None: the shard's, or not shared.
     """
 
     batch: Batch
@@ -41,6 +42,7 @@ class StepInputs:
     label_share: Tensor | None
     seed: int
     drawn_anchors: int = 0
+    candidate_ids: Tensor | None = None
 
 
 class StepInputBuilder:
@@ -138,7 +140,8 @@ class StepInputBuilder:
         route = yield from plan_route_async(asked, local, self.sampler.num_entities, self.ranks, fixed, rows)
         share = self.known.counts(mine.queries).double().reciprocal() if self.label_shares else None
         shape = None if ids is None else tuple(ids.shape)
-        return StepInputs(mine, route, layout, shape, looked_up, share, self.sampler.seed, self.drawn_anchors)
+        shared = None if self.grouped else ids
+        return StepInputs(mine, route, layout, shape, looked_up, share, self.sampler.seed, self.drawn_anchors, shared)
 
     def cuts_of(self, part: Batch) -> list[int]:
         """[world + 1] first triple of each rank in a part of the batch; chunks, and what stays together, are whole."""

@@ -44,14 +44,16 @@ def method_class(name: str) -> type[Method[Any]]:
 
 def build_method(stage: StageOptions, student: Model, teachers: Sequence[Model], setup: Setup) -> Method[Any]:
     """The method a stage's config describes."""
-    check_teachers(stage.method, len(teachers))
+    check_teachers(stage.method, len(teachers), stage.distill)
     return method_class(stage.method)(student, task_loss_of(stage), teachers, stage.distill, setup)
 
 
-def check_teachers(method: str, given: int) -> None:
-    """ConfigError unless `method` can have that many teachers."""
-    allowed = method_class(method).num_teachers
+def check_teachers(method: str, given: int, settings: MethodSettings | None = None) -> None:
+    """ConfigError unless `method`, with these settings, can have that many teachers."""
+    cached = settings is not None and settings.cached
+    allowed = range(1) if cached else method_class(method).num_teachers
     if given not in allowed:
         said = "no teacher" if allowed == range(1) else f"{allowed[0]} to {allowed[-1]} teachers"
         said = "one teacher" if allowed == range(1, 2) else said
+        method += " with labels from files" if cached else ""
         raise ConfigError(f"method {method} needs {said}, and got {given}.")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distkgd.config.fields import Frozen
 from distkgd.config.stage import OptimizerConfig, StageOptions
+from distkgd.data import Graph
 from distkgd.data.sampling import LeftOut
 from distkgd.data.step_inputs import StepInputBuilder, StepInputs
 from distkgd.distributed.checkpoint.tables import Rows
@@ -51,6 +52,14 @@ class MethodSettings(Frozen):
 
     def check(self, stage: StageOptions) -> None:
         """ValueError for a combination with other options of the stage that the method cannot do."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether soft labels are read from files, in place of a teacher."""
+        return False
+
+    def check_graph(self, graph: Graph) -> None:
+        """DataError or ConfigError where these settings are not for that graph."""
 
     def check_teachers(self, given: int) -> None:
         """ValueError where these settings are not for that many teachers."""

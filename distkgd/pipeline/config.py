@@ -243,7 +243,7 @@ _TEACHER_NAME = re.compile(r"(?!student|assistant|direct)[A-Za-z0-9][\w-]*", re.
 
 
 def _check_number(student: StageConfig, given: int) -> None:
-    if not given and 0 not in method_class(student.method).num_teachers:
+    if not given and not student.distill.cached and 0 not in method_class(student.method).num_teachers:
         raise ValueError(
             f"student.method {student.method} needs a teacher; give `teacher:` a stage or a path to a "
             "finished model, or use student.method=scratch"
@@ -253,7 +253,7 @@ def _check_number(student: StageConfig, given: int) -> None:
             f"a teacher is given but student.method is {student.method}, which has none; use bkd or dualde, "
             "or drop the teacher"
         )
-    check_teachers(student.method, given)
+    check_teachers(student.method, given, student.distill)
     student.distill.check_teachers(given)
     if not given and student.start != "random":
         raise ValueError(f"student.start {student.start} begins from a teacher's rows; give one, or use random")

@@ -174,6 +174,7 @@ def check_config(name: str, config: StageConfig, graph: Graph, world: int) -> Sh
         scorer = build_scorer(config.scorer, config.dim, config.margin, config.norm)
         check_reciprocal(scorer, config.reciprocal)
         rounding_of(config).quantisers(scorer)
+        config.distill.check_graph(graph)
     except DistkgdError as error:
         raise type(error)(f"{name}: {error}") from None
     if config.bf16 and scorer.candidate_form != "dot":

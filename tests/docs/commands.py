@@ -108,6 +108,8 @@ TABLE: dict[str, How] = {
     "distkgd export runs/my_triples_32/*": Run("exported_parquet/entity.parquet", needs="pyarrow"),
     "distkgd export runs/umls_med_complex/*": Run("med16/entity.safetensors"),
     "distkgd export runs/umls_metasd_complex/*": Run("pruned/config.json"),
+    "distkgd export runs/demo/stages/teacher labels *": Run("labels/labels.json"),
+    "distkgd distill teacher=null *": Run("runs/cached/report.html"),
     "distkgd import pykeen:results *": Run("imported/config.json", needs="pykeen"),
     "distkgd register *": Run("mlflow.db", needs="mlflow"),
     "mlflow ui *": Elsewhere(SERVERS + "test_the_pages_of_mlflow_are_served", PORT),

@@ -39,6 +39,7 @@ from distkgd.training.loop import train_stage
 from launch import distill
 from tests.jobs import toy_model
 from tests.launches import small_data
+from tests.methods.steps import toy_labels
 from tests.toys import toy_graph, toy_job
 
 RISING = [0.01 * i for i in range(1, 60)]
@@ -51,6 +52,7 @@ BASE: dict[str, Any] = {
     "negatives": {"num": 8, "chunk": 4},
 }
 
+LABELS = "LABELS"  # stands for the folder of `written_labels`
 MODEL = "MODEL"  # stands for the folder of `finished_model`
 
 
@@ -62,6 +64,13 @@ def finished_model() -> tuple[TemporaryDirectory[str], str]:
     newcomers = {"entity": [0], "relation": [0]}
     save_model(model, toy_model(graph, dim=BASE["dim"], dtype=torch.float32), graph, {"newcomers": newcomers})
     return folder, model
+
+
+@cache
+def written_labels() -> tuple[TemporaryDirectory[str], str]:
+    """Soft labels of the toy graph, and the folder that goes with this process."""
+    folder, graph = TemporaryDirectory(), toy_graph()
+    return folder, toy_labels(Path(folder.name) / "labels", toy_model(graph, dim=BASE["dim"], seed=4), graph, 5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,7 @@ CASES: dict[str, Case] = {
     "bkd.hard_weight": Case([0.0, 0.5, 1.0], context=BKD),
     "bkd.temperature": Case([1.0, 4.0], context=BKD),
     "bkd.divergence": Case(["kl", "reverse_kl", "js"], context=BKD),
+    "bkd.labels": Case([None, LABELS], context=BKD),
     "dualde.evaluation": Case([False, True], context=DUALDE),
     "dualde.structure": Case([False, True], context=DUALDE),
     "dualde.delta": Case([0.1, 1.0], context=DUALDE),
@@ -296,6 +306,8 @@ def with_option(case: Case, name: str, value: Any) -> dict[str, Any]:
         node[key] = dict(node.get(key) or {})
         node = node[key]
     node[path[-1]] = value
+    if stage.get("distill", {}).get("labels") == LABELS:
+        stage["distill"]["labels"] = written_labels()[1]
     if stage.get("first_rows") == MODEL:
         stage["first_rows"] = finished_model()[1]
     if name == "method":

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from distkgd.data import Graph
+from distkgd.data.soft_labels import FILES, training_queries, write_about
 from distkgd.distributed.ranks import Ranks
 from distkgd.methods.base import trained_models
+from distkgd.models.model import Model
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
 from tests.covering import all_pairs
@@ -120,6 +124,20 @@ def on_one_scale(scores: Sequence[Tensor], weights: Sequence[float]) -> list[Ten
         for of in (lambda z: z.std(correction=0), torch.mean)
     )
     return [(z - z.mean()) / z.std(correction=0) * deviation + mean for z in scores]
+
+
+def toy_labels(folder: Path, teacher: Model, graph: Graph, k: int, temperature: float) -> str:
+    """Soft labels of a ComplEx, DistMult or TransE teacher, as a stranger would write them with NumPy; in float64."""
+    folder.mkdir()
+    asked, naive = training_queries(graph), NaiveModel(teacher)
+    queries = [Asked(anchor, relation, side, 0, [], set()) for relation, side, anchor in asked.tolist()]
+    logits = torch.stack([naive.scores(query, range(graph.num_entities)).detach() for query in queries]) / temperature
+    best = logits.topk(k, 1)
+    rest = torch.logsumexp(logits.scatter(1, best.indices, -torch.inf), 1)
+    for name, array in zip(FILES, (asked, best.indices, best.values, rest), strict=True):
+        np.save(folder / f"{name}.npy", array.numpy())
+    write_about(folder, graph, temperature, {})
+    return str(folder)
 
 
 def assert_step_is(

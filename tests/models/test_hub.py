@@ -193,6 +193,12 @@ def test_what_cannot_be_pushed_or_fetched_is_said_in_one_line(
     assert "say where the export goes: OUT" in capsys.readouterr().err
     assert pushed(stage, tmp_path / "out", format_="pykeen", push="me/toy") == 2
     assert "a pickle, which is not pushed" in capsys.readouterr().err
+    assert pushed(stage, tmp_path / "out", labels=4, push="me/toy") == 2
+    assert "--labels writes no tables" in capsys.readouterr().err
+    assert pushed(stage, None, labels=4) == 2
+    assert "say where the labels go: OUT" in capsys.readouterr().err
+    assert pushed(stage, tmp_path / "out", temperature=2.0) == 2
+    assert "are for --labels" in capsys.readouterr().err
     assert pushed(stage, None, push="no such/name/at all") == 2
     assert "pushing to hf://no such/name/at all failed" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
