@@ -1,12 +1,17 @@
-"""benchmarks/average.py: weights of averaged scores."""
+"""benchmarks/average.py and cached.py: weights of averaged scores, students of a live teacher and of its labels."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.average import mrrs, search
+from benchmarks.cached import tree_of
 from distkgd.data.filters import KnownAnswers
 from distkgd.distributed.ranks import Ranks
 from distkgd.evaluation.ranking import metrics, ranks_of
+from distkgd.pipeline.config import parse_config
+from distkgd.pipeline.sweep.sweep import found_from_anywhere
 from tests.jobs import toy_model
 from tests.toys import toy_graph
 
@@ -40,3 +45,10 @@ def test_the_search_ends_at_weights_in_quarters_no_worse_than_any_model_alone() 
     seen = search(MODELS, GRAPH, "zscore")
     assert list(seen.values())[-1] >= max(seen[1.0, 0.0], seen[0.0, 1.0], seen[1.0, 1.0]) and len(seen) > 4
     assert all(4 * w == int(4 * w) for weights in seen for w in weights)
+
+
+def test_a_live_teachers_student_and_its_labels_differ_in_where_the_soft_labels_come_from_alone() -> None:
+    trees = tree_of("a/path", None, 0, "batch"), tree_of(None, "labels", 0, "batch")
+    live, cached = (parse_config(tree, "test").student for tree in trees)
+    assert cached.model_copy(update={"distill": live.distill}) == live and cached.distill.labels == "labels"
+    assert found_from_anywhere(trees[1])["student"]["distill"]["labels"] == str(Path("labels").resolve())

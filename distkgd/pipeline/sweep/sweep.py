@@ -22,6 +22,7 @@ from distkgd.common.console import Display
 from distkgd.common.files import write_atomic
 from distkgd.common.paths import AnyPath, check_folder
 from distkgd.common.provenance import git_sha
+from distkgd.config.tree import merge
 from distkgd.data import Graph, anchored, load_graph
 from distkgd.distributed.ownership import owned, refuse_owned
 from distkgd.distributed.ranks import Ranks
@@ -127,6 +128,10 @@ def found_from_anywhere(base: Tree) -> Tree:
             name: str(Path(one).resolve()) if isinstance(one, str) and Path(one).is_dir() else one
             for name, one in found["teachers"].items()
         }
+    student = found.get("student")
+    distill = student.get("distill") if isinstance(student, Mapping) else None
+    if isinstance(distill, Mapping) and isinstance(distill.get("labels"), str):
+        found = merge(found, {"student": {"distill": {"labels": str(Path(distill["labels"]).resolve())}}})
     return found
 
 
