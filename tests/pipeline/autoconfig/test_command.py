@@ -1,5 +1,6 @@
 """One command on a small file of triples: split, forecast, trained, judged; and that nothing is left of what fails."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from distkgd.data import load_graph
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ConfigError
 from distkgd.models.model_folder import load_model
-from distkgd.pipeline.autoconfig import NOT_REACHABLE, Budget, Outcome, request_of, run_config, run_own
+from distkgd.pipeline.autoconfig import NOT_REACHABLE, Budget, Outcome, request_of, rules, run_config, run_own
 from distkgd.pipeline.config import load_config
 from distkgd.reporting.run_report import RunReport, read_report
 from tests.launches import distil
@@ -23,6 +24,13 @@ from tests.test_launch import assert_one_line_error, launch
 QUICK = ["device=cpu", "threads=1", "mlflow.enabled=false", "student.epochs=3"]
 QUICK_TO = [*QUICK, "teacher.epochs=3", "teacher.dim=16"]
 QUICK_CROPS = [*QUICK, "student.dim=16", "student.distill.dims={from: 4, to: 16, step: 4}"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_epochs() -> Iterator[None]:
+    """Of a student or direct model that begins at random, where no override says how many: one more than of others."""
+    with patch.object(rules, "STUDENT_EPOCHS", (4, 4)):
+        yield
 
 
 @pytest.fixture(scope="module")

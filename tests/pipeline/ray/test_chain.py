@@ -80,7 +80,7 @@ def test_a_teacher_that_was_brought_is_ranked_on_ray_as_in_one_process_group(
 
 @pytest.mark.usefixtures("two_slots")
 def test_a_stage_whose_worker_is_killed_goes_on_from_its_checkpoint(tree: dict[str, Any], tmp_path: Path) -> None:
-    one = {**SMALL, "data": tree["data"], "student": {**SMALL["student"], **LONG}}
+    one = {**SMALL, "data": tree["data"], "student": {**SMALL["student"], **LONG, "epochs": 40}}
     chain = Background(one, tmp_path / "run", workers=2)
     kill(chain.at_work("student")["pids"][1])
     report = chain.report()

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,15 @@ def model(place: Path) -> distkgd.TrainedModel:
     return distkgd.load(place / "run/stages" / stage)
 
 
-def posted(port: int, body: Any) -> tuple[int, Any]:
+def patient(port: int) -> HTTPConnection:
+    """A connection that waits for minutes: what is answered at once may take long on a busy machine."""
     connection = connect(port)
+    connection.timeout = 240.0
+    return connection
+
+
+def posted(port: int, body: Any) -> tuple[int, Any]:
+    connection = patient(port)
     connection.request("POST", "/invocations", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     found = response.status, json.loads(response.read())
@@ -58,7 +66,7 @@ def posted(port: int, body: Any) -> tuple[int, Any]:
 @pytest.mark.parametrize("given", ["head", "tail"])
 def test_it_answers_as_the_model_does(given: str, port: int, model: distkgd.TrainedModel) -> None:
     for entity in ("e003", "e040"):
-        connection = connect(port)
+        connection = patient(port)
         status, found = ask(connection, [{given: entity, "relation": "r002", "k": 10}])
         connection.close()
         wanted = model.predict(**{given: entity}, relation="r002", k=10)  # type: ignore[arg-type]
@@ -164,7 +172,7 @@ def test_relations_are_asked_for_beside_other_questions(port: int, model: distkg
 
 def test_mlflows_own_paths_say_that_it_is_there(port: int) -> None:
     for path, wanted in (("/ping", "\n"), ("/health", "\n"), ("/version", mlflow.__version__)):
-        connection = connect(port)
+        connection = patient(port)
         connection.request("GET", path)
         response = connection.getresponse()
         assert (response.status, response.read().decode()) == (200, wanted)
