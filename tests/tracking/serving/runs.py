@@ -13,6 +13,7 @@ from tests.toys import toy_graph
 STAGE = {"batch_size": 100, "epochs": 2, "validate_every": 1}
 TREE = {
     "name": "toy",
+    "data": "toy",  # nothing that could be found again: what asks for it need not read the standard library
     "teacher": {**STAGE, "dim": 12},
     "student": {**STAGE, "dim": 6, "method": "bkd"},
     "baseline": True,
