@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,16 +62,21 @@ def options(launcher: str) -> set[str]:
     return {"--help", *(text for one in command.params for text in (*one.opts, *one.secondary_opts))}
 
 
+@cache
+def imported(name: str) -> set[str]:
+    """The modules of the package that a module of it imports."""
+    nodes = ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+    of = [(node.module, node.names) for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return MODULES.keys() & {one for module, names in of for one in (module, *(f"{module}.{a.name}" for a in names))}
+
+
 def reached(launcher: str) -> set[str]:
     """The modules that a command imports, and those that they import."""
-    seen, ahead = set(), [COMMANDS[launcher].__module__]
+    seen, ahead = set(), {COMMANDS[launcher].__module__}
     while ahead:
         name = ahead.pop()
         seen.add(name)
-        for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                found = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
-                ahead += [one for one in found if one in MODULES and one not in seen]
+        ahead |= imported(name) - seen
     return seen
 
 
