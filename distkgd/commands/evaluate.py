@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="Folder of a finished stage or of its model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a finished stage or of its model, or hf://OWNER/NAME.")],
     split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which triples to rank.")] = "test",
     data: Annotated[str | None, typer.Option(help="Public set or folder; default: what it was trained on.")] = None,
     ties: Annotated[

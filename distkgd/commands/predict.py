@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="Folder of a finished stage or of its model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a finished stage or of its model, or hf://OWNER/NAME.")],
     relation: Annotated[
         str | None, typer.Option(help="Name or label, also loosely written or the end of a path.")
     ] = None,
@@ -46,6 +46,7 @@ def main(
         from distkgd.errors import ConfigError, DataError
         from distkgd.evaluation.prediction import data_of, predict_each, table
         from distkgd.models.model_folder import load_model
+        from distkgd.models.remote import local_model
 
     file = questions is not None
     if file != (out is not None) or file == (relation is not None) or (file and (head or tail)):
@@ -55,8 +56,8 @@ def main(
     def body(ranks: "Ranks", display: "Display") -> int:
         if questions is not None and out is not None:
             return answer(model, questions, out, ranks, display, data, query_bits, how | {"k": top})
-        loaded = load_model(model, ranks)
-        graph, note = data_of(loaded, str(model), data)
+        loaded = load_model(local_model(model), ranks)
+        graph, note = data_of(loaded, model, data)
         console = Console(width=None if sys.stdout.isatty() else 110, quiet=not ranks.first)
         answers = list(predict_each(loaded, graph, head, tail, query_bits, relation=relation, top=top, **how))
         for found in answers:
@@ -69,14 +70,13 @@ def main(
             console.print(table(found))
         if note:
             display.line(note)
-        unknown = sum(isinstance(found, DataError) for found in answers)
-        return 0 if not unknown else 1 if unknown < len(answers) else 2
+        return _exit_code(sum(isinstance(found, DataError) for found in answers), len(answers))
 
     launch(body)
 
 
 def answer(
-    model: Path,
+    model: str,
     questions: Path,
     out: Path,
     ranks: "Ranks",
@@ -96,4 +96,8 @@ def answer(
     check_file(out, "--out")
     done = answer_file(load(model, data=data, query_bits=query_bits), questions, out, **how)
     display.line(f"{done.questions:,} questions, {done.errors:,} of them with an error: {out}")
-    return 0 if not done.errors else 1 if done.errors < done.questions else 2
+    return _exit_code(done.errors, done.questions)
+
+
+def _exit_code(errors: int, questions: int) -> int:
+    return 0 if not errors else 1 if errors < questions else 2

@@ -1,6 +1,5 @@
 """What `distkgd evaluate` finds out about one model: metrics of a split, whole and in parts, and their table."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from distkgd.errors import ConfigError, DataError
 from distkgd.evaluation.breakdowns import RARE_BELOW, in_parts
 from distkgd.evaluation.ranking import HITS, Filter, Ties, metrics, protocol, ranks_and_ties_of
 from distkgd.models.model_folder import data_since, distinct_rows, load_model, same_vocabulary
+from distkgd.models.remote import local_model
 
 RELATIONS_SHOWN = 20
 
@@ -34,14 +34,13 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Everything about the model in `folder` on one split, ready for JSON; all ranks call it and get the same.
 
-    source: name or folder of the data; None is what config.json says the model was trained on.
-    rare_below: relations with fewer training triples are the long tail. query_bits: 8 rounds queries to it.
+    folder: or hf://OWNER/NAME. source: name or folder of the data; None is what config.json says the model was trained
+    on. rare_below: relations with fewer training triples are the long tail. query_bits: 8 rounds queries to it.
 
     Raises ModelError when the model's rows mean other entities or relations than the data's, DataError when there is
     nothing to rank.
     """
-    folder = Path(folder)
-    loaded = load_model(folder, ranks)
+    loaded = load_model(local_model(folder), ranks)
     model = loaded.model.in_query_bits(query_bits)
     source = loaded.config.get("source") if source is None else source
     if source is None:

@@ -24,7 +24,7 @@ from distkgd.evaluation.entity_lookup import Found, Words, columns_of, is_single
 from distkgd.evaluation.prediction import asking, best_relations, data_of, mean_scores, nearest, scores_of, top_k
 from distkgd.models.model_folder import LoadedModel, load_model, save_model
 from distkgd.models.newcomers import place_newcomers, with_row
-from distkgd.models.remote import HUB, fetch_from_hub
+from distkgd.models.remote import local_model
 from distkgd.scorers import Scorer
 
 QUESTIONS_AT_ONCE = 1 << 12
@@ -47,7 +47,7 @@ def load(
 
     Raises ModelError where there is no model or a file of it is damaged.
     """
-    path = fetch_from_hub(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
+    path = local_model(path)
     loaded = load_model(path, Ranks(device=torch.device(device)), dtype)
     loaded = replace(loaded, model=loaded.model.in_query_bits(query_bits))
     return TrainedModel(loaded, str(path), None if data is None else str(data))

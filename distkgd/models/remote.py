@@ -4,6 +4,7 @@ What is fetched is a copy in the run's folder, checked against the sha256 that t
 `huggingface_hub` pushes models to hf://OWNER/NAME and loads them from its cache.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from distkgd.common.files import abandon, begin, publish, sync, temporary_of
 from distkgd.common.optional_imports import need
 from distkgd.common.paths import AnyPath
 from distkgd.errors import ConfigError, DistkgdError, ModelError, StorageError
-from distkgd.models.model_folder import check_numbers, find_model, read_config, read_shape, sha256_of
+from distkgd.models.model_folder import check_numbers, find_model, read_config, read_json, read_shape, sha256_of
 from distkgd.scorers import Scorer
 
 CONFIG = "config.json"
@@ -147,13 +148,25 @@ def fetch_from_hub(uri: str) -> Path:
     return folder
 
 
+def local_model(model: AnyPath) -> Path:
+    """Where a model is on this machine: the path that was given, or what hf://OWNER/NAME names (`fetch_from_hub`)."""
+    return fetch_from_hub(model) if isinstance(model, str) and model.startswith(HUB) else Path(model)
+
+
 def push_to_hub(folder: Path, name: str) -> str:
     """Upload the files of an export to the repository OWNER/NAME of Hugging Face's hub, made where there is none.
 
-    Returns its address. Raises StorageError where it cannot be written, UnsupportedError without huggingface_hub.
+    Of the place of its data on this machine config.json keeps the last name there. Returns its address. Raises
+    StorageError where it cannot be written, UnsupportedError without huggingface_hub.
     """
-    api = need("huggingface_hub", "--push", "hub").HfApi()
+    hub = need("huggingface_hub", "--push", "hub")
+    api, config = hub.HfApi(), read_json(folder / CONFIG)
+    if "source" in config:
+        config["source"] = Path(config["source"]).name
+    contents = {path.relative_to(folder).as_posix(): str(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    told: dict[str, str | bytes] = {**contents, CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
     with reaching(f"pushing to {HUB}{name}"):
         made = api.create_repo(name, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="A model of distkgd")
+        files = [hub.CommitOperationAdd(path_in_repo=at, path_or_fileobj=one) for at, one in told.items()]
+        api.create_commit(repo_id=made.repo_id, operations=files, commit_message="A model of distkgd")
     return str(made)

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 import distkgd
+from distkgd.commands.app import build_app
+from distkgd.commands.cli import run_app
 from distkgd.distributed.ranks import Ranks
 from distkgd.errors import ModelError, StorageError, UnsupportedError
-from distkgd.models.export import export_model
+from distkgd.models.export import FORMATS, export_model
 from distkgd.models.model_folder import save_model
 from distkgd.models.remote import push_to_hub
 from launch.export import main
@@ -123,7 +125,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
     graph = toy_graph()
-    save_model(tmp_path / "stage/model", toy_model(graph), graph, {"data": graph.summary(), "method": "bkd"})
+    about = {"data": graph.summary(), "source": str(tmp_path / "my_graph"), "method": "bkd"}
+    save_model(tmp_path / "stage/model", toy_model(graph), graph, about)
     return tmp_path / "stage"
 
 
@@ -132,6 +135,10 @@ def pushed(*arguments: Any, **options: Any) -> int:
     with pytest.raises(SystemExit) as ended:
         main(*arguments, **given)
     return int(ended.value.code or 0)
+
+
+def command(*arguments: str) -> int:
+    return run_app(build_app(), arguments)
 
 
 @pytest.mark.parametrize("bits", [None, 4])
@@ -148,6 +155,39 @@ def test_a_model_that_was_pushed_is_loaded_and_answers_alike(
     else:
         assert found.config["packed"]["entity"]["bits"] == 4
     assert distkgd.load(f"hf://me/toy@{COMMIT}").predict(**asked).names == found.predict(**asked).names
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "pykeen"])
+def test_what_is_pushed_names_the_data_and_no_folder_of_this_machine(
+    kind: str, stage: Path, store: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    try:
+        export_model(stage, out, kind, Ranks())
+    except UnsupportedError as error:  # a library that this format needs
+        pytest.skip(str(error))
+    push_to_hub(out, "me/toy")
+    assert json.loads((out / "config.json").read_text())["source"] == str(tmp_path / "my_graph")
+    assert json.loads(store["me/toy"]["config.json"])["source"] == "my_graph"
+    assert store["me/toy"].keys() == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert [name for name, content in store["me/toy"].items() if str(tmp_path).encode() in content] == []
+
+
+def test_the_commands_take_a_model_of_the_hub(
+    stage: Path, store: dict[str, dict[str, bytes]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    export_model(stage, tmp_path / "out", "safetensors", Ranks())
+    push_to_hub(tmp_path / "out", "me/toy")
+    asked = ["--head", "e001", "--relation", "r001", "--top", "3"]
+    said = []
+    for model in ("hf://me/toy", str(stage)):
+        assert command("predict", model, *asked) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "e001" in said[0]
+    assert command("evaluate", "hf://me/toy") == 2
+    assert "my_graph" in capsys.readouterr().err
+    assert command("predict", "hf://me/nobody", *asked) == 2
+    assert "fetching hf://me/nobody failed" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_card_is_one_that_the_hub_understands(stage: Path, tmp_path: Path) -> None:
