@@ -73,7 +73,8 @@ class StageResult(Record):
     crop_bytes: dim -> bytes. bits_curve: split -> nested width -> dim -> metrics; `curve` is that of the widest.
     bits_bytes: width -> dim -> bytes of packed tables. rounded: bits -> the model rounded to so many. early_steps:
     taken on an unfinished teacher. warnings: what speaks against its figures.
-    brought: its teachers from elsewhere. digest: sha256 of what determined it. Both stand in result.json alone.
+    brought: its teachers from elsewhere. digest: sha256 of what determined it; course: but for the
+        number of epochs. These stand in result.json alone.
     """
 
     name: str
@@ -112,6 +113,7 @@ class StageResult(Record):
     warnings: tuple[str, ...] = ()
     brought: tuple["StageResult", ...] = Field(default=(), exclude=True)
     digest: str | None = Field(default=None, exclude=True)
+    course: str | None = Field(default=None, exclude=True)
 
     @property
     def bytes_per_entity(self) -> float | None:
@@ -168,7 +170,9 @@ class StageResult(Record):
     def write(self, folder: Path) -> None:
         """As result.json, whole or not at all."""
         brought = [one.to_json() for one in self.brought]
-        content = self.to_json() | ({"brought": brought} if brought else {}) | {"digest": self.digest}
+        content = (
+            self.to_json() | ({"brought": brought} if brought else {}) | {"digest": self.digest, "course": self.course}
+        )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / RESULT, json.dumps(content, indent=2) + "\n")
 

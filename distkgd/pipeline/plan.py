@@ -222,7 +222,7 @@ def run_stage(run: Run, stage: Stage) -> StageResult:
 
 def _train(run: Run, stage: Stage, chosen: Chosen | None) -> StageResult:
     folder = run.stage_folder(stage.name)
-    digest = stage_digest(run, stage)
+    digest, course = stage_digest(run, stage), stage_digest(run, stage, epochs=False)
     params, tags = stage.config.model_dump(mode="json"), {"method": stage.config.method}
     title = f"{run.config.name}/{size_alias(stage.name, stage.config.dim, stage.config.bits)}"
     tracking = run.tracking.stage(stage.name, params, tags, title)
@@ -232,10 +232,10 @@ def _train(run: Run, stage: Stage, chosen: Chosen | None) -> StageResult:
         early = open_early(run, stage)
         teachers = [early.model] if early else [load_teacher(run, name) for name in stage.teachers]
         brought = () if early else rank_brought(run, stage, teachers)  # before a method may train them on
-        job = build_job(run, stage, digest, tracking, teachers)
+        job = build_job(run, stage, course, tracking, teachers)
         job.early = early
         progress = train_stage(job)
-        result = finish_stage(run, stage, job, progress, brought, chosen)
+        result = finish_stage(run, stage, job, progress, brought, chosen).model_copy(update={"digest": digest})
         on_first(run.ranks, partial(result.write, folder))
         upload_stage(run.storage, stage.name, run.ranks)
         status, metrics = "FINISHED", result.final_metrics()
@@ -263,6 +263,8 @@ def finished_result(plan: Plan, stage: Stage) -> StageResult | None:
     if stage.choice is not None and result.chosen is not None:
         stage = replace(stage, config=stage.choice.configs[result.chosen.winner], choice=None)
     if result.digest != stage_digest(plan, stage):
+        if result.course == stage_digest(plan, stage, epochs=False):
+            return None  # it has come to have more epochs
         raise ConfigError(f"{made} was made by another config, data set or teacher; use another --out.")
     return result
 
@@ -329,7 +331,7 @@ def finish_stage(
         triples_per_second=progress.step * config.batch_size / max(progress.train_seconds, 1e-9),
         best_step=progress.best_step,
         brought=brought,
-        digest=job.digest,
+        course=job.digest,
         **found,
     )
 
@@ -360,9 +362,10 @@ def make_report(
     return report.model_copy(update={"remarks": said}) if said else report
 
 
-def stage_digest(plan: Plan, stage: Stage) -> str:
+def stage_digest(plan: Plan, stage: Stage, *, epochs: bool = True) -> str:
     """sha256 of what determines a stage's result: its config, seed, dtype, data, and the teachers' files.
 
+    epochs: whether their number is part of it; without, it is that of all checkpoints on the way to any number of them.
     A teacher that may still be in training has no files yet: what determines its own result stands for them.
     """
     teachers = {}
@@ -372,8 +375,10 @@ def stage_digest(plan: Plan, stage: Stage) -> str:
             continue
         folder = find_model(teacher_folder(plan.folder, name))
         teachers[name] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    without = None if epochs else {"epochs"}
     content = {
-        "stage": stage.config.model_dump(mode="json") | ({"overlap": stage.overlap} if stage.overlap else {}),
+        "stage": stage.config.model_dump(mode="json", exclude=without)
+        | ({"overlap": stage.overlap} if stage.overlap else {}),
         "seed": plan.config.seed,
         "dtype": plan.config.dtype,
         "data": plan.graph.identity,

@@ -32,7 +32,7 @@ def prepare_folder(
     agents: Sequence[str],
     write: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write plan.yaml into the run folder, or check that one that is there is the same run.
+    """Write plan.yaml into the run folder, or check that one that is there is the same run, or has fewer epochs.
 
     A folder that this very launch has made needs no `resume`: the ranks were started anew. agents: as `owned` has them.
     write: what the first rank puts there besides, before plan.yaml.
@@ -47,14 +47,13 @@ def prepare_folder(
         "data_sha256": run.graph.identity,
         "stages": [described(stage) for stage in run.stages],
     }
-    if exists:
-        refuse_other_plan(path, plan)
+    longer = ranks.gather_objects(exists and refuse_other_plan(path, plan))[0]
 
     def put() -> None:
         write()  # the data that `source` names, perhaps
         if agents:
             write_atomic(launch, json.dumps({"agents": list(agents)}, indent=2) + "\n")
-        if not exists:
+        if not exists or longer:
             text = yaml.safe_dump(plan | {"source": anchored(run.config.data)}, sort_keys=False, allow_unicode=True)
             write_atomic(path, text)
 
@@ -83,12 +82,16 @@ def described(stage: Stage) -> dict[str, Any]:
     return plain | {"one_of": configs, "nearest_to_the_middle_of": list(stage.choice.between)}
 
 
-def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:
-    """ConfigError when a run folder was made by another plan; how it is run and watched may change."""
+def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether a stage has come to have more epochs than the plan.yaml of a run folder says.
+
+    ConfigError when that folder was made by another plan; how it is run and watched may change.
+    """
     try:
         before = read_yaml(path)
         old, new = dict(before["config"]), dict(plan["config"])
-        changed = [key for key in new if key not in FREE_ON_RESUME and old.get(key) != new[key]]
+        kept = [key for key in new if key not in FREE_ON_RESUME]
+        changed = [key for key in kept if not _goes_on(old.get(key), new[key])]
         if before["data_sha256"] != plan["data_sha256"]:
             changed.append("the data or its split")
     except (ConfigError, KeyError, TypeError, ValueError) as error:
@@ -103,3 +106,12 @@ def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> None:
             f"{path.parent} was made by another plan (differs in: {', '.join(changed)}); "
             "give the same config and overrides to resume it, or choose another --out."
         )
+    return any(old.get(key) != new[key] for key in kept)
+
+
+def _goes_on(old: Any, new: Any) -> bool:
+    """Whether a part of a config is as it was, but for more epochs of a stage."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        more = "epochs" in new and "scorer" in new and old["epochs"] <= new["epochs"]
+        return all(more if key == "epochs" and more else _goes_on(old[key], new[key]) for key in new)
+    return bool(old == new)

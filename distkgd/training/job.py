@@ -65,7 +65,7 @@ class Progress:
 class Job:
     """A stage ready to be trained.
 
-    digest: identifies config, data and teachers; a checkpoint of another digest is refused.
+    digest: identifies config but for its epochs, data and teachers; a checkpoint of another digest is refused.
     validate: -> validation metrics (with "mrr"), or None when there is nothing to validate on.
     watch: told the stage's name, epoch and best MRR after every validation, once its checkpoint is on the way; False
         stops the stage there. All ranks must get the same answer.
@@ -170,6 +170,7 @@ def write(job: Job, progress: Progress) -> None:
     wait_for_checkpoint(job)  # first, because publishing this one may remove the one that is registered now
     kept = job.method.state()
     state = State({}, {}, {"digest": job.digest, "progress": vars(progress), "method": dict(kept.values)})
+    state.meta["epochs"] = job.config.epochs
     state.meta["optimizer_steps"] = {group: one.steps for group, one in job.dense.items()}
     for group, optimizer in job.rows.items():
         table = optimizer.table
@@ -216,6 +217,8 @@ def restore(job: Job) -> Progress:
         tensor.copy_(stored[f"method.{key}"])
     job.method.restore(meta["method"])
     progress = Progress(**meta["progress"])
+    if meta["epochs"] < job.config.epochs:
+        progress.done = False
     if not progress.done:
         job.display.line(f"{job.name}: resumed at step {progress.step}")
     return progress
