@@ -43,7 +43,7 @@ from tests.launches import ROOT, program, small_data
 
 STAGE = {"dim": 4, "batch_size": 20, "epochs": 1, "validate_every": 1}
 PLAN = {"device": "cpu", "mlflow": {"enabled": False}, "report": {"queries": 5}, "student": STAGE}
-SWEEP = "configs/ablations/iterde.yaml"
+SWEEP = "configs/tables/iterde-ablation.yaml"
 
 
 INTERRUPTED = "Interrupted; a run of distill, chain or ablate that had begun goes on with --resume.\n"

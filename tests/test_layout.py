@@ -192,7 +192,7 @@ def test_a_launcher_is_short(path: Path) -> None:
 
 
 # Sweeps have a test of their own: tests/pipeline/sweep/test_sweep_config.py.
-NO_PLANS = ("ablations", "search", "ray")
+NO_PLANS = ("ablations", "tables", "search", "ray")
 PLANS = [
     p for p in sorted((ROOT / "configs").rglob("*.yaml")) if p.relative_to(ROOT / "configs").parts[0] not in NO_PLANS
 ]

@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_model.main,
     "chain": chain.main,
     "ablate": ablate.main,
+    "reproduce": ablate.reproduce,
     "register": register.main,
     "report": report.main,
     "update": update.main,

@@ -17,7 +17,7 @@ from distkgd.pipeline.sweep.config import SweepConfig, load_sweep
 from tests.launches import ROOT, held
 
 CONFIGS = ROOT / "configs"
-SWEEPS = ("ablations", "search")
+SWEEPS = ("ablations", "tables", "search")
 
 
 def distkgd(*arguments: str) -> int:
@@ -29,7 +29,7 @@ def test_all_configs_are_found_by_name_from_any_folder(tmp_path: Path, monkeypat
     assert set(shipped().values()) == set(CONFIGS.rglob("*.yaml"))
     for name in ("umls/bkd_complex", "umls/bkd_complex.yaml", "configs/umls/bkd_complex.yaml", "./umls/bkd_complex"):
         assert load_config(name) == load_config(CONFIGS / "umls/bkd_complex.yaml"), name
-    assert load_sweep(Path("ablations/iterde")) == load_sweep(CONFIGS / "ablations/iterde.yaml")
+    assert load_sweep(Path("tables/iterde-ablation")) == load_sweep(CONFIGS / "tables/iterde-ablation.yaml")
     for name in ("../configs/default", "/umls/bkd_complex", "umls", "x" * 300, "n\0l"):
         assert find_config(name) == Path(name)
     with pytest.raises(ConfigError, match=r"no config file umls/bkd\..*umls/bkd_complex"):

@@ -225,7 +225,7 @@ LAUNCHERS: dict[str, tuple[Callable[..., None], list[str]]] = {
     "distill": (distill.main, []),
     "distill --to": (distill.main, ["--data", "pystdlib", "--to", "8"]),
     "chain": (chain.main, []),
-    "ablate": (ablate.main, ["configs/ablations/iterde.yaml"]),
+    "ablate": (ablate.main, ["configs/tables/iterde-ablation.yaml"]),
 }
 
 

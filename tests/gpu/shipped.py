@@ -13,7 +13,7 @@ from distkgd.pipeline.sweep.config import load_sweep
 from distkgd.pipeline.sweep.trials import table_trials
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SWEEPS = ("ablations", "search")
+SWEEPS = ("ablations", "tables", "search")
 NO_STAGES = "ray"
 DIM = 8
 SHAPE = ("scorer", "dim", "norm", "reciprocal", "init_scale")

@@ -60,9 +60,11 @@ class Forecast:
 def forecast(run: Run, stages: Sequence[Stage]) -> list[Forecast]:
     """Build each stage on untrained models, take a few steps, and scale them up. Nothing is written.
 
-    All ranks call it.
+    stages: those to measure; their teachers may be other stages of the run. All ranks call it.
     """
-    silent = replace(run, stages=stages, display=Display(False), tracking=NoTracking())
+    names = {stage.name for stage in stages}
+    known = [*stages, *(stage for stage in run.stages if stage.name not in names)]
+    silent = replace(run, stages=known, display=Display(False), tracking=NoTracking())
     return [_forecast(silent, stage) for stage in stages]
 
 

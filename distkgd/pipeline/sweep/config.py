@@ -129,9 +129,12 @@ class SweepConfig(Frozen):
     seeds: each row is trained at each. rows: name -> keys put over the base, and the paper's figure as `paper`.
     grid: key -> values; a row of every combination. space: key -> domain, for a search. search: who draws.
     groups: name -> keys put over the base; the rows stand once in each group.
-    reference: the row (default: the first) that differences are taken to.
-    paper: which of the paper's figures the rows' `paper` are; paper_direct: that of the direct model. They may be
-        numbers, texts, or mappings from group to either.
+    reference: the row (default: the first) that differences are taken to; direct: the first row's direct model.
+    paper: which of the paper's figures the rows' `paper` are; paper_direct: that of the first row's direct model;
+        paper_teacher: that of the teacher, which is then shown as a row. They may be numbers, texts, or mappings from
+        group to either.
+    cpu: keys put over this file itself by `distkgd reproduce --size cpu`: a table of a paper at a size for two cores.
+    long_tail: test figures are those of relations with few training triples (MetaSD, Table 2).
     trials: of each arm of a search. equal_budget: the direct model of the student's size gets as many.
     """
 
@@ -146,6 +149,9 @@ class SweepConfig(Frozen):
     reference: str | None = None
     paper: str | None = None
     paper_direct: float | str | dict[str, float | str] | None = None
+    paper_teacher: float | str | dict[str, float | str] | None = None
+    cpu: Tree | None = None
+    long_tail: bool = False
     space: dict[str, Domain] | None = Field(default=None, min_length=1)
     trials: Positive | None = None
     search: Literal["random", "optuna"] = "random"
@@ -166,7 +172,7 @@ class SweepConfig(Frozen):
                 raise ValueError("trials, search and scheduler belong to a space; rows and grid run each row once")
         else:
             self._check_space(self.space)
-        if self.rows is not None and self.reference not in (None, *self.rows):
+        if self.rows is not None and self.reference not in (None, "direct", *self.rows):
             raise ValueError(f"reference {short(self.reference)} is none of the rows {', '.join(self.rows)}")
         return self
 
@@ -185,13 +191,15 @@ class SweepConfig(Frozen):
             raise ValueError(f"{grids[0]}: Optuna draws every value itself; use choice in place of grid")
 
 
-def load_sweep(path: AnyPath) -> tuple[SweepConfig, Tree]:
+def load_sweep(path: AnyPath, cpu: bool = False) -> tuple[SweepConfig, Tree]:
     """A sweep's file, or a shipped one by its name, and the tree of its base config with `data` and `set` put over it.
 
-    Raises ConfigError naming the file and the key.
+    cpu: with the file's own `cpu` put over it first. Raises ConfigError naming the file and the key.
     """
     path = find_config(path)
     plain = read_yaml(path)
+    if cpu and isinstance(plain.get("cpu"), Mapping):
+        plain = merge(plain, plain["cpu"])
     plain.setdefault("name", "_".join(part for part in path.with_suffix("").parts[-2:] if part != path.anchor))
     try:
         sweep = SweepConfig.model_validate(plain)

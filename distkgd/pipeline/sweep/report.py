@@ -20,7 +20,7 @@ from distkgd.common.intervals import paired_interval
 from distkgd.common.text import NONE
 from distkgd.pipeline.sweep.chart import draw
 from distkgd.pipeline.sweep.config import SweepConfig
-from distkgd.pipeline.sweep.trials import DIRECT, Trial
+from distkgd.pipeline.sweep.trials import DIRECT, Trial, with_teachers
 from distkgd.pipeline.sweep.worker import Record
 from distkgd.reporting.run_report import read_report
 
@@ -31,27 +31,33 @@ Result = Mapping[str, Any]
 
 def make_report(sweep: SweepConfig, trials: Sequence[Trial], out: Path, tried: Sequence[Trial] = ()) -> dict[str, Any]:
     """report.json's content. tried: all trials of a search, of which `trials` are the chosen ones."""
-    results = [_result(trial, out) for trial in trials]
+    shown = trials if sweep.paper_teacher is None else with_teachers(trials, sweep.paper_teacher)
+    results = [_result(trial, out, sweep.long_tail) for trial in shown]
     rows = [_row(list(group)) for _, group in groupby(results, key=lambda one: (one["group"], one["row"]))]
     reference = sweep.reference or (DIRECT if sweep.space is not None else rows[0]["row"])
     for row in rows:
-        other = next((r for r in rows if r["group"] == row["group"] and r["row"] == reference), None)
-        if other is not None and other is not row:
-            row["difference"] = {split: paired(row[split], other[split]) for split in SPLITS if split in row}
+        beside = [r for r in rows if r["group"] == row["group"]]
+        other = next((r for r in beside if r["row"] == reference or r["kind"] == reference == DIRECT), None)
+        directs = [r for r in beside if r["kind"] == DIRECT and "valid" in r]
+        best = max(directs, key=lambda r: float(r["valid"]["mrr"]["mean"])) if len(directs) > 1 else None
+        for key, one in (("difference", other), ("over_best_direct", best)):
+            if one is not None and one is not row:
+                row[key] = {split: paired(row[split], one[split]) for split in SPLITS if split in row and split in one}
     keys = list(sweep.grid) if sweep.grid is not None and len(sweep.grid) == 2 else []
     return {
         "name": sweep.name,
         "reference": reference,
         "seeds": list(sweep.seeds),
         "paper": sweep.paper,
+        "long_tail": sweep.long_tail,
         "heat_map": {"keys": keys, "values": [list(sweep.grid[key]) for key in keys]} if sweep.grid and keys else None,
         "rows": rows,
         "trials": results,
-        "tried": sorted((_result(trial, out) for trial in tried), key=_best_first),
+        "tried": sorted((_result(trial, out, sweep.long_tail) for trial in tried), key=_best_first),
     }
 
 
-def _result(trial: Trial, out: Path) -> dict[str, Any]:
+def _result(trial: Trial, out: Path, long_tail: bool) -> dict[str, Any]:
     folder = trial.folder(out)
     record = Record.read(folder)
     result: dict[str, Any] = {
@@ -75,6 +81,10 @@ def _result(trial: Trial, out: Path) -> dict[str, Any]:
         row = stages[trial.stage].to_json()
         result["seconds"] = sum(stage.seconds or 0.0 for stage in stages.values())
         result |= {key: row[key] for key in ("method", "scorer", "dim", "bytes", *SPLITS, "curve") if key in row}
+        if stages[trial.stage].train_seconds is not None:
+            result["ranking_seconds"] = result["seconds"] - sum(stage.train_seconds or 0.0 for stage in stages.values())
+        if long_tail and "test" in result:
+            result["test"] = next(iter(stages[trial.stage].parts("test")["relation_frequency"].values()))
         if (folder / "test.json").exists():
             result["test"] = json.loads((folder / "test.json").read_text(encoding="utf-8"))
     return result
@@ -92,7 +102,9 @@ def _row(results: Sequence[Result]) -> dict[str, Any]:
     row |= {"num_trials": len(results), "num_finished": len(done)}
     if done:
         row |= {key: done[0][key] for key in ("method", "scorer", "dim", "bytes")}
-        row["seconds"] = mean(one["seconds"] for one in done)
+        for key in ("seconds", "ranking_seconds"):
+            if all(key in one for one in done):
+                row[key] = mean(one[key] for one in done)
         for split in (split for split in SPLITS if all(one.get(split, {}).get("mrr") is not None for one in done)):
             row[split] = {metric: _summary({one["seed"]: one[split][metric] for one in done}) for metric in METRICS}
         if all("curve" in one for one in done):
@@ -152,7 +164,9 @@ def _main(report: Result, group: str, rows: Sequence[Result]) -> Sheet:
     split = "test" if all("test" in row for row in rows if row["num_finished"]) else "valid"
     papers = any(row["paper"] is not None for row in report["rows"])
     header = ["row", "method", "scorer", "dim", "seeds", "valid MRR", "test MRR", "H@1", "H@10"]
-    header += [f"{split} − {report['reference']}", *(["paper"] if papers else []), "seconds"]
+    several = any("over_best_direct" in row for row in report["rows"])
+    header += [f"{split} − {report['reference']}", *([f"{split} − best direct"] if several else [])]
+    header += [*(["paper"] if papers else []), "seconds", "of it ranking"]
     cells = []
     for row in rows:
         seeds = f"{row['num_finished']}" + (f" of {row['num_trials']}" * (row["num_finished"] < row["num_trials"]))
@@ -164,8 +178,9 @@ def _main(report: Result, group: str, rows: Sequence[Result]) -> Sheet:
                 *(_spread(row.get(name, {}).get("mrr")) for name in SPLITS),
                 *(_spread(row.get("test", {}).get(key)) for key in ("hits_at_1", "hits_at_10")),
                 _gap((row.get("difference") or {}).get(split)),
+                *([_gap((row.get("over_best_direct") or {}).get(split))] if several else []),
                 *([_paper(row["paper"])] if papers else []),
-                NONE if "seconds" not in row else f"{row['seconds']:.0f}",
+                *(NONE if key not in row else f"{row[key]:.0f}" for key in ("seconds", "ranking_seconds")),
             ]
         )
     return Sheet(group, header, cells)
@@ -208,8 +223,12 @@ def notes(report: Result) -> list[str]:
     told = [f"Seeds {seeds}; ± is the standard deviation over them." if many else f"One seed, {seeds}."]
     paired_ = ", paired over seeds; [ ] is their 95% interval (Student's t)" if many else ""
     told.append(f"Differences are to {report['reference']}{paired_}.")
+    if any("over_best_direct" in row for row in report["rows"]):
+        told.append("The best direct model of a group is that of the highest validation MRR.")
     if report["paper"]:
         told.append(f"Paper: {report['paper']}.")
+    if report.get("long_tail"):
+        told.append("Test figures are those of relations with few training triples.")
     if report["tried"]:
         arms = {kind: len(list(group)) for kind, group in groupby(report["tried"], key=lambda one: one["kind"])}
         counts = " and ".join(f"{number} trials of {kind}" for kind, number in arms.items())

@@ -135,6 +135,11 @@ def found_from_anywhere(base: Tree) -> Tree:
     return found
 
 
+def table_of(sweep: SweepConfig, base: Tree) -> list[Trial]:
+    """The trials of a sweep of rows or a grid, on the data that are here now."""
+    return table_trials(sweep, base, _Graphs().sha256)
+
+
 class _Graphs:
     """The data sets of a sweep, each read once."""
 

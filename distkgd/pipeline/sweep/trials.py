@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,6 +153,18 @@ def table_trials(sweep: SweepConfig, base: Tree, data: Callable[[str], str]) -> 
     return trials
 
 
+def with_teachers(trials: Sequence[Trial], paper: Figure | Mapping[str, Figure]) -> list[Trial]:
+    """The trials, and at the end of each group the teachers of its first row, with the paper's figure of them."""
+    found = []
+    for group, some in groupby(trials, key=lambda one: one.group):
+        members = list(some)
+        first = [one for one in members if one.row == members[0].row]
+        taught = [teacher for one in first for teacher in one.teachers().values()]
+        shown = sorted(taught, key=lambda one: one.row)
+        found += [*members, *(replace(one, group=group, paper=of_group(paper, group)) for one in shown)]
+    return found
+
+
 def of_group(figure: Figure | Mapping[str, Figure], group: str) -> Figure:
     """A paper's figure, of a group if it is given by group."""
     return figure.get(group) if isinstance(figure, Mapping) else figure
@@ -164,7 +176,10 @@ def _direct(trial: Trial, stage: StageConfig) -> Trial:
 
 
 def _named_directs(direct: Mapping[str, tuple[str, list[Trial]]], group: str, paper: Figure) -> list[Trial]:
-    """Direct models with names of their own: by their dim if that tells them apart, else by their first row."""
+    """Direct models with names of their own: by their dim if that tells them apart, else by their first row.
+
+    The paper's figure is the first one's: later ones have another loss.
+    """
     dims = [found[0].scored.dim for _, found in direct.values()]
     named = []
     for row, found in direct.values():
@@ -172,7 +187,7 @@ def _named_directs(direct: Mapping[str, tuple[str, list[Trial]]], group: str, pa
         own = DIRECT if len(direct) == 1 else own
         for trial in found:
             name = f"{' / '.join(filter(None, (group, own)))}, seed {trial.seed}"
-            named.append(replace(trial, row=own, name=name, paper=paper))
+            named.append(replace(trial, row=own, name=name, paper=None if len(named) >= len(found) else paper))
     return named
 
 

@@ -26,7 +26,7 @@ from distkgd.pipeline.ray.session import ray_session
 from distkgd.pipeline.sweep.config import load_sweep
 from distkgd.pipeline.sweep.search import search_arms
 from distkgd.pipeline.sweep.sweep import ENVIRONMENT, Slots, run_sweep
-from tests.launches import ROOT, family, finish, output_of, small_data, wait_for
+from tests.launches import ROOT, call, family, finish, output_of, small_data, wait_for
 from tests.programs import Program, started
 
 STAGE = {"scorer": "complex", "batch_size": 60, "validate_every": 1}
@@ -126,6 +126,36 @@ def test_a_table_trains_its_teacher_once_as_distill_would_and_a_resumed_one_only
     starts = [len(one["starts"]) for kind in ("teachers", "trials") for one in records(tmp_path / "out", kind)]
     assert starts == [1] * 4
     check_tracking(tmp_path)
+
+
+@pytest.mark.usefixtures("two_slots")
+@pytest.mark.timeout(600)
+def test_a_table_of_a_paper_is_foreseen_trained_and_shown_beside_its_figures(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs/tables").mkdir(parents=True)
+    stages = {"teacher": {**STAGE, "dim": 32, "epochs": 300}, "student": {**STAGE, "dim": 16, "method": "bkd"}}
+    toy = {"base": {**PLAN, **stages, "data": "nowhere"}, "rows": {"BKD": {"paper": 0.25}}, "reference": "direct"}
+    toy |= {"paper": "MRR of a table", "paper_direct": 0.125, "paper_teacher": 0.75}
+    small = {"data": str(data), "set": {"teacher": {"dim": 8, "epochs": 1}, "student": {"dim": 4, "epochs": 1}}}
+    text = "# A toy. It has a row.\n" + yaml.safe_dump(toy | {"cpu": small})
+    (tmp_path / "configs/tables/toy.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("DISTKGD_CONFIGS", str(tmp_path / "configs"))
+    monkeypatch.chdir(tmp_path)
+    assert call("reproduce", [])[:2] == (0, "toy  A toy\n")
+    assert call("reproduce", ["toi"])[2] == "error: No table is called 'toi'; there are: toy.\n"
+    assert call("reproduce", ["toy", "--size", "paper", "--dry-run"])[0] == 2  # its data are nowhere
+    code, _, told = call("reproduce", ["toy", "--dry-run", "--seeds", "0,1"])
+    assert code == 0 and "BKD: teacher, student; about" in told and "(2 seeds, 4 trials, one after another" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs"]
+    code, out, told = call("reproduce", ["toy"])
+    assert code == 0, told
+    report = json.loads(Path("runs/toy-cpu/report.json").read_text(encoding="utf-8"))
+    found = {row["row"]: (row["dim"], row["paper"]) for row in report["rows"]}
+    assert found == {"BKD": (4, 0.25), "direct": (4, 0.125), "teacher": (8, 0.75)}
+    assert "difference" in report["rows"][0] and report["rows"][0]["ranking_seconds"] > 0
+    assert "Paper: MRR of a table." in out and "One seed, 0." in out and "0.125" in out
+    assert call("reproduce", ["toy"])[0] == 2 and call("reproduce", ["toy", "--resume"])[0] == 0
 
 
 def check_tracking(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Sweeps as data: what their files may say, and which trials, teachers and budgets come of it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from distkgd.errors import ConfigError
 from distkgd.pipeline.config import load_config
 from distkgd.pipeline.sweep.config import Domain, SweepConfig, Tree, expand, load_sweep, put_over, with_seeds
 from distkgd.pipeline.sweep.search import budgets, note_draw, read_draws, search_arms
-from distkgd.pipeline.sweep.trials import Trial, table_trials
+from distkgd.pipeline.sweep.trials import Trial, table_trials, with_teachers
 from tests.docs.pages import blocks, section
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent.parent / "configs"
+TABLES = sorted((CONFIGS / "tables").glob("*.yaml"))
 SHIPPED = sorted([*(CONFIGS / "ablations").rglob("*.yaml"), *(CONFIGS / "search").rglob("*.yaml")])
 BASE: Tree = {
     "data": "umls",
@@ -62,14 +64,74 @@ def test_every_shipped_sweep_expands(path: Path) -> None:
 
 
 def test_every_ablation_has_a_small_version() -> None:
-    folder = CONFIGS / "ablations"
-    names = {"dualde_table7", "dualde_figure3", "iterde", "iterde_ratio", "med", "metasd"}
-    assert {path.stem for path in folder.glob("*.yaml")} == names
-    assert {path.stem for path in (folder / "codex-s").glob("*.yaml")} == names
+    for path in (CONFIGS / "ablations").rglob("*.yaml"):
+        large = re.search(r"tables/([\w-]+)\.yaml", path.read_text(encoding="utf-8"))
+        assert large is not None and (CONFIGS / "tables" / f"{large[1]}.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: p.stem)
+def test_a_table_of_a_paper_is_a_plan_at_both_sizes_with_the_same_rows_and_figures(path: Path) -> None:
+    found = []
+    for cpu in (True, False):
+        sweep, base = load_sweep(path, cpu)
+        trials = table_trials(sweep, base, sha)
+        assert all(trial.plan(trial.config) for trial in trials)
+        assert sweep.cpu is not None
+        found.append({(trial.group, trial.row): trial.paper for trial in trials})
+    if sweep.grid is None:
+        small, large = ({key: one for key, one in some.items() if "direct" not in key[1]} for some in found)
+        assert small == large
+    assert path.stem.startswith(("dualde-", "iterde-", "med-", "metasd-"))
+
+
+def test_the_papers_tables_and_their_figure_have_a_command_each() -> None:
+    names = {path.stem for path in TABLES}
+    assert names >= {*(f"dualde-table{n}" for n in range(3, 8)), "dualde-figure3"}
+    assert names >= {*(f"metasd-table{n}" for n in range(1, 5)), "med-curve", "med-ablation", "med-scorers"}
+    assert names >= {"iterde-ablation", "iterde-wn18rr", "iterde-time", "iterde-table6"}
+
+
+# Looked up in the papers, and of IterDE and MED in what is told of them: table, group, row, figure.
+PUBLISHED: list[tuple[str, str, str, Any]] = [
+    ("dualde-table3", "ComplEx 32", "DualDE", 0.397),
+    ("dualde-table3", "RotatE 64", "RKD", 0.469),
+    ("dualde-table3", "SimplE 32", "TA", 0.359),
+    ("dualde-table3", "TransE 64", "direct of DualDE", 0.192),
+    ("dualde-table3", "SimplE 64", "teacher", 0.421),
+    ("dualde-table4", "TransE 32", "BKD", 0.223),
+    ("dualde-table4", "RotatE 32", "DualDE", 0.306),
+    ("dualde-table4", "ComplEx 32", "direct of DualDE", 0.162),
+    ("dualde-table4", "ComplEx 64", "teacher", 0.298),
+    ("dualde-table5", "WN18RR RotH", "M-DualDE", 0.483),
+    ("dualde-table5", "FB15k-237 TransH", "MulDE", 0.328),
+    ("dualde-table6", "WN18RR", "RotatE 32", "161.3 s (7.81×)"),
+    ("dualde-table6", "FB15k-237", "ComplEx 512", "1606.6 s (1×)"),
+    ("dualde-table7", "RotatE 64", "-SEM", 0.462),
+    ("dualde-table7", "SimplE 32", "-S1", 0.302),
+    ("iterde-ablation", "ComplEx", "without iteration", "−11.2%"),
+    ("iterde-wn18rr", "RotatE", "IterDE", ".465–.469"),
+    ("iterde-time", "TransE", "IterDE", "−50%"),
+    ("med-curve", "", "DT 640", 0.508),
+    ("med-curve", "", "DualDE 40", 0.441),
+    ("med-ablation", "", "MED", ".324 / .466 / .471 / .476"),
+    ("med-scorers", "WN18RR RotatE", "direct", 0.131),
+    ("metasd-table1", "FB15k-237", "RP", 0.388),
+    ("metasd-table1", "WN18RR", "DML", 0.472),
+    ("metasd-table2", "", "DURA", 0.452),
+    ("metasd-table3", "", "w/o M", 0.378),
+    ("metasd-table4", "RESCAL", "MetaSD", 0.372),
+]
+
+
+@pytest.mark.parametrize(("name", "group", "row", "figure"), PUBLISHED)
+def test_published_figures_are_those_of_the_papers(name: str, group: str, row: str, figure: Any) -> None:
+    sweep, base = load_sweep(CONFIGS / f"tables/{name}.yaml")
+    trials = with_teachers(table_trials(sweep, base, sha), sweep.paper_teacher)
+    assert {trial.paper for trial in trials if (trial.group, trial.row) == (group, row)} == {figure}
 
 
 def test_table_7_has_the_figures_of_the_paper_and_four_teachers_a_seed() -> None:
-    sweep, base = load_sweep(CONFIGS / "ablations/dualde_table7.yaml")
+    sweep, base = load_sweep(CONFIGS / "tables/dualde-table7.yaml")
     trials = table_trials(sweep, base, sha)
     figures = {(trial.group, trial.row): trial.paper for trial in trials}
     assert figures["RotatE 64", "-SEM"] == 0.462 and figures["SimplE 32", "-S1"] == 0.302

@@ -9,7 +9,7 @@ import pytest
 from distkgd.pipeline.sweep.chart import draw
 from distkgd.pipeline.sweep.config import SweepConfig
 from distkgd.pipeline.sweep.report import make_report, markdown, notes, paired, table
-from distkgd.pipeline.sweep.trials import Trial, table_trials
+from distkgd.pipeline.sweep.trials import Trial, table_trials, with_teachers
 from distkgd.pipeline.sweep.worker import Record
 from tests.records import report_of
 
@@ -132,3 +132,41 @@ def test_a_split_without_triples_has_no_figure_in_tables_chart_and_crops(tmp_pat
     assert "0.000 ±" not in text and "| – |" in text and f"Crops, {other} MRR" in text
     draw(report, [tmp_path / "chart.svg"])
     assert f"{other} MRR" in (tmp_path / "chart.svg").read_text(encoding="utf-8")
+
+
+def test_a_table_has_its_teachers_and_the_best_of_several_direct_models_beside_the_papers_own(tmp_path: Path) -> None:
+    base = {**BASE, "student": {**BASE["student"], "method": "bkd"}}
+    rows = {"paper's": {}, "listwise": {"student.epochs": 7}}
+    given = {"reference": "direct", "paper_direct": 0.3, "paper_teacher": 0.9}
+    config = SweepConfig.model_validate({"name": "t", "base": base, "rows": rows, **given})
+    trials = table_trials(config, base, lambda data: data)
+    figures = {"paper's": 0.5, "listwise": 0.6, "direct of paper's": 0.2, "direct of listwise": 0.4, "teacher": 0.8}
+    for trial in with_teachers(trials, None):
+        finished(trial, tmp_path, figures[trial.row])
+    found = {row["row"]: row for row in make_report(config, trials, tmp_path)["rows"]}
+    assert list(found) == list(figures)
+    assert {name: row["paper"] for name, row in found.items() if row["paper"]} == {
+        "direct of paper's": 0.3,
+        "teacher": 0.9,
+    }
+    for name, own, best in (("paper's", 0.3, 0.1), ("listwise", 0.4, 0.2), ("direct of paper's", None, -0.2)):
+        row = found[name]
+        assert ("difference" in row) == (own is not None)
+        assert own is None or row["difference"]["test"]["mean"] == pytest.approx(own)
+        assert row["over_best_direct"]["test"]["mean"] == pytest.approx(best)
+    assert "test − best direct" in markdown(make_report(config, trials, tmp_path))
+
+
+def test_figures_of_the_long_tail_are_those_of_rare_relations(tmp_path: Path) -> None:
+    base = {"student": {"dim": 8}}
+    config = SweepConfig.model_validate({"name": "t", "base": base, "rows": {"a": {}}, "long_tail": True})
+    trials = table_trials(config, base, lambda data: data)
+    finished(trials[0], tmp_path, 0.5)
+    folder = trials[0].folder(tmp_path)
+    names = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10")
+    rare = {"<1000": dict.fromkeys(names, 0.7), ">=1000": dict.fromkeys(names, 0.2)}
+    stage = {"name": "student", "test": dict.fromkeys(names, 0.4), "test_by": {"relation_frequency": rare}}
+    report_of({"stages": [stage]}).write(folder)
+    report = make_report(config, trials, tmp_path)
+    assert report["rows"][0]["test"]["mrr"]["mean"] == 0.7
+    assert "Test figures are those of relations with few training triples." in notes(report)
