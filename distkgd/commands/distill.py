@@ -17,7 +17,7 @@ def main(
     data: Annotated[str | None, typer.Option(help="Public set, folder, or one file of triples.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<config name>.")] = None,
     resume: Annotated[
-        bool, typer.Option(help="Go on with the run in the run folder; stages may have more epochs now.")
+        bool, typer.Option(help="Go on with the run in the run folder; its student may have more epochs now.")
     ] = False,
     to: Annotated[int | None, typer.Option(help="Without a config: numbers per entity of the student.")] = None,
     bits: Annotated[int | None, typer.Option(help="With --to: bits of each of these numbers; default 32.")] = None,

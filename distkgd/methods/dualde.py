@@ -357,7 +357,8 @@ class DualDE(Method[DualdeConfig]):
         got = reduce_over_candidates(asks)
         shares = [how.shares(len(views) - 1), *([1.0] for _ in views[1:num_learning])]
         distances = [
-            torch.stack([w * got[f"{i} {j}"] for j, w in enumerate(each)]).sum(0) for i, each in enumerate(shares)
+            got[f"{i} 0"] if len(each) == 1 else torch.stack([w * got[f"{i} {j}"] for j, w in enumerate(each)]).sum(0)
+            for i, each in enumerate(shares)
         ]
         return self._of_positives("", views, shapes, distances, [got[str(i)] for i in range(num_learning)])
 

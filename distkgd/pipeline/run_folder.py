@@ -32,7 +32,7 @@ def prepare_folder(
     agents: Sequence[str],
     write: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write plan.yaml into the run folder, or check that one that is there is the same run, or has fewer epochs.
+    """Write plan.yaml into the run folder, or check that one that is there is the same run, or one of fewer epochs.
 
     A folder that this very launch has made needs no `resume`: the ranks were started anew. agents: as `owned` has them.
     write: what the first rank puts there besides, before plan.yaml.
@@ -83,7 +83,7 @@ def described(stage: Stage) -> dict[str, Any]:
 
 
 def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether a stage has come to have more epochs than the plan.yaml of a run folder says.
+    """Whether the student has come to have more epochs than the plan.yaml of a run folder says.
 
     ConfigError when that folder was made by another plan; how it is run and watched may change.
     """
@@ -91,7 +91,10 @@ def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> bool:
         before = read_yaml(path)
         old, new = dict(before["config"]), dict(plan["config"])
         kept = [key for key in new if key not in FREE_ON_RESUME]
-        changed = [key for key in kept if not _goes_on(old.get(key), new[key])]
+        differing = [key for key in kept if old.get(key) != new[key]]
+        # The student alone: who was taught by the others was taught by what they were.
+        longer = differing == ["student"] and _more_epochs(old.get("student"), new["student"])
+        changed = [] if longer else differing
         if before["data_sha256"] != plan["data_sha256"]:
             changed.append("the data or its split")
     except (ConfigError, KeyError, TypeError, ValueError) as error:
@@ -106,12 +109,11 @@ def refuse_other_plan(path: Path, plan: Mapping[str, Any]) -> bool:
             f"{path.parent} was made by another plan (differs in: {', '.join(changed)}); "
             "give the same config and overrides to resume it, or choose another --out."
         )
-    return any(old.get(key) != new[key] for key in kept)
+    return longer
 
 
-def _goes_on(old: Any, new: Any) -> bool:
-    """Whether a part of a config is as it was, but for more epochs of a stage."""
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        more = "epochs" in new and "scorer" in new and old["epochs"] <= new["epochs"]
-        return all(more if key == "epochs" and more else _goes_on(old[key], new[key]) for key in new)
-    return bool(old == new)
+def _more_epochs(old: Any, new: Any) -> bool:
+    """Whether a stage is as it was, but for more epochs."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return False
+    return {**old, "epochs": new["epochs"]} == new and bool(old["epochs"] < new["epochs"])

@@ -16,6 +16,7 @@ from distkgd.errors import ConfigError, UnsupportedError
 from distkgd.methods import TaskLoss, Update
 from distkgd.methods.dualde import DualDE, DualdeConfig, StageTwoConfig
 from distkgd.methods.losses.scores import hard_loss
+from distkgd.methods.losses.teachers import AveragedTeachers
 from distkgd.models.view import View
 from distkgd.pipeline.config import parse_config
 from distkgd.training import loop
@@ -571,7 +572,8 @@ def test_stage_two_has_learning_rates_of_its_own(option: str, tmp_path: Any) -> 
 
 
 def test_every_option_is_in_this_test() -> None:
-    assert OTHER_OPTIONS.keys() == DualdeConfig.model_fields.keys()
+    # How several teachers are averaged is in test_dualde_several.py.
+    assert OTHER_OPTIONS.keys() | AveragedTeachers.model_fields.keys() == DualdeConfig.model_fields.keys()
     assert set(LOSSES) | {"softmax", "margin"} == set(LossConfig.model_fields["name"].annotation.__args__)
 
 

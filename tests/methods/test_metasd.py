@@ -18,7 +18,7 @@ from distkgd.errors import ConfigError
 from distkgd.evaluation.ranking import ranks_of
 from distkgd.methods.losses.meta_gradient import gradient_of
 from distkgd.methods.metasd import MetaSD, MetasdConfig
-from distkgd.models import model as model_module
+from distkgd.models import view as view_module
 from distkgd.pipeline.config import parse_config
 from distkgd.training.job import Job, Progress
 from distkgd.training.loop import train_step
@@ -256,7 +256,7 @@ def test_in_the_virtual_step_the_pruned_model_alone_has_dropout() -> None:
     given = tables.entity, tables.relation
     loss = quiz_loss(given, given, method.mask, job, DISTILL, factor=1.2 * 1.1)
     entity, relation = torch.autograd.grad(loss, given)
-    with patch.object(model_module, "_drop", scaled):
+    with patch.object(view_module, "_drop", scaled):
         found = meta_on_ranks(Ranks(), config)
     assert_found([found], {"quiz": float(loss.detach())}, entity, relation)
 
