@@ -123,7 +123,8 @@ TABLE: dict[str, How] = {
         APART + "test_a_student_fetches_its_teachers_and_goes_on_on_another_node_when_its_own_is_gone",
         "it wants a cluster that is up, with nodes of their own",
     ),
-    "distkgd reproduce*": Elsewhere(
+    "distkgd reproduce": Run(),
+    "distkgd reproduce *": Elsewhere(
         "tests/pipeline/sweep/test_sweep.py::test_a_table_of_a_paper_is_foreseen_trained_and_shown_beside_its_figures",
         "the papers' tables take hours; there it is a toy's",
     ),

@@ -181,7 +181,7 @@ def _named_directs(direct: Mapping[str, tuple[str, list[Trial]]], group: str, pa
     The paper's figure is the first one's: later ones have another loss.
     """
     dims = [found[0].scored.dim for _, found in direct.values()]
-    named = []
+    named: list[Trial] = []
     for row, found in direct.values():
         own = f"{DIRECT} of {row}" if len(set(dims)) < len(dims) else f"{DIRECT} {found[0].scored.dim}"
         own = DIRECT if len(direct) == 1 else own
