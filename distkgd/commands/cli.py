@@ -25,6 +25,7 @@ from distkgd.errors import ConfigError, DistkgdError, RendezvousError, Stopped
 if TYPE_CHECKING:
     from distkgd.distributed.ranks import Ranks
 
+PATIENCE = 1.0  # seconds
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a disk, and no file is named
 
 # Of commands that run a plan.
@@ -121,6 +122,8 @@ def told(error: BaseException, display: Display) -> int:
             Display(True).error(str(error))
         case DistkgdError():
             display.error(str(error))
+            if not display.active:  # torchrun ends all ranks with the first that is gone: the first one has its say
+                time.sleep(PATIENCE)
         case BrokenPipeError() if _unread():
             pass
         case OSError() if error.filename is not None or error.errno in FULL:

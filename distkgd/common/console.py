@@ -17,7 +17,7 @@ class Display:
 
     def __init__(self, active: bool) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=not active)
-        self._active = active
+        self.active = active
         self._logs = True
         self._said: list[str] = []  # before there was a log
         self.log: Path | None = None  # the file that the lines of this run are kept in
@@ -74,7 +74,7 @@ class Display:
     @contextmanager
     def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """A progress bar of `total` steps, drawn on a terminal alone; moved to a step by what is yielded."""
-        if not (self._active and self._console.is_terminal):
+        if not (self.active and self._console.is_terminal):
             yield lambda step: None
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
