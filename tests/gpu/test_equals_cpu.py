@@ -1,4 +1,4 @@
-"""Two training steps and a validation on the pretend GPU are those on the CPU, whatever is trained and however."""
+"""Three training steps and a validation on the pretend GPU are those on the CPU, whatever is trained and however."""
 
 from typing import Any
 

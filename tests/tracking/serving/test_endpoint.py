@@ -195,7 +195,7 @@ def test_what_is_measured_of_the_endpoints_is_in_the_report(
     assert asked == [("models:/toy@student-6", "the store")]
     (row,) = measured["rows"]
     assert row["stage"] == "student" and row["dim"] == 6 and row["bytes"] == student[0].num_bytes
-    assert 0 < row["p50_ms"] <= row["p99_ms"] < 5000 and row["per_second"] > 1 and row["requests"] > 1
+    assert 0 < row["p50_ms"] <= row["p99_ms"] < 5000 and row["per_second"] > 1 and row["requests"] > 5
     assert measured["machine"]["cores"] >= 1
     shutil.copytree(run, place / "copy")
     keep_measured(place / "copy", measured)
